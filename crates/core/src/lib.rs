@@ -1,0 +1,8 @@
+//! The rules of Raworc, without effects: no I/O, no clock, no randomness, no async.
+//!
+//! Whatever decides lives here; whatever does lives in the crates below. See ARCHITECTURE.md.
+
+pub mod ids;
+pub mod limits;
+pub mod link;
+pub mod time;

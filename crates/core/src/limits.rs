@@ -1,0 +1,84 @@
+//! Every bound in one place. Units are the last word of a name.
+
+use std::time::Duration;
+
+/// Longest name of a session, agent, account or token, in characters.
+pub const NAME_CHARACTERS_MAX: usize = 128;
+/// Longest content of one message, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+/// Largest JSON request body, in bytes: a message of the longest content, escaped, and some room.
+pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Largest `metadata` of a session or message, as JSON, in bytes.
+pub const METADATA_BYTES_MAX: usize = 64 * 1024;
+/// Largest file written through the API, in bytes.
+pub const FILE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Entries in one directory listing.
+pub const LISTING_ENTRIES_MAX: usize = 10_000;
+/// Messages that wait in one session's queue.
+pub const QUEUED_MESSAGES_MAX: u32 = 1_000;
+/// Agents assigned to one session.
+pub const AGENTS_PER_SESSION_MAX: usize = 16;
+/// Environment variables of a session.
+pub const ENV_VARIABLES_MAX: usize = 256;
+/// Total bytes of a session's environment, names and values.
+pub const ENV_BYTES_MAX: usize = 64 * 1024;
+/// Longest `Idempotency-Key`, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// Rows of one page unless asked otherwise, and at most.
+pub const PAGE_ROWS_DEFAULT: u32 = 50;
+/// Rows of one page at most.
+pub const PAGE_ROWS_MAX: u32 = 500;
+/// Longest `wait_seconds`.
+pub const WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// How often a message is tried before it fails: its host died under it each time.
+pub const MESSAGE_ATTEMPTS_MAX: u32 = 3;
+/// How often a session in ERROR restarts by itself before it waits for a person.
+pub const RESTARTS_MAX: u32 = 3;
+/// Wait before the first restart; doubles with each further one.
+pub const RESTART_BACKOFF: Duration = Duration::from_millis(500);
+/// A start that has not brought a polling host by then has failed.
+pub const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// `waiting_timeout_seconds` of a session that names none.
+pub const WAITING_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
+/// Shortest and longest `waiting_timeout_seconds`.
+pub const WAITING_TIMEOUT_SECONDS: std::ops::RangeInclusive<u64> = 1..=7 * 24 * 3600;
+/// Shortest and longest `ttl_seconds`.
+pub const TTL_SECONDS: std::ops::RangeInclusive<u64> = 1..=10 * 366 * 24 * 3600;
+
+/// How often a host says that it lives.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+/// A host unheard of for this long is lost.
+pub const LEASE: Duration = Duration::from_secs(8);
+/// A host that finds no server for this long ends itself, so that nothing is orphaned.
+pub const SERVERLESS_MAX: Duration = Duration::from_secs(600);
+/// What a container gets to end by itself before it is killed.
+pub const STOP_GRACE: Duration = Duration::from_secs(2);
+/// What a cancelled script gets between SIGTERM and SIGKILL.
+pub const CANCEL_GRACE: Duration = Duration::from_secs(2);
+
+/// Output kept of one message, in bytes of text; the rest is counted and cut.
+pub const OUTPUT_BYTES_MAX: usize = 1024 * 1024;
+/// Output answered by one exec, in bytes.
+pub const EXEC_OUTPUT_BYTES_MAX: usize = 1024 * 1024;
+/// Longest `timeout_seconds` of an exec.
+pub const EXEC_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// Execs at the same time in one session.
+pub const EXECS_MAX: usize = 32;
+/// Reports a host keeps until the server has stored them; then it stops reading its agents' output.
+pub const UNACKED_BYTES_MAX: usize = 1024 * 1024;
+/// Longest frame between host and server, in bytes: a message with its escapes, an agent with its instructions.
+pub const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Longest text in one output report, in bytes.
+pub const OUTPUT_CHUNK_BYTES_MAX: usize = 32 * 1024;
+
+/// CPUs of a session that names none.
+pub const CPU_DEFAULT: f64 = 1.0;
+/// Memory of a session that names none, in bytes.
+pub const MEMORY_BYTES_DEFAULT: u64 = 512 * 1024 * 1024;
+/// Least memory of a session, in bytes.
+pub const MEMORY_BYTES_MIN: u64 = 16 * 1024 * 1024;
+/// Processes and threads of a session that names none.
+pub const PIDS_DEFAULT: u32 = 256;
+/// Fewest processes of a session: the host needs a few itself.
+pub const PIDS_MIN: u32 = 16;

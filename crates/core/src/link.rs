@@ -1,0 +1,219 @@
+//! The link between a container's host and the server: what the two say to each other.
+//!
+//! The host dials [`SOCKET_PATH`] and both sides send frames: one JSON object a line, at most
+//! [`FRAME_BYTES_MAX`](crate::limits::FRAME_BYTES_MAX) bytes. The same frames will travel over any byte stream.
+//!
+//! ```text
+//! host                                  server
+//! hello {token, works}          →
+//!                               ←       welcome {received}      (or refused: the host exits)
+//! report n > received, again    →
+//! poll                          →                               "give me work": the session is READY
+//!                               ←       run {work}              the session is BUSY
+//! report {n, output …}          →
+//!                               ←       ack {n}                 stored: the host may forget up to n
+//! report {n, finished …}        →
+//! poll                          →
+//! ```
+//!
+//! A report is stored exactly once: reports are numbered from 1 for the life of the container, the server stores the
+//! highest number together with what it did about it, and after a broken connection the host sends again whatever is
+//! not known to be stored. A `run` may be repeated after a broken connection; the host ignores work it already has.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::ids::MessageId;
+
+/// The version of these frames; the server refuses any other.
+pub const PROTOCOL: u32 = 1;
+/// The read-only directory that the runtime mounts into every container.
+pub const HOST_DIRECTORY: &str = "/run/raworc";
+/// The host program in the container.
+pub const HOST_PATH: &str = "/run/raworc/host";
+/// The server's Unix stream socket in the container.
+pub const SOCKET_PATH: &str = "/run/raworc/host.sock";
+/// The environment variable that holds the host's token; agents do not inherit it.
+pub const TOKEN_VARIABLE: &str = "RAWORC_HOST_TOKEN";
+/// The user and group that agents run as inside; the host itself is 0.
+pub const AGENT_UID: u32 = 1000;
+/// The workspace in the container, which is also the agents' home and first working directory.
+pub const WORKSPACE_PATH: &str = "/workspace";
+
+/// Names one piece of work for the life of its container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkId {
+    /// A message of the conversation: at most one at a time.
+    Message(MessageId),
+    /// A command from outside the conversation; any number side by side.
+    Exec(Uuid),
+}
+
+/// What the host is to run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    /// Which work this is.
+    pub id: WorkId,
+    /// How to run it.
+    pub program: Program,
+    /// Variables on top of the container's own (`PATH`, `HOME`, …).
+    pub env: BTreeMap<String, String>,
+    /// Directory to start in, in the container.
+    pub directory: String,
+    /// Ends the work (as a cancel does) after so long.
+    pub timeout_seconds: Option<u64>,
+    /// Output to forward, in bytes of text; what is more is read, counted and dropped.
+    pub output_bytes_max: usize,
+}
+
+/// The ways of running work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// A script for bash, or sh where there is no bash.
+    Shell {
+        /// The script's text, up to [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX) bytes.
+        script: String,
+    },
+    /// A program and its arguments, looked up in `PATH`.
+    Command {
+        /// The words; never empty.
+        argv: Vec<String>,
+        /// Given on standard input, then closed.
+        stdin: String,
+    },
+}
+
+/// Which output a text came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// How a piece of work ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// It exited with this status (0 to 255).
+    Exited(i32),
+    /// This signal ended it.
+    Signalled(i32),
+    /// It was cancelled, whatever its status then was.
+    Cancelled,
+    /// It ran longer than its `timeout_seconds`.
+    TimedOut,
+    /// It could not be started; the reason went out as stderr output.
+    NotStarted,
+}
+
+/// What a host reports; each is stored once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// The work wrote something. Invalid UTF-8 arrives as U+FFFD; a character is never split between two reports.
+    Output {
+        /// Whose output.
+        work: WorkId,
+        /// Where from.
+        stream: Stream,
+        /// At most [`OUTPUT_CHUNK_BYTES_MAX`](crate::limits::OUTPUT_CHUNK_BYTES_MAX) bytes.
+        text: String,
+    },
+    /// The work has ended; nothing more of it follows.
+    Finished {
+        /// Which work.
+        work: WorkId,
+        /// How.
+        ending: Ending,
+        /// From start to end.
+        duration_micros: u64,
+        /// Output bytes that were dropped because there was more than `output_bytes_max`.
+        dropped_bytes: u64,
+    },
+}
+
+/// From the host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostFrame {
+    /// The first frame of a connection.
+    Hello {
+        /// [`PROTOCOL`].
+        protocol: u32,
+        /// Names session and generation, and proves them.
+        token: String,
+        /// Work that runs, or whose `finished` may not be stored yet.
+        works: Vec<WorkId>,
+    },
+    /// No message is being worked on: send one. Sent once after `welcome` (where none runs) and after each message.
+    Poll,
+    /// Something to store.
+    Report {
+        /// 1, 2, 3, … for the life of the container.
+        n: u64,
+        /// What happened.
+        report: Report,
+    },
+    /// The host lives. Sent every [`HEARTBEAT_INTERVAL`](crate::limits::HEARTBEAT_INTERVAL).
+    Heartbeat {
+        /// Live processes that are neither the host nor part of running work.
+        background_processes: u32,
+    },
+}
+
+/// From the server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerFrame {
+    /// The hello was accepted.
+    Welcome {
+        /// The highest report that is stored (0: none).
+        received: u64,
+    },
+    /// The hello was refused: the token is unknown or of an older generation. The host ends.
+    Refused {
+        /// `fenced`, `unknown_token` or `unknown_protocol`.
+        code: String,
+    },
+    /// Reports up to here are stored.
+    Ack {
+        /// The highest stored report.
+        n: u64,
+    },
+    /// Run this.
+    Run(Work),
+    /// End this work: SIGTERM to its processes, SIGKILL after [`CANCEL_GRACE`](crate::limits::CANCEL_GRACE).
+    Cancel(WorkId),
+    /// End everything and exit with status 0, within [`STOP_GRACE`](crate::limits::STOP_GRACE).
+    Stop,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_look_like_this() {
+        let id = WorkId::Message(MessageId(Uuid::from_u128(1)));
+        let frames = [
+            serde_json::to_string(&HostFrame::Hello { protocol: PROTOCOL, token: "t".into(), works: vec![id] }),
+            serde_json::to_string(&HostFrame::Poll),
+            serde_json::to_string(&HostFrame::Report {
+                n: 1,
+                report: Report::Output { work: id, stream: Stream::Stdout, text: "a\nb".into() },
+            }),
+            serde_json::to_string(&HostFrame::Heartbeat { background_processes: 0 }),
+            serde_json::to_string(&ServerFrame::Cancel(id)),
+            serde_json::to_string(&ServerFrame::Stop),
+        ];
+        let text: Vec<String> = frames.into_iter().map(|frame| frame.unwrap()).collect();
+        insta::assert_snapshot!(text.join("\n"));
+    }
+}

@@ -1,0 +1,2 @@
+//! The raworc program.
+fn main() {}

@@ -1,0 +1,92 @@
+//! What containers run on. [`Runtime`] is all that the rest of Raworc knows of it; each backend is a room of its own.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use raworc_core::ids::ContainerId;
+use tokio::sync::mpsc;
+
+pub mod native;
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct ContainerSpec {
+    /// Names the container for ever.
+    pub id: ContainerId,
+    /// The session's persistent directory on this machine; appears as `/workspace`.
+    pub workspace: PathBuf,
+    /// What it may use; always enforced.
+    pub resources: Resources,
+    /// The host's token, given to the container's first process only.
+    pub token: String,
+    /// Name shown inside as host name (letters, digits and dashes).
+    pub hostname: String,
+}
+
+/// Limits of one container.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Resources {
+    /// CPU time per time: 1.5 is one and a half processors.
+    pub cpu: f64,
+    /// Bytes of memory; there is no swap on top.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u32,
+}
+
+/// A container that ended by itself, or was found to have ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Which.
+    pub id: ContainerId,
+    /// Why, as truly as can be told.
+    pub reason: ExitReason,
+}
+
+/// Why a container ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitReason {
+    /// Its first process exited with this status.
+    Exited(i32),
+    /// A signal ended its first process.
+    Signalled(i32),
+    /// The kernel killed its first process because the memory limit was reached.
+    OutOfMemory,
+    /// It is gone and nobody saw how (the server was away).
+    Unknown,
+}
+
+/// Why a runtime could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The container could not be started; nothing of it is left.
+    #[error("the container could not be started: {0}")]
+    Start(String),
+    /// The backend does not answer; worth trying again.
+    #[error("the container runtime is away: {0}")]
+    Unavailable(String),
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Runs containers. Every call may be repeated, also after a crash between any two of its steps.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// Starts the container; returns once its host has been started. `Ok` too where it runs already.
+    async fn start(&self, spec: &ContainerSpec) -> Result<(), RuntimeError>;
+
+    /// Ends the container: SIGTERM to its first process, everything in it killed after `grace`. Returns when no process,
+    /// mount or cgroup of it is left. `Ok` where there is none. No [`Exit`] is sent for a container that was stopped.
+    async fn stop(&self, id: ContainerId, grace: std::time::Duration) -> Result<(), RuntimeError>;
+
+    /// Every container there is, running or with something of it left over.
+    async fn list(&self) -> Result<Vec<ContainerId>, RuntimeError>;
+
+    /// Containers that end by themselves, from those that were found at start as well. Taken once, by the reconcile loop.
+    fn exits(&self) -> mpsc::Receiver<Exit>;
+
+    /// What the backend can and cannot do right now; keys are short names such as `cgroup_version`.
+    async fn check(&self) -> Result<BTreeMap<String, String>, RuntimeError>;
+}
