@@ -5,4 +5,5 @@
 pub mod ids;
 pub mod limits;
 pub mod link;
+pub mod session;
 pub mod time;

@@ -37,6 +37,8 @@ pub const MESSAGE_ATTEMPTS_MAX: u32 = 3;
 pub const RESTARTS_MAX: u32 = 3;
 /// Wait before the first restart; doubles with each further one.
 pub const RESTART_BACKOFF: Duration = Duration::from_millis(500);
+/// A container that was ready for this long has worked: earlier restarts are forgotten.
+pub const STABLE: Duration = Duration::from_secs(60);
 /// A start that has not brought a polling host by then has failed.
 pub const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// `waiting_timeout_seconds` of a session that names none.
