@@ -5,5 +5,8 @@
 pub mod ids;
 pub mod limits;
 pub mod link;
+pub mod names;
+pub mod permissions;
+pub mod quantity;
 pub mod session;
 pub mod time;

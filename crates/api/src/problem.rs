@@ -1,0 +1,141 @@
+//! What an error looks like outside: an RFC 9457 problem document with a stable code.
+//!
+//! [`Code`] is the one table of codes; each has a page `docs/errors/CODE.md`.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// `application/problem+json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, thiserror::Error)]
+#[error("{title}: {detail}")]
+pub struct Problem {
+    /// A reference to the code's page.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The code in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What programs should look at.
+    pub code: Code,
+    /// What happened and what to do, for a person.
+    pub detail: String,
+    /// Which fields are at fault.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+}
+
+/// One field that is at fault.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FieldError {
+    /// Its path in the body or query, such as `resources.memory`; `.` for the whole.
+    pub field: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal, $status:literal, $title:literal;)*) => {
+        /// Every code there is.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+        pub enum Code {
+            $($(#[$doc])* #[serde(rename = $text)] $variant,)*
+        }
+
+        impl Code {
+            /// All of them, for documentation and its check.
+            pub const ALL: &[Code] = &[$(Code::$variant),*];
+
+            /// As written outside.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Code::$variant => $text,)* }
+            }
+
+            /// Its HTTP status.
+            pub fn status(self) -> u16 {
+                match self { $(Code::$variant => $status,)* }
+            }
+
+            /// In words.
+            pub fn title(self) -> &'static str {
+                match self { $(Code::$variant => $title,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// A field is wrong.
+    InvalidInput = "invalid_input", 422, "Invalid input";
+    /// The body is not JSON of the right shape, or not JSON at all.
+    InvalidBody = "invalid_body", 400, "Invalid body";
+    /// The query or the path is wrong.
+    InvalidRequest = "invalid_request", 400, "Invalid request";
+    /// No token, or one that is unknown, expired or revoked.
+    Unauthenticated = "unauthenticated", 401, "Not authenticated";
+    /// The caller may not do this.
+    Forbidden = "forbidden", 403, "Not allowed";
+    /// There is no such thing, or the caller may not see it.
+    NotFound = "not_found", 404, "Not found";
+    /// The path does not take this method.
+    MethodNotAllowed = "method_not_allowed", 405, "Method not allowed";
+    /// More than one thing has this name.
+    AmbiguousName = "ambiguous_name", 409, "Ambiguous name";
+    /// The name is taken.
+    NameTaken = "name_taken", 409, "Name taken";
+    /// The session was terminated.
+    SessionTerminated = "session_terminated", 409, "Session terminated";
+    /// The session was deleted.
+    SessionDeleted = "session_deleted", 409, "Session deleted";
+    /// The session is paused.
+    SessionPaused = "session_paused", 409, "Session paused";
+    /// The session failed too often.
+    SessionFailed = "session_failed", 409, "Session failed";
+    /// The state of the session forbids it.
+    InvalidState = "invalid_state", 409, "Not possible in this state";
+    /// An agent is still assigned to sessions.
+    AgentInUse = "agent_in_use", 409, "Agent in use";
+    /// The file or directory is not what the call needs it to be.
+    FileConflict = "file_conflict", 409, "Wrong kind of file";
+    /// `If-Match` names an older version.
+    Stale = "stale", 412, "Changed meanwhile";
+    /// Too many bytes.
+    TooLarge = "too_large", 413, "Too large";
+    /// The body is not `application/json`.
+    UnsupportedMediaType = "unsupported_media_type", 415, "Unsupported media type";
+    /// The `Idempotency-Key` was used for something else.
+    IdempotencyKeyReused = "idempotency_key_reused", 422, "Idempotency key reused";
+    /// Too much at once.
+    Busy = "busy", 429, "Too much at once";
+    /// A fault of the server.
+    Internal = "internal", 500, "Internal error";
+    /// A part the server needs is away.
+    Unavailable = "unavailable", 503, "Unavailable";
+    /// The disk of the server is full.
+    DiskFull = "disk_full", 503, "Disk full";
+}
+
+impl Problem {
+    /// A problem with this code; `detail` says what happened and what to do.
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self {
+            kind: format!("/docs/errors/{}", code.as_str()),
+            title: code.title().to_owned(),
+            status: code.status(),
+            code,
+            detail: detail.into(),
+            errors: Vec::new(),
+        }
+    }
+
+    /// One field is wrong.
+    pub fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::fields(vec![FieldError { field: field.into(), message: message.into() }])
+    }
+
+    /// Some fields are wrong.
+    pub fn fields(errors: Vec<FieldError>) -> Self {
+        let detail: Vec<String> = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
+        Self { errors, ..Self::new(Code::InvalidInput, detail.join("; ")) }
+    }
+}

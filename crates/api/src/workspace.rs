@@ -1,0 +1,106 @@
+//! Files and commands.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What a path is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A pipe, socket or device.
+    Other,
+}
+
+/// One entry of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FileEntry {
+    /// Its name; bytes that are not UTF-8 appear as U+FFFD.
+    pub name: String,
+    /// What it is.
+    pub kind: FileKind,
+    /// Bytes.
+    pub size: u64,
+    /// Permission bits, such as 420 for `0644`.
+    pub mode: u32,
+    /// When its content last changed.
+    #[schema(value_type = String, format = DateTime)]
+    pub modified_at: Timestamp,
+    /// Where a symbolic link points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+/// `GET …/files/{path}` of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Listing {
+    /// The directory, relative to the workspace.
+    pub path: String,
+    /// Its entries by name, at most 10000.
+    pub entries: Vec<FileEntry>,
+    /// There are more than shown.
+    pub truncated: bool,
+}
+
+/// `POST …/exec`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// A text is a script for the shell; a list is a program with its arguments.
+    pub command: ExecCommand,
+    /// Given on standard input of a program.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stdin: String,
+    /// Variables on top of the session's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Where to start; absent: `/workspace`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
+    /// Ends it after so long; 1 to 3600, 60 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u64>,
+}
+
+/// What to execute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum ExecCommand {
+    /// A script.
+    Script(String),
+    /// A program and its arguments.
+    Words(Vec<String>),
+}
+
+impl Default for ExecCommand {
+    fn default() -> Self {
+        ExecCommand::Script(String::new())
+    }
+}
+
+/// How an exec ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ExecResult {
+    /// Its exit status; absent where a signal or the timeout ended it, or it could not start.
+    pub exit_code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// It took longer than `timeout_seconds`.
+    pub timed_out: bool,
+    /// Standard output, up to 1 MiB.
+    pub stdout: String,
+    /// Standard error, up to 1 MiB together with `stdout`.
+    pub stderr: String,
+    /// From start to end.
+    pub duration_seconds: f64,
+    /// Bytes of output that were cut off.
+    pub output_bytes_dropped: u64,
+}

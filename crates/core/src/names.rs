@@ -1,0 +1,107 @@
+//! What may be called what. Each function answers with a sentence for the person who chose the name.
+
+use crate::limits::{ENV_BYTES_MAX, ENV_VARIABLES_MAX, NAME_CHARACTERS_MAX};
+
+/// A title: of sessions and tokens. 1 to 128 characters, none of them a control character, not blank at either end, and
+/// not a UUID (names work wherever ids do).
+pub fn check_title(text: &str) -> Result<(), String> {
+    check_length(text)?;
+    if text.chars().any(char::is_control) {
+        return Err("must not contain control characters".into());
+    }
+    if text.trim() != text {
+        return Err("must not begin or end with a space".into());
+    }
+    if uuid::Uuid::parse_str(text).is_ok() {
+        return Err("must not be a UUID: names are accepted wherever ids are".into());
+    }
+    Ok(())
+}
+
+/// A handle: of agents and accounts. Letters, digits, `-`, `_` and `.`, beginning with a letter or digit.
+pub fn check_handle(text: &str) -> Result<(), String> {
+    check_title(text)?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if text.starts_with(['-', '_', '.']) || !text.chars().all(allowed) {
+        return Err("may contain ASCII letters, digits, '-', '_' and '.', and begins with a letter or digit".into());
+    }
+    Ok(())
+}
+
+/// Environment variables for work in a container.
+pub fn check_env<'a>(variables: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), String> {
+    let (mut count, mut bytes) = (0, 0);
+    for (name, value) in variables {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(allowed) {
+            return Err(format!("{name:?} is not a variable's name: use letters, digits and '_'"));
+        }
+        if name.starts_with("RAWORC_") {
+            return Err(format!("{name} is taken: names beginning with RAWORC_ belong to Raworc"));
+        }
+        if value.contains('\0') {
+            return Err(format!("the value of {name} contains a NUL byte"));
+        }
+        count += 1;
+        bytes += name.len() + value.len();
+    }
+    if count > ENV_VARIABLES_MAX {
+        return Err(format!("{count} variables, at most {ENV_VARIABLES_MAX} are allowed"));
+    }
+    if bytes > ENV_BYTES_MAX {
+        return Err(format!("{bytes} bytes in all, at most {ENV_BYTES_MAX} are allowed"));
+    }
+    Ok(())
+}
+
+fn check_length(text: &str) -> Result<(), String> {
+    let length = text.chars().count();
+    if (1..=NAME_CHARACTERS_MAX).contains(&length) {
+        Ok(())
+    } else {
+        Err(format!("must have 1 to {NAME_CHARACTERS_MAX} characters, has {length}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn titles_and_handles() {
+        let long = "x".repeat(NAME_CHARACTERS_MAX + 1);
+        let table = [
+            ("shell", true, true),
+            ("customer-analysis-2025-01-15", true, true),
+            ("Updated session name", true, false),
+            ("größe", true, false),
+            ("../x", true, false),
+            (".x", true, false),
+            ("", false, false),
+            (" x", false, false),
+            ("a\nb", false, false),
+            ("a\u{1b}[31m", false, false),
+            ("0192f1d2-0000-7000-8000-000000000000", false, false),
+            (long.as_str(), false, false),
+        ];
+        for (text, title, handle) in table {
+            assert_eq!((check_title(text).is_ok(), check_handle(text).is_ok()), (title, handle), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn environments() {
+        let check = |name: &str, value: &str| check_env([(&name.to_owned(), &value.to_owned())].into_iter()).is_ok();
+        for (name, value, ok) in [
+            ("A_1", "x", true),
+            ("", "x", false),
+            ("1A", "x", false),
+            ("A=B", "x", false),
+            ("RAWORC_HOST_TOKEN", "x", false),
+            ("A", "x\0", false),
+            ("A", &"x".repeat(ENV_BYTES_MAX), false),
+        ] {
+            assert_eq!(check(name, value), ok, "{name}");
+        }
+    }
+}

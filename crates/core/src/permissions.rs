@@ -1,0 +1,121 @@
+//! Who may do what. Every verb of the server asks [`allow`], once, with what it is about to do.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::AccountId;
+
+/// What an account may do at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Everything, for everyone.
+    Admin,
+    /// Their own sessions, and the use of registered agents.
+    Member,
+}
+
+impl Role {
+    /// As written outside and in the store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Admin => "admin",
+            Role::Member => "member",
+        }
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actor {
+    /// Their account.
+    pub account: AccountId,
+    /// Its name, for the log.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Create a session of one's own.
+    CreateSession,
+    /// See a session, its conversation, log or files.
+    ReadSession {
+        /// Whose session.
+        owner: AccountId,
+    },
+    /// Change or use a session: messages, wishes, files, exec.
+    UseSession {
+        /// Whose session.
+        owner: AccountId,
+    },
+    /// See agents.
+    ReadAgents,
+    /// Register, change or remove agents.
+    ManageAgents,
+    /// See or change accounts and other people's tokens.
+    ManageAccounts,
+    /// See, make or revoke tokens of one account.
+    ManageTokens {
+        /// Whose tokens.
+        owner: AccountId,
+    },
+    /// See what the whole server does.
+    ReadServer,
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Go on.
+    Allow,
+    /// The caller may know that it is there, but not do this.
+    Forbid,
+    /// The caller may not know that it is there.
+    Hide,
+}
+
+/// Decides whether `actor` may do `action`.
+pub fn allow(actor: &Actor, action: Action) -> Decision {
+    if actor.role == Role::Admin {
+        return Decision::Allow;
+    }
+    match action {
+        Action::CreateSession | Action::ReadAgents => Decision::Allow,
+        Action::ReadSession { owner } | Action::UseSession { owner } | Action::ManageTokens { owner } => {
+            if owner == actor.account { Decision::Allow } else { Decision::Hide }
+        }
+        Action::ManageAgents | Action::ManageAccounts | Action::ReadServer => Decision::Forbid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn a_member_has_their_own_and_an_admin_everything() {
+        let (me, other) = (AccountId(Uuid::from_u128(1)), AccountId(Uuid::from_u128(2)));
+        let member = Actor { account: me, name: "me".into(), role: Role::Member };
+        let admin = Actor { role: Role::Admin, ..member.clone() };
+        let table = [
+            (Action::CreateSession, Decision::Allow),
+            (Action::ReadSession { owner: me }, Decision::Allow),
+            (Action::ReadSession { owner: other }, Decision::Hide),
+            (Action::UseSession { owner: me }, Decision::Allow),
+            (Action::UseSession { owner: other }, Decision::Hide),
+            (Action::ReadAgents, Decision::Allow),
+            (Action::ManageAgents, Decision::Forbid),
+            (Action::ManageAccounts, Decision::Forbid),
+            (Action::ManageTokens { owner: me }, Decision::Allow),
+            (Action::ManageTokens { owner: other }, Decision::Hide),
+            (Action::ReadServer, Decision::Forbid),
+        ];
+        for (action, expected) in table {
+            assert_eq!(allow(&member, action), expected, "{action:?}");
+            assert_eq!(allow(&admin, action), Decision::Allow, "{action:?}");
+        }
+    }
+}
