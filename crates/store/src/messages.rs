@@ -1,0 +1,189 @@
+//! Conversations.
+
+use raworc_api::message::{MessageError, MessageUsage, Role, Status};
+use raworc_core::ids::{MessageId, SessionId};
+use raworc_core::time::Time;
+use serde_json::{Map, Value};
+use sqlx::AnyConnection;
+use sqlx::any::AnyRow;
+
+use crate::StoreError;
+use crate::rows::{Columns, bigint, word};
+
+/// One message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MessageRow {
+    /// Its id.
+    pub id: MessageId,
+    /// Whose conversation.
+    pub session_id: SessionId,
+    /// Its place: the `seq` of the event that added it.
+    pub seq: u64,
+    /// Who speaks.
+    pub role: Role,
+    /// The text.
+    pub content: String,
+    /// Name of the agent that is to answer, or that spoke.
+    pub agent: Option<String>,
+    /// How far it is.
+    pub status: Status,
+    /// What it answers.
+    pub reply_to: Option<MessageId>,
+    /// How often work on it began.
+    pub attempts: u32,
+    /// Someone asked to end it.
+    pub cancel_wanted: bool,
+    /// Why it did not end well.
+    pub error: Option<MessageError>,
+    /// How it ran.
+    pub usage: Option<MessageUsage>,
+    /// The sender's.
+    pub metadata: Map<String, Value>,
+    /// When it was added.
+    pub created_at: Time,
+    /// When it ended.
+    pub finished_at: Option<Time>,
+}
+
+fn message(row: &AnyRow) -> Result<MessageRow, StoreError> {
+    let columns = Columns(row);
+    Ok(MessageRow {
+        id: columns.id("id")?,
+        session_id: columns.id("session_id")?,
+        seq: columns.count("seq")?,
+        role: columns.word("role")?,
+        content: columns.text("content")?,
+        agent: columns.optional_text("agent")?,
+        status: columns.word("status")?,
+        reply_to: columns.optional_id("reply_to")?,
+        attempts: columns.count("attempts")?,
+        cancel_wanted: columns.integer("cancel_wanted")? != 0,
+        error: columns.optional_json("error")?,
+        usage: columns.optional_json("usage")?,
+        metadata: columns.json("metadata")?,
+        created_at: columns.time("created_at")?,
+        finished_at: columns.optional_time("finished_at")?,
+    })
+}
+
+/// Adds a message.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn insert(connection: &mut AnyConnection, row: &MessageRow) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO messages (id, session_id, seq, role, content, agent, status, reply_to, attempts, cancel_wanted, \
+         error, usage, metadata, created_at, finished_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+    )
+    .bind(row.id.to_string())
+    .bind(row.session_id.to_string())
+    .bind(bigint(row.seq))
+    .bind(word(row.role)?)
+    .bind(row.content.clone())
+    .bind(row.agent.clone())
+    .bind(word(row.status)?)
+    .bind(row.reply_to.map(|id| id.to_string()))
+    .bind(i64::from(row.attempts))
+    .bind(i64::from(row.cancel_wanted))
+    .bind(row.error.as_ref().map(serde_json::to_string).transpose()?)
+    .bind(row.usage.as_ref().map(serde_json::to_string).transpose()?)
+    .bind(serde_json::to_string(&row.metadata)?)
+    .bind(row.created_at.0)
+    .bind(row.finished_at.map(|at| at.0))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Stores how far a message is: everything but its text and its place.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn update(connection: &mut AnyConnection, row: &MessageRow) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE messages SET status = $1, attempts = $2, cancel_wanted = $3, error = $4, finished_at = $5, agent = $6 \
+         WHERE id = $7",
+    )
+    .bind(word(row.status)?)
+    .bind(i64::from(row.attempts))
+    .bind(i64::from(row.cancel_wanted))
+    .bind(row.error.as_ref().map(serde_json::to_string).transpose()?)
+    .bind(row.finished_at.map(|at| at.0))
+    .bind(row.agent.clone())
+    .bind(row.id.to_string())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The message of this id in this session.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn find(
+    connection: &mut AnyConnection,
+    session: SessionId,
+    id: MessageId,
+) -> Result<Option<MessageRow>, StoreError> {
+    let row = sqlx::query("SELECT * FROM messages WHERE id = $1 AND session_id = $2")
+        .bind(id.to_string())
+        .bind(session.to_string())
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(message).transpose()
+}
+
+/// The newest answer to a message.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn reply_to(connection: &mut AnyConnection, id: MessageId) -> Result<Option<MessageRow>, StoreError> {
+    let row = sqlx::query("SELECT * FROM messages WHERE reply_to = $1 ORDER BY seq DESC LIMIT 1")
+        .bind(id.to_string())
+        .fetch_optional(connection)
+        .await?;
+    row.as_ref().map(message).transpose()
+}
+
+/// Messages that wait in this session, the one whose turn is next first.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn queued(
+    connection: &mut AnyConnection,
+    session: SessionId,
+    limit: u32,
+) -> Result<Vec<MessageRow>, StoreError> {
+    let rows =
+        sqlx::query("SELECT * FROM messages WHERE session_id = $1 AND status = 'queued' ORDER BY seq LIMIT $2")
+            .bind(session.to_string())
+            .bind(i64::from(limit))
+            .fetch_all(connection)
+            .await?;
+    rows.iter().map(message).collect()
+}
+
+/// Messages after the place `after`, in order.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn list(
+    connection: &mut AnyConnection,
+    session: SessionId,
+    status: Option<Status>,
+    after: u64,
+    limit: u32,
+) -> Result<Vec<MessageRow>, StoreError> {
+    let all = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT $3";
+    let some = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 AND status = $4 ORDER BY seq LIMIT $3";
+    let query = sqlx::query(if status.is_some() { some } else { all })
+        .bind(session.to_string())
+        .bind(bigint(after))
+        .bind(i64::from(limit));
+    let rows = match status {
+        Some(status) => query.bind(word(status)?).fetch_all(connection).await?,
+        None => query.fetch_all(connection).await?,
+    };
+    rows.iter().map(message).collect()
+}

@@ -1,0 +1,335 @@
+//! Sessions.
+
+use std::collections::BTreeMap;
+
+use raworc_core::ids::{AccountId, ContainerId, SessionId};
+use raworc_core::quantity::Bytes;
+use raworc_core::session::{self, State};
+use raworc_core::time::Time;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sqlx::any::{AnyArguments, AnyRow};
+use sqlx::query::Query;
+use sqlx::{AnyConnection, AssertSqlSafe};
+
+use crate::StoreError;
+use crate::rows::{Columns, bigint, word};
+
+/// What a session was told to be like, and that no state machine looks at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The owner's.
+    pub metadata: Map<String, Value>,
+    /// Processors.
+    pub cpu: f64,
+    /// Memory.
+    pub memory: Bytes,
+    /// Processes and threads.
+    pub pids: u32,
+    /// Environment of everything that runs in it.
+    pub env: BTreeMap<String, String>,
+    /// Whether processes left running keep it from resting.
+    pub background_activity: bool,
+}
+
+/// A session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionRow {
+    /// Its id.
+    pub id: SessionId,
+    /// Its name.
+    pub name: String,
+    /// Its first prompt, or empty.
+    pub starting_prompt: String,
+    /// Who made it.
+    pub owner_id: AccountId,
+    /// Their name.
+    pub owner_name: String,
+    /// What it is like.
+    pub settings: Settings,
+    /// What it was made from.
+    pub parent_id: Option<SessionId>,
+    /// The state machine's part.
+    pub machine: session::Session,
+    /// The number of its newest event.
+    pub last_seq: u64,
+    /// The newest report of the current container's host that is stored.
+    pub host_received: u64,
+    /// Grows with each change.
+    pub version: i64,
+    /// User messages that ended.
+    pub messages_ended: u64,
+    /// Time spent on them.
+    pub busy_micros: u64,
+    /// When it was made.
+    pub created_at: Time,
+    /// When it last changed.
+    pub updated_at: Time,
+}
+
+/// Which sessions to list. Newest first.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Only of this account.
+    pub owner: Option<AccountId>,
+    /// Only of the account of this name.
+    pub owner_name: Option<String>,
+    /// Only in this state.
+    pub state: Option<State>,
+    /// Only made from this one.
+    pub parent: Option<SessionId>,
+    /// Only with this in the name.
+    pub name_contains: Option<String>,
+    /// Only with exactly this name.
+    pub name: Option<String>,
+    /// Deleted ones too.
+    pub include_deleted: bool,
+    /// Only after this one.
+    pub after: Option<(Time, SessionId)>,
+}
+
+fn session(row: &AnyRow) -> Result<SessionRow, StoreError> {
+    let columns = Columns(row);
+    Ok(SessionRow {
+        id: columns.id("id")?,
+        name: columns.text("name")?,
+        starting_prompt: columns.text("starting_prompt")?,
+        owner_id: columns.id("owner_id")?,
+        owner_name: columns.text("owner_name")?,
+        settings: columns.json("settings")?,
+        parent_id: columns.optional_id("parent_id")?,
+        machine: columns.json("machine")?,
+        last_seq: columns.count("last_seq")?,
+        host_received: columns.count("host_received")?,
+        version: columns.integer("version")?,
+        messages_ended: columns.count("messages_ended")?,
+        busy_micros: columns.count("busy_micros")?,
+        created_at: columns.time("created_at")?,
+        updated_at: columns.time("updated_at")?,
+    })
+}
+
+/// Adds a session.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn insert(connection: &mut AnyConnection, row: &SessionRow) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO sessions (id, name, starting_prompt, owner_id, owner_name, settings, parent_id, machine, state, \
+         container, deadline_at, deleted_at, last_seq, host_received, version, messages_ended, busy_micros, created_at, \
+         updated_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+    )
+    .bind(row.id.to_string())
+    .bind(row.name.clone())
+    .bind(row.starting_prompt.clone())
+    .bind(row.owner_id.to_string())
+    .bind(row.owner_name.clone())
+    .bind(serde_json::to_string(&row.settings)?)
+    .bind(row.parent_id.map(|id| id.to_string()))
+    .bind(serde_json::to_string(&row.machine)?)
+    .bind(row.machine.state.as_str())
+    .bind(word(row.machine.container)?)
+    .bind(session::deadline(&row.machine).map(|at| at.0))
+    .bind(row.machine.deleted_at.map(|at| at.0))
+    .bind(bigint(row.last_seq))
+    .bind(bigint(row.host_received))
+    .bind(row.version)
+    .bind(bigint(row.messages_ended))
+    .bind(bigint(row.busy_micros))
+    .bind(row.created_at.0)
+    .bind(row.updated_at.0)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Stores a changed session and counts its version up.
+///
+/// # Errors
+/// [`StoreError::Conflict`] where someone else changed it since it was read.
+pub async fn update(connection: &mut AnyConnection, row: &mut SessionRow) -> Result<(), StoreError> {
+    let done = sqlx::query(
+        "UPDATE sessions SET name = $1, settings = $2, machine = $3, state = $4, container = $5, deadline_at = $6, \
+         deleted_at = $7, last_seq = $8, host_received = $9, version = $10, messages_ended = $11, busy_micros = $12, \
+         updated_at = $13 WHERE id = $14 AND version = $15",
+    )
+    .bind(row.name.clone())
+    .bind(serde_json::to_string(&row.settings)?)
+    .bind(serde_json::to_string(&row.machine)?)
+    .bind(row.machine.state.as_str())
+    .bind(word(row.machine.container)?)
+    .bind(session::deadline(&row.machine).map(|at| at.0))
+    .bind(row.machine.deleted_at.map(|at| at.0))
+    .bind(bigint(row.last_seq))
+    .bind(bigint(row.host_received))
+    .bind(row.version + 1)
+    .bind(bigint(row.messages_ended))
+    .bind(bigint(row.busy_micros))
+    .bind(row.updated_at.0)
+    .bind(row.id.to_string())
+    .bind(row.version)
+    .execute(connection)
+    .await?;
+    if done.rows_affected() == 0 {
+        return Err(StoreError::Conflict);
+    }
+    row.version += 1;
+    Ok(())
+}
+
+/// The session of this id.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn find(connection: &mut AnyConnection, id: SessionId) -> Result<Option<SessionRow>, StoreError> {
+    let row = sqlx::query("SELECT * FROM sessions WHERE id = $1").bind(id.to_string()).fetch_optional(connection).await?;
+    row.as_ref().map(session).transpose()
+}
+
+/// Sessions, newest first.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn list(
+    connection: &mut AnyConnection,
+    filter: &Filter,
+    limit: u32,
+) -> Result<Vec<SessionRow>, StoreError> {
+    let mut where_ = Where::default();
+    if let Some(owner) = filter.owner {
+        where_.and("owner_id = ?", [owner.to_string().into()]);
+    }
+    if let Some(name) = &filter.owner_name {
+        where_.and("owner_name = ?", [name.clone().into()]);
+    }
+    if let Some(state) = filter.state {
+        where_.and("state = ?", [state.as_str().into()]);
+    }
+    if let Some(parent) = filter.parent {
+        where_.and("parent_id = ?", [parent.to_string().into()]);
+    }
+    if let Some(text) = &filter.name_contains {
+        where_.and("name LIKE ? ESCAPE '\\'", [format!("%{}%", escape_like(text)).into()]);
+    }
+    if let Some(name) = &filter.name {
+        where_.and("name = ?", [name.clone().into()]);
+    }
+    if let Some((at, id)) = filter.after {
+        // The first bound is what an index can use; the second breaks ties.
+        where_.and("created_at <= ?", [at.0.into()]);
+        where_.and("(created_at < ? OR id < ?)", [at.0.into(), id.to_string().into()]);
+    }
+    if !filter.include_deleted {
+        where_.and("deleted_at IS NULL", []);
+    }
+    let text = format!("SELECT * FROM sessions{} ORDER BY created_at DESC, id DESC LIMIT {limit}", where_.text);
+    let rows = where_.bind(sqlx::query(AssertSqlSafe(text))).fetch_all(connection).await?;
+    rows.iter().map(session).collect()
+}
+
+/// Conditions that grow, with their values; the text never contains anything a caller wrote.
+#[derive(Default)]
+struct Where {
+    text: String,
+    values: Vec<Value>,
+}
+
+impl Where {
+    /// Adds a condition; each `?` in it stands for one of `values`.
+    fn and<const N: usize>(&mut self, condition: &str, values: [Value; N]) {
+        self.text.push_str(if self.text.is_empty() { " WHERE " } else { " AND " });
+        let mut values = values.into_iter();
+        for c in condition.chars() {
+            match (c, if c == '?' { values.next() } else { None }) {
+                ('?', Some(value)) => {
+                    self.values.push(value);
+                    self.text.push_str(&format!("${}", self.values.len()));
+                }
+                _ => self.text.push(c),
+            }
+        }
+    }
+
+    fn bind(self, mut query: Query<'_, sqlx::Any, AnyArguments>) -> Query<'_, sqlx::Any, AnyArguments> {
+        for value in self.values {
+            query = match value {
+                Value::String(text) => query.bind(text),
+                other => query.bind(other.as_i64()),
+            };
+        }
+        query
+    }
+}
+
+fn escape_like(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_")
+}
+
+/// Sessions whose container is to be started or stopped: what a reconcile loop has to carry out.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn with_wanted_container(connection: &mut AnyConnection) -> Result<Vec<SessionId>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT id FROM sessions WHERE container <> 'none' AND (container = 'starting' OR container = 'stopping')",
+    )
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Columns(row).id("id")).collect()
+}
+
+/// Every container that is meant to be there.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn containers(connection: &mut AnyConnection) -> Result<Vec<ContainerId>, StoreError> {
+    let rows = sqlx::query("SELECT * FROM sessions WHERE container <> 'none'").fetch_all(connection).await?;
+    rows.iter()
+        .map(|row| session(row).map(|row| ContainerId { session: row.id, generation: row.machine.generation }))
+        .collect()
+}
+
+/// Sessions whose deadline has come, the most overdue first.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn due(connection: &mut AnyConnection, now: Time, limit: u32) -> Result<Vec<SessionId>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT id FROM sessions WHERE deadline_at IS NOT NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2",
+    )
+    .bind(now.0)
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Columns(row).id("id")).collect()
+}
+
+/// The next deadline of any session.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn next_deadline(connection: &mut AnyConnection) -> Result<Option<Time>, StoreError> {
+    let row = sqlx::query(
+        "SELECT deadline_at FROM sessions WHERE deadline_at IS NOT NULL ORDER BY deadline_at LIMIT 1",
+    )
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| Columns(&row).time("deadline_at")).transpose()
+}
+
+/// How many sessions are in each state, deleted ones left out.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn count_by_state(connection: &mut AnyConnection) -> Result<BTreeMap<String, u64>, StoreError> {
+    let rows = sqlx::query("SELECT state, COUNT(*) AS n FROM sessions WHERE deleted_at IS NULL GROUP BY state")
+        .fetch_all(connection)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let columns = Columns(row);
+            Ok((columns.text("state")?, columns.count("n")?))
+        })
+        .collect()
+}

@@ -1,0 +1,200 @@
+//! The one writer: runs jobs in turn, many in one transaction, and answers each after the commit.
+
+use std::collections::BTreeSet;
+
+use futures::future::BoxFuture;
+use raworc_core::ids::SessionId;
+use sqlx::AnyConnection;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::{Listener, StoreError};
+
+/// Jobs that wait for the writer; who comes after waits too.
+const QUEUE: usize = 1024;
+/// Jobs in one transaction at most: bounds how long the first of them waits for its answer.
+const BATCH: usize = 256;
+
+/// What a job's closure gives back.
+pub type JobFuture<'t, T, E> = BoxFuture<'t, Result<T, E>>;
+
+/// The connection of a job, and what it has changed.
+pub struct Transaction {
+    connection: AnyConnection,
+    changed: BTreeSet<SessionId>,
+}
+
+impl Transaction {
+    /// For statements.
+    pub fn connection(&mut self) -> &mut AnyConnection {
+        &mut self.connection
+    }
+
+    /// Has the listener told, after the commit, that this session changed.
+    pub fn changed(&mut self, session: SessionId) {
+        self.changed.insert(session);
+    }
+}
+
+/// A job with its answer's channel inside.
+pub trait Job: Send {
+    /// Does the work; true where it is to be kept.
+    fn run<'t>(&'t mut self, transaction: &'t mut Transaction) -> BoxFuture<'t, bool>;
+    /// Answers the caller; `commit` says how the whole transaction went.
+    fn answer(self: Box<Self>, commit: Result<(), StoreError>);
+}
+
+struct Typed<T, E, F> {
+    work: Option<F>,
+    outcome: Option<Result<T, E>>,
+    answer: oneshot::Sender<Result<T, E>>,
+}
+
+impl<T, E, F> Job for Typed<T, E, F>
+where
+    F: for<'t> FnOnce(&'t mut Transaction) -> JobFuture<'t, T, E> + Send,
+    T: Send,
+    E: From<StoreError> + Send,
+{
+    fn run<'t>(&'t mut self, transaction: &'t mut Transaction) -> BoxFuture<'t, bool> {
+        Box::pin(async move {
+            let Some(work) = self.work.take() else { return false };
+            let outcome = work(transaction).await;
+            let keep = outcome.is_ok();
+            self.outcome = Some(outcome);
+            keep
+        })
+    }
+
+    fn answer(self: Box<Self>, commit: Result<(), StoreError>) {
+        let outcome = match (self.outcome, commit) {
+            // A job that failed by itself is answered with its own error, however the others' commit went.
+            (Some(Err(error)), _) => Err(error),
+            (Some(Ok(value)), Ok(())) => Ok(value),
+            (Some(Ok(_)) | None, Err(error)) => Err(error.into()),
+            (None, Ok(())) => Err(StoreError::Unavailable("the job was not run".into()).into()),
+        };
+        // Nobody waits where the caller went away; the work is done all the same.
+        let _ = self.answer.send(outcome);
+    }
+}
+
+/// A handle to the writer.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    jobs: mpsc::Sender<Box<dyn Job>>,
+    stop: CancellationToken,
+    task: TaskTracker,
+}
+
+impl Writer {
+    pub(crate) fn start(connection: AnyConnection, listener: Listener) -> Self {
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let stop = CancellationToken::new();
+        let task = TaskTracker::new();
+        task.spawn(run(connection, queue, stop.clone(), listener));
+        task.close();
+        Self { jobs, stop, task }
+    }
+
+    pub(crate) async fn run<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        F: for<'t> FnOnce(&'t mut Transaction) -> JobFuture<'t, T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let closed = || E::from(StoreError::Unavailable("the store is closed".into()));
+        let (answer, outcome) = oneshot::channel();
+        let job = Box::new(Typed { work: Some(work), outcome: None, answer });
+        self.jobs.send(job).await.map_err(|_| closed())?;
+        outcome.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    pub(crate) async fn stop(&self) {
+        self.stop.cancel();
+        self.task.wait().await;
+    }
+}
+
+async fn run(
+    connection: AnyConnection,
+    mut queue: mpsc::Receiver<Box<dyn Job>>,
+    stop: CancellationToken,
+    listener: Listener,
+) {
+    let mut transaction = Transaction { connection, changed: BTreeSet::new() };
+    loop {
+        let first = tokio::select! {
+            job = queue.recv() => job,
+            () = stop.cancelled(), if !queue.is_closed() => {
+                // No new jobs; those that are in the queue are still done.
+                queue.close();
+                continue;
+            }
+        };
+        let Some(first) = first else { break };
+        let mut batch = vec![first];
+        let outcome = run_batch(&mut transaction, &mut batch, &mut queue).await;
+        let changed: Vec<SessionId> = std::mem::take(&mut transaction.changed).into_iter().collect();
+        if outcome.is_ok() && !changed.is_empty() {
+            listener(&changed);
+        }
+        for job in batch {
+            job.answer(outcome.clone());
+        }
+    }
+    if let Err(error) = sqlx::Connection::close(transaction.connection).await {
+        tracing::warn!(%error, "the database did not close cleanly");
+    }
+}
+
+async fn run_batch(
+    transaction: &mut Transaction,
+    batch: &mut Vec<Box<dyn Job>>,
+    queue: &mut mpsc::Receiver<Box<dyn Job>>,
+) -> Result<(), StoreError> {
+    // A transaction that failed half-way may have been rolled back by the database itself; begin from nothing.
+    let begun = statement(transaction, "BEGIN IMMEDIATE").await;
+    let result = match begun {
+        Ok(()) => run_jobs(transaction, batch, queue).await,
+        Err(error) => Err(error),
+    };
+    let result = match result {
+        Ok(()) => statement(transaction, "COMMIT").await,
+        Err(error) => Err(error),
+    };
+    if result.is_err() {
+        transaction.changed.clear();
+        let _ = statement(transaction, "ROLLBACK").await;
+    }
+    result
+}
+
+async fn run_jobs(
+    transaction: &mut Transaction,
+    batch: &mut Vec<Box<dyn Job>>,
+    queue: &mut mpsc::Receiver<Box<dyn Job>>,
+) -> Result<(), StoreError> {
+    let mut next = 0;
+    while next < batch.len() {
+        let changed_before = transaction.changed.clone();
+        statement(transaction, "SAVEPOINT job").await?;
+        if !batch[next].run(transaction).await {
+            statement(transaction, "ROLLBACK TO job").await?;
+            transaction.changed = changed_before;
+        }
+        statement(transaction, "RELEASE job").await?;
+        next += 1;
+        while batch.len() < BATCH {
+            let Ok(job) = queue.try_recv() else { break };
+            batch.push(job);
+        }
+    }
+    Ok(())
+}
+
+async fn statement(transaction: &mut Transaction, text: &'static str) -> Result<(), StoreError> {
+    sqlx::query(text).execute(&mut transaction.connection).await?;
+    Ok(())
+}
