@@ -1,1 +1,177 @@
-//! Containers on this machine.
+//! Containers on this machine, through an OCI runtime: the embedded one or another program.
+//!
+//! ```text
+//! DATA/run/
+//!   instance           a short random name, so that two servers on one machine don't touch each other's cgroups
+//!   rootfs/            the root of every container, read-only there
+//!   host/              the host program and the server's socket; appears as /run/raworc
+//!   containers/ID/     an OCI bundle, and the record of its process
+//!   state/             the OCI runtime's own
+//! ```
+//!
+//! The limits of a container are in the cgroup `/raworc/INSTANCE/ID`. Starting one is the launcher's work; everything
+//! else, above all stopping, works on what the kernel and the directories above say, so that it works after any crash.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use raworc_core::ids::ContainerId;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+use crate::{ContainerSpec, Exit, Runtime, RuntimeError};
+
+mod adopt;
+mod bundle;
+mod cgroup;
+mod containers;
+mod doctor;
+mod launcher;
+mod layout;
+mod process;
+mod rootfs;
+mod seccomp;
+
+pub use doctor::{Check, Status, doctor};
+
+use cgroup::Cgroups;
+use containers::Containers;
+use launcher::Launcher;
+use layout::Layout;
+
+/// The id outside (of users and of groups) that is 0 in a container. Ids 0 to [`IDS`] inside follow one another from
+/// here. So far up nothing else gives out ids: useradd and systemd stay far below. A workspace's files belong to
+/// `ID_BASE + 1000` (see [`AGENT_UID`](raworc_core::link::AGENT_UID)).
+pub const ID_BASE: u32 = 2_000_000_000;
+/// How many ids a container has.
+pub const IDS: u32 = 65_536;
+/// Exits that wait for the reconcile loop.
+const EXITS_MAX: usize = 1024;
+
+/// How to run containers here.
+#[derive(Clone, Debug)]
+pub struct NativeConfig {
+    /// The server's data directory; `run` below it is the runtime's.
+    pub data_dir: PathBuf,
+    /// The host program, for any root filesystem: statically linked.
+    pub host_binary: Vec<u8>,
+    /// The program that, given the argument `launcher`, is [`raworc_launcher::main`]: normally `/proc/self/exe`.
+    pub launcher: PathBuf,
+    /// Another OCI runtime to use in place of the embedded one.
+    pub oci_runtime: Option<PathBuf>,
+}
+
+/// Runs containers on this machine. Needs root.
+pub struct NativeRuntime {
+    containers: Arc<Containers>,
+    exits: Mutex<Option<mpsc::Receiver<Exit>>>,
+}
+
+impl NativeRuntime {
+    /// Prepares the directories, starts the launcher and adopts the containers that are there.
+    pub async fn open(config: NativeConfig) -> Result<Self, RuntimeError> {
+        let layout = blocking(move || Layout::prepare(&config)).await?;
+        let launcher = Launcher::start(&layout).await?;
+        let (sender, receiver) = mpsc::channel(EXITS_MAX);
+        let cgroups = Cgroups::find(&layout.instance)
+            .map_err(|e| RuntimeError::Unavailable(e.to_string()))?;
+        let containers = Arc::new(Containers::new(layout, launcher, cgroups, sender));
+        containers.adopt().await?;
+        Ok(Self {
+            containers,
+            exits: Mutex::new(Some(receiver)),
+        })
+    }
+
+    /// Where the server has to listen for hosts. The socket must be writable for everybody (`0666`); connecting is
+    /// possible for containers only, since the directories above are root's, and for those a token decides.
+    #[must_use]
+    pub fn host_socket(&self) -> PathBuf {
+        self.containers.layout.host_socket()
+    }
+}
+
+#[async_trait]
+impl Runtime for NativeRuntime {
+    async fn start(&self, spec: &ContainerSpec) -> Result<(), RuntimeError> {
+        let (containers, spec) = (Arc::clone(&self.containers), spec.clone());
+        detached(async move { containers.start(&spec).await }).await
+    }
+
+    async fn stop(&self, id: ContainerId, grace: Duration) -> Result<(), RuntimeError> {
+        let containers = Arc::clone(&self.containers);
+        detached(async move { containers.stop(id, grace).await }).await
+    }
+
+    async fn list(&self) -> Result<Vec<ContainerId>, RuntimeError> {
+        self.containers.list().await
+    }
+
+    fn exits(&self) -> mpsc::Receiver<Exit> {
+        let taken = self
+            .exits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        taken.unwrap_or_else(|| mpsc::channel(1).1)
+    }
+
+    async fn check(&self) -> Result<BTreeMap<String, String>, RuntimeError> {
+        let containers = &self.containers;
+        let runtime = containers
+            .layout
+            .oci_runtime
+            .as_deref()
+            .map(Path::to_string_lossy);
+        Ok(BTreeMap::from([
+            (
+                "cgroup_version".into(),
+                containers.cgroups.version().to_string(),
+            ),
+            ("containers".into(), self.list().await?.len().to_string()),
+            ("launcher".into(), containers.launcher.state()),
+            (
+                "oci_runtime".into(),
+                runtime.map_or("embedded".into(), |path| path.into_owned()),
+            ),
+        ]))
+    }
+}
+
+/// Runs `work` to its end even if the caller loses interest: a start or stop is never left half done.
+async fn detached<T, F>(work: F) -> Result<T, RuntimeError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, RuntimeError>> + Send + 'static,
+{
+    tokio::spawn(work)
+        .await
+        .unwrap_or_else(|error| Err(RuntimeError::Other(error.to_string())))
+}
+
+/// Runs file system work where it may block.
+async fn blocking<T, F>(work: F) -> Result<T, RuntimeError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> io::Result<T> + Send + 'static,
+{
+    let result = tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| RuntimeError::Other(error.to_string()))?;
+    result.map_err(|error| RuntimeError::Other(error.to_string()))
+}
+
+/// Lets tokio wait for a descriptor.
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe, for descriptors that may change; an OwnedFd never does"
+)]
+fn pollable(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(descriptor, interest)
+}

@@ -1,0 +1,208 @@
+//! What the server and its launcher say to each other: one JSON value in each packet of a `SOCK_SEQPACKET` socket.
+//!
+//! ```text
+//! server                          launcher
+//! Setup                    →
+//!                          ←      Event::Ready (or Event::Failed, and it ends)
+//! Request (+ descriptor)   →
+//!                          ←      Event::Done, in any order
+//!                          ←      Event::Exited, whenever a container's first process has ended
+//! ```
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest packet, in bytes.
+pub const PACKET_BYTES_MAX: usize = 64 * 1024;
+/// Longest outcome, in bytes of JSON: a pipe passes so much on whole.
+pub const OUTCOME_BYTES_MAX: usize = 4096;
+/// Longest text of [`Outcome::Failed`], in characters: escaped, it still fits.
+pub const FAILURE_CHARACTERS_MAX: usize = 600;
+/// Workers at the same time. Further requests wait in the socket.
+pub const WORKERS_MAX: usize = 8;
+/// The mount point of the root filesystem, below [`Event::Ready`]'s `stage`.
+pub const STAGE_ROOTFS: &str = "rootfs";
+/// The mount point of the host's directory, below the stage.
+pub const STAGE_HOST: &str = "host";
+/// The mount point of a container's workspace, below the stage.
+pub const STAGE_WORKSPACE: &str = "workspace";
+/// The record of a container's first process in its bundle: `PID STARTTIME` (see `proc_pid_stat(5)`, field 22).
+pub const PROCESS_FILE: &str = "process";
+
+/// The first packet.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Setup {
+    /// The root filesystem's directory.
+    pub rootfs: PathBuf,
+    /// The directory of the host program and the server's socket.
+    pub host: PathBuf,
+    /// Where the OCI runtime keeps its state.
+    pub state: PathBuf,
+    /// Another OCI runtime to use in place of the embedded one.
+    pub oci_runtime: Option<PathBuf>,
+    /// The system call filter (`linux.seccomp` of an OCI configuration), compiled once by the launcher.
+    pub seccomp: serde_json::Value,
+}
+
+/// Something to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the server; comes back in [`Event::Done`].
+    pub id: u64,
+    /// What to do.
+    pub action: Action,
+}
+
+/// The things a worker does.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Start a container from its bundle. The packet carries one descriptor: the workspace as a detached mount.
+    Start(Start),
+    /// Have an external OCI runtime forget a container, whatever state it is in.
+    Delete {
+        /// Its name.
+        container: String,
+    },
+}
+
+/// A container to start.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Start {
+    /// Its name.
+    pub container: String,
+    /// The directory of its `config.json`.
+    pub bundle: PathBuf,
+    /// Its cgroup, relative to the root of each hierarchy.
+    pub cgroup: PathBuf,
+    /// What it may use.
+    pub limits: Limits,
+}
+
+/// Limits of a container, in the kernel's units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// CPU time in each period of [`CPU_PERIOD_MICROS`].
+    pub cpu_quota_micros: u64,
+    /// Memory; no swap on top.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u32,
+}
+
+/// The period of the CPU limit.
+pub const CPU_PERIOD_MICROS: u64 = 100_000;
+
+/// From the launcher.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The launcher takes requests.
+    Ready {
+        /// Where, in the launcher's own mount namespace, the parts of containers are mounted.
+        stage: PathBuf,
+    },
+    /// The launcher can't work on this machine, and ends.
+    Failed {
+        /// Why.
+        message: String,
+    },
+    /// A request is done.
+    Done {
+        /// Which.
+        request: u64,
+        /// How it went.
+        outcome: Outcome,
+    },
+    /// A container's first process has ended.
+    Exited {
+        /// Whose.
+        container: String,
+        /// How.
+        status: Status,
+    },
+}
+
+/// How a request went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The container runs.
+    Started(Process),
+    /// The external runtime knows it no more.
+    Deleted,
+    /// It did not work. The text is for an operator.
+    Failed(String),
+}
+
+/// A process, safe against reuse of its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number.
+    pub pid: i32,
+    /// When it started, in clock ticks after boot.
+    pub started: u64,
+}
+
+impl Process {
+    /// The process that has this number now.
+    #[must_use]
+    pub fn find(pid: i32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The second field, the name, may contain anything; the rest starts after its closing parenthesis.
+        let started = stat
+            .rsplit_once(')')?
+            .1
+            .split_whitespace()
+            .nth(19)?
+            .parse()
+            .ok()?;
+        Some(Self { pid, started })
+    }
+}
+
+impl std::fmt::Display for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.pid, self.started)
+    }
+}
+
+/// The text is not `PID STARTTIME`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadProcess;
+
+impl std::str::FromStr for Process {
+    type Err = BadProcess;
+    fn from_str(text: &str) -> Result<Self, BadProcess> {
+        let (pid, started) = text.trim_end().split_once(' ').ok_or(BadProcess)?;
+        Ok(Self {
+            pid: pid.parse().map_err(|_| BadProcess)?,
+            started: started.parse().map_err(|_| BadProcess)?,
+        })
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// It exited with this status.
+    Exited(i32),
+    /// This signal ended it.
+    Signalled(i32),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_survives_its_text() {
+        let me = Process::find(std::process::id() as i32).unwrap();
+        assert_eq!(me.to_string().parse(), Ok(me));
+        for bad in ["", "1", "1 ", " 1", "a b", "1 2 3"] {
+            assert_eq!(bad.parse::<Process>(), Err(BadProcess), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The launcher's own mount namespace.
+//!
+//! A container's root is an unprivileged id outside, and it is that id which makes the container's mounts. It could not
+//! reach their sources where the data directory lies below a directory that only root may enter (`/root/…`). So the
+//! launcher mounts what containers need in a place that anybody may enter, and that only the launcher sees.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+
+use crate::protocol::{STAGE_HOST, STAGE_ROOTFS, STAGE_WORKSPACE, Setup};
+
+/// Directories that every Linux has, that nothing here needs, and that anybody may enter.
+const PLACES: [&str; 6] = ["/mnt", "/media", "/srv", "/opt", "/home", "/tmp"];
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+/// Enters a mount namespace of its own and prepares the stage there; returns the stage's directory.
+pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
+    enter_namespace().map_err(|e| format!("no mount namespace of its own: {e}"))?;
+    let place = choose(setup)?;
+    let parts = [
+        (STAGE_ROOTFS, clone(&setup.rootfs)?),
+        (STAGE_HOST, clone(&setup.host)?),
+    ];
+    tmpfs(&place).map_err(|e| format!("no tmpfs at {}: {e}", place.display()))?;
+    for (name, tree) in parts {
+        attach(&place, name, tree.as_fd()).map_err(|e| format!("{name} can't be mounted: {e}"))?;
+    }
+    std::fs::create_dir(place.join(STAGE_WORKSPACE)).map_err(|e| e.to_string())?;
+    Ok(place)
+}
+
+/// Takes the cgroup filesystems out of this namespace. libcontainer then finds no hierarchy to put a container into,
+/// which is what we want: the worker enters the cgroup before, without the wait that moving a process costs.
+pub fn hide_cgroups() -> Result<(), String> {
+    let hide = || {
+        umount2(CGROUP_ROOT, MntFlags::MNT_DETACH)?;
+        mount(
+            Some("tmpfs"),
+            CGROUP_ROOT,
+            Some("tmpfs"),
+            MsFlags::MS_RDONLY,
+            Some("size=4k,mode=755"),
+        )
+    };
+    hide().map_err(|e| format!("{CGROUP_ROOT} can't be hidden: {e}"))
+}
+
+/// In a worker: a namespace of its own, with `workspace` at its place in the stage. It vanishes with the worker.
+pub fn attach_workspace(stage: &Path, workspace: BorrowedFd<'_>) -> Result<(), String> {
+    enter_namespace().map_err(|e| format!("no mount namespace of its own: {e}"))?;
+    let to = stage.join(STAGE_WORKSPACE);
+    move_to(&to, workspace).map_err(|e| format!("the workspace can't be mounted: {e}"))
+}
+
+fn enter_namespace() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // Mounts made outside still arrive (a workspace on a disk that is mounted later), ours never leave.
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_SLAVE,
+        None::<&str>,
+    )
+}
+
+/// A place that hides nothing that is still needed.
+fn choose(setup: &Setup) -> Result<PathBuf, String> {
+    let needed: Vec<&Path> = [&setup.state]
+        .into_iter()
+        .chain(&setup.oci_runtime)
+        .map(PathBuf::as_path)
+        .collect();
+    let usable = |place: &&&str| {
+        Path::new(place).is_dir() && !needed.iter().any(|path| path.starts_with(place))
+    };
+    let place = PLACES
+        .iter()
+        .find(usable)
+        .ok_or_else(|| format!("none of {PLACES:?} can be used to mount on"))?;
+    Ok(PathBuf::from(place))
+}
+
+fn clone(path: &Path) -> Result<OwnedFd, String> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, path, flags).map_err(|e| format!("{} can't be mounted: {e}", path.display()))
+}
+
+fn tmpfs(place: &Path) -> nix::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(
+        Some("tmpfs"),
+        place,
+        Some("tmpfs"),
+        flags,
+        Some("size=64k,mode=755"),
+    )
+}
+
+fn attach(place: &Path, name: &str, tree: BorrowedFd<'_>) -> io::Result<()> {
+    let to = place.join(name);
+    std::fs::create_dir(&to)?;
+    move_to(&to, tree)
+}
+
+fn move_to(to: &Path, tree: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(move_mount(
+        tree,
+        "",
+        CWD,
+        to,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?)
+}

@@ -1,0 +1,193 @@
+//! The OCI bundle of a container: its `config.json`.
+
+use std::io;
+use std::path::Path;
+
+use raworc_core::link::{HOST_DIRECTORY, HOST_PATH, TOKEN_VARIABLE, WORKSPACE_PATH};
+use raworc_launcher::protocol::{
+    CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_ROOTFS, STAGE_WORKSPACE,
+};
+use rustix::process::{Resource, getrlimit};
+use serde_json::{Value, json};
+
+use super::layout::{Layout, directory, write_file};
+use super::{ID_BASE, IDS, rootfs, seccomp};
+use crate::{ContainerSpec, Resources};
+
+/// What the host needs: to run agents as another user, and to end them. Agents themselves have none.
+const CAPABILITIES: [&str; 3] = ["CAP_KILL", "CAP_SETUID", "CAP_SETGID"];
+const NAMESPACES: [&str; 7] = ["user", "pid", "mount", "network", "ipc", "uts", "cgroup"];
+/// Open files of a process, unless it asks for more, and at most.
+const OPEN_FILES: (u64, u64) = (1024, 65_536);
+/// The least CPU limit that the kernel takes.
+const CPU_QUOTA_MICROS_MIN: u64 = 1_000;
+const MASKED: [&str; 11] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/sysrq-trigger",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+];
+const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"];
+
+/// A container's limits in the kernel's units.
+pub fn limits(resources: &Resources) -> Limits {
+    // A float becomes an integer by cutting; one that is no number becomes 0, and then the minimum.
+    let quota = (resources.cpu * CPU_PERIOD_MICROS as f64) as u64;
+    Limits {
+        cpu_quota_micros: quota.max(CPU_QUOTA_MICROS_MIN),
+        memory_bytes: resources.memory_bytes,
+        pids: resources.pids,
+    }
+}
+
+/// Writes the bundle. `stage` is where the launcher has mounted the parts.
+pub fn write(layout: &Layout, spec: &ContainerSpec, stage: &Path) -> io::Result<()> {
+    let bundle = layout.bundle(spec.id);
+    directory(&bundle, 0o700)?;
+    let config = config(layout, spec, stage);
+    write_file(
+        &bundle.join("config.json"),
+        &serde_json::to_vec(&config)?,
+        0o600,
+    )
+}
+
+fn config(layout: &Layout, spec: &ContainerSpec, stage: &Path) -> Value {
+    let ids = json!([{ "containerID": 0, "hostID": ID_BASE, "size": IDS }]);
+    json!({
+        "ociVersion": "1.0.2",
+        "root": { "path": stage.join(STAGE_ROOTFS), "readonly": true },
+        "hostname": spec.hostname,
+        "process": process(spec),
+        "mounts": mounts(spec, stage),
+        "linux": {
+            "namespaces": NAMESPACES.map(|kind| json!({ "type": kind })),
+            "uidMappings": ids,
+            "gidMappings": ids,
+            "cgroupsPath": Path::new("/").join(layout.cgroup(spec.id)),
+            "resources": resources(&limits(&spec.resources)),
+            "seccomp": seccomp::profile(),
+            "maskedPaths": MASKED,
+            "readonlyPaths": READ_ONLY,
+        },
+    })
+}
+
+fn process(spec: &ContainerSpec) -> Value {
+    // An unprivileged process can't raise its hard limit, so ours is the most there is.
+    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    json!({
+        "terminal": false,
+        "user": { "uid": 0, "gid": 0, "umask": 0o022 },
+        "args": [HOST_PATH],
+        "cwd": WORKSPACE_PATH,
+        "env": [
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            format!("HOME={WORKSPACE_PATH}"),
+            "LANG=C.UTF-8",
+            "TERM=dumb",
+            format!("{TOKEN_VARIABLE}={}", spec.token),
+        ],
+        "capabilities": {
+            "bounding": CAPABILITIES,
+            "effective": CAPABILITIES,
+            "permitted": CAPABILITIES,
+            "inheritable": [],
+            "ambient": [],
+        },
+        "noNewPrivileges": true,
+        "rlimits": [
+            { "type": "RLIMIT_NOFILE", "soft": OPEN_FILES.0.min(most), "hard": OPEN_FILES.1.min(most) },
+            { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
+        ],
+    })
+}
+
+/// There is no `/sys`: nothing an agent needs is in it, and much that would have to be masked. tmpfs counts as the
+/// container's memory; the sizes only keep one of them from taking all of it.
+fn mounts(spec: &ContainerSpec, stage: &Path) -> Value {
+    let memory = spec.resources.memory_bytes;
+    let tmpfs = |path: &str, mode: &str, bytes: u64| {
+        let options = [
+            "nosuid".into(),
+            "nodev".into(),
+            format!("mode={mode}"),
+            format!("size={bytes}"),
+        ];
+        json!({ "destination": path, "type": "tmpfs", "source": "tmpfs", "options": options })
+    };
+    let bind = |source: &Path, path: &Path, mode: &str| {
+        let options = ["bind", mode, "nosuid", "nodev"];
+        json!({ "destination": path, "type": "bind", "source": source, "options": options })
+    };
+    let mut mounts: Vec<Value> = rootfs::program_directories()
+        .iter()
+        .map(|path| bind(path, path, "ro"))
+        .collect();
+    let device_options = [
+        "nosuid",
+        "noexec",
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+        "gid=5",
+    ];
+    mounts.extend([
+        json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] }),
+        json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+            "options": ["nosuid", "strictatime", "mode=755", "size=64k"] }),
+        json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": device_options }),
+        tmpfs("/dev/shm", "1777", memory / 4),
+        tmpfs("/run", "755", memory / 8),
+        tmpfs("/tmp", "1777", memory / 2),
+        bind(&stage.join(STAGE_HOST), Path::new(HOST_DIRECTORY), "ro"),
+        bind(&stage.join(STAGE_WORKSPACE), Path::new(WORKSPACE_PATH), "rw"),
+    ]);
+    Value::Array(mounts)
+}
+
+/// For an external runtime; the embedded one is started in a cgroup that has these limits already.
+fn resources(limits: &Limits) -> Value {
+    json!({
+        "cpu": { "quota": limits.cpu_quota_micros, "period": CPU_PERIOD_MICROS },
+        // On version 1, `swap` is memory and swap together, and refused without swap accounting.
+        "memory": match swap_accounting() {
+            true => json!({ "limit": limits.memory_bytes, "swap": limits.memory_bytes }),
+            false => json!({ "limit": limits.memory_bytes }),
+        },
+        "pids": { "limit": limits.pids },
+    })
+}
+
+fn swap_accounting() -> bool {
+    let v1 = Path::new("/sys/fs/cgroup/memory");
+    !v1.exists() || v1.join("memory.memsw.limit_in_bytes").exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_cpu_values_become_possible_limits() {
+        let quota = |cpu| {
+            limits(&Resources {
+                cpu,
+                memory_bytes: 1,
+                pids: 1,
+            })
+            .cpu_quota_micros
+        };
+        assert_eq!(
+            [1.5, 0.0, -1.0, f64::NAN].map(quota),
+            [150_000, 1_000, 1_000, 1_000]
+        );
+    }
+}

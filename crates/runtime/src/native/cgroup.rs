@@ -1,0 +1,133 @@
+//! Cgroups of containers, from outside: counters, killing, removal. Making them is the launcher's (or an external
+//! runtime's) work; they are always at `raworc/INSTANCE/CONTAINER` of each hierarchy.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use raworc_core::ids::ContainerId;
+
+use super::layout::container_names;
+
+/// How often, and how long apart, the removal of an emptied cgroup is tried: a process that has ended leaves its cgroup
+/// a moment after it can be waited for, and version 1 has nothing that tells when.
+const REMOVAL_ATTEMPTS_MAX: u32 = 200;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
+
+/// The cgroups of one instance.
+#[derive(Clone, Debug)]
+pub struct Cgroups {
+    /// The instance's directory in each hierarchy.
+    directories: Vec<PathBuf>,
+    version: u8,
+}
+
+impl Cgroups {
+    /// Finds the hierarchies.
+    pub fn find(instance: &str) -> io::Result<Self> {
+        let mounts = mounts(&fs::read_to_string("/proc/self/mountinfo")?);
+        let version = if mounts
+            .iter()
+            .any(|(kind, path)| kind == "cgroup2" && path == "/sys/fs/cgroup")
+        {
+            2
+        } else {
+            1
+        };
+        let directories = mounts
+            .iter()
+            .map(|(_, path)| Path::new(path).join("raworc").join(instance))
+            .collect();
+        Ok(Self {
+            directories,
+            version,
+        })
+    }
+
+    /// 1 or 2.
+    pub fn version(&self) -> u8 {
+        self.version
+    }
+
+    /// Every container that has a cgroup.
+    pub fn list(&self) -> io::Result<BTreeSet<ContainerId>> {
+        let names = self
+            .directories
+            .iter()
+            .map(|directory| container_names(directory));
+        names
+            .collect::<io::Result<Vec<_>>>()
+            .map(|lists| lists.into_iter().flatten().collect())
+    }
+
+    /// How many processes the kernel has killed because the container's memory was used up.
+    pub fn oom_kills(&self, id: ContainerId) -> u64 {
+        let files = ["memory.events", "memory.oom_control"];
+        let texts = self
+            .of(id)
+            .flat_map(|path| files.map(|file| fs::read_to_string(path.join(file))));
+        let counts = texts.flatten().filter_map(|text| {
+            text.lines()
+                .find_map(|line| line.strip_prefix("oom_kill "))
+                .and_then(|count| count.trim().parse().ok())
+        });
+        counts.max().unwrap_or(0)
+    }
+
+    /// Kills everything in the container and removes its cgroups.
+    pub async fn remove(&self, id: ContainerId) -> io::Result<()> {
+        for attempt in 1.. {
+            self.kill(id);
+            let results: Vec<_> = self.of(id).map(fs::remove_dir).collect();
+            let worst = results
+                .into_iter()
+                .filter_map(Result::err)
+                .find(|e| e.kind() != io::ErrorKind::NotFound);
+            match worst {
+                None => break,
+                Some(error) if attempt >= REMOVAL_ATTEMPTS_MAX => return Err(error),
+                Some(_) => tokio::time::sleep(REMOVAL_PAUSE).await,
+            }
+        }
+        Ok(())
+    }
+
+    fn kill(&self, id: ContainerId) {
+        for path in self.of(id) {
+            if fs::write(path.join("cgroup.kill"), "1").is_ok() {
+                continue;
+            }
+            let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+            // 0 is a process of another pid namespace: none of ours.
+            let numbers = processes
+                .lines()
+                .filter_map(|line| line.parse().ok())
+                .filter(|pid| *pid > 0);
+            for pid in numbers.filter_map(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+
+    fn of(&self, id: ContainerId) -> impl Iterator<Item = PathBuf> + '_ {
+        let name = id.to_string();
+        self.directories
+            .iter()
+            .map(move |directory| directory.join(&name))
+    }
+}
+
+/// The cgroup filesystems in a mount table: kind and mount point.
+fn mounts(table: &str) -> Vec<(String, String)> {
+    let parse = |line: &str| {
+        let (mount, source) = line.split_once(" - ")?;
+        let kind = source
+            .split(' ')
+            .next()
+            .filter(|kind| kind.starts_with("cgroup"))?;
+        Some((kind.to_owned(), mount.split(' ').nth(4)?.to_owned()))
+    };
+    table.lines().filter_map(parse).collect()
+}

@@ -1,0 +1,132 @@
+//! The runtime's directories.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use raworc_core::ids::ContainerId;
+
+use super::{NativeConfig, rootfs};
+
+/// Where everything is.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    run: PathBuf,
+    /// The name of this data directory's cgroups.
+    pub instance: String,
+    /// See [`NativeConfig::launcher`].
+    pub launcher: PathBuf,
+    /// See [`NativeConfig::oci_runtime`].
+    pub oci_runtime: Option<PathBuf>,
+}
+
+impl Layout {
+    /// Makes what isn't there yet. Containers may be running on what is.
+    pub fn prepare(config: &NativeConfig) -> io::Result<Self> {
+        directory(&config.data_dir, 0o700)?;
+        let run = config.data_dir.canonicalize()?.join("run");
+        directory(&run, 0o700)?;
+        let instance = instance(&run.join("instance"))?;
+        let (launcher, oci_runtime) = (config.launcher.clone(), config.oci_runtime.clone());
+        let layout = Self {
+            run,
+            instance,
+            launcher,
+            oci_runtime,
+        };
+        for path in [layout.containers(), layout.state()] {
+            directory(&path, 0o700)?;
+        }
+        directory(&layout.host(), 0o755)?;
+        write_file(&layout.host().join("host"), &config.host_binary, 0o755)?;
+        rootfs::build(&layout.rootfs())?;
+        Ok(layout)
+    }
+
+    /// The root of every container.
+    pub fn rootfs(&self) -> PathBuf {
+        self.run.join("rootfs")
+    }
+
+    /// The host program and the server's socket.
+    pub fn host(&self) -> PathBuf {
+        self.run.join("host")
+    }
+
+    /// The server's socket.
+    pub fn host_socket(&self) -> PathBuf {
+        self.host().join("host.sock")
+    }
+
+    /// The OCI runtime's own.
+    pub fn state(&self) -> PathBuf {
+        self.run.join("state")
+    }
+
+    /// The bundles.
+    pub fn containers(&self) -> PathBuf {
+        self.run.join("containers")
+    }
+
+    /// A container's bundle.
+    pub fn bundle(&self, id: ContainerId) -> PathBuf {
+        self.containers().join(id.to_string())
+    }
+
+    /// A container's cgroup, relative to the root of a hierarchy.
+    pub fn cgroup(&self, id: ContainerId) -> PathBuf {
+        PathBuf::from(format!("raworc/{}/{id}", self.instance))
+    }
+}
+
+/// The containers that have an entry in `path`.
+pub fn container_names(path: &Path) -> io::Result<Vec<ContainerId>> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    Ok(names.collect())
+}
+
+/// Makes a directory with exactly this mode.
+pub fn directory(path: &Path, mode: u32) -> io::Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).create(path)?
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        other => other?,
+    }
+    fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Writes a file unless it has these bytes already. Whoever has the old one open (or runs it) keeps it.
+pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    if fs::read(path).is_ok_and(|old| old == bytes) {
+        return fs::set_permissions(path, Permissions::from_mode(mode));
+    }
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    let new = path.with_file_name(format!(".{name}.new"));
+    fs::write(&new, bytes)?;
+    fs::set_permissions(&new, Permissions::from_mode(mode))?;
+    fs::rename(&new, path)
+}
+
+/// The instance's name: kept, or made now.
+fn instance(path: &Path) -> io::Result<String> {
+    if let Ok(text) = fs::read_to_string(path) {
+        let valid = text.len() == 8 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        if valid {
+            return Ok(text);
+        }
+    }
+    let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    let name = uuid.get(..8).ok_or(io::ErrorKind::InvalidData)?.to_owned();
+    write_file(path, name.as_bytes(), 0o600)?;
+    Ok(name)
+}

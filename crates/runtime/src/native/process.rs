@@ -1,0 +1,80 @@
+//! A container's first process, seen from outside.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use raworc_launcher::protocol::{PROCESS_FILE, Process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::pollable;
+
+/// How long a killed process may take to be gone.
+const KILL_MAX: Duration = Duration::from_secs(20);
+
+/// A process that can be waited for and signalled, and never mistaken for another.
+#[derive(Debug)]
+pub struct Handle {
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+impl Handle {
+    /// `None` where the process has gone.
+    pub fn open(process: Process) -> io::Result<Option<Self>> {
+        let Some(pid) = Pid::from_raw(process.pid) else {
+            return Ok(None);
+        };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // The number could have been given out again before it was opened; the start time tells.
+        if Process::find(process.pid) != Some(process) {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            pidfd: pollable(pidfd, Interest::READABLE)?,
+        }))
+    }
+
+    /// The process of a bundle, if it has one that lives.
+    pub fn of_bundle(bundle: &Path) -> io::Result<Option<Self>> {
+        let text = match std::fs::read_to_string(bundle.join(PROCESS_FILE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        // A record cut short by a crash was written before the container ran.
+        text.parse().map_or(Ok(None), Self::open)
+    }
+
+    /// Waits until the process has ended, and with it everything in its pid namespace.
+    pub async fn ended(&self) -> io::Result<()> {
+        self.pidfd.readable().await.map(drop)
+    }
+
+    /// Asks it to end, and makes it after `grace`.
+    pub async fn end(&self, grace: Duration) -> io::Result<()> {
+        if !grace.is_zero() {
+            self.signal(Signal::TERM);
+            if let Ok(ended) = tokio::time::timeout(grace, self.ended()).await {
+                return ended;
+            }
+        }
+        self.signal(Signal::KILL);
+        let ended = tokio::time::timeout(KILL_MAX, self.ended()).await;
+        ended.unwrap_or_else(|_| {
+            Err(io::Error::other(
+                "the process does not end although it was killed",
+            ))
+        })
+    }
+
+    fn signal(&self, signal: Signal) {
+        // The one way this fails is that the process has ended.
+        let _ = pidfd_send_signal(self.pidfd.get_ref(), signal);
+    }
+}

@@ -1,0 +1,215 @@
+//! A data directory with a runtime on it, and what is needed to leave no trace of either.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use raworc_core::ids::{ContainerId, SessionId};
+use raworc_runtime::native::{ID_BASE, NativeConfig, NativeRuntime};
+use raworc_runtime::{ContainerSpec, Exit, Resources, Runtime};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+/// Runs what a test has put into the workspace.
+const HOST: &str = "#!/bin/sh\nexec /bin/sh /workspace/script\n";
+/// How long anything here may take (on an emulated machine as well).
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Everything a test has made; all of it goes when this does.
+pub struct Machine {
+    directory: tempfile::TempDir,
+    oci_runtime: Option<PathBuf>,
+    runtime: Option<NativeRuntime>,
+    exits: Option<mpsc::Receiver<Exit>>,
+}
+
+impl Machine {
+    /// `None`, loudly, where containers can't be tried.
+    pub async fn new(oci_runtime: Option<&str>) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: containers need root");
+            return None;
+        }
+        if oci_runtime.is_some_and(|path| !Path::new(path).exists()) {
+            eprintln!("SKIPPED: {oci_runtime:?} is not installed");
+            return None;
+        }
+        // A temporary directory is 0700: nobody but root gets to the data directory below it.
+        let directory = tempfile::tempdir().unwrap();
+        let oci_runtime = oci_runtime.map(PathBuf::from);
+        let mut machine = Self {
+            directory,
+            oci_runtime,
+            runtime: None,
+            exits: None,
+        };
+        machine.reopen().await;
+        Some(machine)
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    pub fn runtime(&self) -> &NativeRuntime {
+        self.runtime.as_ref().unwrap()
+    }
+
+    /// As a restart of the server.
+    pub async fn reopen(&mut self) {
+        self.close();
+        let launcher = std::env::var("RAWORC_TEST_LAUNCHER")
+            .unwrap_or(env!("CARGO_BIN_EXE_raworc-launcher").into());
+        let runtime = NativeRuntime::open(NativeConfig {
+            data_dir: self.data(),
+            host_binary: HOST.into(),
+            launcher: launcher.into(),
+            oci_runtime: self.oci_runtime.clone(),
+        });
+        let runtime = runtime.await.unwrap();
+        self.exits = Some(runtime.exits());
+        self.runtime = Some(runtime);
+    }
+
+    pub fn close(&mut self) {
+        self.runtime = None;
+        self.exits = None;
+    }
+
+    /// A container that will run `script` as the container's root.
+    pub fn container(&self, number: u128, script: &str) -> ContainerSpec {
+        let workspace = self.directory.path().join(format!("workspace{number}"));
+        fs::create_dir_all(&workspace).unwrap();
+        chown(&workspace, Some(ID_BASE), Some(ID_BASE)).unwrap();
+        fs::set_permissions(&workspace, Permissions::from_mode(0o777)).unwrap();
+        fs::write(workspace.join("script"), script).unwrap();
+        ContainerSpec {
+            id: ContainerId {
+                session: SessionId(Uuid::from_u128(number)),
+                generation: 1,
+            },
+            workspace,
+            resources: Resources {
+                cpu: 1.5,
+                memory_bytes: 64 << 20,
+                pids: 40,
+            },
+            token: "token-of-the-host".into(),
+            hostname: "box".into(),
+        }
+    }
+
+    pub async fn exit(&mut self) -> Exit {
+        let exits = self.exits.as_mut().unwrap();
+        tokio::time::timeout(PATIENCE, exits.recv())
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    /// Whether any exit is there to be told.
+    pub fn exit_waits(&mut self) -> bool {
+        self.exits.as_mut().unwrap().try_recv().is_ok()
+    }
+
+    pub async fn stop(&self, spec: &ContainerSpec) {
+        self.runtime().stop(spec.id, Duration::ZERO).await.unwrap();
+    }
+
+    /// The container's cgroup directories.
+    pub fn cgroups(&self, id: ContainerId) -> Vec<PathBuf> {
+        instances(&self.data())
+            .into_iter()
+            .map(|path| path.join(id.to_string()))
+            .filter(|path| path.exists())
+            .collect()
+    }
+
+    /// The value of a cgroup file, wherever it is.
+    pub fn cgroup_value(&self, id: ContainerId, file: &str) -> Option<String> {
+        let texts = self
+            .cgroups(id)
+            .into_iter()
+            .filter_map(|path| fs::read_to_string(path.join(file)).ok());
+        texts.map(|text| text.trim().to_owned()).next()
+    }
+
+    /// Checks that nothing of a container is left.
+    pub fn assert_gone(&self, id: ContainerId) {
+        assert_eq!(self.cgroups(id), Vec::<PathBuf>::new());
+        for path in ["run/containers", "run/state"] {
+            assert!(
+                !self.data().join(path).join(id.to_string()).exists(),
+                "{path}"
+            );
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(
+            !mounts.contains(self.directory.path().to_str().unwrap()),
+            "{mounts}"
+        );
+        assert_eq!(processes(), Vec::<i32>::new());
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.close();
+        for instance in instances(&self.data()) {
+            for container in fs::read_dir(&instance)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path())
+            {
+                remove_cgroup(&container);
+            }
+            let _ = fs::remove_dir(&instance);
+            let _ = instance.parent().map(fs::remove_dir);
+        }
+    }
+}
+
+fn remove_cgroup(path: &Path) {
+    for _ in 0..500 {
+        let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+        for pid in processes
+            .lines()
+            .filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?))
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        if !path.is_dir() || fs::remove_dir(path).is_ok() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The instance's directory in every cgroup hierarchy.
+fn instances(data: &Path) -> Vec<PathBuf> {
+    let Ok(instance) = fs::read_to_string(data.join("run/instance")) else {
+        return Vec::new();
+    };
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let cgroups = table.lines().filter(|line| line.contains(" - cgroup"));
+    let roots = cgroups.filter_map(|line| line.split(' ').nth(4));
+    roots
+        .map(|root| Path::new(root).join("raworc").join(&instance))
+        .filter(|path| path.is_dir())
+        .collect()
+}
+
+/// Processes of containers whose script says that it belongs to this test process.
+fn processes() -> Vec<i32> {
+    let mark = format!("RAWORC_TEST={}", std::process::id());
+    let all = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    all.filter(|pid: &i32| {
+        fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(&mark))
+    })
+    .collect()
+}

@@ -1,0 +1,448 @@
+//! The native runtime on this machine: real containers. Needs root; says so loudly where it hasn't got it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use machine::{Machine, PATIENCE};
+use raworc_runtime::{ContainerSpec, Exit, ExitReason, Runtime, RuntimeError};
+
+mod machine;
+
+/// What a container looks like from inside, as `name: value` lines.
+const PROBE: &str = include_str!("probe.sh");
+const RUNC: &str = "/usr/sbin/runc";
+
+/// A script that runs until it is ended.
+fn endless() -> String {
+    format!(
+        "echo $$ >/workspace/started; exec sleep 1000 # RAWORC_TEST={}",
+        std::process::id()
+    )
+}
+
+async fn findings(machine: &mut Machine, number: u128) -> BTreeMap<String, String> {
+    let spec = machine.container(
+        number,
+        &format!("DATA={}\n{PROBE}", machine.data().display()),
+    );
+    machine.runtime().start(&spec).await.unwrap();
+    let exit = machine.exit().await;
+    let text = fs::read_to_string(spec.workspace.join("findings")).unwrap_or_default();
+    assert_eq!(
+        exit,
+        Exit {
+            id: spec.id,
+            reason: ExitReason::Exited(42)
+        },
+        "{text}"
+    );
+    machine.stop(&spec).await;
+    machine.assert_gone(spec.id);
+    text.lines()
+        .filter_map(|line| line.split_once(": "))
+        .map(|(k, v)| (k.into(), v.trim().into()))
+        .collect()
+}
+
+fn assert_confined(findings: &BTreeMap<String, String>) {
+    let three = "00000000000000e0";
+    let nothing = "0000000000000000";
+    let expected = [
+        ("uid_map", "0 2000000000 65536"),
+        ("gid_map", "0 2000000000 65536"),
+        ("host_CapBnd", three),
+        ("host_CapEff", three),
+        ("host_CapInh", nothing),
+        ("host_CapAmb", nothing),
+        ("agent_CapBnd", three),
+        ("agent_CapEff", nothing),
+        ("agent_CapPrm", nothing),
+        ("agent_CapAmb", nothing),
+        ("agent_NoNewPrivs", "1"),
+        ("agent_Seccomp", "2"),
+        ("agent_Uid", "1000 1000 1000 1000"),
+        ("pid", "1"),
+        ("hostname", "box"),
+        ("interfaces", "lo"),
+        ("loopback", "works"),
+        (
+            "root_files",
+            "bin dev etc home lib lib32 lib64 libx32 proc run sbin sys tmp usr workspace",
+        ),
+        ("home", ""),
+        ("shadow", "absent"),
+        ("data_directory", "absent"),
+        ("root_writable", "no"),
+        ("etc_writable", "no"),
+        ("usr_writable", "no"),
+        ("host_program_writable", "no"),
+        ("workspace_writable", "yes"),
+        ("tmp_writable", "yes"),
+        ("proc_sys_writable", "no"),
+        ("mount", "no"),
+        ("unshare", "no"),
+        ("sysrq", "0"),
+        ("keys", "0"),
+        ("keyctl", "EPERM"),
+        ("io_uring_setup", "EPERM"),
+        ("bpf", "EPERM"),
+        ("ptrace", "EPERM"),
+        ("perf_event_open", "EPERM"),
+        ("userfaultfd", "EPERM"),
+        ("open_tree", "EPERM"),
+        ("clone3", "ENOSYS"),
+        ("vsock", "EPERM"),
+        ("vsock_disguised", "EPERM"),
+        ("inet", "allowed"),
+        ("tiocsti", "EPERM"),
+        ("tiocsti_disguised", "EPERM"),
+        ("tcgets", "ENOTTY"),
+        ("user_name", "agent"),
+        ("umask", "0022"),
+        ("core", "0"),
+        ("token", "token-of-the-host"),
+        ("leaked_descriptors", ""),
+    ];
+    for (name, value) in expected {
+        assert_eq!(
+            findings.get(name).map(String::as_str),
+            Some(value),
+            "{name}: {findings:#?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_container_is_confined() {
+    let Some(mut machine) = Machine::new(None).await else {
+        return;
+    };
+    assert_confined(&findings(&mut machine, 1).await);
+}
+
+#[tokio::test]
+async fn a_container_of_runc_is_confined_the_same_way() {
+    let Some(mut machine) = Machine::new(Some(RUNC)).await else {
+        return;
+    };
+    assert_confined(&findings(&mut machine, 2).await);
+}
+
+async fn assert_limited(machine: &Machine, spec: &ContainerSpec) {
+    machine.runtime().start(spec).await.unwrap();
+    let value = |file| machine.cgroup_value(spec.id, file);
+    assert_eq!(value("pids.max").as_deref(), Some("40"));
+    if let Some(bytes) = value("memory.limit_in_bytes") {
+        assert_eq!(bytes, (64 << 20).to_string());
+        assert_eq!(
+            value("memory.memsw.limit_in_bytes").unwrap_or(bytes.clone()),
+            bytes
+        );
+        assert_eq!(value("cpu.cfs_quota_us").as_deref(), Some("150000"));
+    } else {
+        assert_eq!(value("memory.max"), Some((64 << 20).to_string()));
+        assert_eq!(value("memory.swap.max").unwrap_or("0".into()), "0");
+        assert_eq!(value("cpu.max").as_deref(), Some("150000 100000"));
+    }
+    // The first process is in each of those cgroups.
+    for directory in machine
+        .cgroups(spec.id)
+        .iter()
+        .filter(|path| path.join("pids.max").exists())
+    {
+        assert_ne!(
+            fs::read_to_string(directory.join("cgroup.procs")).unwrap(),
+            ""
+        );
+    }
+    machine.stop(spec).await;
+    machine.assert_gone(spec.id);
+}
+
+#[tokio::test]
+async fn limits_are_on() {
+    let Some(machine) = Machine::new(None).await else {
+        return;
+    };
+    assert_limited(&machine, &machine.container(3, &endless())).await;
+}
+
+#[tokio::test]
+async fn limits_are_on_with_runc() {
+    let Some(machine) = Machine::new(Some(RUNC)).await else {
+        return;
+    };
+    assert_limited(&machine, &machine.container(4, &endless())).await;
+}
+
+#[tokio::test]
+async fn memory_that_is_used_up_is_told_apart() {
+    let Some(mut machine) = Machine::new(None).await else {
+        return;
+    };
+    let spec = machine.container(
+        5,
+        "exec perl -e '$x = \"x\" x (1 << 20); push @all, $x . $_ while $_ = ++$i'",
+    );
+    machine.runtime().start(&spec).await.unwrap();
+    assert_eq!(
+        machine.exit().await,
+        Exit {
+            id: spec.id,
+            reason: ExitReason::OutOfMemory
+        }
+    );
+    machine.stop(&spec).await;
+    machine.assert_gone(spec.id);
+}
+
+#[tokio::test]
+async fn a_kill_from_outside_is_told() {
+    let Some(mut machine) = Machine::new(None).await else {
+        return;
+    };
+    let spec = machine.container(6, &endless());
+    machine.runtime().start(&spec).await.unwrap();
+    let pid: i32 = record(&machine, &spec)
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    assert_eq!(
+        machine.exit().await,
+        Exit {
+            id: spec.id,
+            reason: ExitReason::Signalled(9)
+        }
+    );
+    assert_eq!(machine.runtime().list().await.unwrap(), [spec.id]);
+    machine.stop(&spec).await;
+    machine.stop(&spec).await;
+    machine.assert_gone(spec.id);
+    assert_eq!(machine.runtime().list().await.unwrap(), []);
+}
+
+fn record(machine: &Machine, spec: &ContainerSpec) -> String {
+    fs::read_to_string(
+        machine
+            .data()
+            .join("run/containers")
+            .join(spec.id.to_string())
+            .join("process"),
+    )
+    .unwrap()
+}
+
+#[tokio::test]
+async fn starting_twice_starts_once() {
+    let Some(mut machine) = Machine::new(None).await else {
+        return;
+    };
+    let spec = machine.container(7, &endless());
+    let (first, second) = tokio::join!(
+        machine.runtime().start(&spec),
+        machine.runtime().start(&spec)
+    );
+    first.and(second).unwrap();
+    let before = record(&machine, &spec);
+    machine.runtime().start(&spec).await.unwrap();
+    assert_eq!(record(&machine, &spec), before);
+    machine.stop(&spec).await;
+    machine.assert_gone(spec.id);
+    assert!(!machine.exit_waits(), "a stopped container is not reported");
+}
+
+#[tokio::test]
+async fn containers_outlive_the_runtime_and_are_adopted() {
+    let Some(mut machine) = Machine::new(None).await else {
+        return;
+    };
+    let specs: Vec<_> = (8..11)
+        .map(|number| machine.container(number, &endless()))
+        .collect();
+    for spec in &specs {
+        machine.runtime().start(spec).await.unwrap();
+    }
+    let before = record(&machine, &specs[0]);
+    machine.close();
+    let pid: i32 = record(&machine, &specs[2])
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    machine.reopen().await;
+    // One ended while nobody looked (or just now: how it ended was seen by nobody).
+    assert_eq!(
+        machine.exit().await,
+        Exit {
+            id: specs[2].id,
+            reason: ExitReason::Unknown
+        }
+    );
+    let mut listed = machine.runtime().list().await.unwrap();
+    listed.sort();
+    assert_eq!(listed, specs.iter().map(|spec| spec.id).collect::<Vec<_>>());
+    machine.runtime().start(&specs[0]).await.unwrap();
+    assert_eq!(record(&machine, &specs[0]), before);
+    // One ends while the new runtime watches.
+    let pid: i32 = record(&machine, &specs[1])
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    assert_eq!(
+        machine.exit().await,
+        Exit {
+            id: specs[1].id,
+            reason: ExitReason::Unknown
+        }
+    );
+    for spec in &specs {
+        machine.stop(spec).await;
+    }
+    specs.iter().for_each(|spec| machine.assert_gone(spec.id));
+}
+
+#[tokio::test]
+async fn leftovers_of_every_kind_are_found_and_removed() {
+    let Some(mut machine) = Machine::new(None).await else {
+        return;
+    };
+    let spec = machine.container(12, &endless());
+    machine.runtime().start(&spec).await.unwrap();
+    // As after a kill -9 in the middle of a start: a bundle without a record, a cgroup with a process in it.
+    machine.close();
+    let bundle = machine
+        .data()
+        .join("run/containers")
+        .join(spec.id.to_string());
+    fs::remove_file(bundle.join("process")).unwrap();
+    machine.reopen().await;
+    assert_eq!(machine.runtime().list().await.unwrap(), [spec.id]);
+    machine.stop(&spec).await;
+    machine.assert_gone(spec.id);
+    // A cgroup without a bundle, then a start over leftovers.
+    machine.runtime().start(&spec).await.unwrap();
+    machine.close();
+    fs::remove_dir_all(&bundle).unwrap();
+    machine.reopen().await;
+    assert_eq!(machine.runtime().list().await.unwrap(), [spec.id]);
+    machine.runtime().start(&spec).await.unwrap();
+    machine.stop(&spec).await;
+    machine.assert_gone(spec.id);
+}
+
+#[tokio::test]
+async fn a_start_that_fails_leaves_nothing() {
+    let Some(machine) = Machine::new(None).await else {
+        return;
+    };
+    let mut spec = machine.container(13, "");
+    spec.workspace = "/nonexistent".into();
+    let error = machine.runtime().start(&spec).await.unwrap_err();
+    assert!(
+        matches!(&error, RuntimeError::Start(text) if text.contains("/nonexistent")),
+        "{error:?}"
+    );
+    machine.assert_gone(spec.id);
+    assert_eq!(machine.runtime().list().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_start_nobody_waits_for_can_be_stopped() {
+    let Some(machine) = Machine::new(None).await else {
+        return;
+    };
+    let spec = machine.container(14, &endless());
+    for micros in [0, 500, 2_000, 5_000, 10_000] {
+        let started = tokio::time::timeout(
+            Duration::from_micros(micros),
+            machine.runtime().start(&spec),
+        )
+        .await;
+        drop(started);
+        machine.stop(&spec).await;
+        machine.assert_gone(spec.id);
+    }
+}
+
+#[tokio::test]
+async fn a_container_gets_time_to_end_by_itself() {
+    let Some(mut machine) = Machine::new(None).await else {
+        return;
+    };
+    let script =
+        "trap 'echo bye >/workspace/bye; exit 0' TERM; echo >/workspace/started; sleep 1000 & wait";
+    let spec = machine.container(15, script);
+    machine.runtime().start(&spec).await.unwrap();
+    let started = spec.workspace.join("started");
+    tokio::time::timeout(PATIENCE, async {
+        while !started.exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .unwrap();
+    machine.runtime().stop(spec.id, PATIENCE).await.unwrap();
+    assert!(spec.workspace.join("bye").exists());
+    machine.assert_gone(spec.id);
+    assert!(!machine.exit_waits());
+}
+
+#[tokio::test]
+async fn the_launcher_is_started_again() {
+    let Some(mut machine) = Machine::new(None).await else {
+        return;
+    };
+    let spec = machine.container(16, &endless());
+    machine.runtime().start(&spec).await.unwrap();
+    let pid = record(&machine, &spec)
+        .split(' ')
+        .next()
+        .unwrap()
+        .to_owned();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let launcher = status
+        .lines()
+        .find_map(|line| line.strip_prefix("PPid:"))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    let launcher = rustix::process::Pid::from_raw(launcher).unwrap();
+    rustix::process::kill_process(launcher, rustix::process::Signal::KILL).unwrap();
+    let other = machine.container(17, "exit 3");
+    let started = tokio::time::timeout(PATIENCE, async {
+        while machine.runtime().start(&other).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    started.await.unwrap();
+    assert_eq!(
+        machine.exit().await,
+        Exit {
+            id: other.id,
+            reason: ExitReason::Exited(3)
+        }
+    );
+    // The first one ran on.
+    machine.stop(&spec).await;
+    machine.stop(&other).await;
+    machine.assert_gone(spec.id);
+}
