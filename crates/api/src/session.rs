@@ -254,4 +254,3 @@ pub struct AssignAgents {
     /// Ids or names, at least one; the first answers unless a message names another.
     pub agent_ids: Vec<String>,
 }
-

@@ -83,6 +83,7 @@ CREATE TABLE messages (
     status           TEXT   NOT NULL,
     reply_to         TEXT,
     attempts         BIGINT NOT NULL,
+    started_seq      BIGINT,
     cancel_wanted    BIGINT NOT NULL,
     error            TEXT,
     usage            TEXT,

@@ -83,7 +83,10 @@ pub async fn insert(connection: &mut AnyConnection, row: &AccountRow) -> Result<
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(connection: &mut AnyConnection, id_or_name: &str) -> Result<Option<AccountRow>, StoreError> {
+pub async fn find(
+    connection: &mut AnyConnection,
+    id_or_name: &str,
+) -> Result<Option<AccountRow>, StoreError> {
     let row = sqlx::query("SELECT * FROM accounts WHERE id = $1 OR name = $1")
         .bind(id_or_name)
         .fetch_optional(connection)
@@ -95,7 +98,11 @@ pub async fn find(connection: &mut AnyConnection, id_or_name: &str) -> Result<Op
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(connection: &mut AnyConnection, after: &str, limit: u32) -> Result<Vec<AccountRow>, StoreError> {
+pub async fn list(
+    connection: &mut AnyConnection,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<AccountRow>, StoreError> {
     let rows = sqlx::query("SELECT * FROM accounts WHERE name > $1 ORDER BY name LIMIT $2")
         .bind(after)
         .bind(i64::from(limit))
@@ -109,14 +116,21 @@ pub async fn list(connection: &mut AnyConnection, after: &str, limit: u32) -> Re
 /// # Errors
 /// Where the store fails.
 pub async fn any(connection: &mut AnyConnection) -> Result<bool, StoreError> {
-    Ok(sqlx::query("SELECT id FROM accounts LIMIT 1").fetch_optional(connection).await?.is_some())
+    Ok(sqlx::query("SELECT id FROM accounts LIMIT 1")
+        .fetch_optional(connection)
+        .await?
+        .is_some())
 }
 
 /// Closes an account: its tokens no longer work.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn close(connection: &mut AnyConnection, id: AccountId, now: Time) -> Result<(), StoreError> {
+pub async fn close(
+    connection: &mut AnyConnection,
+    id: AccountId,
+    now: Time,
+) -> Result<(), StoreError> {
     sqlx::query("UPDATE accounts SET closed_at = $1 WHERE id = $2 AND closed_at IS NULL")
         .bind(now.0)
         .bind(id.to_string())
@@ -129,7 +143,11 @@ pub async fn close(connection: &mut AnyConnection, id: AccountId, now: Time) -> 
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn insert_token(connection: &mut AnyConnection, row: &TokenRow, hash: &str) -> Result<(), StoreError> {
+pub async fn insert_token(
+    connection: &mut AnyConnection,
+    row: &TokenRow,
+    hash: &str,
+) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO tokens (id, account_id, name, hash, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)",
     )
@@ -164,7 +182,11 @@ pub async fn actor_by_token(
     .await?;
     row.map(|row| {
         let columns = Columns(&row);
-        Ok(Actor { account: columns.id("id")?, name: columns.text("name")?, role: columns.word("role")? })
+        Ok(Actor {
+            account: columns.id("id")?,
+            name: columns.text("name")?,
+            role: columns.word("role")?,
+        })
     })
     .transpose()
 }
@@ -179,12 +201,13 @@ pub async fn list_tokens(
     after: &str,
     limit: u32,
 ) -> Result<Vec<TokenRow>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM tokens WHERE account_id = $1 AND id > $2 ORDER BY id LIMIT $3")
-        .bind(owner.to_string())
-        .bind(after)
-        .bind(i64::from(limit))
-        .fetch_all(connection)
-        .await?;
+    let rows =
+        sqlx::query("SELECT * FROM tokens WHERE account_id = $1 AND id > $2 ORDER BY id LIMIT $3")
+            .bind(owner.to_string())
+            .bind(after)
+            .bind(i64::from(limit))
+            .fetch_all(connection)
+            .await?;
     rows.iter().map(token).collect()
 }
 

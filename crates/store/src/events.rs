@@ -71,11 +71,34 @@ pub async fn list(
     after: u64,
     limit: u32,
 ) -> Result<Vec<EventRow>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM events WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT $3")
-        .bind(session.to_string())
-        .bind(bigint(after))
-        .bind(i64::from(limit))
-        .fetch_all(connection)
-        .await?;
+    let rows = sqlx::query(
+        "SELECT * FROM events WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+    )
+    .bind(session.to_string())
+    .bind(bigint(after))
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?;
     rows.iter().map(event).collect()
+}
+
+/// The data of entries of one kind after `after`, in order.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn data_of_kind(
+    connection: &mut AnyConnection,
+    session: SessionId,
+    kind: &str,
+    after: u64,
+) -> Result<Vec<Map<String, Value>>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT data FROM events WHERE session_id = $1 AND seq > $2 AND kind = $3 ORDER BY seq",
+    )
+    .bind(session.to_string())
+    .bind(bigint(after))
+    .bind(kind)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(|row| Columns(row).json("data")).collect()
 }

@@ -31,6 +31,8 @@ pub struct MessageRow {
     pub reply_to: Option<MessageId>,
     /// How often work on it began.
     pub attempts: u32,
+    /// The event at which work on it last began; its output follows.
+    pub started_seq: Option<u64>,
     /// Someone asked to end it.
     pub cancel_wanted: bool,
     /// Why it did not end well.
@@ -57,6 +59,9 @@ fn message(row: &AnyRow) -> Result<MessageRow, StoreError> {
         status: columns.word("status")?,
         reply_to: columns.optional_id("reply_to")?,
         attempts: columns.count("attempts")?,
+        started_seq: columns
+            .optional_integer("started_seq")?
+            .and_then(|seq| u64::try_from(seq).ok()),
         cancel_wanted: columns.integer("cancel_wanted")? != 0,
         error: columns.optional_json("error")?,
         usage: columns.optional_json("usage")?,
@@ -96,21 +101,21 @@ pub async fn insert(connection: &mut AnyConnection, row: &MessageRow) -> Result<
     Ok(())
 }
 
-/// Stores how far a message is: everything but its text and its place.
+/// Stores how far a message is: everything that can change.
 ///
 /// # Errors
 /// Where the store fails.
 pub async fn update(connection: &mut AnyConnection, row: &MessageRow) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE messages SET status = $1, attempts = $2, cancel_wanted = $3, error = $4, finished_at = $5, agent = $6 \
-         WHERE id = $7",
+        "UPDATE messages SET status = $1, attempts = $2, cancel_wanted = $3, error = $4, finished_at = $5, \
+         started_seq = $6 WHERE id = $7",
     )
     .bind(word(row.status)?)
     .bind(i64::from(row.attempts))
     .bind(i64::from(row.cancel_wanted))
     .bind(row.error.as_ref().map(serde_json::to_string).transpose()?)
     .bind(row.finished_at.map(|at| at.0))
-    .bind(row.agent.clone())
+    .bind(row.started_seq.map(bigint))
     .bind(row.id.to_string())
     .execute(connection)
     .await?;
@@ -138,7 +143,10 @@ pub async fn find(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn reply_to(connection: &mut AnyConnection, id: MessageId) -> Result<Option<MessageRow>, StoreError> {
+pub async fn reply_to(
+    connection: &mut AnyConnection,
+    id: MessageId,
+) -> Result<Option<MessageRow>, StoreError> {
     let row = sqlx::query("SELECT * FROM messages WHERE reply_to = $1 ORDER BY seq DESC LIMIT 1")
         .bind(id.to_string())
         .fetch_optional(connection)
@@ -155,12 +163,13 @@ pub async fn queued(
     session: SessionId,
     limit: u32,
 ) -> Result<Vec<MessageRow>, StoreError> {
-    let rows =
-        sqlx::query("SELECT * FROM messages WHERE session_id = $1 AND status = 'queued' ORDER BY seq LIMIT $2")
-            .bind(session.to_string())
-            .bind(i64::from(limit))
-            .fetch_all(connection)
-            .await?;
+    let rows = sqlx::query(
+        "SELECT * FROM messages WHERE session_id = $1 AND status = 'queued' ORDER BY seq LIMIT $2",
+    )
+    .bind(session.to_string())
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?;
     rows.iter().map(message).collect()
 }
 

@@ -26,8 +26,13 @@ impl Columns<'_> {
         Ok(self.0.try_get::<i64, _>(name)?)
     }
 
+    pub(crate) fn optional_integer(&self, name: &str) -> Result<Option<i64>, StoreError> {
+        Ok(self.0.try_get::<Option<i64>, _>(name)?)
+    }
+
     pub(crate) fn count<N: TryFrom<i64>>(&self, name: &str) -> Result<N, StoreError> {
-        N::try_from(self.integer(name)?).map_err(|_| StoreError::Damaged(format!("{name} is out of range")))
+        N::try_from(self.integer(name)?)
+            .map_err(|_| StoreError::Damaged(format!("{name} is out of range")))
     }
 
     pub(crate) fn time(&self, name: &str) -> Result<Time, StoreError> {
@@ -35,7 +40,7 @@ impl Columns<'_> {
     }
 
     pub(crate) fn optional_time(&self, name: &str) -> Result<Option<Time>, StoreError> {
-        Ok(self.0.try_get::<Option<i64>, _>(name)?.map(Time))
+        Ok(self.optional_integer(name)?.map(Time))
     }
 
     pub(crate) fn id<I: FromStr>(&self, name: &str) -> Result<I, StoreError> {
@@ -43,16 +48,24 @@ impl Columns<'_> {
     }
 
     pub(crate) fn optional_id<I: FromStr>(&self, name: &str) -> Result<Option<I>, StoreError> {
-        self.optional_text(name)?.map(|text| parse(&text, name)).transpose()
+        self.optional_text(name)?
+            .map(|text| parse(&text, name))
+            .transpose()
     }
 
     /// A document.
     pub(crate) fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T, StoreError> {
-        serde_json::from_str(&self.text(name)?).map_err(|error| StoreError::Damaged(format!("{name}: {error}")))
+        serde_json::from_str(&self.text(name)?)
+            .map_err(|error| StoreError::Damaged(format!("{name}: {error}")))
     }
 
-    pub(crate) fn optional_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StoreError> {
-        let Some(text) = self.optional_text(name)? else { return Ok(None) };
+    pub(crate) fn optional_json<T: DeserializeOwned>(
+        &self,
+        name: &str,
+    ) -> Result<Option<T>, StoreError> {
+        let Some(text) = self.optional_text(name)? else {
+            return Ok(None);
+        };
         serde_json::from_str(&text).map_err(|error| StoreError::Damaged(format!("{name}: {error}")))
     }
 
@@ -64,7 +77,8 @@ impl Columns<'_> {
 }
 
 fn parse<I: FromStr>(text: &str, name: &str) -> Result<I, StoreError> {
-    text.parse().map_err(|_| StoreError::Damaged(format!("{name} is not an id")))
+    text.parse()
+        .map_err(|_| StoreError::Damaged(format!("{name} is not an id")))
 }
 
 /// The word that serde writes for a variant without fields.

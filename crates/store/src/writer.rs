@@ -59,7 +59,9 @@ where
 {
     fn run<'t>(&'t mut self, transaction: &'t mut Transaction) -> BoxFuture<'t, bool> {
         Box::pin(async move {
-            let Some(work) = self.work.take() else { return false };
+            let Some(work) = self.work.take() else {
+                return false;
+            };
             let outcome = work(transaction).await;
             let keep = outcome.is_ok();
             self.outcome = Some(outcome);
@@ -106,7 +108,11 @@ impl Writer {
     {
         let closed = || E::from(StoreError::Unavailable("the store is closed".into()));
         let (answer, outcome) = oneshot::channel();
-        let job = Box::new(Typed { work: Some(work), outcome: None, answer });
+        let job = Box::new(Typed {
+            work: Some(work),
+            outcome: None,
+            answer,
+        });
         self.jobs.send(job).await.map_err(|_| closed())?;
         outcome.await.unwrap_or_else(|_| Err(closed()))
     }
@@ -123,7 +129,10 @@ async fn run(
     stop: CancellationToken,
     listener: Listener,
 ) {
-    let mut transaction = Transaction { connection, changed: BTreeSet::new() };
+    let mut transaction = Transaction {
+        connection,
+        changed: BTreeSet::new(),
+    };
     loop {
         let first = tokio::select! {
             job = queue.recv() => job,
@@ -136,7 +145,9 @@ async fn run(
         let Some(first) = first else { break };
         let mut batch = vec![first];
         let outcome = run_batch(&mut transaction, &mut batch, &mut queue).await;
-        let changed: Vec<SessionId> = std::mem::take(&mut transaction.changed).into_iter().collect();
+        let changed: Vec<SessionId> = std::mem::take(&mut transaction.changed)
+            .into_iter()
+            .collect();
         if outcome.is_ok() && !changed.is_empty() {
             listener(&changed);
         }
@@ -195,6 +206,8 @@ async fn run_jobs(
 }
 
 async fn statement(transaction: &mut Transaction, text: &'static str) -> Result<(), StoreError> {
-    sqlx::query(text).execute(&mut transaction.connection).await?;
+    sqlx::query(text)
+        .execute(&mut transaction.connection)
+        .await?;
     Ok(())
 }

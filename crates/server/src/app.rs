@@ -1,0 +1,67 @@
+//! What every verb, loop and route has at hand.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use raworc_core::permissions::{Action, Actor, Decision, allow};
+use raworc_core::time::Time;
+use raworc_runtime::Runtime;
+use raworc_store::Store;
+use raworc_workspace::Workspaces;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::HostTokens;
+use crate::error::Failure;
+use crate::hosts::Hosts;
+use crate::hub::Hub;
+use crate::metrics::Metrics;
+
+/// The parts of a running server.
+pub struct App {
+    /// Records.
+    pub store: Store,
+    /// Containers.
+    pub runtime: Arc<dyn Runtime>,
+    /// Files.
+    pub workspaces: Workspaces,
+    /// Notices of change.
+    pub hub: Arc<Hub>,
+    /// Hosts that are connected.
+    pub hosts: Hosts,
+    /// Checks hosts' tokens.
+    pub host_tokens: HostTokens,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Ends streams and loops.
+    pub stopping: CancellationToken,
+    /// When it started.
+    pub started: Instant,
+}
+
+/// A shared [`App`].
+pub type Shared = Arc<App>;
+
+impl App {
+    /// The time.
+    pub fn now(&self) -> Time {
+        jiff::Timestamp::now().into()
+    }
+}
+
+/// Lets the actor go on, or says why not. Every verb asks.
+///
+/// # Errors
+/// 403, or 404 where the actor may not know that `what` is there.
+pub fn permit(actor: &Actor, action: Action, what: &str, name: &str) -> Result<(), Failure> {
+    match allow(actor, action) {
+        Decision::Allow => Ok(()),
+        Decision::Forbid => Err(Failure::new(
+            raworc_api::problem::Code::Forbidden,
+            format!(
+                "the account {:?} may not do this; ask an administrator",
+                actor.name
+            ),
+        )),
+        Decision::Hide => Err(Failure::not_found(what, name)),
+    }
+}

@@ -1,0 +1,266 @@
+//! One change of one session, in one transaction: load, decide (in core), record.
+
+use raworc_api::message::{MessageError, Status};
+use raworc_core::ids::{MessageId, SessionId};
+use raworc_core::session::{self, Effect, Event, Note};
+use raworc_core::time::Time;
+use raworc_store::events::EventRow;
+use raworc_store::messages::{self, MessageRow};
+use raworc_store::sessions::{self, SessionRow};
+use raworc_store::{StoreError, Transaction, events};
+use serde_json::{Map, Value, json};
+
+use crate::error::Failure;
+
+/// Who is written into the log where nobody in particular did it.
+pub const SYSTEM: &str = "system";
+
+/// A session within a transaction.
+pub struct Change<'t> {
+    transaction: &'t mut Transaction,
+    /// The session; what is changed here is stored by [`Change::save`].
+    pub row: SessionRow,
+    /// The time of everything in this change.
+    pub now: Time,
+    actor: String,
+}
+
+impl<'t> Change<'t> {
+    /// Loads a session to change it in the name of `actor`.
+    ///
+    /// # Errors
+    /// 404 where there is none.
+    pub async fn load(
+        transaction: &'t mut Transaction,
+        id: SessionId,
+        now: Time,
+        actor: impl Into<String>,
+    ) -> Result<Self, Failure> {
+        let row = sessions::find(transaction.connection(), id)
+            .await?
+            .ok_or_else(|| Failure::not_found("session", &id.to_string()))?;
+        Ok(Self {
+            transaction,
+            row,
+            now,
+            actor: actor.into(),
+        })
+    }
+
+    /// A session that is just being made.
+    pub fn begin(
+        transaction: &'t mut Transaction,
+        row: SessionRow,
+        now: Time,
+        actor: impl Into<String>,
+    ) -> Self {
+        Self {
+            transaction,
+            row,
+            now,
+            actor: actor.into(),
+        }
+    }
+
+    /// For statements of this change.
+    pub fn connection(&mut self) -> &mut sqlx::AnyConnection {
+        self.transaction.connection()
+    }
+
+    /// Has the state machine decide, and records what follows from it.
+    ///
+    /// # Errors
+    /// [`Failure::Refused`]; then nothing happened.
+    pub async fn step(&mut self, event: &Event) -> Result<(), Failure> {
+        let (next, effects) = session::step(&self.row.machine, event, self.now)?;
+        if next.generation != self.row.machine.generation {
+            self.row.host_received = 0;
+        }
+        let before = std::mem::replace(&mut self.row.machine, next);
+        for effect in effects {
+            self.carry_out(&before, effect).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds to the log; the new entry's `seq`.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn log(&mut self, kind: &str, data: Value) -> Result<u64, StoreError> {
+        let actor = self.actor.clone();
+        self.log_as(&actor, kind, data).await
+    }
+
+    /// Adds to the log in someone else's name.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn log_as(
+        &mut self,
+        actor: &str,
+        kind: &str,
+        data: Value,
+    ) -> Result<u64, StoreError> {
+        self.row.last_seq += 1;
+        let row = EventRow {
+            session_id: self.row.id,
+            seq: self.row.last_seq,
+            kind: kind.to_owned(),
+            at: self.now,
+            actor: actor.to_owned(),
+            generation: self.row.machine.generation,
+            data: match data {
+                Value::Object(map) => map,
+                _ => Map::new(),
+            },
+        };
+        events::insert(self.transaction.connection(), &row).await?;
+        Ok(self.row.last_seq)
+    }
+
+    /// Stores the session and has it made known after the commit.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn save(mut self) -> Result<SessionRow, StoreError> {
+        self.row.updated_at = self.now;
+        sessions::update(self.transaction.connection(), &mut self.row).await?;
+        self.transaction.changed(self.row.id);
+        Ok(self.row)
+    }
+
+    /// Brings a user message to its end.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn finish_message(
+        &mut self,
+        message: &mut MessageRow,
+        status: Status,
+        error: Option<MessageError>,
+        mut facts: Map<String, Value>,
+    ) -> Result<(), StoreError> {
+        message.status = status;
+        message.error = error;
+        message.finished_at = Some(self.now);
+        messages::update(self.transaction.connection(), message).await?;
+        self.row.messages_ended += 1;
+        facts.insert("message_id".into(), json!(message.id));
+        facts.insert("status".into(), json!(message.status));
+        facts.insert("error".into(), json!(message.error));
+        self.log("message.finished", Value::Object(facts)).await?;
+        Ok(())
+    }
+
+    async fn carry_out(
+        &mut self,
+        before: &session::Session,
+        effect: Effect,
+    ) -> Result<(), Failure> {
+        match effect {
+            Effect::StateChanged { from, to, reason } => {
+                let data = json!({ "from": from, "to": to, "reason": reason.as_str() });
+                self.log("session.state_changed", data).await?;
+            }
+            Effect::Noted(note) => self.note(note).await?,
+            Effect::Failed(fault) => {
+                let restarts_at = self.row.machine.due_at.map(|at| at.to_timestamp());
+                let data = json!({ "code": fault.code, "message": fault.message, "restarts_at": restarts_at });
+                self.log("session.failed", data).await?;
+            }
+            Effect::Requeue(id) => {
+                let mut message = self.message(id).await?;
+                message.status = Status::Queued;
+                message.cancel_wanted = false;
+                messages::update(self.connection(), &message).await?;
+                self.log(
+                    "message.requeued",
+                    json!({ "message_id": id, "attempts": message.attempts }),
+                )
+                .await?;
+            }
+            Effect::GiveUp(id) => {
+                let mut message = self.message(id).await?;
+                let error = self.gave_up(&message);
+                self.finish_message(&mut message, Status::Failed, Some(error), Map::new())
+                    .await?;
+            }
+            Effect::CancelRunning(id) => {
+                let mut message = self.message(id).await?;
+                self.finish_message(
+                    &mut message,
+                    Status::Cancelled,
+                    Some(session_ended()),
+                    Map::new(),
+                )
+                .await?;
+            }
+            Effect::CancelQueued => {
+                let session = self.row.id;
+                for mut message in
+                    messages::queued(self.connection(), session, before.queued).await?
+                {
+                    self.finish_message(
+                        &mut message,
+                        Status::Cancelled,
+                        Some(session_ended()),
+                        Map::new(),
+                    )
+                    .await?;
+                }
+            }
+            Effect::TellCancel(id) => {
+                let mut message = self.message(id).await?;
+                if message.status == Status::Processing {
+                    message.cancel_wanted = true;
+                    messages::update(self.connection(), &message).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn note(&mut self, note: Note) -> Result<(), StoreError> {
+        let (kind, data) = match note {
+            Note::Paused => ("session.paused", json!({})),
+            Note::Resumed => ("session.resumed", json!({})),
+            Note::Terminated(reason) => ("session.terminated", json!({ "reason": reason })),
+            Note::Deleted => ("session.deleted", json!({})),
+            Note::Restored => ("session.restored", json!({})),
+            Note::Restarted => ("session.restarted", json!({})),
+        };
+        self.log(kind, data).await.map(|_| ())
+    }
+
+    /// A message that the machine speaks of, and that therefore is there.
+    async fn message(&mut self, id: MessageId) -> Result<MessageRow, StoreError> {
+        let session = self.row.id;
+        messages::find(self.connection(), session, id)
+            .await?
+            .ok_or_else(|| StoreError::Damaged(format!("message {id} is gone")))
+    }
+
+    fn gave_up(&self, message: &MessageRow) -> MessageError {
+        let fault = self.row.machine.error.as_ref();
+        let code = match fault.map(|fault| fault.code) {
+            Some(session::FaultCode::OutOfMemory) => "out_of_memory",
+            _ => "host_died",
+        };
+        let why = fault.map_or("the container was lost", |fault| fault.message.as_str());
+        MessageError {
+            code: code.into(),
+            message: format!(
+                "the container died {} times while working on it; the last time: {why}",
+                message.attempts
+            ),
+        }
+    }
+}
+
+fn session_ended() -> MessageError {
+    MessageError {
+        code: "session_ended".into(),
+        message: "the session was terminated or deleted".into(),
+    }
+}

@@ -1,0 +1,160 @@
+//! From what goes wrong inside to what is said outside. Internal text goes to the log, never into a problem.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use raworc_api::problem::{Code, Problem};
+use raworc_core::limits::QUEUED_MESSAGES_MAX;
+use raworc_core::session::Refused;
+use raworc_store::StoreError;
+use raworc_workspace::FileError;
+
+/// Seconds after which it is worth trying again where a backend is away or busy.
+const RETRY_AFTER_SECONDS: u64 = 1;
+
+/// Why a verb did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Something the caller can understand.
+    #[error(transparent)]
+    Problem(Box<Problem>),
+    /// The state machine does not allow it.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The records failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file did.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Failure::Problem(Box::new(problem))
+    }
+}
+
+impl Failure {
+    /// A problem with this code; `detail` says what happened and what to do.
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        Problem::new(code, detail).into()
+    }
+
+    /// There is no such thing, or the caller may not see it.
+    pub fn not_found(what: &str, name: &str) -> Self {
+        Self::new(
+            Code::NotFound,
+            format!("there is no {what} {name:?}, or you may not see it"),
+        )
+    }
+
+    /// What is said outside.
+    pub fn into_problem(self) -> Problem {
+        match self {
+            Failure::Problem(problem) => *problem,
+            Failure::Refused(refused) => refused_problem(refused),
+            Failure::Store(error) => store_problem(&error),
+            Failure::File(error) => file_problem(&error),
+        }
+    }
+}
+
+fn refused_problem(refused: Refused) -> Problem {
+    let problem = Problem::new;
+    match refused {
+        Refused::Deleted => {
+            problem(Code::SessionDeleted, "the session is deleted; POST …/restore brings it back".to_owned())
+        }
+        Refused::Terminated => problem(
+            Code::SessionTerminated,
+            "the session is terminated and takes no more work; POST …/restore brings it back".to_owned(),
+        ),
+        Refused::Paused => problem(Code::SessionPaused, "the session is paused; POST …/resume first".to_owned()),
+        Refused::GivenUp => problem(
+            Code::SessionFailed,
+            "the session is in ERROR and has used up its restarts; see its `error`, then POST …/restart".to_owned(),
+        ),
+        Refused::QueueFull => problem(
+            Code::Busy,
+            format!("{QUEUED_MESSAGES_MAX} messages wait in this session already; send more when some are done"),
+        ),
+        Refused::NothingToRestore
+        | Refused::Starting
+        | Refused::NothingRuns
+        | Refused::Running
+        | Refused::NotReady
+        | Refused::Fenced => problem(Code::InvalidState, format!("{refused}; GET the session to see its state")),
+    }
+}
+
+fn store_problem(error: &StoreError) -> Problem {
+    match error {
+        StoreError::DiskFull => disk_full(),
+        StoreError::Conflict => Problem::new(
+            Code::Stale,
+            "someone else changed it at the same time; read it again",
+        ),
+        StoreError::Unavailable(_) => {
+            tracing::error!(%error, "the store is away");
+            Problem::new(
+                Code::Unavailable,
+                "the store does not answer; try again soon",
+            )
+        }
+        StoreError::Damaged(_) | StoreError::Failed(_) => {
+            tracing::error!(%error, "the store failed");
+            Problem::new(
+                Code::Internal,
+                "the server could not do this; its log says why",
+            )
+        }
+    }
+}
+
+fn file_problem(error: &FileError) -> Problem {
+    match error {
+        FileError::NotFound => Problem::new(Code::NotFound, error.to_string()),
+        FileError::BadPath(_) | FileError::Outside => Problem::field("path", error.to_string()),
+        FileError::WrongKind(_) => Problem::new(Code::FileConflict, error.to_string()),
+        FileError::TooLarge => Problem::new(Code::TooLarge, error.to_string()),
+        FileError::DiskFull => disk_full(),
+        FileError::Io(_) => {
+            tracing::error!(%error, "a file could not be read or written");
+            Problem::new(
+                Code::Internal,
+                "the server could not read or write this file; its log says why",
+            )
+        }
+    }
+}
+
+fn disk_full() -> Problem {
+    Problem::new(
+        Code::DiskFull,
+        "the server's disk is full; nothing was changed. Free some space and try again",
+    )
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        problem_response(&self.into_problem())
+    }
+}
+
+/// A problem as an answer.
+pub fn problem_response(problem: &Problem) -> Response {
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = (status, axum::Json(problem)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/problem+json"),
+    );
+    if matches!(problem.status, 429 | 503) {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+    }
+    if problem.status == 401 {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}

@@ -1,0 +1,184 @@
+//! The hosts that are connected, or were a moment ago: their leases, and the execs they run.
+//!
+//! Kept in memory only. After a restart every host that the records call running gets a full lease to come back.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use raworc_core::ids::ContainerId;
+use raworc_core::limits::{EXECS_MAX, LEASE};
+use raworc_core::link::{Report, ServerFrame, Work, WorkId};
+use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
+
+use crate::hub::lock;
+
+/// Frames that wait for one host.
+const FRAMES: usize = 256;
+/// Reports of one exec that wait for whoever asked for it.
+const EXEC_REPORTS: usize = 256;
+
+/// Why an exec was not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotRun {
+    /// No host is connected.
+    NoHost,
+    /// Too many run already.
+    TooMany,
+}
+
+struct Host {
+    heard: Instant,
+    background: u32,
+    /// Which connection speaks for it, and the way to it; absent while it is away.
+    connection: Option<(u64, mpsc::Sender<ServerFrame>)>,
+    execs: HashMap<Uuid, mpsc::Sender<Report>>,
+}
+
+/// All hosts.
+pub struct Hosts {
+    hosts: Mutex<HashMap<ContainerId, Host>>,
+    connections: watch::Sender<u64>,
+}
+
+impl Default for Hosts {
+    fn default() -> Self {
+        Self {
+            hosts: Mutex::default(),
+            connections: watch::channel(0).0,
+        }
+    }
+}
+
+impl Hosts {
+    /// A host is expected, and has a full lease from now on.
+    pub fn expect(&self, container: ContainerId) {
+        let host = Host {
+            heard: Instant::now(),
+            background: 0,
+            connection: None,
+            execs: HashMap::new(),
+        };
+        lock(&self.hosts).entry(container).or_insert(host);
+    }
+
+    /// A connection speaks for this host from now on, instead of any older one: its number, and frames to pass on.
+    pub fn connect(&self, container: ContainerId) -> (u64, mpsc::Receiver<ServerFrame>) {
+        let (sender, receiver) = mpsc::channel(FRAMES);
+        let mut number = 0;
+        self.connections.send_modify(|count| {
+            *count += 1;
+            number = *count;
+        });
+        self.expect(container);
+        if let Some(host) = lock(&self.hosts).get_mut(&container) {
+            host.heard = Instant::now();
+            host.connection = Some((number, sender));
+        }
+        // Again, now that it can be found: for whoever waits for a connection.
+        self.connections.send_modify(|_| ());
+        (number, receiver)
+    }
+
+    /// A connection ended.
+    pub fn disconnect(&self, container: ContainerId, connection: u64) {
+        if let Some(host) = lock(&self.hosts).get_mut(&container)
+            && host
+                .connection
+                .as_ref()
+                .is_some_and(|(number, _)| *number == connection)
+        {
+            host.connection = None;
+        }
+    }
+
+    /// The host lives.
+    pub fn heard(&self, container: ContainerId, background: Option<u32>) {
+        if let Some(host) = lock(&self.hosts).get_mut(&container) {
+            host.heard = Instant::now();
+            host.background = background.unwrap_or(host.background);
+        }
+    }
+
+    /// The container is no more: whatever ran in it has ended.
+    pub fn forget(&self, container: ContainerId) {
+        lock(&self.hosts).remove(&container);
+    }
+
+    /// Hosts whose lease has run out; each is named once.
+    pub fn lost(&self) -> Vec<ContainerId> {
+        let mut hosts = lock(&self.hosts);
+        let lost: Vec<ContainerId> = hosts
+            .iter()
+            .filter(|(_, host)| host.heard.elapsed() > LEASE)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in &lost {
+            hosts.remove(id);
+        }
+        lost
+    }
+
+    /// Whether something keeps the session from resting: an exec, or, where they count, processes left running.
+    pub fn is_active(&self, container: ContainerId, background_counts: bool) -> bool {
+        lock(&self.hosts).get(&container).is_some_and(|host| {
+            !host.execs.is_empty() || (background_counts && host.background > 0)
+        })
+    }
+
+    /// How many are connected.
+    pub fn connected(&self) -> usize {
+        lock(&self.hosts)
+            .values()
+            .filter(|host| host.connection.is_some())
+            .count()
+    }
+
+    /// Has the host run an exec; its reports come out of the channel.
+    ///
+    /// # Errors
+    /// Where that is not possible now.
+    pub fn run_exec(
+        &self,
+        container: ContainerId,
+        id: Uuid,
+        work: Work,
+    ) -> Result<mpsc::Receiver<Report>, NotRun> {
+        let mut hosts = lock(&self.hosts);
+        let host = hosts.get_mut(&container).ok_or(NotRun::NoHost)?;
+        if host.execs.len() >= EXECS_MAX {
+            return Err(NotRun::TooMany);
+        }
+        let (_, frames) = host.connection.as_ref().ok_or(NotRun::NoHost)?;
+        frames
+            .try_send(ServerFrame::Run(work))
+            .map_err(|_| NotRun::NoHost)?;
+        let (sender, receiver) = mpsc::channel(EXEC_REPORTS);
+        host.execs.insert(id, sender);
+        Ok(receiver)
+    }
+
+    /// The exec has ended, or nobody waits for it any more: then the host is told to end it.
+    pub fn end_exec(&self, container: ContainerId, id: Uuid, cancel: bool) {
+        let mut hosts = lock(&self.hosts);
+        let Some(host) = hosts.get_mut(&container) else {
+            return;
+        };
+        host.execs.remove(&id);
+        if let Some((_, frames)) = host.connection.as_ref().filter(|_| cancel) {
+            // Where it cannot be told now, it is when it comes back: it then names an exec that nobody knows.
+            let _ = frames.try_send(ServerFrame::Cancel(WorkId::Exec(id)));
+        }
+    }
+
+    /// Where reports of this exec go; `None` where nobody waits for them.
+    pub fn exec_reports(&self, container: ContainerId, id: Uuid) -> Option<mpsc::Sender<Report>> {
+        lock(&self.hosts).get(&container)?.execs.get(&id).cloned()
+    }
+
+    /// Changes whenever a host connects.
+    pub fn connections(&self) -> watch::Receiver<u64> {
+        self.connections.subscribe()
+    }
+}

@@ -1,0 +1,366 @@
+//! The server's side of the link to hosts: see [`raworc_core::link`] for what is said.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::time::Duration;
+
+use futures::{FutureExt, SinkExt, StreamExt};
+use raworc_core::ids::{ContainerId, MessageId};
+use raworc_core::limits::FRAME_BYTES_MAX;
+use raworc_core::link::{HostFrame, PROTOCOL, Report, ServerFrame, WorkId};
+use raworc_core::session::{Container, State};
+use raworc_store::sessions::SessionRow;
+use raworc_store::{agents, messages, sessions};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::codec::{Framed, LinesCodec};
+
+use crate::app::Shared;
+use crate::error::Failure;
+use crate::verbs::{observe, store_reports, take_message};
+
+/// A connection says who it is by then.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Reports stored in one go.
+const REPORTS_BATCH: usize = 64;
+
+type Frames = Framed<UnixStream, LinesCodec>;
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("the host went away")]
+    Gone,
+    #[error("the host sent something that is no frame: {0}")]
+    Malformed(String),
+    #[error("refused: {0}")]
+    Refused(&'static str),
+    #[error("{0}")]
+    Failed(#[from] Failure),
+    #[error("the server stops")]
+    Stopping,
+}
+
+impl From<raworc_store::StoreError> for Ended {
+    fn from(error: raworc_store::StoreError) -> Self {
+        Ended::Failed(error.into())
+    }
+}
+
+/// Listens for hosts at `path`. Only the containers' root may connect, so that agents cannot speak for their host.
+///
+/// # Errors
+/// Where the socket cannot be made.
+pub fn listen(path: &Path, owner: Option<u32>) -> std::io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    if owner.is_some() {
+        chown(path, owner, owner)?;
+    }
+    Ok(listener)
+}
+
+/// Accepts hosts until the server stops.
+pub async fn accept(app: Shared, listener: UnixListener) {
+    loop {
+        let accepted = tokio::select! {
+            () = app.stopping.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                tokio::spawn(serve(app.clone(), stream));
+            }
+            Err(error) => {
+                tracing::error!(%error, "a host could not be accepted");
+                // Out of descriptors, most likely: give others time to close theirs.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve(app: Shared, stream: UnixStream) {
+    let mut frames = Framed::new(stream, LinesCodec::new_with_max_length(FRAME_BYTES_MAX));
+    let (container, works) = match hello(&app, &mut frames).await {
+        Ok(hello) => hello,
+        Err(ended) => {
+            if let Ended::Refused(code) = ended {
+                let _ = send(&mut frames, &ServerFrame::Refused { code: code.into() }).await;
+            }
+            tracing::debug!(%ended, "a host was not let in");
+            return;
+        }
+    };
+    let (number, outgoing) = app.hosts.connect(container);
+    let mut link = Link {
+        app: app.clone(),
+        container,
+        frames,
+        polled: false,
+        cancelled: BTreeSet::new(),
+    };
+    let ended = link.run(works, outgoing).await;
+    app.hosts.disconnect(container, number);
+    match ended {
+        Err(Ended::Gone | Ended::Stopping) | Ok(()) => {
+            tracing::debug!(%container, "a host's connection ended")
+        }
+        Err(ended) => tracing::warn!(%container, %ended, "a host's connection ended"),
+    }
+}
+
+async fn hello(app: &Shared, frames: &mut Frames) -> Result<(ContainerId, Vec<WorkId>), Ended> {
+    let first = tokio::time::timeout(HELLO_TIMEOUT, receive(frames))
+        .await
+        .map_err(|_| Ended::Gone)??;
+    let HostFrame::Hello {
+        protocol,
+        token,
+        works,
+    } = first
+    else {
+        return Err(Ended::Malformed("the first frame is not a hello".into()));
+    };
+    if protocol != PROTOCOL {
+        return Err(Ended::Refused("unknown_protocol"));
+    }
+    let container = app
+        .host_tokens
+        .check(&token)
+        .ok_or(Ended::Refused("unknown_token"))?;
+    let row = load(app, container).await?;
+    send(
+        frames,
+        &ServerFrame::Welcome {
+            received: row.host_received,
+        },
+    )
+    .await?;
+    Ok((container, works))
+}
+
+/// The session, where this container is its current one.
+async fn load(app: &Shared, container: ContainerId) -> Result<SessionRow, Ended> {
+    let mut connection = app.store.read().await?;
+    let row = sessions::find(&mut connection, container.session)
+        .await?
+        .ok_or(Ended::Refused("unknown_token"))?;
+    let is_current = row.machine.generation == container.generation;
+    if is_current && matches!(row.machine.container, Container::Starting | Container::Up) {
+        Ok(row)
+    } else {
+        Err(Ended::Refused("fenced"))
+    }
+}
+
+async fn receive(frames: &mut Frames) -> Result<HostFrame, Ended> {
+    match frames.next().await {
+        Some(Ok(line)) => parse(&line),
+        Some(Err(error)) => Err(Ended::Malformed(error.to_string())),
+        None => Err(Ended::Gone),
+    }
+}
+
+fn parse(line: &str) -> Result<HostFrame, Ended> {
+    serde_json::from_str(line).map_err(|error| Ended::Malformed(error.to_string()))
+}
+
+async fn send(frames: &mut Frames, frame: &ServerFrame) -> Result<(), Ended> {
+    let line = serde_json::to_string(frame).map_err(|error| Ended::Malformed(error.to_string()))?;
+    frames.send(line).await.map_err(|_| Ended::Gone)
+}
+
+struct Link {
+    app: Shared,
+    container: ContainerId,
+    frames: Frames,
+    /// The host waits for a message.
+    polled: bool,
+    /// Messages it was told to end.
+    cancelled: BTreeSet<MessageId>,
+}
+
+impl Link {
+    async fn run(
+        &mut self,
+        works: Vec<WorkId>,
+        mut outgoing: tokio::sync::mpsc::Receiver<ServerFrame>,
+    ) -> Result<(), Ended> {
+        let mut changes = self.app.hub.subscribe(self.container.session);
+        self.cancel_unknown(works).await?;
+        self.look().await?;
+        let stopping = self.app.stopping.clone();
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return Err(Ended::Stopping),
+                frame = receive(&mut self.frames) => self.handle(frame?).await?,
+                frame = outgoing.recv() => match frame {
+                    Some(frame) => send(&mut self.frames, &frame).await?,
+                    // A newer connection of the same host took over.
+                    None => return Ok(()),
+                },
+                changed = changes.changed() => {
+                    changed.map_err(|_| Ended::Stopping)?;
+                    self.look().await?;
+                }
+            }
+        }
+    }
+
+    /// Ends work that the host still does but that nobody wants any more.
+    async fn cancel_unknown(&mut self, works: Vec<WorkId>) -> Result<(), Ended> {
+        let running = load(&self.app, self.container)
+            .await?
+            .machine
+            .running
+            .map(|running| running.message);
+        for work in works {
+            let wanted = match work {
+                WorkId::Message(id) => running == Some(id),
+                WorkId::Exec(id) => self.app.hosts.exec_reports(self.container, id).is_some(),
+            };
+            if !wanted {
+                send(&mut self.frames, &ServerFrame::Cancel(work)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle(&mut self, frame: HostFrame) -> Result<(), Ended> {
+        self.app.hosts.heard(self.container, None);
+        match frame {
+            HostFrame::Hello { .. } => Err(Ended::Malformed("a second hello".into())),
+            HostFrame::Heartbeat {
+                background_processes,
+            } => {
+                self.app
+                    .hosts
+                    .heard(self.container, Some(background_processes));
+                Ok(())
+            }
+            HostFrame::Poll => self.poll().await,
+            HostFrame::Report { n, report } => self.reports(n, report).await,
+        }
+    }
+
+    /// Stores this report together with those that have arrived behind it.
+    async fn reports(&mut self, n: u64, report: Report) -> Result<(), Ended> {
+        let mut batch = vec![(n, report)];
+        let mut next = None;
+        while batch.len() < REPORTS_BATCH {
+            let Some(line) = self.frames.next().now_or_never() else {
+                break;
+            };
+            match line {
+                Some(Ok(line)) => match parse(&line)? {
+                    HostFrame::Report { n, report } => batch.push((n, report)),
+                    other => {
+                        next = Some(other);
+                        break;
+                    }
+                },
+                Some(Err(error)) => return Err(Ended::Malformed(error.to_string())),
+                None => return Err(Ended::Gone),
+            }
+        }
+        let last = batch.last().map_or(n, |(n, _)| *n);
+        let (of_message, of_execs): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|(_, report)| {
+                let (Report::Output { work, .. } | Report::Finished { work, .. }) = report;
+                matches!(work, WorkId::Message(_))
+            });
+        for (_, report) in of_execs {
+            self.pass_on(report).await;
+        }
+        if !of_message.is_empty() {
+            store_reports::store_reports(&self.app, self.container, of_message).await?;
+        }
+        send(&mut self.frames, &ServerFrame::Ack { n: last }).await?;
+        match next {
+            Some(frame) => Box::pin(self.handle(frame)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn pass_on(&self, report: Report) {
+        let (Report::Output { work, .. } | Report::Finished { work, .. }) = &report;
+        if let WorkId::Exec(id) = work
+            && let Some(sink) = self.app.hosts.exec_reports(self.container, *id)
+        {
+            // Whoever asked may have gone; then nobody misses it.
+            let _ = sink.send(report).await;
+        }
+    }
+
+    /// The host wants a message: it is READY, or it never got the one it is to work on.
+    async fn poll(&mut self) -> Result<(), Ended> {
+        let row = load(&self.app, self.container).await?;
+        if let (State::Busy, Some(running)) = (row.machine.state, row.machine.running) {
+            return self.send_again(&row, running.message).await;
+        }
+        let is_ready = row.machine.state == State::Ready && row.machine.container == Container::Up;
+        if !is_ready && !observe::host_polled(&self.app, self.container).await? {
+            return Err(Ended::Refused("fenced"));
+        }
+        self.polled = true;
+        self.look().await
+    }
+
+    /// The message was given to the host just before the connection or the server broke, and did not arrive.
+    async fn send_again(&mut self, row: &SessionRow, id: MessageId) -> Result<(), Ended> {
+        let mut connection = self.app.store.read().await?;
+        let message = messages::find(&mut connection, row.id, id).await?;
+        let agents = agents::of_session(&mut connection, row.id).await?;
+        drop(connection);
+        let Some(message) = message else {
+            return Ok(());
+        };
+        let agent = match &message.agent {
+            Some(name) => agents.iter().find(|agent| agent.definition.name == *name),
+            None => agents.first(),
+        };
+        if let Some(agent) = agent.or(agents.first()) {
+            let work = take_message::work(row, &message, agent);
+            send(&mut self.frames, &ServerFrame::Run(work)).await?;
+        }
+        Ok(())
+    }
+
+    /// Something may have changed: a message to work on, or one to end.
+    async fn look(&mut self) -> Result<(), Ended> {
+        let mut connection = self.app.store.read().await?;
+        let row = sessions::find(&mut connection, self.container.session)
+            .await?
+            .ok_or(Ended::Gone)?;
+        if row.machine.generation != self.container.generation {
+            return Err(Ended::Refused("fenced"));
+        }
+        if let Some(running) = row.machine.running
+            && !self.cancelled.contains(&running.message)
+            && let Some(message) = messages::find(&mut connection, row.id, running.message).await?
+            && message.cancel_wanted
+        {
+            self.cancelled.insert(message.id);
+            send(
+                &mut self.frames,
+                &ServerFrame::Cancel(WorkId::Message(message.id)),
+            )
+            .await?;
+        }
+        drop(connection);
+        if self.polled
+            && row.machine.state == State::Ready
+            && row.machine.queued > 0
+            && let Some(work) = take_message::take_message(&self.app, self.container).await?
+        {
+            self.polled = false;
+            send(&mut self.frames, &ServerFrame::Run(work)).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,192 @@
+//! Starts and stops containers as the sessions' records want it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use raworc_core::ids::{ContainerId, SessionId};
+use raworc_core::limits::STOP_GRACE;
+use raworc_core::session::Container;
+use raworc_runtime::{ContainerSpec, ExitReason, Resources, RuntimeError};
+use raworc_store::sessions::{self, SessionRow};
+use tokio::sync::Semaphore;
+
+use crate::app::Shared;
+use crate::error::Failure;
+use crate::hub::lock;
+use crate::verbs::observe;
+
+/// Containers being started or stopped at the same time.
+const AT_ONCE: usize = 16;
+/// Wait before something that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Default)]
+struct InFlight {
+    sessions: HashSet<SessionId>,
+    /// Changed while in flight: to be looked at again.
+    again: HashSet<SessionId>,
+    /// Containers that were started, so that a change of something else does not start them again.
+    started: HashMap<SessionId, u32>,
+}
+
+/// Runs until the server stops.
+pub async fn run(app: Shared) {
+    let in_flight = Arc::new(Mutex::new(InFlight::default()));
+    let slots = Arc::new(Semaphore::new(AT_ONCE));
+    match wanted(&app).await {
+        Ok(wanted) => wanted.into_iter().for_each(|id| app.hub.look_again(id)),
+        Err(error) => tracing::error!(%error, "the containers that are wanted could not be read"),
+    }
+    loop {
+        let changed = tokio::select! {
+            () = app.stopping.cancelled() => return,
+            changed = app.hub.next_changed() => changed,
+        };
+        for session in changed {
+            let mut state = lock(&in_flight);
+            if state.sessions.insert(session) {
+                tokio::spawn(look_after(
+                    app.clone(),
+                    session,
+                    Arc::clone(&in_flight),
+                    Arc::clone(&slots),
+                ));
+            } else {
+                state.again.insert(session);
+            }
+        }
+    }
+}
+
+async fn wanted(app: &Shared) -> Result<Vec<SessionId>, Failure> {
+    let mut connection = app.store.read().await?;
+    Ok(sessions::with_wanted_container(&mut connection).await?)
+}
+
+async fn look_after(
+    app: Shared,
+    session: SessionId,
+    in_flight: Arc<Mutex<InFlight>>,
+    slots: Arc<Semaphore>,
+) {
+    loop {
+        if let Err(error) = look(&app, session, &in_flight, &slots).await {
+            tracing::error!(%session, %error, "a container could not be looked after; trying again");
+            tokio::select! {
+                () = app.stopping.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => lock(&in_flight).again.insert(session),
+            };
+        }
+        let mut state = lock(&in_flight);
+        if !state.again.remove(&session) {
+            state.sessions.remove(&session);
+            return;
+        }
+    }
+}
+
+/// Why a container is not yet as it is wanted.
+#[derive(Debug, thiserror::Error)]
+enum NotYet {
+    #[error(transparent)]
+    Failure(#[from] Failure),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error("the workspace could not be made: {0}")]
+    Workspace(std::io::Error),
+}
+
+async fn look(
+    app: &Shared,
+    session: SessionId,
+    in_flight: &Mutex<InFlight>,
+    slots: &Semaphore,
+) -> Result<(), NotYet> {
+    let row = {
+        let mut connection = app.store.read().await.map_err(Failure::from)?;
+        sessions::find(&mut connection, session)
+            .await
+            .map_err(Failure::from)?
+    };
+    let Some(row) = row else { return Ok(()) };
+    let container = ContainerId {
+        session,
+        generation: row.machine.generation,
+    };
+    match row.machine.container {
+        Container::None | Container::Up => Ok(()),
+        Container::Starting => {
+            if lock(in_flight).started.get(&session) == Some(&container.generation) {
+                return Ok(());
+            }
+            let _slot = slots.acquire().await;
+            start(app, &row, container).await?;
+            lock(in_flight)
+                .started
+                .insert(session, container.generation);
+            Ok(())
+        }
+        Container::Stopping => {
+            let _slot = slots.acquire().await;
+            app.runtime.stop(container, STOP_GRACE).await?;
+            lock(in_flight).started.remove(&session);
+            app.hosts.forget(container);
+            observe::container_gone(app, container, ExitReason::Unknown).await?;
+            Ok(())
+        }
+    }
+}
+
+async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result<(), NotYet> {
+    let workspaces = app.workspaces.clone();
+    let session = row.id;
+    tokio::task::spawn_blocking(move || workspaces.create(session))
+        .await
+        .map_err(|error| NotYet::Workspace(std::io::Error::other(error)))?
+        .map_err(NotYet::Workspace)?;
+    let spec = ContainerSpec {
+        id: container,
+        workspace: app.workspaces.path(row.id),
+        resources: Resources {
+            cpu: row.settings.cpu,
+            memory_bytes: row.settings.memory.0,
+            pids: row.settings.pids,
+        },
+        token: app.host_tokens.make(container),
+        hostname: hostname(row),
+    };
+    let begun = std::time::Instant::now();
+    match app.runtime.start(&spec).await {
+        Ok(()) => {
+            app.metrics.container_start(begun.elapsed());
+            tracing::debug!(%container, took = ?begun.elapsed(), "a container was started");
+            Ok(())
+        }
+        Err(RuntimeError::Start(message) | RuntimeError::Other(message)) => {
+            tracing::warn!(%container, message, "a container could not be started");
+            let told = "the container could not be started; the server's log says why".to_owned();
+            observe::start_failed(app, container, told).await?;
+            Ok(())
+        }
+        Err(error @ RuntimeError::Unavailable(_)) => Err(error.into()),
+    }
+}
+
+/// The session's name as far as it can be one for a machine (RFC 1123), or its id.
+fn hostname(row: &SessionRow) -> String {
+    let allowed = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_lowercase()
+        } else {
+            '-'
+        }
+    };
+    let name: String = row.name.chars().map(allowed).take(63).collect();
+    let name = name.trim_matches('-');
+    if name.is_empty() {
+        row.id.to_string()
+    } else {
+        name.to_owned()
+    }
+}

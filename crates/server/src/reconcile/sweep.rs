@@ -1,0 +1,86 @@
+//! Compares what is there with what is meant to be there: at start, and from time to time.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use raworc_core::ids::ContainerId;
+use raworc_core::limits::STOP_GRACE;
+use raworc_runtime::ExitReason;
+use raworc_store::{idempotency, sessions};
+
+use crate::app::Shared;
+use crate::error::Failure;
+use crate::verbs::observe;
+
+/// Time between two sweeps.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// How long an `Idempotency-Key` is remembered.
+const KEYS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Runs until the server stops.
+pub async fn run(app: Shared) {
+    loop {
+        tokio::select! {
+            () = app.stopping.cancelled() => return,
+            () = tokio::time::sleep(INTERVAL) => {}
+        }
+        if let Err(error) = once(&app).await {
+            tracing::error!(%error, "a sweep failed; the next one tries again");
+        }
+    }
+}
+
+/// One sweep.
+///
+/// # Errors
+/// Where the records or the runtime fail; whatever was not done is done by the next one.
+pub async fn once(app: &Shared) -> Result<(), Failure> {
+    let before = meant_to_be(app).await?;
+    let there: BTreeSet<ContainerId> = match app.runtime.list().await {
+        Ok(list) => list.into_iter().collect(),
+        Err(error) => {
+            tracing::warn!(%error, "the containers could not be listed");
+            return Ok(());
+        }
+    };
+    // One that came to be wanted after the first look is no orphan, one that was listed before it was wanted cannot be.
+    let after = meant_to_be(app).await?;
+    for orphan in there.difference(&after) {
+        tracing::info!(container = %orphan, "removing a container that no session owns");
+        if let Err(error) = app.runtime.stop(*orphan, STOP_GRACE).await {
+            tracing::warn!(container = %orphan, %error, "it could not be removed; the next sweep tries again");
+        }
+    }
+    for missing in before.difference(&there) {
+        if is_up(app, *missing).await? {
+            app.hosts.forget(*missing);
+            observe::container_gone(app, *missing, ExitReason::Unknown).await?;
+        }
+    }
+    let until = app.now() - KEYS_KEPT;
+    app.store
+        .write(move |transaction| {
+            Box::pin(async move {
+                idempotency::prune(transaction.connection(), until).await?;
+                Ok::<_, Failure>(())
+            })
+        })
+        .await
+}
+
+async fn meant_to_be(app: &Shared) -> Result<BTreeSet<ContainerId>, Failure> {
+    let mut connection = app.store.read().await?;
+    Ok(sessions::containers(&mut connection)
+        .await?
+        .into_iter()
+        .collect())
+}
+
+async fn is_up(app: &Shared, container: ContainerId) -> Result<bool, Failure> {
+    let mut connection = app.store.read().await?;
+    let row = sessions::find(&mut connection, container.session).await?;
+    Ok(row.is_some_and(|row| {
+        row.machine.generation == container.generation
+            && row.machine.container == raworc_core::session::Container::Up
+    }))
+}

@@ -1,0 +1,105 @@
+//! `/agents`
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use raworc_api::agent::{Agent, AgentDefinition};
+use raworc_api::page::Page;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::problems::Problems;
+use super::system::PageQuery;
+use crate::app::Shared;
+use crate::error::Failure;
+use crate::extract::{Caller, Json, Path, Query, etag, if_match};
+use crate::verbs::agents;
+use crate::verbs::check::page_limit;
+use crate::view;
+
+pub(super) fn routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(get, update, delete))
+}
+
+/// Register an agent.
+#[utoipa::path(post, path = "/agents", tag = "agents", request_body = AgentDefinition,
+    responses((status = 201, body = Agent), Problems))]
+async fn create(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    Json(body): Json<AgentDefinition>,
+) -> Result<Response, Failure> {
+    let row = agents::create(&app, &actor, body).await?;
+    Ok((
+        StatusCode::CREATED,
+        etag(row.version),
+        axum::Json(view::agent(row)),
+    )
+        .into_response())
+}
+
+/// List agents by name.
+#[utoipa::path(get, path = "/agents", tag = "agents", params(PageQuery),
+    responses((status = 200, body = Page<Agent>), Problems))]
+async fn list(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    Query(query): Query<PageQuery>,
+) -> Result<axum::Json<Page<Agent>>, Failure> {
+    let limit = page_limit(query.limit)?;
+    let rows = agents::list(
+        &app,
+        &actor,
+        query.cursor.as_deref().unwrap_or_default(),
+        limit + 1,
+    )
+    .await?;
+    let (rows, next_cursor) = query.cut(rows, limit, |row| row.definition.name.clone());
+    Ok(axum::Json(Page {
+        items: rows.into_iter().map(view::agent).collect(),
+        next_cursor,
+    }))
+}
+
+/// Get an agent.
+#[utoipa::path(get, path = "/agents/{id}", tag = "agents",
+    params(("id" = String, Path, description = "Id or name")), responses((status = 200, body = Agent), Problems))]
+async fn get(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    Path(id): Path<String>,
+) -> Result<Response, Failure> {
+    let row = agents::get(&app, &actor, &id).await?;
+    Ok((etag(row.version), axum::Json(view::agent(row))).into_response())
+}
+
+/// Replace an agent's definition; used from the next message on.
+#[utoipa::path(put, path = "/agents/{id}", tag = "agents", request_body = AgentDefinition,
+    params(("id" = String, Path, description = "Id or name"),
+           ("If-Match" = Option<String>, Header, description = "Only where this is still its ETag")),
+    responses((status = 200, body = Agent), Problems))]
+async fn update(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    Json(body): Json<AgentDefinition>,
+) -> Result<Response, Failure> {
+    let row = agents::update(&app, &actor, id, body, if_match(&headers)?).await?;
+    Ok((etag(row.version), axum::Json(view::agent(row))).into_response())
+}
+
+/// Remove an agent that no session uses.
+#[utoipa::path(delete, path = "/agents/{id}", tag = "agents",
+    params(("id" = String, Path, description = "Id or name")),
+    responses((status = 204, description = "It is gone"), Problems))]
+async fn delete(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Failure> {
+    agents::delete(&app, &actor, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

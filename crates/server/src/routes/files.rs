@@ -1,0 +1,135 @@
+//! `/sessions/{id}/files`
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures::TryStreamExt;
+use raworc_api::workspace::{FileEntry, FileKind, Listing};
+use raworc_workspace::{Entry, Found, Kind};
+use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::problems::Problems;
+use crate::app::Shared;
+use crate::error::Failure;
+use crate::extract::{Caller, Path};
+use crate::verbs::files;
+
+/// Says whether an answer is a `file` or a `directory`.
+const KIND: HeaderName = HeaderName::from_static("raworc-kind");
+
+pub(super) fn routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(root))
+        .routes(routes!(get, put, delete))
+}
+
+/// List the workspace.
+#[utoipa::path(get, path = "/sessions/{id}/files", tag = "workspace",
+    params(("id" = String, Path, description = "Id or name")),
+    responses((status = 200, body = Listing), Problems))]
+async fn root(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    Path(id): Path<String>,
+) -> Result<Response, Failure> {
+    show(
+        String::new(),
+        files::look(&app, &actor, &id, String::new()).await?,
+    )
+}
+
+/// Read a file, or list a directory, of the workspace.
+#[utoipa::path(get, path = "/sessions/{id}/files/{*path}", tag = "workspace",
+    params(("id" = String, Path, description = "Id or name"), ("path" = String, Path)),
+    responses((status = 200, content((Vec<u8> = "application/octet-stream"), (Listing = "application/json")),
+               headers(("Raworc-Kind" = String, description = "`file` or `directory`"))), Problems))]
+async fn get(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    Path((id, path)): Path<(String, String)>,
+) -> Result<Response, Failure> {
+    show(path.clone(), files::look(&app, &actor, &id, path).await?)
+}
+
+/// Write a file; directories on the way are made. It appears whole or not at all.
+#[utoipa::path(put, path = "/sessions/{id}/files/{*path}", tag = "workspace",
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    params(("id" = String, Path, description = "Id or name"), ("path" = String, Path)),
+    responses((status = 201, description = "The file is new"), (status = 204, description = "It was replaced"),
+              Problems))]
+async fn put(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    Path((id, path)): Path<(String, String)>,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    let stream = body.into_data_stream().map_err(std::io::Error::other);
+    let reader = SyncIoBridge::new(StreamReader::new(stream));
+    let is_new = files::write(&app, &actor, &id, path, reader).await?;
+    Ok(if is_new {
+        StatusCode::CREATED
+    } else {
+        StatusCode::NO_CONTENT
+    })
+}
+
+/// Remove a file, or a directory with all that is in it.
+#[utoipa::path(delete, path = "/sessions/{id}/files/{*path}", tag = "workspace",
+    params(("id" = String, Path, description = "Id or name"), ("path" = String, Path)),
+    responses((status = 204, description = "It is gone"), Problems))]
+async fn delete(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    Path((id, path)): Path<(String, String)>,
+) -> Result<StatusCode, Failure> {
+    files::remove(&app, &actor, &id, path).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn show(path: String, found: Found) -> Result<Response, Failure> {
+    match found {
+        Found::Directory(entries, truncated) => {
+            let entries = entries.into_iter().map(entry).collect();
+            Ok((
+                [(KIND, "directory")],
+                axum::Json(Listing {
+                    path,
+                    entries,
+                    truncated,
+                }),
+            )
+                .into_response())
+        }
+        Found::File(file, size) => {
+            // A file that grows while it is read is cut where it ended when it was opened.
+            let reader = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), size);
+            let headers = [
+                (KIND, "file".to_owned()),
+                (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+                (header::CONTENT_LENGTH, size.to_string()),
+                (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+            ];
+            Ok((headers, Body::from_stream(ReaderStream::new(reader))).into_response())
+        }
+    }
+}
+
+fn entry(entry: Entry) -> FileEntry {
+    FileEntry {
+        name: entry.name,
+        kind: match entry.kind {
+            Kind::File => FileKind::File,
+            Kind::Directory => FileKind::Directory,
+            Kind::Symlink => FileKind::Symlink,
+            Kind::Other => FileKind::Other,
+        },
+        size: entry.size,
+        mode: entry.mode,
+        modified_at: jiff::Timestamp::try_from(entry.modified)
+            .unwrap_or(jiff::Timestamp::UNIX_EPOCH),
+        target: entry.target,
+    }
+}

@@ -1,0 +1,225 @@
+//! The registry of agents.
+
+use raworc_api::agent::AgentDefinition;
+use raworc_api::problem::Code;
+use raworc_core::ids::AgentId;
+use raworc_core::limits::MESSAGE_BYTES_MAX;
+use raworc_core::names;
+use raworc_core::permissions::{Action, Actor};
+use raworc_core::time::Time;
+use raworc_store::agents::{self, AgentRow};
+use raworc_store::{StoreError, audit};
+use uuid::Uuid;
+
+use super::check::Checks;
+use super::create_session::DEFAULT_AGENT;
+use super::update_session::stale;
+use crate::app::{Shared, permit};
+use crate::error::Failure;
+
+/// Longest `timeout_seconds` of an agent: a day.
+const TIMEOUT_SECONDS_MAX: u64 = 24 * 3600;
+
+/// The agents that come with Raworc.
+pub fn builtin(now: Time) -> Vec<AgentRow> {
+    vec![AgentRow {
+        id: AgentId(Uuid::now_v7()),
+        definition: AgentDefinition {
+            name: DEFAULT_AGENT.into(),
+            description: "Runs each message as a shell script in the workspace".into(),
+            ..AgentDefinition::default()
+        },
+        builtin: true,
+        version: 1,
+        created_at: now,
+        updated_at: now,
+    }]
+}
+
+/// Registers an agent.
+///
+/// # Errors
+/// 409 where the name is taken, 422 where the definition is wrong.
+pub async fn create(
+    app: &Shared,
+    actor: &Actor,
+    definition: AgentDefinition,
+) -> Result<AgentRow, Failure> {
+    permit(actor, Action::ManageAgents, "agent", &definition.name)?;
+    check(&definition)?;
+    let (actor, now) = (actor.clone(), app.now());
+    let row = AgentRow {
+        id: AgentId(Uuid::now_v7()),
+        definition,
+        builtin: false,
+        version: 1,
+        created_at: now,
+        updated_at: now,
+    };
+    app.store
+        .write(move |transaction| {
+            Box::pin(async move {
+                audit::append(
+                    transaction.connection(),
+                    now,
+                    &actor,
+                    "agent.create",
+                    &row.id.to_string(),
+                )
+                .await?;
+                agents::insert(transaction.connection(), &row)
+                    .await
+                    .map_err(|e| taken(e, &row.definition.name))?;
+                Ok(row)
+            })
+        })
+        .await
+}
+
+/// Replaces an agent's definition.
+///
+/// # Errors
+/// 404, 409, 412 or 422.
+pub async fn update(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: String,
+    definition: AgentDefinition,
+    version: Option<i64>,
+) -> Result<AgentRow, Failure> {
+    permit(actor, Action::ManageAgents, "agent", &id_or_name)?;
+    check(&definition)?;
+    let (actor, now) = (actor.clone(), app.now());
+    app.store
+        .write(move |transaction| {
+            Box::pin(async move {
+                let mut row = changeable(transaction.connection(), &id_or_name).await?;
+                if version.is_some_and(|version| version != row.version) {
+                    return Err(stale());
+                }
+                row.definition = definition;
+                row.updated_at = now;
+                audit::append(
+                    transaction.connection(),
+                    now,
+                    &actor,
+                    "agent.update",
+                    &row.id.to_string(),
+                )
+                .await?;
+                let name = row.definition.name.clone();
+                agents::update(transaction.connection(), &mut row)
+                    .await
+                    .map_err(|e| taken(e, &name))?;
+                Ok(row)
+            })
+        })
+        .await
+}
+
+/// Removes an agent.
+///
+/// # Errors
+/// 409 where sessions still use it.
+pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String) -> Result<(), Failure> {
+    permit(actor, Action::ManageAgents, "agent", &id_or_name)?;
+    let (actor, now) = (actor.clone(), app.now());
+    app.store
+        .write(move |transaction| {
+            Box::pin(async move {
+                let row = changeable(transaction.connection(), &id_or_name).await?;
+                audit::append(transaction.connection(), now, &actor, "agent.delete", &row.id.to_string()).await?;
+                if !agents::delete(transaction.connection(), row.id).await? {
+                    let detail = format!(
+                        "sessions have the agent {:?} assigned (deleted ones count: they can be restored); \
+                         give them others first with PUT /sessions/{{id}}/agents",
+                        row.definition.name
+                    );
+                    return Err(Failure::new(Code::AgentInUse, detail));
+                }
+                Ok(())
+            })
+        })
+        .await
+}
+
+/// One agent.
+///
+/// # Errors
+/// 404.
+pub async fn get(app: &Shared, actor: &Actor, id_or_name: &str) -> Result<AgentRow, Failure> {
+    permit(actor, Action::ReadAgents, "agent", id_or_name)?;
+    let mut connection = app.store.read().await?;
+    agents::find(&mut connection, id_or_name)
+        .await?
+        .ok_or_else(|| Failure::not_found("agent", id_or_name))
+}
+
+/// Agents by name, after the name `after`.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn list(
+    app: &Shared,
+    actor: &Actor,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<AgentRow>, Failure> {
+    permit(actor, Action::ReadAgents, "agent", "")?;
+    let mut connection = app.store.read().await?;
+    Ok(agents::list(&mut connection, after, limit).await?)
+}
+
+async fn changeable(
+    connection: &mut sqlx::AnyConnection,
+    id_or_name: &str,
+) -> Result<AgentRow, Failure> {
+    let row = agents::find(connection, id_or_name)
+        .await?
+        .ok_or_else(|| Failure::not_found("agent", id_or_name))?;
+    if row.builtin {
+        let detail = format!(
+            "the agent {:?} came with Raworc and cannot be changed",
+            row.definition.name
+        );
+        return Err(Failure::new(Code::Forbidden, detail));
+    }
+    Ok(row)
+}
+
+fn taken(error: StoreError, name: &str) -> Failure {
+    match error {
+        StoreError::Conflict => Failure::new(
+            Code::NameTaken,
+            format!("there is an agent {name:?} already; choose another name"),
+        ),
+        error => error.into(),
+    }
+}
+
+fn check(definition: &AgentDefinition) -> Result<(), Failure> {
+    let mut checks = Checks::default();
+    checks.check("name", names::check_handle(&definition.name));
+    for (field, text) in [
+        ("description", &definition.description),
+        ("instructions", &definition.instructions),
+    ] {
+        if text.len() > MESSAGE_BYTES_MAX {
+            checks.fault(
+                field,
+                format!("must have at most {MESSAGE_BYTES_MAX} bytes"),
+            );
+        }
+    }
+    if let Some(model) = &definition.model {
+        checks.check("model", names::check_title(model));
+    }
+    checks.env("config.env", Some(&definition.config.env));
+    checks.range(
+        "config.timeout_seconds",
+        definition.config.timeout_seconds,
+        &(1..=TIMEOUT_SECONDS_MAX),
+    );
+    checks.metadata(Some(&definition.metadata));
+    checks.done()
+}

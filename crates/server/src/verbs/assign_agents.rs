@@ -1,0 +1,57 @@
+//! Change which agents a session has.
+
+use raworc_core::permissions::Actor;
+use raworc_store::agents::{self, AgentRow};
+use raworc_store::audit;
+use serde_json::json;
+
+use super::find::{self, Purpose};
+use crate::app::Shared;
+use crate::change::Change;
+use crate::error::Failure;
+
+/// Makes these the session's agents, from the next message on.
+///
+/// # Errors
+/// 422 where one is not there.
+pub async fn assign_agents(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: String,
+    names: Vec<String>,
+) -> Result<Vec<AgentRow>, Failure> {
+    let (actor, now) = (actor.clone(), app.now());
+    app.store
+        .write(move |transaction| {
+            Box::pin(async move {
+                let row =
+                    find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use)
+                        .await?;
+                let found = find::agents(transaction.connection(), &names).await?;
+                let ids: Vec<_> = found.iter().map(|agent| agent.id).collect();
+                agents::assign(transaction.connection(), row.id, &ids).await?;
+                audit::append(
+                    transaction.connection(),
+                    now,
+                    &actor,
+                    "session.assign",
+                    &row.id.to_string(),
+                )
+                .await?;
+                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                let names: Vec<&str> = found
+                    .iter()
+                    .map(|agent| agent.definition.name.as_str())
+                    .collect();
+                change
+                    .log(
+                        "session.updated",
+                        json!({ "fields": ["agents"], "agents": names }),
+                    )
+                    .await?;
+                change.save().await?;
+                Ok(found)
+            })
+        })
+        .await
+}

@@ -1,0 +1,325 @@
+//! Run a command in a session, beside its conversation.
+
+use std::time::Duration;
+
+use raworc_api::problem::Code;
+use raworc_api::workspace::{Exec, ExecCommand, ExecResult};
+use raworc_core::ids::ContainerId;
+use raworc_core::limits::{
+    EXEC_OUTPUT_BYTES_MAX, EXEC_TIMEOUT_MAX, MESSAGE_BYTES_MAX, START_TIMEOUT,
+};
+use raworc_core::link::{Ending, Program, Report, Stream, WORKSPACE_PATH, Work, WorkId};
+use raworc_core::permissions::Actor;
+use raworc_core::session::{Event, State};
+use raworc_store::audit;
+use raworc_store::sessions::{self, SessionRow};
+use serde_json::json;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::check::Checks;
+use super::find::{self, Purpose};
+use crate::app::Shared;
+use crate::change::Change;
+use crate::error::Failure;
+use crate::hosts::NotRun;
+
+/// Ends an exec that names no timeout.
+const TIMEOUT_SECONDS_DEFAULT: u64 = 60;
+/// Beyond its timeout, what a host gets to report the end.
+const REPORT_GRACE: Duration = Duration::from_secs(10);
+/// Longest list of words, in bytes: what Linux allows one program (`MAX_ARG_STRLEN`).
+const WORDS_BYTES_MAX: usize = 128 * 1024 - 1;
+
+/// Runs a command and answers when it has ended. Wakes a session that rests.
+///
+/// # Errors
+/// 409 where the session's state forbids it, 422 where the body is wrong.
+pub async fn exec(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: String,
+    body: Exec,
+) -> Result<ExecResult, Failure> {
+    check(&body)?;
+    let id = Uuid::now_v7();
+    let session = begin(app, actor, id_or_name, id, shown(&body.command)).await?;
+    let timeout = body.timeout_seconds.unwrap_or(TIMEOUT_SECONDS_DEFAULT);
+    let work = work(&session, id, body, timeout);
+    let (container, reports) = hand_over(app, &session, id, work).await?;
+    let mut guard = Guard {
+        app,
+        container,
+        id,
+        ended: false,
+    };
+    let outcome = tokio::time::timeout(
+        Duration::from_secs(timeout) + REPORT_GRACE,
+        collect(reports),
+    )
+    .await;
+    let result = match outcome {
+        Ok(Some(result)) => {
+            guard.ended = true;
+            result
+        }
+        Ok(None) | Err(_) => {
+            let detail =
+                "the session's container ended while the command ran; see the session's events";
+            return Err(Failure::new(Code::InvalidState, detail));
+        }
+    };
+    drop(guard);
+    end(app, actor, &session, id, &result).await?;
+    Ok(result)
+}
+
+/// Ends the exec when whoever asked for it goes away.
+struct Guard<'a> {
+    app: &'a Shared,
+    container: ContainerId,
+    id: Uuid,
+    ended: bool,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        self.app
+            .hosts
+            .end_exec(self.container, self.id, !self.ended);
+    }
+}
+
+fn check(body: &Exec) -> Result<(), Failure> {
+    let mut checks = Checks::default();
+    match &body.command {
+        ExecCommand::Script(script) if script.is_empty() || script.len() > MESSAGE_BYTES_MAX => {
+            checks.fault(
+                "command",
+                format!("must have 1 to {MESSAGE_BYTES_MAX} bytes"),
+            );
+        }
+        ExecCommand::Words(words) if words.first().is_none_or(String::is_empty) => {
+            checks.fault("command", "must name a program, such as [\"ls\", \"-l\"]");
+        }
+        ExecCommand::Words(words)
+            if words.iter().map(String::len).sum::<usize>() > WORDS_BYTES_MAX =>
+        {
+            checks.fault(
+                "command",
+                format!("must have at most {WORDS_BYTES_MAX} bytes in all"),
+            );
+        }
+        ExecCommand::Script(_) | ExecCommand::Words(_) => {}
+    }
+    let has_nul = match &body.command {
+        ExecCommand::Script(script) => script.contains('\0'),
+        ExecCommand::Words(words) => words.iter().any(|word| word.contains('\0')),
+    };
+    if has_nul {
+        checks.fault("command", "must not contain NUL characters");
+    }
+    if !body.stdin.is_empty() && matches!(body.command, ExecCommand::Script(_)) {
+        checks.fault(
+            "stdin",
+            "goes with a program, not with a script: use [\"bash\", \"-c\", SCRIPT]",
+        );
+    }
+    if body.stdin.len() > MESSAGE_BYTES_MAX {
+        checks.fault(
+            "stdin",
+            format!("must have at most {MESSAGE_BYTES_MAX} bytes"),
+        );
+    }
+    if body
+        .directory
+        .as_ref()
+        .is_some_and(|path| !path.starts_with('/') || path.contains('\0') || path.len() > 4095)
+    {
+        checks.fault(
+            "directory",
+            "must be an absolute path in the container, of at most 4095 bytes",
+        );
+    }
+    checks.env("env", Some(&body.env));
+    checks.range(
+        "timeout_seconds",
+        body.timeout_seconds,
+        &(1..=EXEC_TIMEOUT_MAX.as_secs()),
+    );
+    checks.done()
+}
+
+fn shown(command: &ExecCommand) -> String {
+    let text = match command {
+        ExecCommand::Script(script) => script.clone(),
+        ExecCommand::Words(words) => words.join(" "),
+    };
+    text.chars().take(1024).collect()
+}
+
+async fn begin(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: String,
+    id: Uuid,
+    command: String,
+) -> Result<SessionRow, Failure> {
+    let (actor, now) = (actor.clone(), app.now());
+    app.store
+        .write(move |transaction| {
+            Box::pin(async move {
+                let row =
+                    find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use)
+                        .await?;
+                audit::append(
+                    transaction.connection(),
+                    now,
+                    &actor,
+                    "session.exec",
+                    &row.id.to_string(),
+                )
+                .await?;
+                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                change.step(&Event::Wake).await?;
+                change
+                    .log("exec.started", json!({ "exec_id": id, "command": command }))
+                    .await?;
+                Ok(change.save().await?)
+            })
+        })
+        .await
+}
+
+fn work(session: &SessionRow, id: Uuid, body: Exec, timeout_seconds: u64) -> Work {
+    let mut env = session.settings.env.clone();
+    env.extend(body.env);
+    env.insert("RAWORC_SESSION_ID".into(), session.id.to_string());
+    env.insert("RAWORC_SESSION_NAME".into(), session.name.clone());
+    let program = match body.command {
+        ExecCommand::Script(script) => Program::Shell { script },
+        ExecCommand::Words(argv) => Program::Command {
+            argv,
+            stdin: body.stdin,
+        },
+    };
+    Work {
+        id: WorkId::Exec(id),
+        program,
+        env,
+        directory: body.directory.unwrap_or_else(|| WORKSPACE_PATH.to_owned()),
+        timeout_seconds: Some(timeout_seconds),
+        output_bytes_max: EXEC_OUTPUT_BYTES_MAX,
+    }
+}
+
+/// Waits for the session's host and gives it the work.
+async fn hand_over(
+    app: &Shared,
+    session: &SessionRow,
+    id: Uuid,
+    work: Work,
+) -> Result<(ContainerId, mpsc::Receiver<Report>), Failure> {
+    let mut changes = app.hub.subscribe(session.id);
+    let mut connections = app.hosts.connections();
+    let deadline = tokio::time::Instant::now() + START_TIMEOUT;
+    loop {
+        let row = {
+            let mut connection = app.store.read().await?;
+            sessions::find(&mut connection, session.id).await?
+        };
+        let row = row.ok_or_else(|| Failure::not_found("session", &session.id.to_string()))?;
+        let container = ContainerId {
+            session: row.id,
+            generation: row.machine.generation,
+        };
+        match row.machine.state {
+            State::Ready | State::Busy => match app.hosts.run_exec(container, id, work.clone()) {
+                Ok(reports) => return Ok((container, reports)),
+                Err(NotRun::TooMany) => {
+                    let detail =
+                        "too many commands run in this session already; wait for one to end";
+                    return Err(Failure::new(Code::Busy, detail));
+                }
+                Err(NotRun::NoHost) => {}
+            },
+            State::Error if row.machine.due_at.is_none() => {
+                return Err(raworc_core::session::Refused::GivenUp.into());
+            }
+            State::Init | State::Idle | State::Error => {}
+        }
+        tokio::select! {
+            _ = changes.changed() => {}
+            _ = connections.changed() => {}
+            () = tokio::time::sleep_until(deadline) => {
+                let detail = "the session's container did not become ready in time; see the session's state and error";
+                return Err(Failure::new(Code::Unavailable, detail));
+            }
+        }
+    }
+}
+
+async fn collect(mut reports: mpsc::Receiver<Report>) -> Option<ExecResult> {
+    let (mut stdout, mut stderr) = (String::new(), String::new());
+    while let Some(report) = reports.recv().await {
+        match report {
+            Report::Output {
+                stream: Stream::Stdout,
+                text,
+                ..
+            } => stdout.push_str(&text),
+            Report::Output {
+                stream: Stream::Stderr,
+                text,
+                ..
+            } => stderr.push_str(&text),
+            Report::Finished {
+                ending,
+                duration_micros,
+                dropped_bytes,
+                ..
+            } => {
+                return Some(ExecResult {
+                    exit_code: if let Ending::Exited(code) = ending {
+                        Some(code)
+                    } else {
+                        None
+                    },
+                    signal: if let Ending::Signalled(signal) = ending {
+                        Some(signal)
+                    } else {
+                        None
+                    },
+                    timed_out: ending == Ending::TimedOut,
+                    stdout,
+                    stderr,
+                    duration_seconds: duration_micros as f64 / 1e6,
+                    output_bytes_dropped: dropped_bytes,
+                });
+            }
+        }
+    }
+    None
+}
+
+async fn end(
+    app: &Shared,
+    actor: &Actor,
+    session: &SessionRow,
+    id: Uuid,
+    result: &ExecResult,
+) -> Result<(), Failure> {
+    let (actor, now, session) = (actor.name.clone(), app.now(), session.id);
+    let data = json!({ "exec_id": id, "exit_code": result.exit_code, "duration_seconds": result.duration_seconds });
+    app.store
+        .write(move |transaction| {
+            Box::pin(async move {
+                let mut change = Change::load(transaction, session, now, actor).await?;
+                change.row.machine.last_activity_at = now;
+                change.log("exec.finished", data).await?;
+                change.save().await?;
+                Ok(())
+            })
+        })
+        .await
+}

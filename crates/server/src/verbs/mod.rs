@@ -1,0 +1,18 @@
+//! Verbs: one file each. A verb asks whether the actor may, loads, lets core decide, and records state, events and audit
+//! in one transaction. None of them touches a container: the reconcile loops do, from what was recorded.
+
+pub mod accounts;
+pub mod agents;
+pub mod assign_agents;
+pub mod check;
+pub mod create_session;
+pub mod exec;
+pub mod files;
+pub mod find;
+pub mod idempotent;
+pub mod observe;
+pub mod send_message;
+pub mod store_reports;
+pub mod take_message;
+pub mod update_session;
+pub mod wish;

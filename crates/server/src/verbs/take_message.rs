@@ -1,0 +1,131 @@
+//! Give the next message of a session to its host.
+
+use std::collections::BTreeMap;
+
+use raworc_api::agent::AgentRuntime;
+use raworc_api::message::{MessageError, Status};
+use raworc_core::ids::ContainerId;
+use raworc_core::limits::OUTPUT_BYTES_MAX;
+use raworc_core::link::{Program, WORKSPACE_PATH, Work, WorkId};
+use raworc_core::session::{Event, Running, State};
+use raworc_store::agents::{self, AgentRow};
+use raworc_store::messages::{self, MessageRow};
+use raworc_store::sessions::SessionRow;
+use serde_json::{Map, json};
+
+use crate::app::Shared;
+use crate::change::{Change, SYSTEM};
+use crate::error::Failure;
+
+/// Takes the next message, if one waits and this container may have it: BUSY from then on.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn take_message(app: &Shared, container: ContainerId) -> Result<Option<Work>, Failure> {
+    let now = app.now();
+    app.store
+        .write(move |transaction| {
+            Box::pin(async move {
+                let mut change = Change::load(transaction, container.session, now, SYSTEM).await?;
+                let work = take(&mut change, container).await?;
+                if work.is_some() {
+                    change.save().await?;
+                }
+                Ok(work)
+            })
+        })
+        .await
+}
+
+async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<Work>, Failure> {
+    let machine = &change.row.machine;
+    if machine.generation != container.generation
+        || machine.state != State::Ready
+        || machine.queued == 0
+    {
+        return Ok(None);
+    }
+    let session = change.row.id;
+    let Some(mut message) = messages::queued(change.connection(), session, 1)
+        .await?
+        .pop()
+    else {
+        return Ok(None);
+    };
+    message.attempts += 1;
+    let running = Running {
+        message: message.id,
+        attempt: message.attempts,
+    };
+    change
+        .step(&Event::MessageTaken {
+            generation: container.generation,
+            running,
+        })
+        .await?;
+    let assigned = agents::of_session(change.connection(), session).await?;
+    let agent = match &message.agent {
+        Some(name) => assigned
+            .into_iter()
+            .find(|agent| agent.definition.name == *name),
+        None => assigned.into_iter().next(),
+    };
+    let name = agent.as_ref().map(|agent| agent.definition.name.clone());
+    let data = json!({ "message_id": message.id, "attempt": message.attempts, "agent": name });
+    message.started_seq = Some(change.log("message.started", data).await?);
+    message.status = Status::Processing;
+    messages::update(change.connection(), &message).await?;
+    match agent {
+        Some(agent) => Ok(Some(work(&change.row, &message, &agent))),
+        None => {
+            fail_without_agent(change, container, &mut message).await?;
+            Ok(None)
+        }
+    }
+}
+
+/// The agent that the message names was taken from the session after the message was sent.
+async fn fail_without_agent(
+    change: &mut Change<'_>,
+    container: ContainerId,
+    message: &mut MessageRow,
+) -> Result<(), Failure> {
+    let name = message.agent.as_deref().unwrap_or_default();
+    let error = MessageError {
+        code: "not_started".into(),
+        message: format!(
+            "the session no longer has the agent {name:?}; assign it and send the message again"
+        ),
+    };
+    change
+        .finish_message(message, Status::Failed, Some(error), Map::new())
+        .await?;
+    change
+        .step(&Event::MessageFinished {
+            generation: container.generation,
+            message: message.id,
+        })
+        .await
+}
+
+/// What the host is to do for a message.
+pub fn work(session: &SessionRow, message: &MessageRow, agent: &AgentRow) -> Work {
+    let mut env: BTreeMap<String, String> = session.settings.env.clone();
+    env.extend(agent.definition.config.env.clone());
+    env.insert("RAWORC_SESSION_ID".into(), session.id.to_string());
+    env.insert("RAWORC_SESSION_NAME".into(), session.name.clone());
+    env.insert("RAWORC_MESSAGE_ID".into(), message.id.to_string());
+    let program = match agent.definition.runtime {
+        AgentRuntime::Shell => Program::Shell {
+            script: message.content.clone(),
+        },
+    };
+    Work {
+        id: WorkId::Message(message.id),
+        program,
+        env,
+        directory: WORKSPACE_PATH.to_owned(),
+        timeout_seconds: agent.definition.config.timeout_seconds,
+        output_bytes_max: OUTPUT_BYTES_MAX,
+    }
+}

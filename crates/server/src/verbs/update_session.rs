@@ -1,0 +1,125 @@
+//! Change what a session is like.
+
+use std::time::Duration;
+
+use raworc_api::problem::Code;
+use raworc_api::session::UpdateSession;
+use raworc_core::limits::{TTL_SECONDS, WAITING_TIMEOUT_SECONDS};
+use raworc_core::names;
+use raworc_core::permissions::Actor;
+use raworc_store::audit;
+use raworc_store::sessions::SessionRow;
+use serde_json::json;
+
+use super::check::Checks;
+use super::find::{self, Purpose};
+use crate::app::Shared;
+use crate::change::Change;
+use crate::error::Failure;
+
+/// Changes the fields that the body names. `version` is what the caller believes to be changing (`If-Match`).
+///
+/// # Errors
+/// 412 where the session has changed since; 422 where the body is wrong.
+pub async fn update_session(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: String,
+    body: UpdateSession,
+    version: Option<i64>,
+) -> Result<SessionRow, Failure> {
+    check(&body)?;
+    let (actor, now) = (actor.clone(), app.now());
+    app.store
+        .write(move |transaction| {
+            Box::pin(async move {
+                let row =
+                    find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use)
+                        .await?;
+                if version.is_some_and(|version| version != row.version) {
+                    return Err(stale());
+                }
+                audit::append(
+                    transaction.connection(),
+                    now,
+                    &actor,
+                    "session.update",
+                    &row.id.to_string(),
+                )
+                .await?;
+                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                let fields = apply(&mut change.row, body, now);
+                change
+                    .log("session.updated", json!({ "fields": fields }))
+                    .await?;
+                Ok(change.save().await?)
+            })
+        })
+        .await
+}
+
+/// 412.
+pub fn stale() -> Failure {
+    Failure::new(
+        Code::Stale,
+        "it has changed since the version that If-Match names; GET it again and decide anew",
+    )
+}
+
+fn check(body: &UpdateSession) -> Result<(), Failure> {
+    let mut checks = Checks::default();
+    if let Some(name) = &body.name {
+        checks.check("name", names::check_title(name));
+    }
+    checks.range(
+        "waiting_timeout_seconds",
+        body.waiting_timeout_seconds,
+        &WAITING_TIMEOUT_SECONDS,
+    );
+    checks.range("ttl_seconds", body.ttl_seconds, &TTL_SECONDS);
+    checks.metadata(body.metadata.as_ref());
+    checks.env("env", body.env.as_ref());
+    checks.resources(body.resources.as_ref());
+    checks.done()
+}
+
+fn apply(
+    row: &mut SessionRow,
+    body: UpdateSession,
+    now: raworc_core::time::Time,
+) -> Vec<&'static str> {
+    let mut fields = Vec::new();
+    if let Some(name) = body.name {
+        row.name = name;
+        fields.push("name");
+    }
+    if let Some(seconds) = body.waiting_timeout_seconds {
+        row.machine.waiting_timeout = Duration::from_secs(seconds);
+        fields.push("waiting_timeout_seconds");
+    }
+    if let Some(seconds) = body.ttl_seconds {
+        let ttl = Duration::from_secs(seconds);
+        row.machine.ttl = Some(ttl);
+        row.machine.expires_at = Some(now + ttl);
+        fields.push("ttl_seconds");
+    }
+    if let Some(metadata) = body.metadata {
+        row.settings.metadata = metadata;
+        fields.push("metadata");
+    }
+    if let Some(wanted) = body.resources {
+        row.settings.cpu = wanted.cpu.unwrap_or(row.settings.cpu);
+        row.settings.memory = wanted.memory.unwrap_or(row.settings.memory);
+        row.settings.pids = wanted.pids.unwrap_or(row.settings.pids);
+        fields.push("resources");
+    }
+    if let Some(env) = body.env {
+        row.settings.env = env;
+        fields.push("env");
+    }
+    if let Some(counts) = body.background_activity {
+        row.settings.background_activity = counts;
+        fields.push("background_activity");
+    }
+    fields
+}

@@ -1,0 +1,139 @@
+//! From records to what is shown outside.
+
+use raworc_api::account::{Account, Token};
+use raworc_api::agent::Agent;
+use raworc_api::event::Event;
+use raworc_api::message::Message;
+use raworc_api::session::{AssignedAgent, Resources, Session, SessionError, Usage};
+use raworc_core::time::Time;
+use raworc_store::accounts::{AccountRow, TokenRow};
+use raworc_store::agents::AgentRow;
+use raworc_store::events::EventRow;
+use raworc_store::messages::MessageRow;
+use raworc_store::sessions::SessionRow;
+
+/// A session with its agents.
+pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
+    let machine = row.machine;
+    let show = |at: Option<Time>| at.map(Time::to_timestamp);
+    let restarts_at = show(machine.due_at);
+    Session {
+        id: row.id,
+        name: row.name,
+        starting_prompt: row.starting_prompt,
+        state: machine.state,
+        waiting_timeout_seconds: machine.waiting_timeout.as_secs(),
+        ttl_seconds: machine.ttl.map(|ttl| ttl.as_secs()),
+        created_by: row.owner_name,
+        agents: agents.into_iter().map(assigned).collect(),
+        metadata: row.settings.metadata,
+        resources: Resources {
+            cpu: row.settings.cpu,
+            memory: row.settings.memory,
+            pids: row.settings.pids,
+        },
+        env: row.settings.env,
+        background_activity: row.settings.background_activity,
+        parent_session_id: row.parent_id,
+        generation: machine.generation,
+        error: machine
+            .error
+            .filter(|_| machine.state == raworc_core::session::State::Error)
+            .map(|fault| SessionError {
+                code: fault.code,
+                message: fault.message,
+                restarts_at,
+            }),
+        queued_messages: machine.queued,
+        last_seq: row.last_seq,
+        usage: Usage {
+            messages: row.messages_ended,
+            busy_seconds: row.busy_micros as f64 / 1e6,
+        },
+        created_at: row.created_at.to_timestamp(),
+        updated_at: row.updated_at.to_timestamp(),
+        started_at: show(machine.started_at),
+        last_activity_at: machine.last_activity_at.to_timestamp(),
+        expires_at: show(machine.expires_at),
+        paused_at: show(machine.paused_at),
+        terminated_at: show(machine.terminated.map(|termination| termination.at)),
+        termination_reason: machine.terminated.map(|termination| termination.reason),
+        deleted_at: show(machine.deleted_at),
+    }
+}
+
+/// An agent as a session lists it.
+pub fn assigned(row: AgentRow) -> AssignedAgent {
+    AssignedAgent {
+        id: row.id,
+        name: row.definition.name,
+        model: row.definition.model,
+    }
+}
+
+/// An agent.
+pub fn agent(row: AgentRow) -> Agent {
+    Agent {
+        id: row.id,
+        definition: row.definition,
+        builtin: row.builtin,
+        created_at: row.created_at.to_timestamp(),
+        updated_at: row.updated_at.to_timestamp(),
+    }
+}
+
+/// A message.
+pub fn message(row: MessageRow) -> Message {
+    Message {
+        id: row.id,
+        seq: row.seq,
+        session_id: row.session_id,
+        role: row.role,
+        content: row.content,
+        agent: row.agent,
+        status: row.status,
+        reply_to: row.reply_to,
+        attempts: row.attempts,
+        error: row.error,
+        created_at: row.created_at.to_timestamp(),
+        finished_at: row.finished_at.map(Time::to_timestamp),
+        usage: row.usage,
+        metadata: row.metadata,
+    }
+}
+
+/// An event.
+pub fn event(row: EventRow) -> Event {
+    Event {
+        seq: row.seq,
+        session_id: row.session_id,
+        kind: row.kind,
+        at: row.at.to_timestamp(),
+        actor: row.actor,
+        generation: row.generation,
+        data: row.data,
+    }
+}
+
+/// An account.
+pub fn account(row: AccountRow) -> Account {
+    Account {
+        id: row.id,
+        name: row.name,
+        role: row.role,
+        created_at: row.created_at.to_timestamp(),
+        closed_at: row.closed_at.map(Time::to_timestamp),
+    }
+}
+
+/// A token's record.
+pub fn token(row: TokenRow) -> Token {
+    Token {
+        id: row.id,
+        account_id: row.account_id,
+        name: row.name,
+        created_at: row.created_at.to_timestamp(),
+        expires_at: row.expires_at.map(Time::to_timestamp),
+        revoked_at: row.revoked_at.map(Time::to_timestamp),
+    }
+}
