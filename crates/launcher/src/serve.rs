@@ -225,8 +225,11 @@ fn send(socket: &OwnedFd, event: &Event) -> Result<(), String> {
     }
 }
 
+/// What was sent, and the descriptor that came with it.
+type Packet = (Vec<u8>, Option<OwnedFd>);
+
 /// The next packet and the descriptor in it, or `None` when the other end has closed.
-fn receive(socket: &OwnedFd) -> Result<Option<(Vec<u8>, Option<OwnedFd>)>, String> {
+fn receive(socket: &OwnedFd) -> Result<Option<Packet>, String> {
     let mut packet = vec![0; PACKET_BYTES_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

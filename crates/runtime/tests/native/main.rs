@@ -1,4 +1,8 @@
 //! The native runtime on this machine: real containers. Needs root; says so loudly where it hasn't got it.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that can't go on should say where"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
