@@ -24,7 +24,11 @@ pub struct Layout {
 impl Layout {
     /// Makes what isn't there yet. Containers may be running on what is.
     pub fn prepare(config: &NativeConfig) -> io::Result<Self> {
-        directory(&config.data_dir, 0o700)?;
+        // The directory itself is the server's: only made where it isn't there yet.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&config.data_dir)?;
         let run = config.data_dir.canonicalize()?.join("run");
         directory(&run, 0o700)?;
         let instance = instance(&run.join("instance"))?;

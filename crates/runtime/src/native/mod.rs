@@ -76,6 +76,10 @@ pub struct NativeRuntime {
 impl NativeRuntime {
     /// Prepares the directories, starts the launcher and adopts the containers that are there.
     pub async fn open(config: NativeConfig) -> Result<Self, RuntimeError> {
+        if !rustix::process::geteuid().is_root() {
+            let message = "containers on this machine need root; `raworc doctor` says what else";
+            return Err(RuntimeError::Unavailable(message.into()));
+        }
         let layout = blocking(move || Layout::prepare(&config)).await?;
         let launcher = Launcher::start(&layout).await?;
         let (sender, receiver) = mpsc::channel(EXITS_MAX);

@@ -9,6 +9,7 @@ use std::fs;
 use std::time::Duration;
 
 use machine::{Machine, PATIENCE};
+use raworc_core::limits::{MEMORY_BYTES_MIN, PIDS_MIN};
 use raworc_runtime::{ContainerSpec, Exit, ExitReason, Runtime, RuntimeError};
 
 mod machine;
@@ -18,12 +19,7 @@ const PROBE: &str = include_str!("probe.sh");
 const RUNC: &str = "/usr/sbin/runc";
 
 /// A script that runs until it is ended.
-fn endless() -> String {
-    format!(
-        "echo $$ >/workspace/started; exec sleep 1000 # RAWORC_TEST={}",
-        std::process::id()
-    )
-}
+const ENDLESS: &str = "exec sleep 1000";
 
 async fn findings(machine: &mut Machine, number: u128) -> BTreeMap<String, String> {
     let spec = machine.container(
@@ -41,8 +37,9 @@ async fn findings(machine: &mut Machine, number: u128) -> BTreeMap<String, Strin
         },
         "{text}"
     );
+    assert!(text.contains(&format!("token: {}", spec.token)), "{text}");
     machine.stop(&spec).await;
-    machine.assert_gone(spec.id);
+    machine.assert_gone(&spec);
     text.lines()
         .filter_map(|line| line.split_once(": "))
         .map(|(k, v)| (k.into(), v.trim().into()))
@@ -105,7 +102,6 @@ fn assert_confined(findings: &BTreeMap<String, String>) {
         ("user_name", "agent"),
         ("umask", "0022"),
         ("core", "0"),
-        ("token", "token-of-the-host"),
         ("leaked_descriptors", ""),
     ];
     for (name, value) in expected {
@@ -149,6 +145,7 @@ async fn assert_limited(machine: &Machine, spec: &ContainerSpec) {
         assert_eq!(value("memory.swap.max").unwrap_or("0".into()), "0");
         assert_eq!(value("cpu.max").as_deref(), Some("150000 100000"));
     }
+    assert_eq!(machine::processes(&spec.token).len(), 1);
     // The first process is in each of those cgroups.
     for directory in machine
         .cgroups(spec.id)
@@ -161,7 +158,7 @@ async fn assert_limited(machine: &Machine, spec: &ContainerSpec) {
         );
     }
     machine.stop(spec).await;
-    machine.assert_gone(spec.id);
+    machine.assert_gone(spec);
 }
 
 #[tokio::test]
@@ -169,7 +166,7 @@ async fn limits_are_on() {
     let Some(machine) = Machine::new(None).await else {
         return;
     };
-    assert_limited(&machine, &machine.container(3, &endless())).await;
+    assert_limited(&machine, &machine.container(3, ENDLESS)).await;
 }
 
 #[tokio::test]
@@ -177,7 +174,7 @@ async fn limits_are_on_with_runc() {
     let Some(machine) = Machine::new(Some(RUNC)).await else {
         return;
     };
-    assert_limited(&machine, &machine.container(4, &endless())).await;
+    assert_limited(&machine, &machine.container(4, ENDLESS)).await;
 }
 
 #[tokio::test]
@@ -198,7 +195,7 @@ async fn memory_that_is_used_up_is_told_apart() {
         }
     );
     machine.stop(&spec).await;
-    machine.assert_gone(spec.id);
+    machine.assert_gone(&spec);
 }
 
 #[tokio::test]
@@ -206,7 +203,7 @@ async fn a_kill_from_outside_is_told() {
     let Some(mut machine) = Machine::new(None).await else {
         return;
     };
-    let spec = machine.container(6, &endless());
+    let spec = machine.container(6, ENDLESS);
     machine.runtime().start(&spec).await.unwrap();
     let pid: i32 = record(&machine, &spec)
         .split(' ')
@@ -226,7 +223,7 @@ async fn a_kill_from_outside_is_told() {
     assert_eq!(machine.runtime().list().await.unwrap(), [spec.id]);
     machine.stop(&spec).await;
     machine.stop(&spec).await;
-    machine.assert_gone(spec.id);
+    machine.assert_gone(&spec);
     assert_eq!(machine.runtime().list().await.unwrap(), []);
 }
 
@@ -246,7 +243,7 @@ async fn starting_twice_starts_once() {
     let Some(mut machine) = Machine::new(None).await else {
         return;
     };
-    let spec = machine.container(7, &endless());
+    let spec = machine.container(7, ENDLESS);
     let (first, second) = tokio::join!(
         machine.runtime().start(&spec),
         machine.runtime().start(&spec)
@@ -256,7 +253,7 @@ async fn starting_twice_starts_once() {
     machine.runtime().start(&spec).await.unwrap();
     assert_eq!(record(&machine, &spec), before);
     machine.stop(&spec).await;
-    machine.assert_gone(spec.id);
+    machine.assert_gone(&spec);
     assert!(!machine.exit_waits(), "a stopped container is not reported");
 }
 
@@ -266,7 +263,7 @@ async fn containers_outlive_the_runtime_and_are_adopted() {
         return;
     };
     let specs: Vec<_> = (8..11)
-        .map(|number| machine.container(number, &endless()))
+        .map(|number| machine.container(number, ENDLESS))
         .collect();
     for spec in &specs {
         machine.runtime().start(spec).await.unwrap();
@@ -320,7 +317,7 @@ async fn containers_outlive_the_runtime_and_are_adopted() {
     for spec in &specs {
         machine.stop(spec).await;
     }
-    specs.iter().for_each(|spec| machine.assert_gone(spec.id));
+    specs.iter().for_each(|spec| machine.assert_gone(spec));
 }
 
 #[tokio::test]
@@ -328,7 +325,7 @@ async fn leftovers_of_every_kind_are_found_and_removed() {
     let Some(mut machine) = Machine::new(None).await else {
         return;
     };
-    let spec = machine.container(12, &endless());
+    let spec = machine.container(12, ENDLESS);
     machine.runtime().start(&spec).await.unwrap();
     // As after a kill -9 in the middle of a start: a bundle without a record, a cgroup with a process in it.
     machine.close();
@@ -340,7 +337,7 @@ async fn leftovers_of_every_kind_are_found_and_removed() {
     machine.reopen().await;
     assert_eq!(machine.runtime().list().await.unwrap(), [spec.id]);
     machine.stop(&spec).await;
-    machine.assert_gone(spec.id);
+    machine.assert_gone(&spec);
     // A cgroup without a bundle, then a start over leftovers.
     machine.runtime().start(&spec).await.unwrap();
     machine.close();
@@ -349,7 +346,7 @@ async fn leftovers_of_every_kind_are_found_and_removed() {
     assert_eq!(machine.runtime().list().await.unwrap(), [spec.id]);
     machine.runtime().start(&spec).await.unwrap();
     machine.stop(&spec).await;
-    machine.assert_gone(spec.id);
+    machine.assert_gone(&spec);
 }
 
 #[tokio::test]
@@ -364,7 +361,7 @@ async fn a_start_that_fails_leaves_nothing() {
         matches!(&error, RuntimeError::Start(text) if text.contains("/nonexistent")),
         "{error:?}"
     );
-    machine.assert_gone(spec.id);
+    machine.assert_gone(&spec);
     assert_eq!(machine.runtime().list().await.unwrap(), []);
 }
 
@@ -373,7 +370,7 @@ async fn a_start_nobody_waits_for_can_be_stopped() {
     let Some(machine) = Machine::new(None).await else {
         return;
     };
-    let spec = machine.container(14, &endless());
+    let spec = machine.container(14, ENDLESS);
     for micros in [0, 500, 2_000, 5_000, 10_000] {
         let started = tokio::time::timeout(
             Duration::from_micros(micros),
@@ -382,7 +379,7 @@ async fn a_start_nobody_waits_for_can_be_stopped() {
         .await;
         drop(started);
         machine.stop(&spec).await;
-        machine.assert_gone(spec.id);
+        machine.assert_gone(&spec);
     }
 }
 
@@ -405,7 +402,7 @@ async fn a_container_gets_time_to_end_by_itself() {
     .unwrap();
     machine.runtime().stop(spec.id, PATIENCE).await.unwrap();
     assert!(spec.workspace.join("bye").exists());
-    machine.assert_gone(spec.id);
+    machine.assert_gone(&spec);
     assert!(!machine.exit_waits());
 }
 
@@ -414,7 +411,7 @@ async fn the_launcher_is_started_again() {
     let Some(mut machine) = Machine::new(None).await else {
         return;
     };
-    let spec = machine.container(16, &endless());
+    let spec = machine.container(16, ENDLESS);
     machine.runtime().start(&spec).await.unwrap();
     let pid = record(&machine, &spec)
         .split(' ')
@@ -448,5 +445,98 @@ async fn the_launcher_is_started_again() {
     // The first one ran on.
     machine.stop(&spec).await;
     machine.stop(&other).await;
-    machine.assert_gone(spec.id);
+    machine.assert_gone(&spec);
+}
+
+#[tokio::test]
+async fn the_servers_socket_is_reached_also_after_a_restart() {
+    let Some(mut machine) = Machine::new(None).await else {
+        return;
+    };
+    let connect = "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); exit(connect(S, \
+        sockaddr_un(\"/run/raworc/host.sock\")) ? 0 : 1)' || exit 1";
+    let script = format!(
+        "{connect}; echo >/workspace/first; read line </workspace/pipe; {connect}; exit 42"
+    );
+    let spec = machine.container(18, &script);
+    let pipe = spec.workspace.join("pipe");
+    let (kind, mode) = (
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o666),
+    );
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+    let first = listen(&machine);
+    machine.runtime().start(&spec).await.unwrap();
+    tokio::time::timeout(PATIENCE, first.accept())
+        .await
+        .unwrap()
+        .unwrap();
+    drop(first);
+    machine.reopen().await;
+    let second = listen(&machine);
+    let write = tokio::task::spawn_blocking(move || fs::write(pipe, "go\n"));
+    tokio::time::timeout(PATIENCE, second.accept())
+        .await
+        .unwrap()
+        .unwrap();
+    write.await.unwrap().unwrap();
+    // The launcher that saw it start has gone with the first runtime.
+    assert_eq!(
+        machine.exit().await,
+        Exit {
+            id: spec.id,
+            reason: ExitReason::Unknown
+        }
+    );
+    machine.stop(&spec).await;
+    machine.assert_gone(&spec);
+}
+
+fn listen(machine: &Machine) -> tokio::net::UnixListener {
+    use std::os::unix::fs::PermissionsExt;
+    let path = machine.runtime().host_socket();
+    let _ = fs::remove_file(&path);
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    listener
+}
+
+#[tokio::test]
+async fn the_least_resources_are_enough_to_start() {
+    let Some(mut machine) = Machine::new(None).await else {
+        return;
+    };
+    let mut spec = machine.container(19, "exit 5");
+    spec.resources = raworc_runtime::Resources {
+        cpu: 0.05,
+        memory_bytes: MEMORY_BYTES_MIN,
+        pids: PIDS_MIN,
+    };
+    machine.runtime().start(&spec).await.unwrap();
+    assert_eq!(
+        machine.exit().await,
+        Exit {
+            id: spec.id,
+            reason: ExitReason::Exited(5)
+        }
+    );
+    machine.stop(&spec).await;
+    machine.assert_gone(&spec);
+}
+
+#[tokio::test]
+async fn many_at_once() {
+    let Some(machine) = Machine::new(None).await else {
+        return;
+    };
+    let machine = &machine;
+    let specs: Vec<_> = (100..130)
+        .map(|number| machine.container(number, ENDLESS))
+        .collect();
+    let all =
+        futures::future::join_all(specs.iter().map(|spec| machine.runtime().start(spec))).await;
+    all.into_iter().for_each(Result::unwrap);
+    assert_eq!(machine.runtime().list().await.unwrap().len(), specs.len());
+    futures::future::join_all(specs.iter().map(|spec| machine.stop(spec))).await;
+    specs.iter().for_each(|spec| machine.assert_gone(spec));
 }
