@@ -1,0 +1,177 @@
+//! Events as they happen: server-sent events, resumed where the connection broke.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use eventsource_stream::Eventsource;
+use futures::stream::{BoxStream, Stream, StreamExt, try_unfold};
+use reqwest::Method;
+use reqwest::header::ACCEPT;
+use tokio::time::Instant;
+
+use super::files::lively;
+use super::path::Path;
+use super::{ANSWER_TIMEOUT, Client, ClientError, Result};
+use crate::event::Event;
+use crate::problem::Code;
+
+/// Tries in a row that bring no event before giving up.
+const TRIES_MAX: u32 = 10;
+/// Wait before the second try; doubles with each further one.
+const BACKOFF: Duration = Duration::from_millis(50);
+/// Longest wait between two tries.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// A connection that held this long was a good one, even if nothing happened meanwhile.
+const GOOD: Duration = Duration::from_secs(5);
+/// A stream on which not even a comment arrives for this long is dead.
+const STANDSTILL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The events of a session, in order, none twice and none left out. Ends only with an error.
+pub struct Follow(BoxStream<'static, Result<Event>>);
+
+impl Stream for Follow {
+    type Item = Result<Event>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_next_unpin(cx)
+    }
+}
+
+impl std::fmt::Debug for Follow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Follow")
+    }
+}
+
+impl Client {
+    /// Every event of a session after the one numbered `after`, those to come as well. A broken connection is taken up
+    /// again where it broke; after some tries in vain the stream ends with the error.
+    pub fn follow(&self, session: &str, after: u64) -> Follow {
+        let follower = Follower {
+            client: self.clone(),
+            session: session.to_owned(),
+            last: after,
+            connected_once: false,
+            failures: 0,
+            live: None,
+        };
+        Follow(
+            try_unfold(follower, |mut follower| async move {
+                let event = follower.next().await?;
+                Ok(Some((event, follower)))
+            })
+            .boxed(),
+        )
+    }
+}
+
+struct Follower {
+    client: Client,
+    session: String,
+    /// The newest event handed out.
+    last: u64,
+    connected_once: bool,
+    failures: u32,
+    live: Option<Live>,
+}
+
+struct Live {
+    events: BoxStream<'static, std::result::Result<String, String>>,
+    since: Instant,
+}
+
+impl Follower {
+    async fn next(&mut self) -> Result<Event> {
+        loop {
+            let Some(live) = &mut self.live else {
+                match self.connect().await {
+                    Ok(live) => self.live = Some(live),
+                    Err(error) if self.connected_once && is_passing(&error) => self.back_off(error).await?,
+                    Err(error) => return Err(error),
+                }
+                continue;
+            };
+            match live.events.next().await {
+                Some(Ok(data)) => {
+                    if let Some(event) = self.take(&data).await? {
+                        return Ok(event);
+                    }
+                }
+                Some(Err(reason)) => self.lost(reason).await?,
+                None => self.lost("the server ended the stream".into()).await?,
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Live> {
+        let path = Path::new("sessions").id(&self.session).then("events");
+        let mut request = self.client.request(Method::GET, path)?.header(ACCEPT, "text/event-stream");
+        request = if self.connected_once {
+            request.header("Last-Event-ID", self.last)
+        } else {
+            request.query(&[("after", self.last)])
+        };
+        let response = match tokio::time::timeout(ANSWER_TIMEOUT, self.client.accepted(request)).await {
+            Ok(answered) => answered?,
+            Err(_) => return Err(self.unreachable("it took too long".into())),
+        };
+        self.connected_once = true;
+        let events = lively(response, STANDSTILL_TIMEOUT).boxed().eventsource();
+        let events = events.map(|event| event.map(|e| e.data).map_err(|e| e.to_string())).boxed();
+        Ok(Live { events, since: Instant::now() })
+    }
+
+    /// The event, unless it was handed out before. A gap is not handed out but asked for again.
+    async fn take(&mut self, data: &str) -> Result<Option<Event>> {
+        let event: Event = serde_json::from_str(data)
+            .map_err(|error| ClientError::Protocol(format!("an event is not what was expected: {error}")))?;
+        if event.seq <= self.last {
+            return Ok(None);
+        }
+        if event.seq != self.last + 1 {
+            self.lost(format!("event {} came after event {}", event.seq, self.last)).await?;
+            return Ok(None);
+        }
+        self.last = event.seq;
+        self.failures = 0;
+        Ok(Some(event))
+    }
+
+    async fn lost(&mut self, reason: String) -> Result<()> {
+        if self.live.take().is_some_and(|live| live.since.elapsed() >= GOOD) {
+            self.failures = 0;
+        }
+        let error = self.unreachable(reason);
+        self.back_off(error).await
+    }
+
+    fn unreachable(&self, reason: String) -> ClientError {
+        let url = self.client.base.as_str().trim_end_matches('/').trim_end_matches(crate::PREFIX);
+        ClientError::Unreachable { url: url.to_owned(), reason }
+    }
+
+    /// Waits before the next try, or gives up with `error`.
+    async fn back_off(&mut self, error: ClientError) -> Result<()> {
+        self.failures += 1;
+        if self.failures >= TRIES_MAX {
+            return Err(error);
+        }
+        let wait = BACKOFF.saturating_mul(1 << (self.failures - 1));
+        tokio::time::sleep(wait.min(BACKOFF_MAX)).await;
+        Ok(())
+    }
+}
+
+/// Whether the same request may work a moment later.
+fn is_passing(error: &ClientError) -> bool {
+    match error {
+        ClientError::Unreachable { .. } => true,
+        ClientError::Problem(problem) => matches!(problem.code, Code::Busy | Code::Unavailable | Code::DiskFull),
+        ClientError::Protocol(_) | ClientError::Input(_) => false,
+    }
+}
+
+#[cfg(test)]
+#[path = "events_tests.rs"]
+mod tests;

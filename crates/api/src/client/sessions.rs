@@ -1,0 +1,141 @@
+//! Calls about sessions and what happens in them.
+
+use std::time::Duration;
+
+use raworc_core::ids::MessageId;
+use raworc_core::limits::START_TIMEOUT;
+use reqwest::Method;
+
+use super::path::Path;
+use super::{ANSWER_TIMEOUT, Client, Result};
+use crate::event::{Event, ListEvents};
+use crate::message::{ListMessages, Message, MessageWithReply, SendMessage, WaitQuery};
+use crate::page::Page;
+use crate::session::{AssignAgents, AssignedAgent, CreateSession, ListSessions, Session, UpdateSession};
+use crate::workspace::{Exec, ExecResult};
+
+/// What the server takes where an exec names no `timeout_seconds`.
+const EXEC_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+
+fn session(id: &str) -> Path {
+    Path::new("sessions").id(id)
+}
+
+impl Client {
+    /// `POST /sessions`. Answers at once, in INIT; [`follow`](Self::follow) tells when it is READY.
+    pub async fn create_session(&self, body: &CreateSession) -> Result<Session> {
+        self.post(Path::new("sessions"), body).await
+    }
+
+    /// `GET /sessions`.
+    pub async fn list_sessions(&self, query: &ListSessions) -> Result<Page<Session>> {
+        self.fetch(Path::new("sessions"), query).await
+    }
+
+    /// `GET /sessions/{id}`.
+    pub async fn get_session(&self, id: &str) -> Result<Session> {
+        self.fetch(session(id), &()).await
+    }
+
+    /// `PUT /sessions/{id}`: what is absent stays as it is.
+    pub async fn update_session(&self, id: &str, body: &UpdateSession) -> Result<Session> {
+        self.put(session(id), body).await
+    }
+
+    /// `DELETE /sessions/{id}`: ends and hides it.
+    pub async fn delete_session(&self, id: &str) -> Result<Session> {
+        self.call(self.request(Method::DELETE, session(id))?).await
+    }
+
+    /// `POST /sessions/{id}/pause`: rest, and do not wake for messages.
+    pub async fn pause_session(&self, id: &str) -> Result<Session> {
+        self.wish(id, "pause").await
+    }
+
+    /// `POST /sessions/{id}/resume`: take up work again, and have a container now.
+    pub async fn resume_session(&self, id: &str) -> Result<Session> {
+        self.wish(id, "resume").await
+    }
+
+    /// `POST /sessions/{id}/terminate`: end it; the workspace is kept.
+    pub async fn terminate_session(&self, id: &str) -> Result<Session> {
+        self.wish(id, "terminate").await
+    }
+
+    /// `POST /sessions/{id}/restart`: a new container.
+    pub async fn restart_session(&self, id: &str) -> Result<Session> {
+        self.wish(id, "restart").await
+    }
+
+    /// `POST /sessions/{id}/restore`: undo a termination or deletion.
+    pub async fn restore_session(&self, id: &str) -> Result<Session> {
+        self.wish(id, "restore").await
+    }
+
+    /// `POST /sessions/{id}/cancel`: end the running message.
+    pub async fn cancel_session(&self, id: &str) -> Result<Session> {
+        self.wish(id, "cancel").await
+    }
+
+    async fn wish(&self, id: &str, wish: &'static str) -> Result<Session> {
+        self.call(self.request(Method::POST, session(id).then(wish))?).await
+    }
+
+    /// `GET /sessions/{id}/agents`.
+    pub async fn session_agents(&self, id: &str) -> Result<Vec<AssignedAgent>> {
+        self.fetch(session(id).then("agents"), &()).await
+    }
+
+    /// `PUT /sessions/{id}/agents`.
+    pub async fn assign_agents(&self, id: &str, body: &AssignAgents) -> Result<Vec<AssignedAgent>> {
+        self.put(session(id).then("agents"), body).await
+    }
+
+    /// `POST /sessions/{id}/messages`. With an `idempotency_key` it is safe to send the same again. With `wait_seconds`
+    /// it answers when the message has ended, or after so long; its status tells which.
+    pub async fn send_message(
+        &self,
+        id: &str,
+        body: &SendMessage,
+        idempotency_key: Option<&str>,
+        wait: WaitQuery,
+    ) -> Result<MessageWithReply> {
+        let mut request = self.request(Method::POST, session(id).then("messages"))?.query(&wait).json(body);
+        if let Some(key) = idempotency_key {
+            request = request.header("Idempotency-Key", key);
+        }
+        let response = self.send(request.timeout(patience(wait))).await?;
+        self.document(response).await
+    }
+
+    /// `GET /sessions/{id}/messages`.
+    pub async fn list_messages(&self, id: &str, query: &ListMessages) -> Result<Page<Message>> {
+        self.fetch(session(id).then("messages"), query).await
+    }
+
+    /// `GET /sessions/{id}/messages/{message}`.
+    pub async fn get_message(&self, id: &str, message: MessageId, wait: WaitQuery) -> Result<MessageWithReply> {
+        let request = self.get(session(id).then("messages").id(message))?.query(&wait);
+        let response = self.send(request.timeout(patience(wait))).await?;
+        self.document(response).await
+    }
+
+    /// `GET /sessions/{id}/events` as a page; [`follow`](Self::follow) streams them.
+    pub async fn list_events(&self, id: &str, query: &ListEvents) -> Result<Page<Event>> {
+        self.fetch(session(id).then("events"), query).await
+    }
+
+    /// `POST /sessions/{id}/exec`.
+    pub async fn exec(&self, id: &str, body: &Exec) -> Result<ExecResult> {
+        let asked = body.timeout_seconds.map_or(EXEC_TIMEOUT_DEFAULT, Duration::from_secs);
+        // The session may have to wake first.
+        let timeout = asked + START_TIMEOUT + ANSWER_TIMEOUT;
+        let request = self.request(Method::POST, session(id).then("exec"))?.json(body);
+        let response = self.send(request.timeout(timeout)).await?;
+        self.document(response).await
+    }
+}
+
+fn patience(wait: WaitQuery) -> Duration {
+    ANSWER_TIMEOUT + Duration::from_secs(wait.wait_seconds.unwrap_or_default())
+}

@@ -1,0 +1,131 @@
+//! The command line as a whole: what there is, and how a run of it ends.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{self, account, agent, run, serve, session, token};
+use crate::config::Global;
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+
+const LONG_ABOUT: &str = "\
+Raworc runs AI agents in sessions: isolated containers, each with a workspace that lasts, a conversation and a log of
+everything that happened.
+
+Start the server once, or let `raworc run` start one for as long as its work takes.";
+
+const EXAMPLES: &str = "\
+Examples:
+  raworc run 'echo hello'                      run a script in a fresh session and see its output
+  raworc serve                                 start the server
+  raworc session create --name demo            make a session that stays
+  raworc session send demo 'ls -la'            give it work
+  raworc session follow demo                   watch it
+  raworc doctor                                see what this machine lacks
+
+Exit status:
+  0   it worked
+  1   the work failed, or the server could not do it now
+  2   the command line or the input is wrong: no such thing, not allowed, a bad value
+  3   no server answers
+  130 interrupted with Ctrl-C
+`run`, `session send` and `session exec` end with the script's own exit status where it has one.
+
+A server on this machine is found through its data directory; another one through --url and --token.";
+
+/// Runs AI agents in sessions: isolated containers with a workspace that lasts.
+#[derive(Debug, Parser)]
+#[command(name = "raworc", version, long_about = LONG_ABOUT, after_help = EXAMPLES)]
+#[command(arg_required_else_help = true, disable_help_subcommand = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Do one piece of work in a session of its own, and show its output as it comes.
+    Run(run::Run),
+    /// Make sessions, give them work, watch and change them.
+    #[command(subcommand, visible_alias = "sessions")]
+    Session(session::Session),
+    /// Define the agents that sessions can use.
+    #[command(subcommand, visible_alias = "agents")]
+    Agent(agent::Agent),
+    /// Manage who may use the server.
+    #[command(subcommand, visible_alias = "accounts")]
+    Account(account::Account),
+    /// Manage the tokens that programs and people log in with.
+    #[command(subcommand, visible_alias = "tokens")]
+    Token(token::Token),
+    /// Show whose token is in use.
+    #[command(after_help = "Example:\n  raworc me --output json")]
+    Me,
+    /// Run the server.
+    Serve(serve::Serve),
+    /// Ask the server how it is; ends with 1 unless all is well.
+    #[command(after_help = "Example:\n  raworc health && echo up")]
+    Health,
+    /// Show the version of this program and of the server.
+    #[command(after_help = "Example:\n  raworc version --output json")]
+    Version,
+    /// Check what this machine needs for running containers, and say how to get what is missing.
+    #[command(after_help = "Example:\n  raworc doctor\n\nEnds with 1 if something needed is missing.")]
+    Doctor,
+    /// Print the completion script of a shell.
+    #[command(after_help = "Examples:\n  raworc completions bash > /etc/bash_completion.d/raworc\n  \
+                            raworc completions zsh > ~/.zfunc/_raworc")]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Start containers for a server. For the server's own use; handled before anything else.
+    #[command(hide = true)]
+    Launcher,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let context = Context::new(cli.global);
+    let result = tokio::runtime::Runtime::new()
+        .map_err(|error| Failure::failed(format!("this process could not start its threads: {error}")))
+        .and_then(|runtime| {
+            let result = runtime.block_on(dispatch(&context, cli.command));
+            // A read of standard input that nobody waits for any more must not hold up the end.
+            runtime.shutdown_background();
+            result
+        });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.report(&context);
+            ExitCode::from(failure.exit_status())
+        }
+    }
+}
+
+async fn dispatch(context: &Context, command: Command) -> Result<()> {
+    // Boxed, so that the state of the largest command is not that of every one.
+    match command {
+        Command::Run(args) => Box::pin(run::run(context, args)).await,
+        Command::Session(command) => Box::pin(session::run(context, command)).await,
+        Command::Agent(command) => Box::pin(agent::run(context, command)).await,
+        Command::Account(command) => Box::pin(account::run(context, command)).await,
+        Command::Token(command) => Box::pin(token::run(context, command)).await,
+        Command::Me => account::me(context).await,
+        Command::Serve(args) => Box::pin(serve::run(context, &args)).await,
+        Command::Health => commands::health::health(context).await,
+        Command::Version => commands::health::version(context).await,
+        Command::Doctor => commands::doctor::run(context),
+        Command::Completions { shell } => commands::completions::run::<Cli>(context, shell),
+        Command::Launcher => Err(Failure::usage("`launcher` must be the first argument")),
+    }
+}
+
+#[cfg(test)]
+#[path = "cli_tests.rs"]
+mod tests;

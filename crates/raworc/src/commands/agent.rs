@@ -1,0 +1,167 @@
+//! `raworc agent`.
+
+use clap::{Args, Subcommand};
+use raworc_api::agent::{Agent as Definition, AgentConfig, AgentDefinition, AgentRuntime};
+use serde_json::{Map, Value, json};
+
+use crate::commands::list::{self, Paging};
+use crate::context::Context;
+use crate::failure::Result;
+use crate::input;
+use crate::output::{fields, table};
+use crate::text::{ago, at_and_ago, brief, clean, clean_lines, span};
+
+/// Commands about agents.
+#[derive(Debug, Subcommand)]
+pub enum Agent {
+    /// Register an agent.
+    #[command(
+        after_help = "Example:\n  raworc agent create builder --description 'Builds things' --timeout 10m --env CI=1"
+    )]
+    Create {
+        /// Its name: letters, digits, '-', '_' and '.'.
+        name: String,
+        #[command(flatten)]
+        fields: Fields,
+    },
+    /// List the agents there are.
+    #[command(visible_alias = "ls", after_help = "Example:\n  raworc agent list")]
+    List(Paging),
+    /// Show one agent.
+    #[command(after_help = "Example:\n  raworc agent get shell")]
+    Get {
+        /// Its id or name.
+        agent: String,
+    },
+    /// Change what is named of an agent; the rest stays.
+    #[command(after_help = "Example:\n  raworc agent update builder --timeout 1h --name big-builder")]
+    Update {
+        /// Its id or name.
+        agent: String,
+        /// A new name.
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        fields: Fields,
+    },
+    /// Remove an agent that no session uses.
+    #[command(visible_alias = "rm", after_help = "Example:\n  raworc agent delete builder")]
+    Delete {
+        /// Its id or name.
+        agent: String,
+    },
+}
+
+/// What an agent is.
+#[derive(Debug, Args)]
+pub struct Fields {
+    /// For people.
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// For the agent.
+    #[arg(long, value_name = "TEXT")]
+    instructions: Option<String>,
+    /// Which model it uses, for those that use one.
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// How it runs [default: shell].
+    #[arg(long, value_name = "RUNTIME", value_parser = runtime)]
+    runtime: Option<AgentRuntime>,
+    /// Ends a message that takes longer, such as 90 or 10m.
+    #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
+    timeout: Option<u64>,
+    /// An environment variable on top of the session's; may be repeated. Replaces all there were.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = input::variable)]
+    env: Vec<(String, String)>,
+    /// Anything of yours, as a JSON object.
+    #[arg(long, value_name = "JSON", value_parser = input::object)]
+    metadata: Option<Map<String, Value>>,
+}
+
+fn runtime(text: &str) -> std::result::Result<AgentRuntime, String> {
+    serde_json::from_value(Value::from(text)).map_err(|_| "there is 'shell'".into())
+}
+
+impl Fields {
+    fn apply(self, to: &mut AgentDefinition) {
+        to.description = self.description.unwrap_or(std::mem::take(&mut to.description));
+        to.instructions = self.instructions.unwrap_or(std::mem::take(&mut to.instructions));
+        to.model = self.model.or(to.model.take());
+        to.runtime = self.runtime.unwrap_or(to.runtime);
+        let AgentConfig { env, timeout_seconds } = std::mem::take(&mut to.config);
+        to.config = AgentConfig {
+            env: if self.env.is_empty() { env } else { self.env.into_iter().collect() },
+            timeout_seconds: self.timeout.or(timeout_seconds),
+        };
+        to.metadata = self.metadata.unwrap_or(std::mem::take(&mut to.metadata));
+    }
+}
+
+/// Carries one out.
+pub async fn run(context: &Context, command: Agent) -> Result<()> {
+    let client = context.client()?;
+    let ui = context.ui;
+    match command {
+        Agent::Create { name, fields } => {
+            let mut definition = AgentDefinition { name, ..AgentDefinition::default() };
+            fields.apply(&mut definition);
+            ui.show(&client.create_agent(&definition).await?, |agent| {
+                format!("Created agent {} ({})", clean(&agent.definition.name), agent.id)
+            })
+        }
+        Agent::List(paging) => {
+            let page = paging.fetch(async |query| client.list_agents(&query).await).await?;
+            list::show(context, &page, "there are no agents", rows)
+        }
+        Agent::Get { agent } => ui.show(&client.get_agent(&agent).await?, details),
+        Agent::Update { agent, name, fields } => {
+            let mut definition = client.get_agent(&agent).await?.definition;
+            definition.name = name.unwrap_or(definition.name);
+            fields.apply(&mut definition);
+            ui.show(&client.update_agent(&agent, &definition).await?, details)
+        }
+        Agent::Delete { agent } => {
+            client.delete_agent(&agent).await?;
+            ui.show(&json!({}), |_| format!("Deleted agent {}", clean(&agent)))
+        }
+    }
+}
+
+fn rows(agents: &[Definition]) -> String {
+    let now = jiff::Timestamp::now();
+    let row = |agent: &Definition| {
+        vec![
+            clean(&agent.definition.name),
+            runtime_word(agent.definition.runtime).to_owned(),
+            agent.definition.model.as_deref().map_or_else(|| "-".into(), clean),
+            if agent.builtin { "built-in".to_owned() } else { ago(agent.created_at, now) },
+            brief(&agent.definition.description, 60),
+        ]
+    };
+    table(&["NAME", "RUNTIME", "MODEL", "CREATED", "DESCRIPTION"], agents.iter().map(row).collect())
+}
+
+fn runtime_word(runtime: AgentRuntime) -> &'static str {
+    match runtime {
+        AgentRuntime::Shell => "shell",
+    }
+}
+
+fn details(agent: &Definition) -> String {
+    let AgentDefinition { name, description, instructions, model, runtime, config, metadata } = &agent.definition;
+    let env: Vec<String> = config.env.iter().map(|(name, value)| clean(&format!("{name}={value}"))).collect();
+    fields(&[
+        ("name", clean(name)),
+        ("id", agent.id.to_string()),
+        ("runtime", runtime_word(*runtime).to_owned()),
+        ("model", model.as_deref().map(clean).unwrap_or_default()),
+        ("description", clean_lines(description)),
+        ("instructions", clean_lines(instructions)),
+        ("timeout", config.timeout_seconds.map(|seconds| span(seconds as f64)).unwrap_or_default()),
+        ("env", env.join(" ")),
+        ("metadata", if metadata.is_empty() { String::new() } else { Value::Object(metadata.clone()).to_string() }),
+        ("built-in", if agent.builtin { "yes, it can't be changed".into() } else { String::new() }),
+        ("created", at_and_ago(agent.created_at)),
+        ("updated", at_and_ago(agent.updated_at)),
+    ])
+}

@@ -1,0 +1,37 @@
+//! `raworc health` and `raworc version`.
+
+use serde_json::json;
+
+use crate::connect;
+use crate::context::Context;
+use crate::failure::{EXIT_FAILED, Failure, Result};
+use crate::output::{Style, fields};
+use crate::text::clean;
+
+/// Asks the server how it is.
+pub async fn health(context: &Context) -> Result<()> {
+    let health = connect::find(&context.global)?.anonymous()?.health().await?;
+    let is_well = health.status == "ok";
+    let ui = context.ui;
+    ui.show(&health, |health| {
+        let colour = |status: &str| ui.paint(if status == "ok" { Style::Good } else { Style::Bad }, &clean(status));
+        let mut pairs = vec![("status", colour(&health.status))];
+        pairs.extend(health.parts.iter().map(|(part, status)| (part.as_str(), colour(status))));
+        fields(&pairs)
+    })?;
+    if is_well { Ok(()) } else { Err(Failure::Status(EXIT_FAILED)) }
+}
+
+/// Tells both versions. That no server answers is no failure here.
+pub async fn version(context: &Context) -> Result<()> {
+    let own = env!("CARGO_PKG_VERSION");
+    let server = match connect::find(&context.global).and_then(|target| target.anonymous()) {
+        Ok(client) => client.version().await.ok(),
+        Err(_) => None,
+    };
+    if context.ui.is_json() {
+        return context.ui.json(&json!({ "name": "raworc", "version": own, "server": server }));
+    }
+    let there = server.map_or_else(|| "does not answer".to_owned(), |server| clean(&server.version));
+    context.ui.line(&fields(&[("raworc", own.to_owned()), ("server", there)]))
+}

@@ -1,0 +1,12 @@
+//! The commands, one module for each noun.
+
+pub mod account;
+pub mod agent;
+pub mod completions;
+pub mod doctor;
+pub mod health;
+pub mod list;
+pub mod run;
+pub mod serve;
+pub mod session;
+pub mod token;

@@ -1,0 +1,147 @@
+//! `raworc run`: one piece of work, with or without a server.
+
+use clap::Args;
+use raworc_api::client::{Client, ClientError};
+use raworc_api::session::{CreateSession, Session};
+use raworc_core::session::State;
+use tokio::time::{Duration, Instant, sleep};
+
+use crate::commands::serve::start_logging;
+use crate::config::{LogFormat, ServeOptions, Settings};
+use crate::connect;
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::input;
+use crate::live::{self, Ended, Watched};
+use crate::serve::{self, Running};
+use crate::signals::Signals;
+use crate::text::clean;
+
+const EXAMPLES: &str = "\
+Examples:
+  raworc run 'uname -a; df -h /workspace'
+  cat build.sh | raworc run -
+  raworc run --keep --name demo 'echo data > file' && raworc session send demo 'cat file'
+  raworc run --output json 'echo hello' | jq -r .reply.content
+
+Needs no server: without one that answers, it starts one in its own process, on the same data directory.
+
+Standard output and standard error of the work appear as they come. The exit status is 0 when it is done, else the script's
+own, or 1 where it has none (a signal, a timeout). 2 and 3 are as for every command; a message on standard error then begins
+with what went wrong. Ctrl-C cancels the work and ends with 130; pressed again, without waiting for that.";
+
+/// How long the end of a session that is not kept may take.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
+const REMOVAL_INTERVAL: Duration = Duration::from_millis(20);
+/// A server that starts inside this process may use any port.
+const ANY_PORT: &str = "127.0.0.1:0";
+
+/// Options of `raworc run`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Run {
+    /// What to do; for the shell agent a script. '-' reads it from standard input.
+    prompt: String,
+    /// The agent that does it.
+    #[arg(long, value_name = "AGENT", default_value = "shell")]
+    agent: String,
+    /// Keep the session and its workspace; otherwise it is deleted at the end.
+    #[arg(long)]
+    keep: bool,
+    /// What to call the session [default: made up].
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// Does the work and ends as it ended.
+pub async fn run(context: &Context, args: Run) -> Result<()> {
+    let prompt = input::prompt(&args.prompt)?;
+    let mut signals = Signals::catch()?;
+    let (client, own) = match answering(context).await? {
+        Some(client) => (client, None),
+        None => {
+            let running = start(context).await?;
+            (Client::new(&running.url, &running.token)?, Some(running))
+        }
+    };
+    let result = Box::pin(work(context, &client, &args, prompt, &mut signals, own.is_some())).await;
+    if let Some(running) = own {
+        Box::pin(running.shutdown()).await?;
+    }
+    result
+}
+
+/// The server that is there. One that was named must be.
+async fn answering(context: &Context) -> Result<Option<Client>> {
+    let Some(target) = connect::find_here(&context.global)? else { return Ok(None) };
+    let is_named = context.global.url.as_ref().is_some_and(|url| !url.is_empty());
+    match target.anonymous()?.version().await {
+        Ok(_) => target.client().map(Some),
+        // What is written down is left over from a server that has gone.
+        Err(ClientError::Unreachable { .. } | ClientError::Protocol(_)) if !is_named => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn start(context: &Context) -> Result<Running> {
+    let data_dir = context.global.data_dir()?;
+    let any = ANY_PORT.parse().map_err(|_| Failure::failed("no loopback address"))?;
+    let log = std::env::var("RAWORC_LOG").ok().filter(|filter| !filter.is_empty());
+    let options =
+        ServeOptions { listen: Some(any), log: Some(log.unwrap_or("error".into())), ..ServeOptions::default() };
+    let settings = Settings::load(&data_dir, &options)?;
+    start_logging(&settings.log, LogFormat::Text)?;
+    Ok(Box::pin(serve::start(&settings)).await?)
+}
+
+async fn work(
+    context: &Context,
+    client: &Client,
+    args: &Run,
+    prompt: String,
+    signals: &mut Signals,
+    is_own_server: bool,
+) -> Result<()> {
+    let body = CreateSession {
+        name: args.name.clone(),
+        starting_prompt: Some(prompt),
+        agent_ids: Some(vec![args.agent.clone()]),
+        ..CreateSession::default()
+    };
+    let session = client.create_session(&body).await?;
+    let watched = Watched { session: session.id, message: None, after: 0, deadline: None };
+    let ended = live::watch(context, client, watched, signals).await;
+    let result = match ended {
+        Ok(Ended::Message(message)) => live::conclude(context.ui, &message),
+        Ok(Ended::Interrupted(status)) => Err(Failure::Status(status)),
+        Ok(Ended::Late) => Err(Failure::failed("the work has not ended in time")),
+        Err(failure) => Err(failure),
+    };
+    if args.keep {
+        let name = clean(&session.name);
+        context.ui.note(&format!("kept as session {name}: raworc session send {name} '…'"));
+        return result;
+    }
+    // How the work ended matters more than how tidying up did.
+    let removed = remove(client, &session, is_own_server).await;
+    result.and(removed)
+}
+
+async fn remove(client: &Client, session: &Session, wait: bool) -> Result<()> {
+    let id = session.id.to_string();
+    client.delete_session(&id).await?;
+    let deadline = Instant::now() + REMOVAL_PATIENCE;
+    while wait && Instant::now() < deadline && !has_ended(client, &id).await? {
+        sleep(REMOVAL_INTERVAL).await;
+    }
+    Ok(())
+}
+
+/// The walk towards the end goes on after the answer to a delete.
+async fn has_ended(client: &Client, id: &str) -> Result<bool> {
+    match client.get_session(id).await {
+        Ok(session) => Ok(matches!(session.state, State::Idle | State::Error)),
+        Err(ClientError::Problem(_)) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}

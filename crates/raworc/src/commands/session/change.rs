@@ -1,0 +1,127 @@
+//! Commands that change a session, or only look at it.
+
+use clap::Args;
+use raworc_api::session::{Session, UpdateSession};
+
+use super::create::Settings;
+use super::show;
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::input;
+use crate::text::clean;
+
+/// One session.
+#[derive(Debug, Args)]
+pub struct Named {
+    /// Its id or name.
+    pub session: String,
+}
+
+/// One or more sessions.
+#[derive(Debug, Args)]
+pub struct Several {
+    /// Their ids or names.
+    #[arg(required = true)]
+    sessions: Vec<String>,
+}
+
+/// Options of `raworc session update`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  raworc session update demo --name demo-2 --waiting-timeout 1h
+  raworc session update demo --env A=1 --env B=2        replaces all variables
+  raworc session update demo --memory 1Gi               from its next container on")]
+pub struct Update {
+    /// Its id or name.
+    session: String,
+    /// A new name.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// End it so long from now, such as 8h or 7d.
+    #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
+    ttl: Option<u64>,
+    #[command(flatten)]
+    settings: Settings,
+    /// Take all environment variables away.
+    #[arg(long, conflicts_with = "env")]
+    no_env: bool,
+}
+
+/// What a session can be asked to do.
+#[derive(Clone, Copy, Debug)]
+pub enum Wish {
+    /// Rest.
+    Pause,
+    /// Work again.
+    Resume,
+    /// End.
+    Terminate,
+    /// Get a new container.
+    Restart,
+    /// Come back.
+    Restore,
+    /// Stop the running message.
+    Cancel,
+}
+
+/// Shows one session.
+pub async fn get(context: &Context, named: &Named) -> Result<()> {
+    let session = context.client()?.get_session(&named.session).await?;
+    context.ui.show(&session, |session| show::details(context.ui, session))
+}
+
+/// Changes settings.
+pub async fn update(context: &Context, args: Update) -> Result<()> {
+    let settings = args.settings;
+    let resources = settings.resources();
+    let env = if settings.env.is_empty() && !args.no_env { None } else { Some(settings.env.into_iter().collect()) };
+    let body = UpdateSession {
+        name: args.name,
+        waiting_timeout_seconds: settings.waiting_timeout,
+        ttl_seconds: args.ttl,
+        metadata: settings.metadata,
+        resources,
+        env,
+        background_activity: settings.background_activity,
+    };
+    if body == UpdateSession::default() {
+        return Err(
+            Failure::usage("there is nothing to change").help("`raworc session update --help` lists what can be.")
+        );
+    }
+    let session = context.client()?.update_session(&args.session, &body).await?;
+    context.ui.show(&session, |session| show::details(context.ui, session))
+}
+
+/// Asks for one of the wishes.
+pub async fn wish(context: &Context, named: &Named, wish: Wish) -> Result<()> {
+    let client = context.client()?;
+    let id = &named.session;
+    let session: Session = match wish {
+        Wish::Pause => client.pause_session(id).await?,
+        Wish::Resume => client.resume_session(id).await?,
+        Wish::Terminate => client.terminate_session(id).await?,
+        Wish::Restart => client.restart_session(id).await?,
+        Wish::Restore => client.restore_session(id).await?,
+        Wish::Cancel => client.cancel_session(id).await?,
+    };
+    context.ui.show(&session, show::sentence)
+}
+
+/// Deletes sessions, one after the other; stops at the first that can't be.
+pub async fn delete(context: &Context, several: &Several) -> Result<()> {
+    let client = context.client()?;
+    let mut deleted = Vec::new();
+    for session in &several.sessions {
+        let session = client.delete_session(session).await?;
+        if !context.ui.is_json() {
+            context.ui.line(&format!("Deleted session {} ({})", clean(&session.name), session.id))?;
+        }
+        deleted.push(session);
+    }
+    match (context.ui.is_json(), deleted.as_slice()) {
+        (false, _) => Ok(()),
+        (true, [one]) => context.ui.json(one),
+        (true, many) => context.ui.json(&many),
+    }
+}

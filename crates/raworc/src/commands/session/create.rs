@@ -1,0 +1,161 @@
+//! `raworc session create`.
+
+use clap::Args;
+use futures::StreamExt as _;
+use raworc_api::client::Client;
+use raworc_api::session::{CreateSession, ResourcesWanted, Session};
+use raworc_core::quantity::Bytes;
+use raworc_core::session::State;
+use serde_json::{Map, Value};
+use std::time::Instant;
+
+use super::show;
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::input;
+use crate::live;
+use crate::output::Style;
+use crate::progress::Progress;
+use crate::text::{clean, span};
+
+const EXAMPLES: &str = "\
+Examples:
+  raworc session create
+  raworc session create --name demo --prompt 'git clone …' --memory 2Gi --cpu 2
+  raworc session create --name nightly --agent shell --ttl 8h --env CI=1 --no-wait
+  id=$(raworc session create --output json | jq -r .id)";
+
+/// Options of `raworc session create`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Create {
+    /// What to call it [default: made up].
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Its first message; '-' reads it from standard input.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// An agent it has; may be repeated, the first one answers [default: shell].
+    #[arg(long = "agent", value_name = "AGENT")]
+    agents: Vec<String>,
+    /// End it so long after its creation, such as 8h or 7d [default: never].
+    #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
+    ttl: Option<u64>,
+    #[command(flatten)]
+    settings: Settings,
+    /// Return when it is READY; that is the default.
+    #[arg(long, conflicts_with = "no_wait")]
+    wait: bool,
+    /// Return at once, while it is still INIT.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// What can be set and changed alike.
+#[derive(Debug, Args)]
+pub struct Settings {
+    /// Rest after so long without activity, such as 90 or 10m [default of a new session: 5m].
+    #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
+    pub waiting_timeout: Option<u64>,
+    /// Processors, such as 0.5 or 2 [default of a new session: 1].
+    #[arg(long, value_name = "N")]
+    pub cpu: Option<f64>,
+    /// Memory, such as 512Mi or 2Gi [default of a new session: 512Mi].
+    #[arg(long, value_name = "BYTES")]
+    pub memory: Option<Bytes>,
+    /// Processes and threads [default of a new session: 256].
+    #[arg(long, value_name = "N")]
+    pub pids: Option<u32>,
+    /// An environment variable of everything that runs in it; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = input::variable)]
+    pub env: Vec<(String, String)>,
+    /// Anything of yours, as a JSON object.
+    #[arg(long, value_name = "JSON", value_parser = input::object)]
+    pub metadata: Option<Map<String, Value>>,
+    /// Whether processes left in the background keep it from resting [default of a new session: true].
+    #[arg(long, value_name = "BOOL")]
+    pub background_activity: Option<bool>,
+}
+
+impl Settings {
+    /// The limits that are named, if any is.
+    pub fn resources(&self) -> Option<ResourcesWanted> {
+        let wanted = ResourcesWanted { cpu: self.cpu, memory: self.memory, pids: self.pids };
+        (wanted != ResourcesWanted::default()).then_some(wanted)
+    }
+}
+
+/// Makes a session and, unless told otherwise, waits until it is READY.
+pub async fn run(context: &Context, args: Create) -> Result<()> {
+    let client = context.client()?;
+    let ui = context.ui;
+    let wait = !args.no_wait;
+    let began = Instant::now();
+    let created = client.create_session(&body(args)?).await?;
+    if !wait {
+        return ui.show(&created, |session| line(ui, session, None));
+    }
+    let session = started(context, &client, &created).await?;
+    ui.show(&session, |session| line(ui, session, Some(began.elapsed().as_secs_f64())))?;
+    match live::stuck(&session) {
+        Some(failure) => Err(failure),
+        None => Ok(()),
+    }
+}
+
+fn body(args: Create) -> Result<CreateSession> {
+    let prompt = args.prompt.as_deref().map(input::prompt).transpose()?;
+    let settings = args.settings;
+    Ok(CreateSession {
+        name: args.name,
+        starting_prompt: prompt,
+        agent_ids: Some(args.agents).filter(|agents| !agents.is_empty()),
+        waiting_timeout_seconds: settings.waiting_timeout,
+        ttl_seconds: args.ttl,
+        resources: settings.resources(),
+        env: Some(settings.env.into_iter().collect()).filter(|env: &std::collections::BTreeMap<_, _>| !env.is_empty()),
+        metadata: settings.metadata,
+        background_activity: settings.background_activity,
+    })
+}
+
+fn line(ui: crate::output::Ui, session: &Session, took: Option<f64>) -> String {
+    let state = ui.paint(show::style(session.state), &show::standing(session));
+    let after = took.map(|seconds| format!(" after {}", span(seconds))).unwrap_or_default();
+    format!("Session {} is {state}{after}  {}", ui.paint(Style::Bold, &clean(&session.name)), session.id)
+}
+
+/// The session when it has left INIT and an ERROR that passes by itself.
+async fn started(context: &Context, client: &Client, created: &Session) -> Result<Session> {
+    let id = created.id.to_string();
+    let progress = Progress::start(&context.ui, &format!("{} is INIT", created.name));
+    let mut events = client.follow(&id, 0);
+    while let Some(event) = events.next().await {
+        let event = event?;
+        match event.kind.as_str() {
+            "session.state_changed" => match live::text_of(&event, "to") {
+                state @ ("INIT" | "ERROR") => progress.say(&format!("{} is {state}", created.name)),
+                _ => break,
+            },
+            "session.failed" => {
+                let session = client.get_session(&id).await?;
+                if live::stuck(&session).is_some() {
+                    return Ok(session);
+                }
+                progress.say(&format!(
+                    "{} failed and starts again: {}",
+                    created.name,
+                    live::text_of(&event, "message")
+                ));
+            }
+            "session.terminated" | "session.deleted" => {
+                return Err(Failure::failed(format!("session {} was ended before it was ready", clean(&created.name))));
+            }
+            _ => {}
+        }
+    }
+    let session = client.get_session(&id).await?;
+    // It may already be working on its prompt: that is more than READY.
+    debug_assert!(session.state != State::Init || session.generation > created.generation);
+    Ok(session)
+}

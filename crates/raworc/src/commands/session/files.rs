@@ -1,0 +1,179 @@
+//! `raworc session files`.
+
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use clap::Subcommand;
+use futures::stream::{self, BoxStream, StreamExt as _};
+use raworc_api::client::Content;
+use raworc_api::workspace::{FileEntry, FileKind, Listing};
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::output::table;
+use crate::text::{at, bytes, clean};
+
+/// What is read of a local file at once.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Commands about files of a workspace. They work while the session rests, too.
+#[derive(Debug, Subcommand)]
+pub enum Files {
+    /// List a directory.
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  raworc session files ls demo\n  raworc session files ls demo src"
+    )]
+    Ls {
+        /// Its id or name.
+        session: String,
+        /// The directory, relative to the workspace [default: the workspace].
+        #[arg(default_value = "", hide_default_value = true)]
+        path: String,
+    },
+    /// Write a file of the workspace to standard output.
+    #[command(visible_alias = "read", after_help = "Example:\n  raworc session files cat demo result.csv > result.csv")]
+    Cat {
+        /// Its id or name.
+        session: String,
+        /// The file, relative to the workspace.
+        path: String,
+    },
+    /// Write a local file, or standard input, into the workspace.
+    #[command(
+        visible_alias = "write",
+        after_help = "Examples:\n  raworc session files put demo ./data.csv data/data.csv\n  \
+                      date | raworc session files put demo - now.txt"
+    )]
+    Put {
+        /// Its id or name.
+        session: String,
+        /// The local file; '-' is standard input.
+        local: PathBuf,
+        /// Where to, relative to the workspace [default: the local file's name].
+        path: Option<String>,
+    },
+    /// Delete a file, or a directory with all that is in it.
+    #[command(visible_alias = "delete", after_help = "Example:\n  raworc session files rm demo data")]
+    Rm {
+        /// Its id or name.
+        session: String,
+        /// What, relative to the workspace.
+        path: String,
+    },
+}
+
+/// Carries one out.
+pub async fn run(context: &Context, command: Files) -> Result<()> {
+    match command {
+        Files::Ls { session, path } => ls(context, &session, &path).await,
+        Files::Cat { session, path } => cat(context, &session, &path).await,
+        Files::Put { session, local, path } => put(context, &session, &local, path).await,
+        Files::Rm { session, path } => {
+            context.client()?.delete_file(&session, &path).await?;
+            context.ui.show(&json!({}), |_| format!("Deleted {}", clean(&path)))
+        }
+    }
+}
+
+async fn ls(context: &Context, session: &str, path: &str) -> Result<()> {
+    match context.client()?.read_file(session, path).await? {
+        Content::File(_) => Err(Failure::usage(format!("{} is a file", clean(path))).help(format!(
+            "`raworc session files cat {} {}` reads it.",
+            clean(session),
+            clean(path)
+        ))),
+        Content::Directory(listing) if context.ui.is_json() => context.ui.json(&listing),
+        Content::Directory(listing) if listing.entries.is_empty() => {
+            context.ui.note("the directory is empty");
+            Ok(())
+        }
+        Content::Directory(listing) => {
+            context.ui.line(&rows(&listing))?;
+            if listing.truncated {
+                context.ui.note(&format!("only the first {} entries are shown", listing.entries.len()));
+            }
+            Ok(())
+        }
+    }
+}
+
+fn rows(listing: &Listing) -> String {
+    let row = |entry: &FileEntry| {
+        let mut name = clean(&entry.name);
+        match entry.kind {
+            FileKind::Directory => name.push('/'),
+            FileKind::Symlink => name.push_str(&format!(" → {}", clean(entry.target.as_deref().unwrap_or("?")))),
+            FileKind::File | FileKind::Other => {}
+        }
+        let size = if entry.kind == FileKind::File { bytes(entry.size) } else { "-".to_owned() };
+        vec![format!("{:04o}", entry.mode & 0o7777), size, at(entry.modified_at), name]
+    };
+    table(&["MODE", "SIZE", "MODIFIED", "NAME"], listing.entries.iter().map(row).collect())
+}
+
+async fn cat(context: &Context, session: &str, path: &str) -> Result<()> {
+    let mut file = match context.client()?.read_file(session, path).await? {
+        Content::File(file) => file,
+        Content::Directory(_) => {
+            return Err(Failure::usage(format!("{} is a directory", clean(path))).help(format!(
+                "`raworc session files ls {} {}` lists it.",
+                clean(session),
+                clean(path)
+            )));
+        }
+    };
+    if context.ui.is_json() {
+        let all = file.bytes().await?;
+        let content = String::from_utf8(all).map_err(|_| {
+            Failure::usage(format!("{} is not text", clean(path))).help("Leave --output json out to get its bytes.")
+        })?;
+        return context.ui.json(&json!({ "path": path, "size": content.len(), "content": content }));
+    }
+    while let Some(chunk) = file.chunk().await? {
+        context.ui.out(chunk)?;
+    }
+    Ok(())
+}
+
+async fn put(context: &Context, session: &str, local: &Path, path: Option<String>) -> Result<()> {
+    let client = context.client()?;
+    let path = match path {
+        Some(path) => path,
+        None => name_of(local)?,
+    };
+    let content = if local == Path::new("-") { standard_input()? } else { open(local).await? };
+    client.write_file(session, &path, content).await?;
+    context.ui.show(&json!({ "path": path }), |_| format!("Wrote {}", clean(&path)))
+}
+
+fn name_of(local: &Path) -> Result<String> {
+    let name = local.file_name().and_then(|name| name.to_str()).filter(|name| *name != "-");
+    let name = name.ok_or_else(|| Failure::usage("say what the file is to be called in the workspace"))?;
+    Ok(name.to_owned())
+}
+
+async fn open(local: &Path) -> Result<BoxStream<'static, std::io::Result<Bytes>>> {
+    let wrong = |what: &str| Failure::usage(format!("{} {what}", clean(&local.display().to_string())));
+    let file = tokio::fs::File::open(local).await.map_err(|error| wrong(&format!("can't be read: {error}")))?;
+    let is_directory = file.metadata().await.is_ok_and(|metadata| metadata.is_dir());
+    if is_directory { Err(wrong("is a directory").help("Write its files one by one.")) } else { Ok(chunks(file)) }
+}
+
+fn standard_input() -> Result<BoxStream<'static, std::io::Result<Bytes>>> {
+    let descriptor = std::io::stdin().as_fd().try_clone_to_owned();
+    let descriptor = descriptor.map_err(|error| Failure::usage(format!("standard input can't be read: {error}")))?;
+    Ok(chunks(tokio::fs::File::from_std(descriptor.into())))
+}
+
+fn chunks(source: impl AsyncRead + Send + Unpin + 'static) -> BoxStream<'static, std::io::Result<Bytes>> {
+    stream::try_unfold(source, |mut source| async move {
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        let count = source.read_buf(&mut chunk).await?;
+        Ok((count > 0).then(|| (Bytes::from(chunk), source)))
+    })
+    .boxed()
+}

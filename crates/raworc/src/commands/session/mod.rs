@@ -1,0 +1,98 @@
+//! `raworc session`.
+
+use clap::Subcommand;
+
+use crate::context::Context;
+use crate::failure::Result;
+
+mod agents;
+mod change;
+mod create;
+mod exec;
+mod files;
+mod follow;
+mod log;
+mod look;
+mod send;
+mod show;
+
+/// Commands about sessions. SESSION is an id or a name everywhere.
+#[derive(Debug, Subcommand)]
+pub enum Session {
+    /// Make a session: a container with a workspace of its own.
+    Create(create::Create),
+    /// List sessions, the newest first.
+    #[command(visible_alias = "ls")]
+    List(look::List),
+    /// Show one session.
+    #[command(after_help = "Example:\n  raworc session get demo")]
+    Get(change::Named),
+    /// Change settings of a session; what is not named stays.
+    Update(change::Update),
+    /// Give a session work, and show its output as it comes.
+    Send(send::Send),
+    /// Show the conversation of a session.
+    Messages(look::Messages),
+    /// List what happened in a session.
+    Events(log::Events),
+    /// Watch a session live: its states, its messages and their output.
+    Follow(follow::Follow),
+    /// Let a session rest: its container goes, messages wait, the workspace stays.
+    #[command(after_help = "Example:\n  raworc session pause demo")]
+    Pause(change::Named),
+    /// Let a paused or resting session work again.
+    #[command(after_help = "Example:\n  raworc session resume demo")]
+    Resume(change::Named),
+    /// End a session for good: it takes no more messages; the workspace stays.
+    #[command(after_help = "Example:\n  raworc session terminate demo\n\n`raworc session restore` undoes it.")]
+    Terminate(change::Named),
+    /// Give a session a new container; the workspace stays.
+    #[command(after_help = "Example:\n  raworc session restart demo")]
+    Restart(change::Named),
+    /// End a session and hide it.
+    #[command(
+        visible_alias = "rm",
+        after_help = "Example:\n  raworc session delete demo\n\n`raworc session restore ID` undoes it; \
+                      `raworc session list --include-deleted` shows the id."
+    )]
+    Delete(change::Several),
+    /// Undo a termination or deletion.
+    #[command(after_help = "Example:\n  raworc session restore 0192f1d2-0000-7000-8000-000000000000")]
+    Restore(change::Named),
+    /// Stop the message that a session works on.
+    #[command(after_help = "Example:\n  raworc session cancel demo")]
+    Cancel(change::Named),
+    /// Show or change which agents a session has.
+    #[command(subcommand)]
+    Agents(agents::Agents),
+    /// List, read, write and delete files of a session's workspace.
+    #[command(subcommand)]
+    Files(files::Files),
+    /// Run a command in a session, beside its conversation.
+    Exec(exec::Exec),
+}
+
+/// Carries one out.
+pub async fn run(context: &Context, command: Session) -> Result<()> {
+    use change::Wish;
+    match command {
+        Session::Create(args) => create::run(context, args).await,
+        Session::List(args) => look::list(context, args).await,
+        Session::Get(named) => change::get(context, &named).await,
+        Session::Update(args) => change::update(context, args).await,
+        Session::Send(args) => send::run(context, args).await,
+        Session::Messages(args) => look::messages(context, args).await,
+        Session::Events(args) => log::events(context, args).await,
+        Session::Follow(args) => follow::run(context, args).await,
+        Session::Pause(named) => change::wish(context, &named, Wish::Pause).await,
+        Session::Resume(named) => change::wish(context, &named, Wish::Resume).await,
+        Session::Terminate(named) => change::wish(context, &named, Wish::Terminate).await,
+        Session::Restart(named) => change::wish(context, &named, Wish::Restart).await,
+        Session::Restore(named) => change::wish(context, &named, Wish::Restore).await,
+        Session::Cancel(named) => change::wish(context, &named, Wish::Cancel).await,
+        Session::Delete(several) => change::delete(context, &several).await,
+        Session::Agents(command) => agents::run(context, command).await,
+        Session::Files(command) => files::run(context, command).await,
+        Session::Exec(args) => exec::run(context, args).await,
+    }
+}

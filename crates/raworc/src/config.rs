@@ -1,0 +1,227 @@
+//! Settings: flags win over `RAWORC_*` variables, those over `DIR/raworc.toml`, that over the defaults.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use figment::Figment;
+use figment::providers::{Format as _, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Failure, Result};
+use crate::output::Format;
+
+/// The file of settings in the data directory.
+pub const FILE: &str = "raworc.toml";
+/// Where a server listens unless told otherwise.
+pub const LISTEN_DEFAULT: &str = "127.0.0.1:9000";
+const LOG_DEFAULT: &str = "info";
+
+/// Options that every command takes.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Global {
+    /// The server [default: the one on this machine].
+    #[arg(long, global = true, env = "RAWORC_URL", value_name = "URL", help_heading = "Common options")]
+    pub url: Option<String>,
+    /// The token to use there [default: the administrator's, if this user may read it].
+    #[arg(long, global = true, env = "RAWORC_TOKEN", hide_env_values = true, help_heading = "Common options")]
+    pub token: Option<String>,
+    /// The data directory of the server on this machine [default: /var/lib/raworc for root, else
+    /// ~/.local/share/raworc].
+    #[arg(long, global = true, env = "RAWORC_DATA_DIR", value_name = "DIR", help_heading = "Common options")]
+    pub data_dir: Option<PathBuf>,
+    /// How to write results.
+    #[arg(long, short, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(hide_possible_values = false, help_heading = "Common options")]
+    pub output: Format,
+}
+
+/// Options of a server. Each has a variable, and a key in `raworc.toml`.
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub struct ServeOptions {
+    /// Where to listen [default: 127.0.0.1:9000].
+    #[arg(long, env = "RAWORC_LISTEN", value_name = "ADDR:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Another OCI runtime program to start containers with, such as /usr/sbin/runc [default: the embedded one].
+    #[arg(long, env = "RAWORC_OCI_RUNTIME", value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oci_runtime: Option<PathBuf>,
+    /// What to log: error, warn, info, debug or trace, also for single parts: `info,raworc_server=debug`
+    /// [default: info].
+    #[arg(long, env = "RAWORC_LOG", value_name = "FILTER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// How to write the log [default: text].
+    #[arg(long, env = "RAWORC_LOG_FORMAT", value_enum, value_name = "FORMAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// JSON lines.
+    Json,
+}
+
+/// Settings of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Everything the server keeps is in there.
+    pub data_dir: PathBuf,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Another OCI runtime than the embedded one.
+    pub oci_runtime: Option<PathBuf>,
+    /// What is logged.
+    pub log: String,
+    /// How it is logged.
+    pub log_format: LogFormat,
+}
+
+/// What file and flags come to.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Merged {
+    listen: SocketAddr,
+    oci_runtime: Option<PathBuf>,
+    log: String,
+    log_format: LogFormat,
+}
+
+#[derive(Serialize)]
+struct Defaults {
+    listen: &'static str,
+    log: &'static str,
+    log_format: LogFormat,
+}
+
+impl Settings {
+    /// Of a server with this data directory.
+    pub fn load(data_dir: &Path, options: &ServeOptions) -> Result<Self> {
+        let path = data_dir.join(FILE);
+        let file = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(Failure::usage(format!("{} can't be read: {error}", path.display()))),
+        };
+        let defaults = Defaults { listen: LISTEN_DEFAULT, log: LOG_DEFAULT, log_format: LogFormat::Text };
+        let merged: Merged = Figment::from(Serialized::defaults(defaults))
+            .merge(Toml::string(&file))
+            .merge(Serialized::defaults(options))
+            .extract()
+            .map_err(|error| wrong_file(&path, error))?;
+        Ok(Self {
+            data_dir: data_dir.to_owned(),
+            listen: merged.listen,
+            oci_runtime: merged.oci_runtime,
+            log: merged.log,
+            log_format: merged.log_format,
+        })
+    }
+}
+
+fn wrong_file(path: &Path, error: figment::Error) -> Failure {
+    let faults: Vec<String> = error
+        .into_iter()
+        .map(|fault| match fault.path.join(".") {
+            key if key.is_empty() => fault.kind.to_string(),
+            key => format!("{key}: {}", fault.kind),
+        })
+        .collect();
+    Failure::usage(format!("{} is not right: {}", path.display(), faults.join("; ")))
+        .help("The keys are listen, oci_runtime, log and log_format; `raworc serve --help` tells what they mean.")
+}
+
+impl Global {
+    /// The data directory in use, as an absolute path.
+    pub fn data_dir(&self) -> Result<PathBuf> {
+        let chosen = match self.data_dir.as_ref().filter(|dir| !dir.as_os_str().is_empty()) {
+            Some(dir) => dir.clone(),
+            None => {
+                default_data_dir(rustix::process::geteuid().is_root(), |name| std::env::var_os(name).map(PathBuf::from))
+                    .ok_or_else(|| {
+                        Failure::usage("neither HOME nor XDG_DATA_HOME is set, so there is no default data directory")
+                            .help("Name one with --data-dir or RAWORC_DATA_DIR.")
+                    })?
+            }
+        };
+        std::path::absolute(&chosen).map_err(|error| Failure::usage(format!("{}: {error}", chosen.display())))
+    }
+}
+
+fn default_data_dir(is_root: bool, variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    if is_root {
+        return Some("/var/lib/raworc".into());
+    }
+    // The XDG specification has relative paths ignored.
+    let absolute = |name: &str| variable(name).filter(|path| path.is_absolute());
+    let base = absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")))?;
+    Some(base.join("raworc"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, options: &ServeOptions) -> Result<Settings> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), file).unwrap();
+        Settings::load(dir.path(), options)
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_that_over_the_defaults() {
+        let file = "listen = \"127.0.0.1:1\"\nlog = \"debug\"\n";
+        let options = ServeOptions { listen: Some("127.0.0.1:2".parse().unwrap()), ..ServeOptions::default() };
+        let settings = load(file, &options).unwrap();
+        assert_eq!(settings.listen, "127.0.0.1:2".parse().unwrap());
+        assert_eq!(settings.log, "debug");
+        assert_eq!(settings.log_format, LogFormat::Text);
+
+        let settings = load(file, &ServeOptions::default()).unwrap();
+        assert_eq!(settings.listen, "127.0.0.1:1".parse().unwrap());
+
+        let nowhere = tempfile::tempdir().unwrap();
+        let settings = Settings::load(nowhere.path(), &ServeOptions::default()).unwrap();
+        assert_eq!(settings.listen, LISTEN_DEFAULT.parse().unwrap());
+        assert_eq!((settings.oci_runtime, settings.log.as_str()), (None, "info"));
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_file_is_named() {
+        for (file, named) in [
+            ("lisen = \"127.0.0.1:1\"", "lisen"),
+            ("listen = \"somewhere\"", "listen"),
+            ("log = 7", "log"),
+            ("log_format = \"xml\"", "log_format"),
+            ("listen = ", "listen"),
+        ] {
+            let failure = load(file, &ServeOptions::default()).unwrap_err();
+            let Failure::Said { status: 2, message, .. } = failure else { panic!("{failure:?}") };
+            assert!(message.contains(named) && message.contains(FILE), "{message}");
+        }
+    }
+
+    #[test]
+    fn data_directories() {
+        let with = |pairs: &'static [(&str, &str)]| {
+            move |name: &str| pairs.iter().find(|(n, _)| *n == name).map(|(_, value)| PathBuf::from(value))
+        };
+        for (is_root, variables, expected) in [
+            (true, with(&[("HOME", "/root")]), Some("/var/lib/raworc")),
+            (false, with(&[("HOME", "/home/a")]), Some("/home/a/.local/share/raworc")),
+            (false, with(&[("HOME", "/home/a"), ("XDG_DATA_HOME", "/data")]), Some("/data/raworc")),
+            (false, with(&[("HOME", "/home/a"), ("XDG_DATA_HOME", "data")]), Some("/home/a/.local/share/raworc")),
+            (false, with(&[]), None),
+        ] {
+            assert_eq!(default_data_dir(is_root, variables), expected.map(PathBuf::from));
+        }
+    }
+}

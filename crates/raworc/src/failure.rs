@@ -1,0 +1,236 @@
+//! How a command fails: what is said, and with which status the process ends.
+
+use std::borrow::Cow;
+
+use miette::{GraphicalReportHandler, GraphicalTheme, MietteDiagnostic, ThemeCharacters, ThemeStyles};
+use raworc_api::client::ClientError;
+use raworc_api::problem::{Code, Problem};
+use serde_json::{Value, json};
+
+use crate::connect;
+use crate::context::Context;
+use crate::text::{clean, clean_lines};
+
+/// The work failed.
+pub const EXIT_FAILED: u8 = 1;
+/// The command line or the input is wrong.
+pub const EXIT_USAGE: u8 = 2;
+/// No server answers.
+pub const EXIT_NO_SERVER: u8 = 3;
+
+/// The result of a command.
+pub type Result<T> = std::result::Result<T, Failure>;
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+pub enum Failure {
+    /// A call failed.
+    Client(ClientError),
+    /// Something else went wrong.
+    Said {
+        /// With which status to end.
+        status: u8,
+        /// What happened.
+        message: String,
+        /// What to do.
+        help: Option<String>,
+    },
+    /// A part of the program that reports by itself.
+    Report(miette::Report),
+    /// Everything has been said; only the status is left.
+    Status(u8),
+    /// Whoever read our output has gone: there is nothing more to do, and that is fine.
+    PipeClosed,
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Failure::Client(error)
+    }
+}
+
+impl From<miette::Report> for Failure {
+    fn from(report: miette::Report) -> Self {
+        Failure::Report(report)
+    }
+}
+
+impl Failure {
+    /// The work failed.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Failure::Said { status: EXIT_FAILED, message: message.into(), help: None }
+    }
+
+    /// The command line or the input is wrong.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Failure::Said { status: EXIT_USAGE, message: message.into(), help: None }
+    }
+
+    /// With what to do about it.
+    #[must_use]
+    pub fn help(self, text: impl Into<String>) -> Self {
+        match self {
+            Failure::Said { status, message, .. } => Failure::Said { status, message, help: Some(text.into()) },
+            other @ (Failure::Client(_) | Failure::Report(_) | Failure::Status(_) | Failure::PipeClosed) => other,
+        }
+    }
+
+    /// With which status the process ends.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Failure::Client(ClientError::Problem(problem)) => exit_status_of(problem.code),
+            Failure::Client(ClientError::Input(_)) => EXIT_USAGE,
+            Failure::Client(ClientError::Unreachable { .. } | ClientError::Protocol(_)) => EXIT_NO_SERVER,
+            Failure::Said { status, .. } | Failure::Status(status) => *status,
+            Failure::Report(_) => EXIT_FAILED,
+            Failure::PipeClosed => 0,
+        }
+    }
+
+    /// Says it on standard error.
+    pub fn report(&self, context: &Context) {
+        if let Failure::Report(report) = self {
+            return context.ui.error(render(report.as_ref(), context.ui.error_colour()));
+        }
+        let Some(said) = self.said(context) else { return };
+        if context.ui.is_json() {
+            context.ui.error(format!("{}\n", self.document(&said)));
+        } else {
+            context.ui.error(render(&said, context.ui.error_colour()));
+        }
+    }
+
+    fn said(&self, context: &Context) -> Option<MietteDiagnostic> {
+        match self {
+            Failure::Client(ClientError::Problem(problem)) => Some(of_problem(problem)),
+            Failure::Client(error @ ClientError::Unreachable { .. }) => {
+                Some(plain(error.to_string(), Some(connect::what_to_do(&context.global))))
+            }
+            Failure::Client(error @ ClientError::Protocol(_)) => {
+                let help = "Is this the URL of a Raworc server of the same version? `raworc version` shows both.";
+                Some(plain(error.to_string(), Some(help.into())))
+            }
+            Failure::Client(ClientError::Input(message)) => Some(plain(message.clone(), None)),
+            Failure::Said { message, help, .. } => Some(plain(message.clone(), help.clone())),
+            Failure::Report(_) | Failure::Status(_) | Failure::PipeClosed => None,
+        }
+    }
+
+    /// For programs: the server's own document, or one of the same shape.
+    fn document(&self, said: &MietteDiagnostic) -> Value {
+        if let Failure::Client(ClientError::Problem(problem)) = self {
+            return serde_json::to_value(problem).unwrap_or(Value::Null);
+        }
+        let code = match self.exit_status() {
+            EXIT_NO_SERVER => "no_server",
+            EXIT_USAGE => "usage",
+            _ => "failed",
+        };
+        json!({ "title": said.message, "detail": said.help.clone().unwrap_or_default(), "code": code })
+    }
+}
+
+fn plain(message: String, help: Option<String>) -> MietteDiagnostic {
+    let said = MietteDiagnostic::new(clean_lines(&message));
+    match help {
+        Some(help) => said.with_help(clean_lines(&help)),
+        None => said,
+    }
+}
+
+fn of_problem(problem: &Problem) -> MietteDiagnostic {
+    let mut message = clean(&problem.title);
+    if problem.errors.is_empty() {
+        message = format!("{message}: {}", clean_lines(&problem.detail));
+    }
+    for field in &problem.errors {
+        let name: Cow<str> = if field.field == "." { "the whole".into() } else { clean(&field.field).into() };
+        message.push_str(&format!("\n{name}: {}", clean_lines(&field.message)));
+    }
+    let page = format!("docs/errors/{}.md", problem.code.as_str());
+    let help = match problem.code {
+        Code::Unauthenticated => {
+            format!("Name a token with --token or RAWORC_TOKEN; `raworc token create` makes one. More in {page}")
+        }
+        _ => format!("More in {page}"),
+    };
+    MietteDiagnostic::new(message).with_code(problem.code.as_str()).with_help(help)
+}
+
+/// What was asked is wrong, or it can't be done now.
+fn exit_status_of(code: Code) -> u8 {
+    match code {
+        Code::InvalidInput
+        | Code::InvalidBody
+        | Code::InvalidRequest
+        | Code::Unauthenticated
+        | Code::Forbidden
+        | Code::NotFound
+        | Code::MethodNotAllowed
+        | Code::AmbiguousName
+        | Code::NameTaken
+        | Code::FileConflict
+        | Code::TooLarge
+        | Code::UnsupportedMediaType
+        | Code::IdempotencyKeyReused => EXIT_USAGE,
+        Code::SessionTerminated
+        | Code::SessionDeleted
+        | Code::SessionPaused
+        | Code::SessionFailed
+        | Code::InvalidState
+        | Code::AgentInUse
+        | Code::Stale
+        | Code::Busy
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DiskFull => EXIT_FAILED,
+    }
+}
+
+fn render(said: &dyn miette::Diagnostic, colour: bool) -> String {
+    let styles = if colour { ThemeStyles::ansi() } else { ThemeStyles::none() };
+    let theme = GraphicalTheme { characters: ThemeCharacters::unicode(), styles };
+    let handler = GraphicalReportHandler::new_themed(theme).with_links(false).with_width(110);
+    let mut text = String::new();
+    match handler.render_report(&mut text, said) {
+        Ok(()) => text,
+        Err(_) => format!("{said}\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_has_its_status() {
+        let problem = |code| Failure::Client(ClientError::Problem(Box::new(Problem::new(code, "x"))));
+        let unreachable = ClientError::Unreachable { url: "http://x".into(), reason: "refused".into() };
+        for (failure, status) in [
+            (problem(Code::NotFound), 2),
+            (problem(Code::InvalidInput), 2),
+            (problem(Code::SessionPaused), 1),
+            (problem(Code::Internal), 1),
+            (Failure::Client(unreachable), 3),
+            (Failure::Client(ClientError::Protocol("odd".into())), 3),
+            (Failure::Client(ClientError::Input("..".into())), 2),
+            (Failure::failed("x"), 1),
+            (Failure::usage("x"), 2),
+            (Failure::Status(42), 42),
+            (Failure::PipeClosed, 0),
+        ] {
+            assert_eq!(failure.exit_status(), status, "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn a_problem_is_told_with_its_fields_and_its_page() {
+        let problem = Problem::field("resources.memory", "must be at least 16Mi, is \u{1b}[31m1");
+        let text = render(&of_problem(&problem), false);
+        assert!(text.contains("invalid_input"), "{text}");
+        assert!(text.contains("resources.memory: must be at least 16Mi"), "{text}");
+        assert!(text.contains("docs/errors/invalid_input.md"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text:?}");
+        assert_eq!(text.matches("at least").count(), 1, "{text}");
+    }
+}

@@ -1,0 +1,256 @@
+//! Watching one message until it ends: its output as it comes, and how it ended.
+
+use futures::StreamExt as _;
+use raworc_api::client::{Client, ClientError};
+use raworc_api::event::Event;
+use raworc_api::message::{MessageWithReply, Status, WaitQuery};
+use raworc_api::session::Session;
+use raworc_core::ids::{MessageId, SessionId};
+use raworc_core::session::State;
+use serde_json::Value;
+use tokio::time::{Duration, Instant, sleep_until};
+
+use crate::context::Context;
+use crate::failure::{EXIT_FAILED, Failure, Result};
+use crate::output::{Style, Ui};
+use crate::progress::Progress;
+use crate::signals::Signals;
+use crate::text::{bytes, clean_lines, span};
+
+/// How long a cancelled message gets to end.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Which message to watch.
+#[derive(Clone, Copy, Debug)]
+pub struct Watched {
+    /// In this session.
+    pub session: SessionId,
+    /// This one; where absent, the first that is queued.
+    pub message: Option<MessageId>,
+    /// Only events after this one matter.
+    pub after: u64,
+    /// Until then.
+    pub deadline: Option<Instant>,
+}
+
+/// How watching ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// The message has ended.
+    Message(Box<MessageWithReply>),
+    /// It has not ended in time.
+    Late,
+    /// A signal came; the status to end with. The message was cancelled if it was being worked on.
+    Interrupted(u8),
+}
+
+/// Text of an event's data.
+pub fn text_of<'a>(event: &'a Event, key: &str) -> &'a str {
+    event.data.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Which message an event is about.
+pub fn message_of(event: &Event) -> Option<MessageId> {
+    text_of(event, "message_id").parse().ok()
+}
+
+/// Watches the message to its end, showing its output (not for programs, which get the whole at the end).
+pub async fn watch(context: &Context, client: &Client, watched: Watched, signals: &mut Signals) -> Result<Ended> {
+    let id = watched.session.to_string();
+    let mut events = client.follow(&id, watched.after);
+    let mut screen = Screen::new(context.ui);
+    let mut message = watched.message;
+    let (mut is_running, mut interrupted, mut deadline) = (false, None, watched.deadline);
+    loop {
+        let event = tokio::select! {
+            biased;
+            status = signals.next() => {
+                screen.pause();
+                if interrupted.is_some() || !is_running {
+                    return Ok(Ended::Interrupted(status));
+                }
+                interrupted = Some(status);
+                deadline = Some(Instant::now() + CANCEL_PATIENCE);
+                cancel(context, client, &id).await?;
+                continue;
+            }
+            () = until(deadline) => {
+                screen.pause();
+                return Ok(interrupted.map_or(Ended::Late, Ended::Interrupted));
+            }
+            event = events.next() => event,
+        };
+        let Some(event) = event.transpose()? else {
+            return Err(Failure::from(ClientError::Protocol("the log of the session ended".into())));
+        };
+        if event.kind == "message.queued" && text_of(&event, "role") == "user" {
+            message = message.or_else(|| message_of(&event));
+        }
+        if event.kind.starts_with("session.") {
+            screen.session(&event);
+            give_up_if_stuck(client, &id, &event).await?;
+        }
+        let Some(ours) = message.filter(|ours| message_of(&event) == Some(*ours)) else { continue };
+        match event.kind.as_str() {
+            "message.started" => is_running = true,
+            "message.requeued" => is_running = false,
+            _ => {}
+        }
+        screen.message(&event)?;
+        if event.kind == "message.finished" {
+            screen.pause();
+            let ended = client.get_message(&id, ours, WaitQuery::default()).await?;
+            return Ok(interrupted.map_or_else(|| Ended::Message(Box::new(ended)), Ended::Interrupted));
+        }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn cancel(context: &Context, client: &Client, session: &str) -> Result<()> {
+    context.ui.note("cancelling; Ctrl-C again to leave at once");
+    match client.cancel_session(session).await {
+        // A refusal means that nothing runs any more: the log will say so.
+        Ok(_) | Err(ClientError::Problem(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A session that waits for a person would leave its messages waiting, and us with them.
+async fn give_up_if_stuck(client: &Client, session: &str, event: &Event) -> Result<()> {
+    if event.kind != "session.failed" {
+        return Ok(());
+    }
+    match stuck(&client.get_session(session).await?) {
+        Some(why) => Err(why),
+        None => Ok(()),
+    }
+}
+
+/// Why nothing will happen in this session until a person does something.
+pub fn stuck(session: &Session) -> Option<Failure> {
+    let error = session.error.as_ref().filter(|error| session.state == State::Error && error.restarts_at.is_none())?;
+    let name = clean_lines(&session.name);
+    let message = format!("session {name} is in ERROR: {} ({})", error.message, error.code.as_str());
+    let help = format!("Try `raworc session restart {name}`; `raworc doctor` checks this machine.");
+    Some(Failure::failed(message).help(help))
+}
+
+/// The exit status that a message's end stands for.
+pub fn exit_status(ended: &MessageWithReply) -> u8 {
+    if ended.message.status == Status::Done {
+        return 0;
+    }
+    let code = ended.reply.as_ref().and_then(|reply| reply.usage.as_ref()?.exit_code);
+    code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(EXIT_FAILED)
+}
+
+/// Shows how a message ended, and ends the command accordingly.
+pub fn conclude(ui: Ui, ended: &MessageWithReply) -> Result<()> {
+    if ui.is_json() {
+        ui.json(ended)?;
+    } else {
+        tell(ui, ended);
+    }
+    match exit_status(ended) {
+        0 => Ok(()),
+        status => Err(Failure::Status(status)),
+    }
+}
+
+fn tell(ui: Ui, ended: &MessageWithReply) {
+    let usage = ended.reply.as_ref().and_then(|reply| reply.usage.as_ref());
+    if let Some(dropped) = usage.map(|usage| usage.output_bytes_dropped).filter(|dropped| *dropped > 0) {
+        ui.note(&format!("{} of output were cut off", bytes(dropped)));
+    }
+    let took = usage.map(|usage| format!(" after {}", span(usage.duration_seconds))).unwrap_or_default();
+    let why = ended.message.error.as_ref().map(|error| clean_lines(&error.message)).unwrap_or_default();
+    match ended.message.status {
+        Status::Done if ui.shows_progress() => ui.note(&format!("done{took}")),
+        Status::Done | Status::Queued | Status::Processing => {}
+        Status::Failed => ui.error(format!("{}\n", ui.paint_error(Style::Bad, &format!("failed{took}: {why}")))),
+        Status::Cancelled => {
+            ui.error(format!("{}\n", ui.paint_error(Style::Warning, &format!("cancelled{took}: {why}"))))
+        }
+    }
+}
+
+/// What is shown of a message while it is worked on.
+struct Screen {
+    ui: Ui,
+    progress: Option<Progress>,
+    is_at_line_start: bool,
+}
+
+impl Screen {
+    fn new(ui: Ui) -> Self {
+        Self { ui, progress: Some(Progress::start(&ui, "waiting for the session")), is_at_line_start: true }
+    }
+
+    /// Makes way for something else on the screen.
+    fn pause(&mut self) {
+        self.progress = None;
+        if !self.is_at_line_start && self.ui.shows_progress() {
+            self.ui.error("\n");
+        }
+        self.is_at_line_start = true;
+    }
+
+    fn session(&mut self, event: &Event) {
+        let note = match event.kind.as_str() {
+            "session.failed" => {
+                let (code, message) = (text_of(event, "code"), text_of(event, "message"));
+                format!("the session failed: {message} ({code})")
+            }
+            "session.paused" => "the session is paused: its messages wait until it is resumed".to_owned(),
+            "session.state_changed" => {
+                if let Some(progress) = &self.progress {
+                    progress.say(&format!("the session is {}", text_of(event, "to")));
+                }
+                return;
+            }
+            _ => return,
+        };
+        self.pause();
+        self.ui.note(&clean_lines(&note));
+    }
+
+    fn message(&mut self, event: &Event) -> Result<()> {
+        match event.kind.as_str() {
+            "message.started" => {
+                if let Some(progress) = &self.progress {
+                    progress.say("working");
+                }
+            }
+            "message.requeued" => {
+                self.pause();
+                self.ui.note("the container was lost while it worked; the message is tried again");
+            }
+            "message.delta" => self.output(text_of(event, "stream"), text_of(event, "text"))?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn output(&mut self, stream: &str, text: &str) -> Result<()> {
+        if self.ui.is_json() || text.is_empty() {
+            return Ok(());
+        }
+        self.progress = None;
+        self.is_at_line_start = text.ends_with('\n');
+        if stream == "stderr" {
+            self.ui.error(text);
+            return Ok(());
+        }
+        self.ui.out(text)
+    }
+}
+
+#[cfg(test)]
+#[path = "live_tests.rs"]
+mod tests;

@@ -1,0 +1,98 @@
+//! A server in this process: the one place that picks backends.
+
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use miette::{IntoDiagnostic, WrapErr, miette};
+use raworc_core::link::AGENT_UID;
+use raworc_runtime::native::{ID_BASE, NativeConfig, NativeRuntime};
+use raworc_server::{Config, Server, StartError};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::Settings;
+use crate::connect::URL_FILE;
+
+/// The program inside every container, built by build.rs.
+const HOST: &[u8] = include_bytes!(env!("RAWORC_HOST"));
+
+/// A server running in this process.
+pub struct Running {
+    /// Where it listens.
+    pub url: String,
+    /// The administrator's token.
+    pub token: String,
+    server: Server,
+    url_file: PathBuf,
+}
+
+/// Starts it, on the native runtime.
+pub async fn start(settings: &Settings) -> miette::Result<Running> {
+    let data_dir = &settings.data_dir;
+    prepare(data_dir)?;
+    let lock = raworc_server::lock(data_dir).map_err(advise)?;
+    let runtime = NativeRuntime::open(NativeConfig {
+        data_dir: data_dir.clone(),
+        host_binary: HOST.to_vec(),
+        launcher: std::env::current_exe().into_diagnostic().wrap_err("this program's own file cannot be found")?,
+        oci_runtime: settings.oci_runtime.clone(),
+    })
+    .await
+    .map_err(|error| miette!(help = "`raworc doctor` says what this machine lacks", "{error}"))?;
+    let config = Config {
+        data_dir: data_dir.clone(),
+        listen: settings.listen,
+        host_socket: runtime.host_socket(),
+        host_owner: Some(ID_BASE),
+        agent_owner: Some(ID_BASE + AGENT_UID),
+    };
+    let server = Server::start(config, lock, Arc::new(runtime)).await.map_err(advise)?;
+    let url = format!("http://{}", server.address());
+    let url_file = data_dir.join(URL_FILE);
+    fs::write(&url_file, format!("{url}\n"))
+        .into_diagnostic()
+        .wrap_err_with(|| format!("{} cannot be written", url_file.display()))?;
+    Ok(Running { url, token: server.admin_token().to_owned(), server, url_file })
+}
+
+/// The data directory, which containers have to be able to look through but not into.
+fn prepare(data_dir: &Path) -> miette::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(data_dir)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("the data directory {} cannot be made", data_dir.display()))
+}
+
+fn advise(error: StartError) -> miette::Report {
+    match &error {
+        StartError::InUse(_) => {
+            miette!(help = "stop it first, or choose another directory with --data-dir", "{error}")
+        }
+        StartError::Listen(..) => miette!(help = "choose another address with --listen", "{error}"),
+        StartError::File(..) | StartError::Store(_) | StartError::Other(_) => miette!("{error}"),
+    }
+}
+
+impl Running {
+    /// Serves until SIGINT or SIGTERM, then shuts down. Containers go on, for the next server to find.
+    pub async fn until_stopped(self) -> miette::Result<()> {
+        let mut interrupt = signal(SignalKind::interrupt()).into_diagnostic()?;
+        let mut terminate = signal(SignalKind::terminate()).into_diagnostic()?;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        self.shutdown().await
+    }
+
+    /// Shuts down.
+    pub async fn shutdown(self) -> miette::Result<()> {
+        // Whoever looks for a server from now on finds none; a file that stays behind would only be a wrong hint.
+        let _ = fs::remove_file(&self.url_file);
+        self.server.stop().await;
+        Ok(())
+    }
+}
