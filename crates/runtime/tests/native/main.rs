@@ -145,7 +145,6 @@ async fn assert_limited(machine: &Machine, spec: &ContainerSpec) {
         assert_eq!(value("memory.swap.max").unwrap_or("0".into()), "0");
         assert_eq!(value("cpu.max").as_deref(), Some("150000 100000"));
     }
-    assert_eq!(machine::processes(&spec.token).len(), 1);
     // The first process is in each of those cgroups.
     for directory in machine
         .cgroups(spec.id)
@@ -400,6 +399,7 @@ async fn a_container_gets_time_to_end_by_itself() {
     })
     .await
     .unwrap();
+    assert_ne!(machine::processes(&spec.token), []);
     machine.runtime().stop(spec.id, PATIENCE).await.unwrap();
     assert!(spec.workspace.join("bye").exists());
     machine.assert_gone(&spec);
