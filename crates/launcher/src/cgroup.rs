@@ -17,6 +17,9 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// outside its user namespace, and every mount of ours is `nodev`.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "memory", "pids", "freezer"];
 
+/// How often making a cgroup is tried.
+const CREATE_ATTEMPTS_MAX: u32 = 5;
+
 /// The cgroup hierarchies of this machine, as directories that stay open after they have been hidden.
 pub enum Cgroups {
     /// One hierarchy for everything.
@@ -83,15 +86,26 @@ impl Cgroups {
 
     /// Makes the cgroup at `path` with its limits. One that is there already is used.
     pub fn create(&self, path: &Path, limits: &Limits) -> Result<Cgroup, String> {
-        let result = match self {
+        // Another instance may remove a directory above, which it found empty, just before something is made in it.
+        let mut attempts = CREATE_ATTEMPTS_MAX;
+        loop {
+            attempts -= 1;
+            match self.try_create(path, limits) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempts > 0 => {}
+                result => return result.map_err(|e| format!("its cgroup can't be made: {e}")),
+            }
+        }
+    }
+
+    fn try_create(&self, path: &Path, limits: &Limits) -> io::Result<Cgroup> {
+        match self {
             Self::V2(root) => create_v2(root, path, limits).map(Cgroup::V2),
             Self::V1(hierarchies) => hierarchies
                 .iter()
                 .map(|h| h.create(path, limits))
                 .collect::<io::Result<_>>()
                 .map(Cgroup::V1),
-        };
-        result.map_err(|e| format!("its cgroup can't be made: {e}"))
+        }
     }
 }
 

@@ -94,6 +94,15 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Removes the instance's own directories, where no container is left in them.
+    pub fn remove_instance(&self) {
+        for directory in &self.directories {
+            // The second one is shared with other instances; only the last one succeeds.
+            let _ = fs::remove_dir(directory)
+                .and_then(|()| directory.parent().map_or(Ok(()), fs::remove_dir));
+        }
+    }
+
     fn kill(&self, id: ContainerId) {
         for path in self.of(id) {
             if fs::write(path.join("cgroup.kill"), "1").is_ok() {

@@ -219,6 +219,12 @@ impl Containers {
     }
 }
 
+impl Drop for Containers {
+    fn drop(&mut self) {
+        self.cgroups.remove_instance();
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

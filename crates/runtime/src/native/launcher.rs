@@ -238,6 +238,7 @@ impl Keeper {
                 }
                 job = self.jobs.recv(), if waiting.is_none() => {
                     let Some(job) = job else { return Ok(()) };
+                    self.expect_again(&job.action);
                     next += 1;
                     asked.insert(next, job.answer);
                     waiting = Some((Request { id: next, action: job.action }, job.descriptor));
@@ -260,6 +261,15 @@ impl Keeper {
                 }
             }
             Event::Ready { .. } | Event::Failed { .. } => {}
+        }
+    }
+
+    /// A start that waited while one launcher died and another came up will be seen by the new one.
+    fn expect_again(&self, action: &Action) {
+        let Action::Start(start) = action else { return };
+        let endings = self.endings.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ending) = endings.get(&start.container) {
+            ending.send_replace(Ending::Running);
         }
     }
 

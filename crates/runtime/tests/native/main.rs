@@ -399,7 +399,7 @@ async fn a_container_gets_time_to_end_by_itself() {
     })
     .await
     .unwrap();
-    assert_ne!(machine::processes(&spec.token), []);
+    assert!(!machine::processes(&spec.token).is_empty());
     machine.runtime().stop(spec.id, PATIENCE).await.unwrap();
     assert!(spec.workspace.join("bye").exists());
     machine.assert_gone(&spec);
