@@ -20,14 +20,19 @@ use raworc_core::link::{SOCKET_PATH, TOKEN_VARIABLE};
 
 fn main() -> ExitCode {
     let Ok(token) = std::env::var(TOKEN_VARIABLE) else {
-        eprintln!("{TOKEN_VARIABLE} is not set: this program is started by Raworc, inside its containers");
+        eprintln!(
+            "{TOKEN_VARIABLE} is not set: this program is started by Raworc, inside its containers"
+        );
         return ExitCode::from(2);
     };
-    let socket = std::env::args_os().nth(1).map_or_else(|| PathBuf::from(SOCKET_PATH), PathBuf::from);
+    let socket = std::env::args_os()
+        .nth(1)
+        .map_or_else(|| PathBuf::from(SOCKET_PATH), PathBuf::from);
     let (events, inbox) = mpsc::channel();
-    // Before there is any other thread, so that all of them leave signals to the one that waits for them.
-    let started = signals::start(events.clone())
-        .and_then(|reaping| connection::start(socket, events.clone()).map(|()| host::Host::new(token, events, reaping)));
+    // Before anything can end: no child's end is missed.
+    let started = signals::start(events.clone()).and_then(|reaping| {
+        connection::start(socket, events.clone()).map(|()| host::Host::new(token, events, reaping))
+    });
     match started {
         Ok(host) => ExitCode::from(host.run(&inbox)),
         Err(error) => {

@@ -5,8 +5,10 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+
+use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::host::Event;
 
@@ -35,27 +37,25 @@ impl Reaping {
     }
 }
 
-/// Starts the thread that waits for signals. To be called before any other thread is there.
+/// Starts the thread that waits for signals. They are caught, not blocked: agents would inherit blocked ones.
 pub fn start(events: Sender<Event>) -> io::Result<Reaping> {
-    let mut wanted = SigSet::empty();
-    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
-        wanted.add(signal);
-    }
-    wanted.thread_block()?;
+    let mut signals = Signals::new([SIGCHLD, SIGTERM, SIGINT])?;
     let reaping = Reaping::default();
     let held = reaping.clone();
-    std::thread::Builder::new().name("signals".into()).stack_size(STACK_BYTES).spawn(move || {
-        loop {
-            let sent = match wanted.wait() {
-                Ok(Signal::SIGCHLD) => held.held(|| reap(&events)),
-                Ok(Signal::SIGTERM | Signal::SIGINT) => events.send(Event::Stop).is_ok(),
-                Ok(_) | Err(_) => true,
-            };
-            if !sent {
-                return;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            for signal in signals.forever() {
+                let sent = match signal {
+                    SIGCHLD => held.held(|| reap(&events)),
+                    _ => events.send(Event::Stop).is_ok(),
+                };
+                if !sent {
+                    return;
+                }
             }
-        }
-    })?;
+        })?;
     Ok(reaping)
 }
 

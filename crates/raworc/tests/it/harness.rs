@@ -1,0 +1,372 @@
+//! A server of our own for each test, and everything that it makes gone at the end.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+/// The program under test.
+pub const RAWORC: &str = env!("CARGO_BIN_EXE_raworc");
+/// Longest wait for anything that has to happen.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether containers can be made here; says so where not. A test that needs them returns where this is false.
+pub fn can_run_containers() -> bool {
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root {
+        eprintln!("SKIPPED: making containers needs root; run the tests as root");
+    }
+    is_root
+}
+
+/// Begins a test that needs containers, or skips it loudly.
+#[macro_export]
+macro_rules! server_or_skip {
+    () => {{
+        if !$crate::harness::can_run_containers() {
+            return;
+        }
+        $crate::harness::TestServer::start(&[])
+    }};
+}
+
+/// A running server on a data directory of its own.
+pub struct TestServer {
+    directory: tempfile::TempDir,
+    arguments: Vec<String>,
+    child: Option<Child>,
+    /// Where it listens.
+    pub url: String,
+    /// Its administrator's token.
+    pub token: String,
+    client: reqwest::Client,
+}
+
+impl TestServer {
+    /// Starts one with these arguments besides the usual ones.
+    pub fn start(arguments: &[&str]) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("raworc-test-")
+            .tempdir()
+            .unwrap();
+        let mut server = Self {
+            directory,
+            arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
+            child: None,
+            url: String::new(),
+            token: String::new(),
+            client: reqwest::Client::new(),
+        };
+        server.start_again();
+        server
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// The server's process id.
+    pub fn pid(&self) -> i32 {
+        self.child.as_ref().unwrap().id() as i32
+    }
+
+    /// Ends the server as a power cut would.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Ends the server as an administrator would; it must end well.
+    pub fn stop(&mut self) {
+        let mut child = self.child.take().unwrap();
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+        let status = child.wait().unwrap();
+        assert!(status.success(), "the server ended with {status}");
+    }
+
+    /// Starts the server on the same data directory, after it was ended.
+    pub fn start_again(&mut self) {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .unwrap();
+        let mut child = Command::new(RAWORC)
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--log",
+                "info,raworc_server=debug",
+                "--data-dir",
+            ])
+            .arg(self.data_dir())
+            .args(&self.arguments)
+            .env_remove("RAWORC_URL")
+            .env_remove("RAWORC_TOKEN")
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = lines.next().and_then(Result::ok).unwrap_or_default();
+        // Whatever else it says must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        self.child = Some(child);
+        let url = first
+            .split_whitespace()
+            .find(|word| word.starts_with("http://"));
+        let Some(url) = url else {
+            panic!("the server did not start: {first:?}\n{}", self.log());
+        };
+        self.url = url.to_owned();
+        self.token = fs::read_to_string(self.data_dir().join("admin.token"))
+            .unwrap()
+            .trim()
+            .to_owned();
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    /// What the server has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// A call with this token.
+    pub fn request_as(&self, token: &str, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.client
+            .request(method, format!("{}/api/v0{path}", self.url))
+            .bearer_auth(token)
+    }
+
+    /// A call as the administrator.
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.request_as(&self.token, method, path)
+    }
+
+    /// GET: status and body.
+    pub async fn get(&self, path: &str) -> (StatusCode, Value) {
+        answer(self.request(Method::GET, path)).await
+    }
+
+    /// POST: status and body.
+    pub async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
+        answer(self.request(Method::POST, path).json(&body)).await
+    }
+
+    /// PUT: status and body.
+    pub async fn put(&self, path: &str, body: Value) -> (StatusCode, Value) {
+        answer(self.request(Method::PUT, path).json(&body)).await
+    }
+
+    /// DELETE: status and body.
+    pub async fn delete(&self, path: &str) -> (StatusCode, Value) {
+        answer(self.request(Method::DELETE, path)).await
+    }
+
+    /// Creates a session and waits until it is READY; its id.
+    pub async fn session(&self, body: Value) -> String {
+        let (status, session) = self.post("/sessions", body).await;
+        assert_eq!(status, 201, "{session}");
+        let id = session["id"].as_str().unwrap().to_owned();
+        self.until(&id, |session| session["state"] == "READY").await;
+        id
+    }
+
+    /// Waits, by the session's events, until it is as wanted; the session then.
+    pub async fn until(&self, id: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (status, session) = self.get(&format!("/sessions/{id}")).await;
+            assert_eq!(status, 200, "{session}");
+            if wanted(&session) {
+                return session;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the session never became as wanted: {session:#}\n{}",
+                self.log()
+            );
+            self.next_event(id, session["last_seq"].as_u64().unwrap())
+                .await;
+        }
+    }
+
+    /// Waits until there is an event after `after`, or for a second.
+    async fn next_event(&self, id: &str, after: u64) {
+        let path = format!("/sessions/{id}/events?after={after}");
+        let mut response = self
+            .request(Method::GET, &path)
+            .header("accept", "text/event-stream")
+            .send()
+            .await
+            .unwrap();
+        if let Ok(chunk) = tokio::time::timeout(Duration::from_secs(1), response.chunk()).await {
+            chunk.unwrap();
+        }
+    }
+
+    /// Sends a message and waits for its end: the message, with its reply.
+    pub async fn send(&self, id: &str, content: &str) -> Value {
+        let (status, message) = self
+            .post(
+                &format!("/sessions/{id}/messages?wait_seconds=60"),
+                json!({ "content": content }),
+            )
+            .await;
+        assert_eq!(status, 200, "{message:#}\n{}", self.log());
+        message
+    }
+
+    /// Sends a message that must be done; what it wrote.
+    pub async fn output(&self, id: &str, script: &str) -> String {
+        let message = self.send(id, script).await;
+        assert_eq!(message["status"], "done", "{message:#}");
+        message["reply"]["content"].as_str().unwrap().to_owned()
+    }
+
+    /// All events of a session so far.
+    pub async fn events(&self, id: &str) -> Vec<Value> {
+        let mut events = Vec::new();
+        loop {
+            let (status, page) = self
+                .get(&format!(
+                    "/sessions/{id}/events?limit=500&after={}",
+                    events.len()
+                ))
+                .await;
+            assert_eq!(status, 200, "{page}");
+            let items = page["items"].as_array().unwrap().clone();
+            if items.is_empty() {
+                return events;
+            }
+            events.extend(items);
+            let numbers: Vec<u64> = events
+                .iter()
+                .map(|event| event["seq"].as_u64().unwrap())
+                .collect();
+            assert_eq!(
+                numbers,
+                (1..=events.len() as u64).collect::<Vec<_>>(),
+                "numbers have no gaps"
+            );
+        }
+    }
+
+    /// The processes, seen from outside, of this server's containers.
+    pub fn container_processes(&self) -> Vec<i32> {
+        let mut found = Vec::new();
+        for cgroup in self.cgroups() {
+            let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+            found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// The cgroups of this server's containers, in every hierarchy.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let Ok(instance) = fs::read_to_string(self.data_dir().join("run/instance")) else {
+            return Vec::new();
+        };
+        let own = Path::new("raworc").join(instance.trim());
+        let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
+        roots.extend(
+            fs::read_dir("/sys/fs/cgroup")
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path()),
+        );
+        let mut found = Vec::new();
+        for root in roots.into_iter().map(|root| root.join(&own)) {
+            found.extend(
+                fs::read_dir(root)
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|e| e.path())
+                    .filter(|p| p.is_dir()),
+            );
+        }
+        found
+    }
+
+    /// A run of the command line against this server.
+    pub fn cli(&self, arguments: &[&str]) -> std::process::Output {
+        Command::new(RAWORC)
+            .args(arguments)
+            .env("RAWORC_URL", &self.url)
+            .env("RAWORC_TOKEN", &self.token)
+            .env("RAWORC_DATA_DIR", self.data_dir())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+}
+
+async fn answer(request: reqwest::RequestBuilder) -> (StatusCode, Value) {
+    let response = request.send().await.unwrap();
+    let status = response.status();
+    let bytes = response.bytes().await.unwrap();
+    (
+        status,
+        serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+    )
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the server's log ---\n{}", self.log());
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        // A test that failed may have left containers. Nothing starts new ones any more: kill and wait for what there is.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let processes = self.container_processes();
+            for pid in &processes {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+            }
+            let cgroups = self.cgroups();
+            if processes.is_empty()
+                && cgroups
+                    .iter()
+                    .all(|cgroup| fs::remove_dir(cgroup).is_ok() || !cgroup.exists())
+            {
+                break;
+            }
+            if Instant::now() > deadline {
+                eprintln!("left behind: {processes:?} {cgroups:?}");
+                break;
+            }
+            std::thread::yield_now();
+        }
+        if let Ok(instance) = fs::read_to_string(self.data_dir().join("run/instance")) {
+            let own = Path::new("raworc").join(instance.trim());
+            let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(&own));
+            for hierarchy in fs::read_dir("/sys/fs/cgroup")
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                let _ = fs::remove_dir(hierarchy.path().join(&own));
+            }
+        }
+    }
+}

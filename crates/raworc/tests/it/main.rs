@@ -1,0 +1,5 @@
+//! Tests through the outside: the real program, real containers, HTTP and the command line.
+
+mod harness;
+mod messages;
+mod sessions;
