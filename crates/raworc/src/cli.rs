@@ -9,9 +9,9 @@ use crate::config::Global;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 
-const LONG_ABOUT: &str = "\
-Raworc runs AI agents in sessions: isolated containers, each with a workspace that lasts, a conversation and a log of
-everything that happened.
+const ABOUT: &str = "\
+Raworc runs AI agents in sessions: isolated containers, each with a workspace that lasts, \
+a conversation and a log of everything that happened.
 
 Start the server once, or let `raworc run` start one for as long as its work takes.";
 
@@ -36,7 +36,7 @@ A server on this machine is found through its data directory; another one throug
 
 /// Runs AI agents in sessions: isolated containers with a workspace that lasts.
 #[derive(Debug, Parser)]
-#[command(name = "raworc", version, long_about = LONG_ABOUT, after_help = EXAMPLES)]
+#[command(name = "raworc", version, about = ABOUT, after_help = EXAMPLES)]
 #[command(arg_required_else_help = true, disable_help_subcommand = true, max_term_width = 110)]
 pub struct Cli {
     #[command(flatten)]
@@ -82,9 +82,6 @@ enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
-    /// Start containers for a server. For the server's own use; handled before anything else.
-    #[command(hide = true)]
-    Launcher,
 }
 
 /// Runs the command line of this process.
@@ -122,7 +119,6 @@ async fn dispatch(context: &Context, command: Command) -> Result<()> {
         Command::Version => commands::health::version(context).await,
         Command::Doctor => commands::doctor::run(context),
         Command::Completions { shell } => commands::completions::run::<Cli>(context, shell),
-        Command::Launcher => Err(Failure::usage("`launcher` must be the first argument")),
     }
 }
 

@@ -4,8 +4,10 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
+use clap::{Args, Command, FromArgMatches as _, ValueEnum};
 use figment::Figment;
+use figment::error::Kind;
 use figment::providers::{Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
@@ -22,18 +24,33 @@ const LOG_DEFAULT: &str = "info";
 #[derive(Clone, Debug, Default, Args)]
 pub struct Global {
     /// The server [default: the one on this machine].
-    #[arg(long, global = true, env = "RAWORC_URL", value_name = "URL", help_heading = "Common options")]
+    #[arg(
+        long,
+        global = true,
+        env = "RAWORC_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        help_heading = "Common options"
+    )]
     pub url: Option<String>,
     /// The token to use there [default: the administrator's, if this user may read it].
     #[arg(long, global = true, env = "RAWORC_TOKEN", hide_env_values = true, help_heading = "Common options")]
     pub token: Option<String>,
     /// The data directory of the server on this machine [default: /var/lib/raworc for root, else
     /// ~/.local/share/raworc].
-    #[arg(long, global = true, env = "RAWORC_DATA_DIR", value_name = "DIR", help_heading = "Common options")]
+    #[arg(
+        long,
+        global = true,
+        env = "RAWORC_DATA_DIR",
+        hide_env_values = true,
+        value_name = "DIR",
+        value_parser = OsStringValueParser::new().map(PathBuf::from),
+        help_heading = "Common options"
+    )]
     pub data_dir: Option<PathBuf>,
-    /// How to write results.
-    #[arg(long, short, global = true, value_enum, default_value_t, value_name = "FORMAT")]
-    #[arg(hide_possible_values = false, help_heading = "Common options")]
+    /// How to write results: text for people; json for programs: one JSON value, streams as JSON lines.
+    #[arg(long, short, global = true, value_enum, default_value_t, value_name = "text|json")]
+    #[arg(hide_possible_values = true, help_heading = "Common options")]
     pub output: Format,
 }
 
@@ -41,22 +58,35 @@ pub struct Global {
 #[derive(Clone, Debug, Default, Args, Serialize)]
 pub struct ServeOptions {
     /// Where to listen [default: 127.0.0.1:9000].
-    #[arg(long, env = "RAWORC_LISTEN", value_name = "ADDR:PORT")]
+    #[arg(long, env = "RAWORC_LISTEN", hide_env_values = true, value_name = "ADDR:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
     /// Another OCI runtime program to start containers with, such as /usr/sbin/runc [default: the embedded one].
-    #[arg(long, env = "RAWORC_OCI_RUNTIME", value_name = "PATH")]
+    #[arg(long, env = "RAWORC_OCI_RUNTIME", hide_env_values = true, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oci_runtime: Option<PathBuf>,
     /// What to log: error, warn, info, debug or trace, also for single parts: `info,raworc_server=debug`
     /// [default: info].
-    #[arg(long, env = "RAWORC_LOG", value_name = "FILTER")]
+    #[arg(long, env = "RAWORC_LOG", hide_env_values = true, value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
     /// How to write the log [default: text].
-    #[arg(long, env = "RAWORC_LOG_FORMAT", value_enum, value_name = "FORMAT")]
+    #[arg(long, env = "RAWORC_LOG_FORMAT", hide_env_values = true, value_enum, value_name = "text|json")]
+    #[arg(hide_possible_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_format: Option<LogFormat>,
+}
+
+impl ServeOptions {
+    /// Those given by variables, for a server that is not started by `raworc serve`.
+    pub fn from_variables() -> Result<Self> {
+        Self::augment_args(Command::new("raworc"))
+            .try_get_matches_from(["raworc"])
+            .and_then(|matches| Self::from_arg_matches(&matches))
+            .map_err(|error| {
+                Failure::usage(error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: "))
+            })
+    }
 }
 
 /// How the log is written.
@@ -130,9 +160,10 @@ impl Settings {
 fn wrong_file(path: &Path, error: figment::Error) -> Failure {
     let faults: Vec<String> = error
         .into_iter()
-        .map(|fault| match fault.path.join(".") {
-            key if key.is_empty() => fault.kind.to_string(),
-            key => format!("{key}: {}", fault.kind),
+        .map(|fault| match (fault.path.join("."), fault.kind) {
+            (_, Kind::UnknownField(key, _)) => format!("there is no key {key:?}"),
+            (key, kind) if key.is_empty() => kind.to_string(),
+            (key, kind) => format!("{key}: {kind}"),
         })
         .collect();
     Failure::usage(format!("{} is not right: {}", path.display(), faults.join("; ")))

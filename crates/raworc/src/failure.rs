@@ -148,13 +148,26 @@ fn of_problem(problem: &Problem) -> MietteDiagnostic {
         message.push_str(&format!("\n{name}: {}", clean_lines(&field.message)));
     }
     let page = format!("docs/errors/{}.md", problem.code.as_str());
-    let help = match problem.code {
-        Code::Unauthenticated => {
-            format!("Name a token with --token or RAWORC_TOKEN; `raworc token create` makes one. More in {page}")
-        }
-        _ => format!("More in {page}"),
+    let help = match command_for(problem.code) {
+        Some(command) => format!("{command} More in {page}"),
+        None => format!("More in {page}"),
     };
     MietteDiagnostic::new(message).with_code(problem.code.as_str()).with_help(help)
+}
+
+/// The server speaks of calls; this is what to type.
+fn command_for(code: Code) -> Option<&'static str> {
+    match code {
+        Code::Unauthenticated => {
+            Some("Name a token with --token or RAWORC_TOKEN; an administrator makes one with `raworc token create`.")
+        }
+        Code::AmbiguousName => Some("`raworc session list` shows the ids."),
+        Code::SessionTerminated | Code::SessionDeleted => Some("`raworc session restore` brings it back."),
+        Code::SessionPaused => Some("`raworc session resume` lets it work again."),
+        Code::SessionFailed => Some("`raworc session restart` gives it a new container."),
+        Code::AgentInUse => Some("`raworc session agents assign` gives a session other agents."),
+        _ => None,
+    }
 }
 
 /// What was asked is wrong, or it can't be done now.

@@ -66,6 +66,9 @@ pub async fn watch(context: &Context, client: &Client, watched: Watched, signals
             biased;
             status = signals.next() => {
                 screen.pause();
+                if interrupted.is_none() && !is_running && watched.message.is_some() {
+                    context.ui.note("the message stays in the queue");
+                }
                 if interrupted.is_some() || !is_running {
                     return Ok(Ended::Interrupted(status));
                 }

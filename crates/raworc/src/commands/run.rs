@@ -7,7 +7,7 @@ use raworc_core::session::State;
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::commands::serve::start_logging;
-use crate::config::{LogFormat, ServeOptions, Settings};
+use crate::config::{ServeOptions, Settings};
 use crate::connect;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
@@ -21,14 +21,15 @@ const EXAMPLES: &str = "\
 Examples:
   raworc run 'uname -a; df -h /workspace'
   cat build.sh | raworc run -
-  raworc run --keep --name demo 'echo data > file' && raworc session send demo 'cat file'
+  raworc run --keep --name demo 'date > file; ls -l'
   raworc run --output json 'echo hello' | jq -r .reply.content
 
-Needs no server: without one that answers, it starts one in its own process, on the same data directory.
+Needs no server: where none answers, it starts one in its own process, on the same data directory.
 
-Standard output and standard error of the work appear as they come. The exit status is 0 when it is done, else the script's
-own, or 1 where it has none (a signal, a timeout). 2 and 3 are as for every command; a message on standard error then begins
-with what went wrong. Ctrl-C cancels the work and ends with 130; pressed again, without waiting for that.";
+Standard output and standard error of the work appear as they come. The exit status is 0 when it is done, else the \
+script's own, or 1 where it has none (a signal, a timeout); 2 and 3 are as for every command unless the script ended so \
+itself, which is then said on standard error. Ctrl-C cancels the work and ends with 130; pressed again, it does not wait \
+for the work to end.";
 
 /// How long the end of a session that is not kept may take.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -86,11 +87,12 @@ async fn answering(context: &Context) -> Result<Option<Client>> {
 async fn start(context: &Context) -> Result<Running> {
     let data_dir = context.global.data_dir()?;
     let any = ANY_PORT.parse().map_err(|_| Failure::failed("no loopback address"))?;
-    let log = std::env::var("RAWORC_LOG").ok().filter(|filter| !filter.is_empty());
-    let options =
-        ServeOptions { listen: Some(any), log: Some(log.unwrap_or("error".into())), ..ServeOptions::default() };
+    let given = ServeOptions::from_variables()?;
+    // Only what goes wrong: the work's own output is what people want to see.
+    let log = given.log.or_else(|| Some("warn".into()));
+    let options = ServeOptions { listen: Some(any), log, ..given };
     let settings = Settings::load(&data_dir, &options)?;
-    start_logging(&settings.log, LogFormat::Text)?;
+    start_logging(&settings.log, settings.log_format)?;
     Ok(Box::pin(serve::start(&settings)).await?)
 }
 

@@ -17,15 +17,15 @@ Examples:
   raworc serve --data-dir ./raworc-data --listen 127.0.0.1:9100
   raworc serve --oci-runtime /usr/sbin/runc --log debug
 
-Every option has a RAWORC_* variable, and all but the data directory a key in DIR/raworc.toml; the command line wins over
-the variable, and that over the file:
+Every option has a RAWORC_* variable, and all but the data directory a key in DIR/raworc.toml; the command line wins \
+over the variable, and that over the file:
   listen = \"127.0.0.1:9000\"
   oci_runtime = \"/usr/sbin/runc\"
   log = \"info\"
   log_format = \"json\"
 
-The first start makes an administrator and writes the token to DIR/admin.token. Ctrl-C or SIGTERM ends the server; the
-containers of its sessions go on and are found again by the next start.";
+The first start makes an administrator and writes the token to DIR/admin.token. Ctrl-C or SIGTERM ends the server; \
+the containers of its sessions go on and are found again by the next start.";
 
 /// Options of `raworc serve`.
 #[derive(Debug, Args)]

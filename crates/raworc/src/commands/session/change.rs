@@ -2,6 +2,7 @@
 
 use clap::Args;
 use raworc_api::session::{Session, UpdateSession};
+use raworc_core::session::State;
 
 use super::create::Settings;
 use super::show;
@@ -105,7 +106,18 @@ pub async fn wish(context: &Context, named: &Named, wish: Wish) -> Result<()> {
         Wish::Restore => client.restore_session(id).await?,
         Wish::Cancel => client.cancel_session(id).await?,
     };
-    context.ui.show(&session, show::sentence)
+    context.ui.show(&session, |session| format!("{}{}", show::sentence(session), what_next(wish, session.state)))
+}
+
+/// A wish is recorded at once and carried out a moment later; this is said where the state does not show it yet.
+fn what_next(wish: Wish, state: State) -> &'static str {
+    match (wish, state) {
+        (Wish::Cancel, State::Busy) => "; its message is being cancelled",
+        (Wish::Resume | Wish::Restart, State::Idle | State::Init) => "; its container is being started",
+        (Wish::Pause | Wish::Terminate, State::Busy) => "; its work is being stopped",
+        (Wish::Restore, State::Idle) => "; it wakes with the next message",
+        _ => "",
+    }
 }
 
 /// Deletes sessions, one after the other; stops at the first that can't be.

@@ -18,8 +18,8 @@ Examples:
   raworc session exec demo --directory src --env CI=1 --timeout 10m -- cargo test
   raworc session exec demo --stdin cat < notes.txt
 
-Output appears when the command has ended. The exit status is the command's own; 128 and the signal's number where a signal
-ended it; 1 where it took too long or could not start.";
+Output appears when the command has ended. The exit status is the command's own; 128 and the signal's number where \
+a signal ended it; 1 where it took too long or could not start.";
 
 /// Options of `raworc session exec`.
 #[derive(Debug, Args)]
@@ -88,7 +88,7 @@ fn show(context: &Context, result: &ExecResult) -> Result<()> {
         ui.note(&format!("{} of output were cut off", bytes(result.output_bytes_dropped)));
     }
     let why = match (result.timed_out, result.signal, result.exit_code) {
-        (true, _, _) => format!("ended: it took longer than {}", span(result.duration_seconds)),
+        (true, _, _) => format!("it took too long and was ended after {}", span(result.duration_seconds)),
         (false, Some(signal), _) => format!("signal {signal} ended it"),
         (false, None, None) => "it could not be started".to_owned(),
         (false, None, Some(_)) => return Ok(()),

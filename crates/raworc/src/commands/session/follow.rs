@@ -5,6 +5,7 @@ use futures::StreamExt as _;
 use raworc_api::event::Event;
 use serde_json::Value;
 
+use super::show;
 use crate::context::Context;
 use crate::failure::Result;
 use crate::live::text_of;
@@ -21,7 +22,8 @@ const PROMPT_CHARACTERS_MAX: usize = 72;
   raworc session follow demo --from-start
   raworc session follow demo --after 120 --output json     one event a line
 
-Goes on until Ctrl-C, or until the session is terminated or deleted. A broken connection is taken up again where it broke.")]
+Goes on until Ctrl-C, or until the session is terminated or deleted. A broken connection is taken up again where \
+it broke.")]
 pub struct Follow {
     /// Its id or name.
     session: String,
@@ -39,7 +41,10 @@ pub async fn run(context: &Context, args: Follow) -> Result<()> {
     let session = client.get_session(&args.session).await?;
     let after = if args.from_start { 0 } else { args.after.unwrap_or(session.last_seq) };
     let mut has_ended = session.terminated_at.is_some() || session.deleted_at.is_some();
-    context.ui.note(&format!("session {} is {}; Ctrl-C ends this", clean(&session.name), session.state));
+    if context.ui.shows_progress() {
+        let what_next = if has_ended { "nothing more will come" } else { "Ctrl-C ends this" };
+        context.ui.note(&format!("{}; {what_next}", show::sentence(&session)));
+    }
     let mut events = client.follow(&session.id.to_string(), after);
     let mut view = View { ui: context.ui, is_at_line_start: true };
     let mut seen = after;

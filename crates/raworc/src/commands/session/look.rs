@@ -97,7 +97,8 @@ pub async fn messages(context: &Context, args: Messages) -> Result<()> {
 fn part(ui: Ui, message: &Message) -> String {
     let agent = message.agent.as_deref().map(clean).unwrap_or_default();
     let who = match message.role {
-        Role::User => format!("you → {agent}"),
+        Role::User if agent.is_empty() => "user".to_owned(),
+        Role::User => format!("user → {agent}"),
         Role::Agent => agent,
         Role::System => "raworc".to_owned(),
     };

@@ -19,8 +19,8 @@ Examples:
   raworc session send demo 'sleep 60' --no-wait
   raworc session send demo 'make' --wait 10m --output json
 
-Ends as `raworc run` does: 0 when it is done, else with the script's own exit status, or 1 where it has none. Ctrl-C cancels
-the work and ends with 130; a message that still waits for its turn stays in the queue.";
+Ends as `raworc run` does: 0 when it is done, else with the script's own exit status, or 1 where it has none. \
+Ctrl-C cancels the work and ends with 130; a message that still waits for its turn stays in the queue.";
 
 /// Options of `raworc session send`.
 #[derive(Debug, Args)]
