@@ -130,21 +130,12 @@ impl Problem {
 
     /// One field is wrong.
     pub fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::fields(vec![FieldError {
-            field: field.into(),
-            message: message.into(),
-        }])
+        Self::fields(vec![FieldError { field: field.into(), message: message.into() }])
     }
 
     /// Some fields are wrong.
     pub fn fields(errors: Vec<FieldError>) -> Self {
-        let detail: Vec<String> = errors
-            .iter()
-            .map(|e| format!("{}: {}", e.field, e.message))
-            .collect();
-        Self {
-            errors,
-            ..Self::new(Code::InvalidInput, detail.join("; "))
-        }
+        let detail: Vec<String> = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
+        Self { errors, ..Self::new(Code::InvalidInput, detail.join("; ")) }
     }
 }

@@ -79,18 +79,9 @@ mod tests {
 
     #[test]
     fn a_container_id_survives_its_text() {
-        let id = ContainerId {
-            session: SessionId(Uuid::from_u128(7)),
-            generation: 42,
-        };
+        let id = ContainerId { session: SessionId(Uuid::from_u128(7)), generation: 42 };
         assert_eq!(id.to_string().parse(), Ok(id));
-        for bad in [
-            "",
-            "7",
-            "x-1",
-            "00000000-0000-0000-0000-000000000007-",
-            "00000000-0000-0000-0000-000000000007",
-        ] {
+        for bad in ["", "7", "x-1", "00000000-0000-0000-0000-000000000007-", "00000000-0000-0000-0000-000000000007"] {
             assert_eq!(bad.parse::<ContainerId>(), Err(BadContainerId), "{bad}");
         }
     }

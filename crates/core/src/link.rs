@@ -203,23 +203,13 @@ mod tests {
     fn frames_look_like_this() {
         let id = WorkId::Message(MessageId(Uuid::from_u128(1)));
         let frames = [
-            serde_json::to_string(&HostFrame::Hello {
-                protocol: PROTOCOL,
-                token: "t".into(),
-                works: vec![id],
-            }),
+            serde_json::to_string(&HostFrame::Hello { protocol: PROTOCOL, token: "t".into(), works: vec![id] }),
             serde_json::to_string(&HostFrame::Poll),
             serde_json::to_string(&HostFrame::Report {
                 n: 1,
-                report: Report::Output {
-                    work: id,
-                    stream: Stream::Stdout,
-                    text: "a\nb".into(),
-                },
+                report: Report::Output { work: id, stream: Stream::Stdout, text: "a\nb".into() },
             }),
-            serde_json::to_string(&HostFrame::Heartbeat {
-                background_processes: 0,
-            }),
+            serde_json::to_string(&HostFrame::Heartbeat { background_processes: 0 }),
             serde_json::to_string(&ServerFrame::Cancel(id)),
             serde_json::to_string(&ServerFrame::Stop),
         ];

@@ -29,24 +29,15 @@ pub fn check_handle(text: &str) -> Result<(), String> {
 }
 
 /// Environment variables for work in a container.
-pub fn check_env<'a>(
-    variables: impl Iterator<Item = (&'a String, &'a String)>,
-) -> Result<(), String> {
+pub fn check_env<'a>(variables: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), String> {
     let (mut count, mut bytes) = (0, 0);
     for (name, value) in variables {
         let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        if name.is_empty()
-            || name.starts_with(|c: char| c.is_ascii_digit())
-            || !name.chars().all(allowed)
-        {
-            return Err(format!(
-                "{name:?} is not a variable's name: use letters, digits and '_'"
-            ));
+        if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(allowed) {
+            return Err(format!("{name:?} is not a variable's name: use letters, digits and '_'"));
         }
         if name.starts_with("RAWORC_") {
-            return Err(format!(
-                "{name} is taken: names beginning with RAWORC_ belong to Raworc"
-            ));
+            return Err(format!("{name} is taken: names beginning with RAWORC_ belong to Raworc"));
         }
         if value.contains('\0') {
             return Err(format!("the value of {name} contains a NUL byte"));
@@ -55,14 +46,10 @@ pub fn check_env<'a>(
         bytes += name.len() + value.len();
     }
     if count > ENV_VARIABLES_MAX {
-        return Err(format!(
-            "{count} variables, at most {ENV_VARIABLES_MAX} are allowed"
-        ));
+        return Err(format!("{count} variables, at most {ENV_VARIABLES_MAX} are allowed"));
     }
     if bytes > ENV_BYTES_MAX {
-        return Err(format!(
-            "{bytes} bytes in all, at most {ENV_BYTES_MAX} are allowed"
-        ));
+        return Err(format!("{bytes} bytes in all, at most {ENV_BYTES_MAX} are allowed"));
     }
     Ok(())
 }
@@ -72,9 +59,7 @@ fn check_length(text: &str) -> Result<(), String> {
     if (1..=NAME_CHARACTERS_MAX).contains(&length) {
         Ok(())
     } else {
-        Err(format!(
-            "must have 1 to {NAME_CHARACTERS_MAX} characters, has {length}"
-        ))
+        Err(format!("must have 1 to {NAME_CHARACTERS_MAX} characters, has {length}"))
     }
 }
 
@@ -100,19 +85,13 @@ mod tests {
             (long.as_str(), false, false),
         ];
         for (text, title, handle) in table {
-            assert_eq!(
-                (check_title(text).is_ok(), check_handle(text).is_ok()),
-                (title, handle),
-                "{text:?}"
-            );
+            assert_eq!((check_title(text).is_ok(), check_handle(text).is_ok()), (title, handle), "{text:?}");
         }
     }
 
     #[test]
     fn environments() {
-        let check = |name: &str, value: &str| {
-            check_env([(&name.to_owned(), &value.to_owned())].into_iter()).is_ok()
-        };
+        let check = |name: &str, value: &str| check_env([(&name.to_owned(), &value.to_owned())].into_iter()).is_ok();
         for (name, value, ok) in [
             ("A_1", "x", true),
             ("", "x", false),

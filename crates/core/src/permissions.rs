@@ -83,14 +83,8 @@ pub fn allow(actor: &Actor, action: Action) -> Decision {
     }
     match action {
         Action::CreateSession | Action::ReadAgents => Decision::Allow,
-        Action::ReadSession { owner }
-        | Action::UseSession { owner }
-        | Action::ManageTokens { owner } => {
-            if owner == actor.account {
-                Decision::Allow
-            } else {
-                Decision::Hide
-            }
+        Action::ReadSession { owner } | Action::UseSession { owner } | Action::ManageTokens { owner } => {
+            if owner == actor.account { Decision::Allow } else { Decision::Hide }
         }
         Action::ManageAgents | Action::ManageAccounts | Action::ReadServer => Decision::Forbid,
     }
@@ -104,15 +98,8 @@ mod tests {
     #[test]
     fn a_member_has_their_own_and_an_admin_everything() {
         let (me, other) = (AccountId(Uuid::from_u128(1)), AccountId(Uuid::from_u128(2)));
-        let member = Actor {
-            account: me,
-            name: "me".into(),
-            role: Role::Member,
-        };
-        let admin = Actor {
-            role: Role::Admin,
-            ..member.clone()
-        };
+        let member = Actor { account: me, name: "me".into(), role: Role::Member };
+        let admin = Actor { role: Role::Admin, ..member.clone() };
         let table = [
             (Action::CreateSession, Decision::Allow),
             (Action::ReadSession { owner: me }, Decision::Allow),

@@ -14,15 +14,10 @@ impl FromStr for Bytes {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!(
-                "{text:?} is not an amount of memory: write bytes, or a number with Ki, Mi, Gi, K, M or G"
-            )
-        };
+        let wrong =
+            || format!("{text:?} is not an amount of memory: write bytes, or a number with Ki, Mi, Gi, K, M or G");
         let text_trimmed = text.trim();
-        let end = text_trimmed
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text_trimmed.len());
+        let end = text_trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(text_trimmed.len());
         let (digits, suffix) = text_trimmed.split_at(end);
         let number: u64 = digits.parse().map_err(|_| wrong())?;
         let factor: u64 = match suffix.trim().trim_end_matches(['B', 'b']) {
@@ -51,9 +46,7 @@ impl<'de> Deserialize<'de> for Bytes {
         match Written::deserialize(deserializer) {
             Ok(Written::Number(bytes)) => Ok(Bytes(bytes)),
             Ok(Written::Text(text)) => text.parse().map_err(serde::de::Error::custom),
-            Err(_) => Err(serde::de::Error::custom(
-                "expected bytes as a number, or a text such as \"512Mi\"",
-            )),
+            Err(_) => Err(serde::de::Error::custom("expected bytes as a number, or a text such as \"512Mi\"")),
         }
     }
 }

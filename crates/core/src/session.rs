@@ -13,9 +13,7 @@ mod types;
 pub use types::*;
 
 use crate::ids::{Generation, MessageId};
-use crate::limits::{
-    MESSAGE_ATTEMPTS_MAX, QUEUED_MESSAGES_MAX, RESTART_BACKOFF, RESTARTS_MAX, STABLE, START_TIMEOUT,
-};
+use crate::limits::{MESSAGE_ATTEMPTS_MAX, QUEUED_MESSAGES_MAX, RESTART_BACKOFF, RESTARTS_MAX, STABLE, START_TIMEOUT};
 use crate::time::Time;
 
 /// Decides what `event`, at `now`, means for `session`: the session after it and what else has to be recorded or done, in
@@ -23,16 +21,8 @@ use crate::time::Time;
 ///
 /// # Errors
 /// [`Refused`] where the event is not possible; then nothing happened.
-pub fn step(
-    session: &Session,
-    event: &Event,
-    now: Time,
-) -> Result<(Session, Vec<Effect>), Refused> {
-    let mut next = Step {
-        session: session.clone(),
-        effects: Vec::new(),
-        now,
-    };
+pub fn step(session: &Session, event: &Event, now: Time) -> Result<(Session, Vec<Effect>), Refused> {
+    let mut next = Step { session: session.clone(), effects: Vec::new(), now };
     next.apply(event)?;
     next.settle();
     Ok((next.session, next.effects))
@@ -41,19 +31,13 @@ pub fn step(
 /// When [`Event::Tick`] has something to decide, if ever.
 pub fn deadline(session: &Session) -> Option<Time> {
     let waiting = match session.state {
-        State::Ready if session.queued == 0 => {
-            Some(session.last_activity_at + session.waiting_timeout)
-        }
+        State::Ready if session.queued == 0 => Some(session.last_activity_at + session.waiting_timeout),
         State::Init | State::Idle if session.container == Container::Starting => session.due_at,
         // While the old container is being removed there is nothing to decide: `ContainerGone` goes on from there.
         State::Error if session.container != Container::Stopping => session.due_at,
         State::Init | State::Ready | State::Idle | State::Busy | State::Error => None,
     };
-    let expiry = if session.terminated.is_some() {
-        None
-    } else {
-        session.expires_at
-    };
+    let expiry = if session.terminated.is_some() { None } else { session.expires_at };
     waiting.into_iter().chain(expiry).min()
 }
 
@@ -79,14 +63,8 @@ impl Step {
             Event::Restart => self.restart(),
             Event::Cancel => self.cancel(),
             Event::HostPolled { generation } => self.host_polled(*generation),
-            Event::MessageTaken {
-                generation,
-                running,
-            } => self.message_taken(*generation, *running),
-            Event::MessageFinished {
-                generation,
-                message,
-            } => self.message_finished(*generation, *message),
+            Event::MessageTaken { generation, running } => self.message_taken(*generation, *running),
+            Event::MessageFinished { generation, message } => self.message_finished(*generation, *message),
             Event::StartFailed { generation, fault } => self.start_failed(*generation, fault),
             Event::ContainerGone { generation, fault } => self.container_gone(*generation, fault),
             Event::HostLost { generation } => self.host_lost(*generation),
@@ -148,10 +126,7 @@ impl Step {
         if self.session.terminated.is_some() {
             return;
         }
-        self.session.terminated = Some(Termination {
-            at: self.now,
-            reason,
-        });
+        self.session.terminated = Some(Termination { at: self.now, reason });
         self.session.wake = false;
         self.effects.push(Effect::Noted(Note::Terminated(reason)));
         if let Some(running) = self.session.running.take() {
@@ -249,11 +224,7 @@ impl Step {
         Ok(())
     }
 
-    fn message_finished(
-        &mut self,
-        generation: Generation,
-        message: MessageId,
-    ) -> Result<(), Refused> {
+    fn message_finished(&mut self, generation: Generation, message: MessageId) -> Result<(), Refused> {
         self.fence(generation)?;
         match self.session.running {
             Some(running) if running.message == message => {
@@ -325,9 +296,7 @@ impl Step {
                 self.session.container = Container::Stopping;
                 self.fail(Fault::start_timeout());
             }
-            State::Error if due && self.has_live_container() => {
-                self.session.container = Container::Stopping
-            }
+            State::Error if due && self.has_live_container() => self.session.container = Container::Stopping,
             State::Init | State::Idle | State::Busy | State::Error => {}
         }
     }
@@ -338,17 +307,10 @@ impl Step {
     fn settle(&mut self) {
         let held = self.session.paused_at.is_some() || self.session.terminated.is_some();
         if held && self.session.state == State::Ready {
-            let reason = if self.session.terminated.is_some() {
-                Reason::Terminated
-            } else {
-                Reason::Paused
-            };
+            let reason = if self.session.terminated.is_some() { Reason::Terminated } else { Reason::Paused };
             self.rest(reason);
         }
-        if held
-            && self.session.state == State::Idle
-            && self.session.container == Container::Starting
-        {
+        if held && self.session.state == State::Idle && self.session.container == Container::Starting {
             self.session.container = Container::Stopping;
             self.session.due_at = None;
         }
@@ -362,9 +324,7 @@ impl Step {
             let wanted = !held && (self.session.queued > 0 || self.session.wake);
             if self.session.state == State::Idle && wanted {
                 self.start();
-            } else if self.session.state == State::Error
-                && self.session.due_at.is_some_and(|at| at <= self.now)
-            {
+            } else if self.session.state == State::Error && self.session.due_at.is_some_and(|at| at <= self.now) {
                 self.session.restarts += 1;
                 self.go(State::Init, Reason::Restarted);
                 self.start();
@@ -404,17 +364,12 @@ impl Step {
     /// To ERROR, with a restart planned unless there were too many.
     fn fail(&mut self, fault: Fault) {
         let was_stable = self.session.state == State::Ready || self.session.state == State::Busy;
-        if was_stable
-            && self
-                .session
-                .started_at
-                .is_some_and(|at| self.now.since(at) >= STABLE)
-        {
+        if was_stable && self.session.started_at.is_some_and(|at| self.now.since(at) >= STABLE) {
             self.session.restarts = 0;
         }
         let tries_left = self.session.restarts < RESTARTS_MAX;
-        self.session.due_at = tries_left
-            .then(|| self.now + RESTART_BACKOFF * 2_u32.saturating_pow(self.session.restarts));
+        self.session.due_at =
+            tries_left.then(|| self.now + RESTART_BACKOFF * 2_u32.saturating_pow(self.session.restarts));
         self.session.wake = false;
         self.effects.push(Effect::Failed(fault.clone()));
         self.go(State::Error, Reason::Fault(fault.code));
@@ -460,11 +415,7 @@ impl Step {
     // --- refusals ---------------------------------------------------------------------------------------------------
 
     fn fence(&self, generation: Generation) -> Result<(), Refused> {
-        if generation == self.session.generation {
-            Ok(())
-        } else {
-            Err(Refused::Fenced)
-        }
+        if generation == self.session.generation { Ok(()) } else { Err(Refused::Fenced) }
     }
 
     fn refuse_terminated(&self) -> Result<(), Refused> {
@@ -478,10 +429,6 @@ impl Step {
     }
 
     fn refuse_given_up(&self) -> Result<(), Refused> {
-        if self.session.state == State::Error && self.session.due_at.is_none() {
-            Err(Refused::GivenUp)
-        } else {
-            Ok(())
-        }
+        if self.session.state == State::Error && self.session.due_at.is_none() { Err(Refused::GivenUp) } else { Ok(()) }
     }
 }

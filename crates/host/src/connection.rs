@@ -33,10 +33,7 @@ pub fn start(socket: PathBuf, events: Sender<Event>) -> io::Result<()> {
             thread::sleep(backoff);
         }
     };
-    thread::Builder::new()
-        .name("connection".into())
-        .stack_size(STACK_BYTES)
-        .spawn(run)?;
+    thread::Builder::new().name("connection".into()).stack_size(STACK_BYTES).spawn(run)?;
     Ok(())
 }
 
@@ -60,11 +57,7 @@ fn connect(socket: &Path, events: &Sender<Event>) -> io::Result<bool> {
     if events.send(Event::Disconnected).is_err() {
         return Ok(false);
     }
-    if is_of_use {
-        Ok(true)
-    } else {
-        Err(io::ErrorKind::ConnectionReset.into())
-    }
+    if is_of_use { Ok(true) } else { Err(io::ErrorKind::ConnectionReset.into()) }
 }
 
 fn read_frame(reader: &mut impl BufRead) -> io::Result<Option<ServerFrame>> {

@@ -14,10 +14,7 @@ impl Gate {
     pub fn enter(&self, count: usize, max: usize) {
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         while *bytes >= max {
-            bytes = self
-                .freed
-                .wait(bytes)
-                .unwrap_or_else(PoisonError::into_inner);
+            bytes = self.freed.wait(bytes).unwrap_or_else(PoisonError::into_inner);
         }
         *bytes += count;
     }

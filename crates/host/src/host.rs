@@ -142,10 +142,7 @@ impl Host {
                 let bytes = text.len();
                 self.report(Report::Output { work, stream, text }, bytes);
             }
-            Event::Drained {
-                work,
-                dropped_bytes,
-            } => self.drained(work, dropped_bytes),
+            Event::Drained { work, dropped_bytes } => self.drained(work, dropped_bytes),
             Event::Stop => self.stop(0),
         }
     }
@@ -157,11 +154,7 @@ impl Host {
         self.welcomed = false;
         let unstored = self.unacked.iter().filter_map(|report| report.finished);
         let works = self.works.keys().copied().chain(unstored).collect();
-        self.send(&HostFrame::Hello {
-            protocol: PROTOCOL,
-            token: self.token.clone(),
-            works,
-        });
+        self.send(&HostFrame::Hello { protocol: PROTOCOL, token: self.token.clone(), works });
     }
 
     fn frame(&mut self, frame: ServerFrame) {
@@ -179,18 +172,10 @@ impl Host {
     fn welcome(&mut self, received: u64) {
         self.welcomed = true;
         self.acked(received);
-        let again: String = self
-            .unacked
-            .iter()
-            .map(|report| report.line.as_str())
-            .collect();
+        let again: String = self.unacked.iter().map(|report| report.line.as_str()).collect();
         self.write(again.as_bytes());
         self.heartbeat();
-        if !self
-            .works
-            .keys()
-            .any(|work| matches!(work, WorkId::Message(_)))
-        {
+        if !self.works.keys().any(|work| matches!(work, WorkId::Message(_))) {
             self.send(&HostFrame::Poll);
         }
     }
@@ -207,11 +192,7 @@ impl Host {
     }
 
     fn report(&mut self, report: Report, bytes: usize) {
-        let finished = if let Report::Finished { work, .. } = &report {
-            Some(*work)
-        } else {
-            None
-        };
+        let finished = if let Report::Finished { work, .. } = &report { Some(*work) } else { None };
         self.reported += 1;
         let n = self.reported;
         let Some(line) = line(&HostFrame::Report { n, report }) else {
@@ -220,21 +201,14 @@ impl Host {
         if self.welcomed {
             self.write(line.as_bytes());
         }
-        self.unacked.push_back(Unacked {
-            n,
-            line,
-            bytes,
-            finished,
-        });
+        self.unacked.push_back(Unacked { n, line, bytes, finished });
     }
 
     fn heartbeat(&mut self) {
         self.next_heartbeat = Instant::now() + HEARTBEAT_INTERVAL;
         if self.welcomed {
             let background_processes = processes::count_background(&self.leaders());
-            self.send(&HostFrame::Heartbeat {
-                background_processes,
-            });
+            self.send(&HostFrame::Heartbeat { background_processes });
         }
     }
 
@@ -257,39 +231,21 @@ impl Host {
     // --- work -------------------------------------------------------------------------------------------------------
 
     fn start(&mut self, work: Work) {
-        let known = self.works.contains_key(&work.id)
-            || self.unacked.iter().any(|r| r.finished == Some(work.id));
+        let known = self.works.contains_key(&work.id) || self.unacked.iter().any(|r| r.finished == Some(work.id));
         if known || self.stopping.is_some() {
             return;
         }
         let begun = Instant::now();
         match work::start(&work, &self.events, &self.gate, &self.reaping) {
             Ok(Started { pid, done, script }) => {
-                let timeout = work
-                    .timeout_seconds
-                    .and_then(|seconds| begun.checked_add(Duration::from_secs(seconds)));
-                let running = Running {
-                    pid,
-                    begun,
-                    done: Some(done),
-                    script,
-                    status: None,
-                    wanted: None,
-                    timeout,
-                    kill: None,
-                };
+                let timeout = work.timeout_seconds.and_then(|seconds| begun.checked_add(Duration::from_secs(seconds)));
+                let running =
+                    Running { pid, begun, done: Some(done), script, status: None, wanted: None, timeout, kill: None };
                 self.works.insert(work.id, running);
             }
             Err(reason) => {
                 let text = format!("{reason}\n");
-                self.report(
-                    Report::Output {
-                        work: work.id,
-                        stream: Stream::Stderr,
-                        text,
-                    },
-                    0,
-                );
+                self.report(Report::Output { work: work.id, stream: Stream::Stderr, text }, 0);
                 self.finish(work.id, Ending::NotStarted, begun, 0);
             }
         }
@@ -307,11 +263,7 @@ impl Host {
     }
 
     fn ended(&mut self, pid: i32, status: Status) {
-        if let Some(running) = self
-            .works
-            .values_mut()
-            .find(|running| running.pid == pid && running.status.is_none())
-        {
+        if let Some(running) = self.works.values_mut().find(|running| running.pid == pid && running.status.is_none()) {
             running.status = Some(status);
             running.done = None;
             if running.wanted.is_some() {
@@ -331,25 +283,12 @@ impl Host {
             Some(Status::Signalled(signal)) => Ending::Signalled(signal),
             None => Ending::NotStarted,
         };
-        self.finish(
-            work,
-            running.wanted.unwrap_or(own),
-            running.begun,
-            dropped_bytes,
-        );
+        self.finish(work, running.wanted.unwrap_or(own), running.begun, dropped_bytes);
     }
 
     fn finish(&mut self, work: WorkId, ending: Ending, begun: Instant, dropped_bytes: u64) {
         let duration_micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.report(
-            Report::Finished {
-                work,
-                ending,
-                duration_micros,
-                dropped_bytes,
-            },
-            0,
-        );
+        self.report(Report::Finished { work, ending, duration_micros, dropped_bytes }, 0);
         if self.welcomed && matches!(work, WorkId::Message(_)) {
             self.send(&HostFrame::Poll);
         }
@@ -362,37 +301,22 @@ impl Host {
     // --- time -------------------------------------------------------------------------------------------------------
 
     fn next_wake(&self) -> Instant {
-        let of_works = self
-            .works
-            .values()
-            .flat_map(|running| [running.timeout, running.kill])
-            .flatten();
+        let of_works = self.works.values().flat_map(|running| [running.timeout, running.kill]).flatten();
         let stop = self.stopping.map(|(at, _)| at);
-        of_works
-            .chain(stop)
-            .min()
-            .map_or(self.next_heartbeat, |at| at.min(self.next_heartbeat))
+        of_works.chain(stop).min().map_or(self.next_heartbeat, |at| at.min(self.next_heartbeat))
     }
 
     fn on_time(&mut self) {
         let now = Instant::now();
-        let late: Vec<WorkId> = self
-            .works
-            .iter()
-            .filter(|(_, r)| r.timeout.is_some_and(|at| at <= now))
-            .map(|(id, _)| *id)
-            .collect();
+        let late: Vec<WorkId> =
+            self.works.iter().filter(|(_, r)| r.timeout.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
         for work in late {
             if let Some(running) = self.works.get_mut(&work) {
                 running.timeout = None;
             }
             self.end(work, Ending::TimedOut);
         }
-        for running in self
-            .works
-            .values_mut()
-            .filter(|running| running.kill.is_some_and(|at| at <= now))
-        {
+        for running in self.works.values_mut().filter(|running| running.kill.is_some_and(|at| at <= now)) {
             running.kill = None;
             signal_work(running.pid, Signal::SIGKILL);
         }
@@ -425,18 +349,12 @@ impl Host {
             // Every process of the container but this one.
             let _ = kill(Pid::from_raw(-1), signal);
         } else {
-            self.leaders()
-                .into_iter()
-                .for_each(|pid| signal_work(pid, signal));
+            self.leaders().into_iter().for_each(|pid| signal_work(pid, signal));
         }
     }
 
     fn is_alone(&self) -> bool {
-        if is_first_process() {
-            processes::all().keys().all(|id| *id == 1)
-        } else {
-            self.works.is_empty()
-        }
+        if is_first_process() { processes::all().keys().all(|id| *id == 1) } else { self.works.is_empty() }
     }
 }
 

@@ -20,14 +20,10 @@ use raworc_core::link::{SOCKET_PATH, TOKEN_VARIABLE};
 
 fn main() -> ExitCode {
     let Ok(token) = std::env::var(TOKEN_VARIABLE) else {
-        eprintln!(
-            "{TOKEN_VARIABLE} is not set: this program is started by Raworc, inside its containers"
-        );
+        eprintln!("{TOKEN_VARIABLE} is not set: this program is started by Raworc, inside its containers");
         return ExitCode::from(2);
     };
-    let socket = std::env::args_os()
-        .nth(1)
-        .map_or_else(|| PathBuf::from(SOCKET_PATH), PathBuf::from);
+    let socket = std::env::args_os().nth(1).map_or_else(|| PathBuf::from(SOCKET_PATH), PathBuf::from);
     let (events, inbox) = mpsc::channel();
     // Before anything can end: no child's end is missed.
     let started = signals::start(events.clone()).and_then(|reaping| {

@@ -35,10 +35,7 @@ fn parse(stat: &[u8]) -> Option<Process> {
     if matches!(fields.next()?, "Z" | "X" | "x") {
         return None;
     }
-    Some(Process {
-        parent: fields.next()?.parse().ok()?,
-        group: fields.next()?.parse().ok()?,
-    })
+    Some(Process { parent: fields.next()?.parse().ok()?, group: fields.next()?.parse().ok()? })
 }
 
 /// The processes that belong to work: those in a group that one of `leaders` leads, and all that descend from them.
@@ -67,14 +64,9 @@ pub fn count_background(leaders: &BTreeSet<i32>) -> u32 {
     let all = all();
     let me = i32::try_from(std::process::id()).unwrap_or(1);
     let of_work = belonging_to(&all, leaders);
-    let mine = if me == 1 {
-        None
-    } else {
-        Some(belonging_to(&all, &BTreeSet::from([me])))
-    };
-    let is_background = |id: &i32| {
-        *id != me && !of_work.contains(id) && mine.as_ref().is_none_or(|mine| mine.contains(id))
-    };
+    let mine = if me == 1 { None } else { Some(belonging_to(&all, &BTreeSet::from([me]))) };
+    let is_background =
+        |id: &i32| *id != me && !of_work.contains(id) && mine.as_ref().is_none_or(|mine| mine.contains(id));
     u32::try_from(all.keys().filter(|id| is_background(id)).count()).unwrap_or(u32::MAX)
 }
 
@@ -84,10 +76,7 @@ mod tests {
 
     #[test]
     fn names_do_not_confuse_us() {
-        let process = Process {
-            parent: 7,
-            group: 8,
-        };
+        let process = Process { parent: 7, group: 8 };
         assert_eq!(parse(b"42 (sh) S 7 8 8 0 -1"), Some(process));
         assert_eq!(parse(b"42 (a) Z 1 1 (b) R 7 8 8 0"), Some(process));
         assert_eq!(parse(b"42 (\xff) ) R 7 8"), Some(process));
@@ -109,10 +98,7 @@ mod tests {
             (20, process(1, 20)),
             (5, process(12, 5)),
         ]);
-        assert_eq!(
-            belonging_to(&all, &BTreeSet::from([10])),
-            BTreeSet::from([5, 10, 11, 12, 13])
-        );
+        assert_eq!(belonging_to(&all, &BTreeSet::from([10])), BTreeSet::from([5, 10, 11, 12, 13]));
         assert_eq!(belonging_to(&all, &BTreeSet::new()), BTreeSet::new());
     }
 }

@@ -42,20 +42,17 @@ pub fn start(events: Sender<Event>) -> io::Result<Reaping> {
     let mut signals = Signals::new([SIGCHLD, SIGTERM, SIGINT])?;
     let reaping = Reaping::default();
     let held = reaping.clone();
-    std::thread::Builder::new()
-        .name("signals".into())
-        .stack_size(STACK_BYTES)
-        .spawn(move || {
-            for signal in signals.forever() {
-                let sent = match signal {
-                    SIGCHLD => held.held(|| reap(&events)),
-                    _ => events.send(Event::Stop).is_ok(),
-                };
-                if !sent {
-                    return;
-                }
+    std::thread::Builder::new().name("signals".into()).stack_size(STACK_BYTES).spawn(move || {
+        for signal in signals.forever() {
+            let sent = match signal {
+                SIGCHLD => held.held(|| reap(&events)),
+                _ => events.send(Event::Stop).is_ok(),
+            };
+            if !sent {
+                return;
             }
-        })?;
+        }
+    })?;
     Ok(reaping)
 }
 

@@ -35,11 +35,7 @@ fn incomplete_tail(bytes: &[u8]) -> usize {
         };
         // `error_len` is none exactly where more bytes could make it valid.
         let could_be = std::str::from_utf8(tail).is_err_and(|error| error.error_len().is_none());
-        return if length < needed && could_be {
-            length
-        } else {
-            0
-        };
+        return if length < needed && could_be { length } else { 0 };
     }
     0
 }
@@ -50,13 +46,7 @@ mod tests {
 
     #[test]
     fn every_split_gives_the_same_text() {
-        let samples: [&[u8]; 5] = [
-            "aé€😀z".as_bytes(),
-            b"\xff\xfeok",
-            b"\xe2\x82",
-            b"\xf0\x9f\x98",
-            b"\xe2\x82A\xc3",
-        ];
+        let samples: [&[u8]; 5] = ["aé€😀z".as_bytes(), b"\xff\xfeok", b"\xe2\x82", b"\xf0\x9f\x98", b"\xe2\x82A\xc3"];
         for sample in samples {
             let expected = String::from_utf8_lossy(sample);
             for split in 0..=sample.len() {

@@ -25,14 +25,7 @@ use crate::utf8::Decoder;
 /// A script up to this long is given as an argument; Linux allows 128 KiB (`MAX_ARG_STRLEN`).
 const ARGUMENT_BYTES_MAX: usize = 96 * 1024;
 /// Shells, the preferred one first.
-const SHELLS: [&str; 6] = [
-    "/bin/bash",
-    "/usr/bin/bash",
-    "/bin/sh",
-    "/usr/bin/sh",
-    "/bin/busybox",
-    "/bin/dash",
-];
+const SHELLS: [&str; 6] = ["/bin/bash", "/usr/bin/bash", "/bin/sh", "/usr/bin/sh", "/bin/busybox", "/bin/dash"];
 /// Reads from one pipe before the other gets its turn: more than the largest pipe holds (1 MiB, pipe(7)).
 const READS_MAX: usize = 128;
 /// What a script is called in its own error messages.
@@ -52,14 +45,8 @@ pub struct Started {
 ///
 /// # Errors
 /// A sentence for whoever asked for it.
-pub fn start(
-    work: &Work,
-    events: &Sender<Event>,
-    gate: &Arc<Gate>,
-    reaping: &Reaping,
-) -> Result<Started, String> {
-    let (mut command, script) =
-        command(work).map_err(|error| format!("the script could not be prepared: {error}"))?;
+pub fn start(work: &Work, events: &Sender<Event>, gate: &Arc<Gate>, reaping: &Reaping) -> Result<Started, String> {
+    let (mut command, script) = command(work).map_err(|error| format!("the script could not be prepared: {error}"))?;
     let name = command.get_program().to_string_lossy().into_owned();
     prepare(&mut command, work);
     let spawned = reaping.held(|| command.spawn());
@@ -70,27 +57,17 @@ pub fn start(
             Ok(_) => format!("{name} could not be started: {error}"),
         }
     })?;
-    if let (Some(stdin), Program::Command { stdin: text, .. }) = (child.stdin.take(), &work.program)
-    {
+    if let (Some(stdin), Program::Command { stdin: text, .. }) = (child.stdin.take(), &work.program) {
         feed(stdin, text.clone());
     }
     let failed = |error: io::Error| format!("its output could not be read: {error}");
-    let (done_reader, done) =
-        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| failed(error.into()))?;
+    let (done_reader, done) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|error| failed(error.into()))?;
     if let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) {
         let reader = Reader {
             work: work.id,
             pipes: vec![
-                Pipe {
-                    stream: Stream::Stdout,
-                    fd: stdout.into(),
-                    decoder: Decoder::default(),
-                },
-                Pipe {
-                    stream: Stream::Stderr,
-                    fd: stderr.into(),
-                    decoder: Decoder::default(),
-                },
+                Pipe { stream: Stream::Stdout, fd: stdout.into(), decoder: Decoder::default() },
+                Pipe { stream: Stream::Stderr, fd: stderr.into(), decoder: Decoder::default() },
             ],
             left: work.output_bytes_max,
             dropped: 0,
@@ -98,17 +75,9 @@ pub fn start(
             events: events.clone(),
         };
         let run = move || reader.run(done_reader);
-        thread::Builder::new()
-            .name("output".into())
-            .stack_size(STACK_BYTES)
-            .spawn(run)
-            .map_err(failed)?;
+        thread::Builder::new().name("output".into()).stack_size(STACK_BYTES).spawn(run).map_err(failed)?;
     }
-    Ok(Started {
-        pid: i32::try_from(child.id()).unwrap_or(i32::MAX),
-        done,
-        script,
-    })
+    Ok(Started { pid: i32::try_from(child.id()).unwrap_or(i32::MAX), done, script })
 }
 
 /// Removes a script's file.
@@ -122,16 +91,8 @@ pub fn remove(script: Option<&Path>) {
 fn command(work: &Work) -> io::Result<(Command, Option<PathBuf>)> {
     match &work.program {
         Program::Shell { script } => {
-            let none = || {
-                io::Error::new(
-                    io::ErrorKind::NotFound,
-                    "there is no shell in this container",
-                )
-            };
-            let shell = SHELLS
-                .iter()
-                .find(|path| Path::new(path).exists())
-                .ok_or_else(none)?;
+            let none = || io::Error::new(io::ErrorKind::NotFound, "there is no shell in this container");
+            let shell = SHELLS.iter().find(|path| Path::new(path).exists()).ok_or_else(none)?;
             let mut command = Command::new(shell);
             if shell.ends_with("busybox") {
                 command.arg("sh");
@@ -159,11 +120,7 @@ fn script_file(work: WorkId, script: &str) -> io::Result<PathBuf> {
     let (WorkId::Message(raworc_core::ids::MessageId(id)) | WorkId::Exec(id)) = work;
     let path = std::env::temp_dir().join(format!(".raworc-{id}"));
     // Everyone may make files there: one of this name that is there already is not ours.
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(&path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path)?;
     file.set_permissions(fs::Permissions::from_mode(0o644))?;
     file.write_all(script.as_bytes())?;
     Ok(path)
@@ -171,21 +128,10 @@ fn script_file(work: WorkId, script: &str) -> io::Result<PathBuf> {
 
 fn prepare(command: &mut Command, work: &Work) {
     let inherited = std::env::vars_os().filter(|(name, _)| name != TOKEN_VARIABLE);
-    command
-        .env_clear()
-        .envs(inherited)
-        .envs(&work.env)
-        .current_dir(&work.directory);
+    command.env_clear().envs(inherited).envs(&work.env).current_dir(&work.directory);
     let has_stdin = matches!(&work.program, Program::Command { stdin, .. } if !stdin.is_empty());
-    command.stdin(if has_stdin {
-        Stdio::piped()
-    } else {
-        Stdio::null()
-    });
-    command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
+    command.stdin(if has_stdin { Stdio::piped() } else { Stdio::null() });
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     if nix::unistd::geteuid().is_root() && std::process::id() == 1 {
         // The standard library drops supplementary groups too when it changes the user as root.
         command.uid(AGENT_UID).gid(AGENT_UID);
@@ -197,11 +143,7 @@ fn feed(mut stdin: ChildStdin, text: String) {
         // A program that does not read all of it is within its rights.
         let _ = stdin.write_all(text.as_bytes());
     };
-    if let Err(error) = thread::Builder::new()
-        .name("stdin".into())
-        .stack_size(STACK_BYTES)
-        .spawn(run)
-    {
+    if let Err(error) = thread::Builder::new().name("stdin".into()).stack_size(STACK_BYTES).spawn(run) {
         eprintln!("standard input could not be fed: {error}");
     }
 }
@@ -245,13 +187,7 @@ impl Reader {
             self.pass_on(pipe.stream, text);
         }
         self.pipes = pipes;
-        let drained = self
-            .events
-            .send(Event::Drained {
-                work,
-                dropped_bytes: self.dropped,
-            })
-            .is_ok();
+        let drained = self.events.send(Event::Drained { work, dropped_bytes: self.dropped }).is_ok();
         while drained && !self.pipes.is_empty() {
             self.wait(None);
             self.read_all(&mut buffer, false);
@@ -260,11 +196,8 @@ impl Reader {
 
     /// Waits until there is something to read; true where `done` was closed.
     fn wait(&self, done: Option<&OwnedFd>) -> bool {
-        let mut fds: Vec<PollFd<'_>> = self
-            .pipes
-            .iter()
-            .map(|pipe| PollFd::new(pipe.fd.as_fd(), PollFlags::POLLIN))
-            .collect();
+        let mut fds: Vec<PollFd<'_>> =
+            self.pipes.iter().map(|pipe| PollFd::new(pipe.fd.as_fd(), PollFlags::POLLIN)).collect();
         fds.extend(done.map(|done| PollFd::new(done.as_fd(), PollFlags::POLLIN)));
         // An interrupted wait is tried again by the loop around it.
         let _ = poll(&mut fds, PollTimeout::NONE);
@@ -303,10 +236,7 @@ impl Reader {
 
     fn pass_on(&mut self, stream: Stream, mut text: String) {
         if text.len() > self.left {
-            let cut = (0..=self.left)
-                .rev()
-                .find(|at| text.is_char_boundary(*at))
-                .unwrap_or(0);
+            let cut = (0..=self.left).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
             self.dropped += u64::try_from(text.len() - cut).unwrap_or(u64::MAX);
             text.truncate(cut);
             self.left = cut;
@@ -317,10 +247,6 @@ impl Reader {
         }
         self.gate.enter(text.len(), UNACKED_BYTES_MAX);
         // Nobody listens any more only when the host ends.
-        let _ = self.events.send(Event::Output {
-            work: self.work,
-            stream,
-            text,
-        });
+        let _ = self.events.send(Event::Output { work: self.work, stream, text });
     }
 }

@@ -45,40 +45,23 @@ pub enum Cgroup {
 impl Cgroups {
     /// Finds the hierarchies.
     pub fn open() -> Result<Self, String> {
-        let text = std::fs::read_to_string("/proc/self/mountinfo")
-            .map_err(|e| format!("/proc/self/mountinfo: {e}"))?;
+        let text = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| format!("/proc/self/mountinfo: {e}"))?;
         let mounts: Vec<Mount<'_>> = text.lines().filter_map(Mount::parse).collect();
-        if let Some(unified) = mounts
-            .iter()
-            .find(|m| m.kind == "cgroup2" && m.path == Path::new(ROOT))
-        {
-            return open(CWD, &unified.path)
-                .map(Self::V2)
-                .map_err(|e| format!("{ROOT}: {e}"));
+        if let Some(unified) = mounts.iter().find(|m| m.kind == "cgroup2" && m.path == Path::new(ROOT)) {
+            return open(CWD, &unified.path).map(Self::V2).map_err(|e| format!("{ROOT}: {e}"));
         }
         let mut hierarchies = Vec::new();
         for mount in mounts.iter().filter(|m| m.kind == "cgroup") {
-            let wanted = CONTROLLERS
-                .iter()
-                .filter(|c| mount.options.split(',').any(|o| o == **c));
+            let wanted = CONTROLLERS.iter().filter(|c| mount.options.split(',').any(|o| o == **c));
             let controllers: Vec<String> = wanted.map(ToString::to_string).collect();
             if !controllers.is_empty() {
-                let directory =
-                    open(CWD, &mount.path).map_err(|e| format!("{}: {e}", mount.path.display()))?;
-                hierarchies.push(Hierarchy {
-                    controllers,
-                    directory,
-                });
+                let directory = open(CWD, &mount.path).map_err(|e| format!("{}: {e}", mount.path.display()))?;
+                hierarchies.push(Hierarchy { controllers, directory });
             }
         }
         for needed in ["cpu", "memory", "pids"] {
-            if !hierarchies
-                .iter()
-                .any(|h| h.controllers.iter().any(|c| c == needed))
-            {
-                return Err(format!(
-                    "the cgroup controller {needed} is not mounted; `raworc doctor` says more"
-                ));
+            if !hierarchies.iter().any(|h| h.controllers.iter().any(|c| c == needed)) {
+                return Err(format!("the cgroup controller {needed} is not mounted; `raworc doctor` says more"));
             }
         }
         Ok(Self::V1(hierarchies))
@@ -100,11 +83,9 @@ impl Cgroups {
     fn try_create(&self, path: &Path, limits: &Limits) -> io::Result<Cgroup> {
         match self {
             Self::V2(root) => create_v2(root, path, limits).map(Cgroup::V2),
-            Self::V1(hierarchies) => hierarchies
-                .iter()
-                .map(|h| h.create(path, limits))
-                .collect::<io::Result<_>>()
-                .map(Cgroup::V1),
+            Self::V1(hierarchies) => {
+                hierarchies.iter().map(|h| h.create(path, limits)).collect::<io::Result<_>>().map(Cgroup::V1)
+            }
         }
     }
 }
@@ -123,9 +104,7 @@ impl Cgroup {
         let Self::V1(directories) = self else {
             return Ok(());
         };
-        let result = directories
-            .iter()
-            .try_for_each(|directory| write(directory, "tasks", "0"));
+        let result = directories.iter().try_for_each(|directory| write(directory, "tasks", "0"));
         result.map_err(|e| format!("its cgroup can't be entered: {e}"))
     }
 }
@@ -146,16 +125,8 @@ impl Hierarchy {
 fn limit_v1(directory: &OwnedFd, controller: &str, limits: &Limits) -> io::Result<()> {
     match controller {
         "cpu" => {
-            write(
-                directory,
-                "cpu.cfs_period_us",
-                &CPU_PERIOD_MICROS.to_string(),
-            )?;
-            write(
-                directory,
-                "cpu.cfs_quota_us",
-                &limits.cpu_quota_micros.to_string(),
-            )
+            write(directory, "cpu.cfs_period_us", &CPU_PERIOD_MICROS.to_string())?;
+            write(directory, "cpu.cfs_quota_us", &limits.cpu_quota_micros.to_string())
         }
         "memory" => {
             let bytes = limits.memory_bytes.to_string();
@@ -173,18 +144,12 @@ fn create_v2(root: &OwnedFd, path: &Path, limits: &Limits) -> io::Result<OwnedFd
     let mut directory = root.try_clone()?;
     for name in path {
         // A cgroup has the controllers that its parent hands down. Handing down what is handed down is not an error.
-        write(&directory, "cgroup.subtree_control", "+cpu +memory +pids")
-            .map_err(|e| within("subtree_control", &e))?;
+        write(&directory, "cgroup.subtree_control", "+cpu +memory +pids").map_err(|e| within("subtree_control", &e))?;
         directory = make(&directory, Path::new(name))?;
     }
-    write(
-        &directory,
-        "cpu.max",
-        &format!("{} {CPU_PERIOD_MICROS}", limits.cpu_quota_micros),
-    )
-    .map_err(|e| within("cpu", &e))?;
-    write(&directory, "memory.max", &limits.memory_bytes.to_string())
-        .map_err(|e| within("memory", &e))?;
+    write(&directory, "cpu.max", &format!("{} {CPU_PERIOD_MICROS}", limits.cpu_quota_micros))
+        .map_err(|e| within("cpu", &e))?;
+    write(&directory, "memory.max", &limits.memory_bytes.to_string()).map_err(|e| within("memory", &e))?;
     optional(write(&directory, "memory.swap.max", "0"))?;
     write(&directory, "pids.max", &limits.pids.to_string()).map_err(|e| within("pids", &e))?;
     Ok(directory)
@@ -195,13 +160,7 @@ fn within(what: &str, error: &io::Error) -> io::Error {
 }
 
 fn optional(result: io::Result<()>) -> io::Result<()> {
-    result.or_else(|e| {
-        if e.kind() == io::ErrorKind::NotFound {
-            Ok(())
-        } else {
-            Err(e)
-        }
-    })
+    result.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 
 fn open(at: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
@@ -235,10 +194,6 @@ impl<'a> Mount<'a> {
         let (mount, source) = line.split_once(" - ")?;
         let mut source = source.split(' ');
         let (kind, _device, options) = (source.next()?, source.next()?, source.next()?);
-        Some(Self {
-            path: PathBuf::from(mount.split(' ').nth(4)?),
-            kind,
-            options,
-        })
+        Some(Self { path: PathBuf::from(mount.split(' ').nth(4)?), kind, options })
     }
 }

@@ -9,9 +9,7 @@ use std::path::Path;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
-use libcontainer::workload::{
-    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
-};
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::libc::sock_filter;
 use nix::unistd::execve;
 
@@ -22,19 +20,10 @@ use crate::sys;
 pub fn start(state: &Path, start: &Start, filter: &[sock_filter]) -> Result<Process, String> {
     let bundle = reduce(&start.bundle)?;
     let mut container = ContainerBuilder::new(start.container.clone(), SyscallType::default())
-        .with_executor(Host {
-            filter: filter.to_vec(),
-            environment: Vec::new(),
-        })
+        .with_executor(Host { filter: filter.to_vec(), environment: Vec::new() })
         .with_root_path(state)
         .and_then(ContainerBuilder::validate_id)
-        .and_then(|builder| {
-            builder
-                .as_init(&bundle)
-                .with_systemd(false)
-                .with_detach(true)
-                .build()
-        })
+        .and_then(|builder| builder.as_init(&bundle).with_systemd(false).with_detach(true).build())
         .map_err(|e| describe(&e))?;
     let pid = container.pid().ok_or("it has no process")?.as_raw();
     let process = record(&start.bundle, pid)?;
@@ -56,16 +45,12 @@ pub fn record(bundle: &Path, pid: i32) -> Result<Process, String> {
 fn reduce(bundle: &Path) -> Result<std::path::PathBuf, String> {
     let failed = |e: &dyn Error| format!("{}: {e}", bundle.display());
     let mut spec = Spec::load(bundle.join("config.json")).map_err(|e| failed(&e))?;
-    let mut linux = spec
-        .linux()
-        .clone()
-        .ok_or("its configuration is not for Linux")?;
+    let mut linux = spec.linux().clone().ok_or("its configuration is not for Linux")?;
     linux.set_resources(None).set_seccomp(None);
     spec.set_linux(Some(linux));
     let reduced = bundle.join("embedded");
     std::fs::create_dir_all(&reduced).map_err(|e| failed(&e))?;
-    spec.save(reduced.join("config.json"))
-        .map_err(|e| failed(&e))?;
+    spec.save(reduced.join("config.json")).map_err(|e| failed(&e))?;
     Ok(reduced)
 }
 
@@ -100,18 +85,9 @@ impl Host {
     fn execute(&self, spec: &Spec) -> Result<Infallible, Box<dyn Error + Send + Sync>> {
         let process = spec.process().as_ref().ok_or("no process")?;
         let words = process.args().as_ref().ok_or("no arguments")?;
-        let words = words
-            .iter()
-            .map(|word| CString::new(word.as_str()))
-            .collect::<Result<Vec<_>, _>>()?;
-        let variables = process
-            .env()
-            .iter()
-            .flatten()
-            .map(|text| CString::new(text.as_str()));
-        let variables = variables
-            .chain(self.environment.iter().cloned().map(Ok))
-            .collect::<Result<Vec<_>, _>>()?;
+        let words = words.iter().map(|word| CString::new(word.as_str())).collect::<Result<Vec<_>, _>>()?;
+        let variables = process.env().iter().flatten().map(|text| CString::new(text.as_str()));
+        let variables = variables.chain(self.environment.iter().cloned().map(Ok)).collect::<Result<Vec<_>, _>>()?;
         let program = words.first().ok_or("no arguments")?;
         sys::load_filter(&self.filter)?;
         Ok(execve(program, &words, &variables)?)

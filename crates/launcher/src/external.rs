@@ -18,19 +18,10 @@ pub fn start(runtime: &Path, state: &Path, start: &Start) -> Result<Process, Str
     let pid_file = start.bundle.join("pid");
     let log = start.bundle.join("runtime.log");
     let mut create = command(runtime, state, Some(&log), "create");
-    create
-        .arg("--bundle")
-        .arg(&start.bundle)
-        .arg("--pid-file")
-        .arg(&pid_file)
-        .arg(&start.container);
+    create.arg("--bundle").arg(&start.bundle).arg("--pid-file").arg(&pid_file).arg(&start.container);
     run(create, Some(&log))?;
-    let text =
-        std::fs::read_to_string(&pid_file).map_err(|e| format!("{}: {e}", pid_file.display()))?;
-    let pid = text
-        .trim()
-        .parse()
-        .map_err(|_| format!("{} does not name a process", pid_file.display()))?;
+    let text = std::fs::read_to_string(&pid_file).map_err(|e| format!("{}: {e}", pid_file.display()))?;
+    let pid = text.trim().parse().map_err(|_| format!("{} does not name a process", pid_file.display()))?;
     let process = record(&start.bundle, pid)?;
     let mut begin = command(runtime, state, Some(&log), "start");
     begin.arg(&start.container);
@@ -57,11 +48,7 @@ fn command(runtime: &Path, state: &Path, log: Option<&Path>, verb: &str) -> Comm
         command.arg("--log").arg(log);
     }
     // A container inherits these from `create`: it must not hold a pipe of ours.
-    command
-        .arg(verb)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.arg(verb).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: prctl is async-signal-safe, and this process is single-threaded anyway.
     unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
     command
@@ -73,11 +60,7 @@ fn run(mut command: Command, log: Option<&Path>) -> Result<(), String> {
     if status.success() {
         return Ok(());
     }
-    let words = log
-        .and_then(|log| std::fs::read(log).ok())
-        .unwrap_or_default();
-    let words = String::from_utf8_lossy(&words[words.len().saturating_sub(LOG_BYTES_MAX)..])
-        .trim()
-        .to_owned();
+    let words = log.and_then(|log| std::fs::read(log).ok()).unwrap_or_default();
+    let words = String::from_utf8_lossy(&words[words.len().saturating_sub(LOG_BYTES_MAX)..]).trim().to_owned();
     Err(format!("{name}: {status}: {words}"))
 }

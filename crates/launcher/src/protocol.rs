@@ -151,13 +151,7 @@ impl Process {
     pub fn find(pid: i32) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The second field, the name, may contain anything; the rest starts after its closing parenthesis.
-        let started = stat
-            .rsplit_once(')')?
-            .1
-            .split_whitespace()
-            .nth(19)?
-            .parse()
-            .ok()?;
+        let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
         Some(Self { pid, started })
     }
 }
@@ -176,10 +170,7 @@ impl std::str::FromStr for Process {
     type Err = BadProcess;
     fn from_str(text: &str) -> Result<Self, BadProcess> {
         let (pid, started) = text.trim_end().split_once(' ').ok_or(BadProcess)?;
-        Ok(Self {
-            pid: pid.parse().map_err(|_| BadProcess)?,
-            started: started.parse().map_err(|_| BadProcess)?,
-        })
+        Ok(Self { pid: pid.parse().map_err(|_| BadProcess)?, started: started.parse().map_err(|_| BadProcess)? })
     }
 }
 

@@ -1,12 +1,8 @@
 //! Compiles the system call filter, once for all containers: libseccomp needs milliseconds for it.
 
-use libseccomp::{
-    ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
-};
+use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::libc::sock_filter;
-use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator,
-};
+use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator};
 
 /// A filter that the kernel takes.
 pub type Filter = Vec<sock_filter>;
@@ -26,12 +22,7 @@ fn build(profile: &LinuxSeccomp) -> Result<Filter, Box<dyn std::error::Error>> {
     context.set_ctl_optimize(2)?;
     for rule in profile.syscalls().iter().flatten() {
         let action = action(rule.action(), rule.errno_ret())?;
-        let comparisons = rule
-            .args()
-            .iter()
-            .flatten()
-            .map(comparison)
-            .collect::<Result<Vec<_>, _>>()?;
+        let comparisons = rule.args().iter().flatten().map(comparison).collect::<Result<Vec<_>, _>>()?;
         for name in rule.names() {
             // A name that libseccomp doesn't know is a call of another architecture or of a newer kernel: the default
             // action, a refusal, applies to it.
@@ -46,10 +37,7 @@ fn build(profile: &LinuxSeccomp) -> Result<Filter, Box<dyn std::error::Error>> {
 
 fn decode(context: &ScmpFilterContext) -> Result<Filter, Box<dyn std::error::Error>> {
     use std::io::{Read, Seek};
-    let mut file = std::fs::File::from(rustix::fs::memfd_create(
-        "filter",
-        rustix::fs::MemfdFlags::CLOEXEC,
-    )?);
+    let mut file = std::fs::File::from(rustix::fs::memfd_create("filter", rustix::fs::MemfdFlags::CLOEXEC)?);
     context.export_bpf(&file)?;
     file.rewind()?;
     let mut bytes = Vec::new();
@@ -60,18 +48,13 @@ fn decode(context: &ScmpFilterContext) -> Result<Filter, Box<dyn std::error::Err
         jf: b[3],
         k: u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
     };
-    Ok(bytes
-        .chunks_exact(size_of::<sock_filter>())
-        .map(instruction)
-        .collect())
+    Ok(bytes.chunks_exact(size_of::<sock_filter>()).map(instruction).collect())
 }
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, String> {
     match action {
         LinuxSeccompAction::ScmpActAllow => Ok(ScmpAction::Allow),
-        LinuxSeccompAction::ScmpActErrno => Ok(ScmpAction::Errno(
-            errno.map_or(nix::libc::EPERM, |e| e as i32),
-        )),
+        LinuxSeccompAction::ScmpActErrno => Ok(ScmpAction::Errno(errno.map_or(nix::libc::EPERM, |e| e as i32))),
         LinuxSeccompAction::ScmpActKillProcess => Ok(ScmpAction::KillProcess),
         other => Err(format!("action {other:?}")),
     }
@@ -93,10 +76,9 @@ fn comparison(argument: &LinuxSeccompArg) -> Result<ScmpArgCompare, String> {
     let (operator, datum) = match argument.op() {
         LinuxSeccompOperator::ScmpCmpEq => (ScmpCompareOp::Equal, argument.value()),
         LinuxSeccompOperator::ScmpCmpNe => (ScmpCompareOp::NotEqual, argument.value()),
-        LinuxSeccompOperator::ScmpCmpMaskedEq => (
-            ScmpCompareOp::MaskedEqual(argument.value()),
-            argument.value_two().unwrap_or(0),
-        ),
+        LinuxSeccompOperator::ScmpCmpMaskedEq => {
+            (ScmpCompareOp::MaskedEqual(argument.value()), argument.value_two().unwrap_or(0))
+        }
         other => return Err(format!("comparison {other:?}")),
     };
     Ok(ScmpArgCompare::new(index, operator, datum))

@@ -15,17 +15,14 @@ use nix::unistd::{Pid, setsid};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 
 use crate::cgroup::Cgroups;
-use crate::protocol::{
-    Event, OUTCOME_BYTES_MAX, Outcome, PACKET_BYTES_MAX, Request, Setup, Status, WORKERS_MAX,
-};
+use crate::protocol::{Event, OUTCOME_BYTES_MAX, Outcome, PACKET_BYTES_MAX, Request, Setup, Status, WORKERS_MAX};
 use crate::worker::{Worker, Workshop};
 use crate::{seccomp, stage};
 
 /// Serves the socket that is descriptor 0 until its other end closes.
 pub fn run() -> Result<(), String> {
     // Descriptor 0 itself is replaced in the workers, so that no container inherits the socket.
-    let socket =
-        rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).map_err(|e| e.to_string())?;
+    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).map_err(|e| e.to_string())?;
     // The terminal's signals are for the server, which then closes the socket.
     let _ = setsid();
     set_child_subreaper(true).map_err(|e| e.to_string())?;
@@ -35,29 +32,12 @@ pub fn run() -> Result<(), String> {
     let workshop = match open(&packet) {
         Ok(workshop) => workshop,
         Err(message) => {
-            send(
-                &socket,
-                &Event::Failed {
-                    message: message.clone(),
-                },
-            )?;
+            send(&socket, &Event::Failed { message: message.clone() })?;
             return Err(message);
         }
     };
-    send(
-        &socket,
-        &Event::Ready {
-            stage: workshop.stage.clone(),
-        },
-    )?;
-    Launcher {
-        socket,
-        workshop,
-        workers: Vec::new(),
-        containers: HashMap::new(),
-        early: HashMap::new(),
-    }
-    .serve()
+    send(&socket, &Event::Ready { stage: workshop.stage.clone() })?;
+    Launcher { socket, workshop, workers: Vec::new(), containers: HashMap::new(), early: HashMap::new() }.serve()
 }
 
 fn open(packet: &[u8]) -> Result<Workshop, String> {
@@ -72,12 +52,7 @@ fn open(packet: &[u8]) -> Result<Workshop, String> {
     } else {
         None
     };
-    Ok(Workshop {
-        setup,
-        stage,
-        cgroups,
-        filter,
-    })
+    Ok(Workshop { setup, stage, cgroups, filter })
 }
 
 struct Launcher {
@@ -94,8 +69,7 @@ impl Launcher {
     fn serve(&mut self) -> Result<(), String> {
         let children = SigSet::from(Signal::SIGCHLD);
         children.thread_block().map_err(|e| e.to_string())?;
-        let signals =
-            SignalFd::with_flags(&children, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
+        let signals = SignalFd::with_flags(&children, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
         let signals = signals.map_err(|e| e.to_string())?;
         loop {
             let (request, finished) = self.wait(signals.as_fd())?;
@@ -115,31 +89,15 @@ impl Launcher {
 
     /// Waits until something happens: whether a request is there, and which workers have written their outcome.
     fn wait(&self, signals: BorrowedFd<'_>) -> Result<(bool, Vec<i32>), String> {
-        let room = if self.workers.len() < WORKERS_MAX {
-            PollFlags::POLLIN
-        } else {
-            PollFlags::empty()
-        };
-        let mut waits = vec![
-            PollFd::new(self.socket.as_fd(), room),
-            PollFd::new(signals, PollFlags::POLLIN),
-        ];
-        waits.extend(
-            self.workers
-                .iter()
-                .map(|w| PollFd::new(w.outcome.as_fd(), PollFlags::POLLIN)),
-        );
+        let room = if self.workers.len() < WORKERS_MAX { PollFlags::POLLIN } else { PollFlags::empty() };
+        let mut waits = vec![PollFd::new(self.socket.as_fd(), room), PollFd::new(signals, PollFlags::POLLIN)];
+        waits.extend(self.workers.iter().map(|w| PollFd::new(w.outcome.as_fd(), PollFlags::POLLIN)));
         match poll(&mut waits, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.to_string()),
         }
         let busy = |wait: &PollFd<'_>| wait.any().unwrap_or(false);
-        let finished = self
-            .workers
-            .iter()
-            .zip(&waits[2..])
-            .filter(|(_, wait)| busy(wait))
-            .map(|(w, _)| w.pid);
+        let finished = self.workers.iter().zip(&waits[2..]).filter(|(_, wait)| busy(wait)).map(|(w, _)| w.pid);
         Ok((busy(&waits[0]), finished.collect()))
     }
 
@@ -147,10 +105,7 @@ impl Launcher {
         let request: Request = serde_json::from_slice(packet).map_err(|e| e.to_string())?;
         match self.workshop.employ(request.id, request.action, descriptor) {
             Ok(worker) => self.workers.push(worker),
-            Err(message) => self.tell(&Event::Done {
-                request: request.id,
-                outcome: Outcome::Failed(message),
-            })?,
+            Err(message) => self.tell(&Event::Done { request: request.id, outcome: Outcome::Failed(message) })?,
         }
         Ok(())
     }
@@ -164,19 +119,13 @@ impl Launcher {
         // One read, never to the end: a half-made container may hold the other end of the pipe for ever.
         let mut json = [0; OUTCOME_BYTES_MAX];
         let read = std::fs::File::from(worker.outcome).read(&mut json);
-        let outcome = read
-            .ok()
-            .and_then(|length| serde_json::from_slice(&json[..length]).ok());
-        let outcome = outcome
-            .unwrap_or_else(|| Outcome::Failed("the process that started it was killed".into()));
+        let outcome = read.ok().and_then(|length| serde_json::from_slice(&json[..length]).ok());
+        let outcome = outcome.unwrap_or_else(|| Outcome::Failed("the process that started it was killed".into()));
         let started = match &outcome {
             Outcome::Started(process) => Some(process.pid),
             Outcome::Deleted | Outcome::Failed(_) => None,
         };
-        self.tell(&Event::Done {
-            request: worker.request,
-            outcome,
-        })?;
+        self.tell(&Event::Done { request: worker.request, outcome })?;
         if let (Some(pid), Some(container)) = (started, worker.container) {
             match self.early.remove(&pid) {
                 Some(status) => self.tell(&Event::Exited { container, status })?,
@@ -194,9 +143,7 @@ impl Launcher {
         loop {
             let (pid, status) = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, status)) => (pid.as_raw(), Status::Exited(status)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    (pid.as_raw(), Status::Signalled(signal as i32))
-                }
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid.as_raw(), Status::Signalled(signal as i32)),
                 Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
                 Ok(_) | Err(Errno::EINTR) => continue,
                 Err(error) => return Err(error.to_string()),

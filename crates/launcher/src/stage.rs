@@ -23,10 +23,7 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
     enter_namespace().map_err(|e| format!("no mount namespace of its own: {e}"))?;
     let place = choose(setup)?;
-    let parts = [
-        (STAGE_ROOTFS, clone(&setup.rootfs)?),
-        (STAGE_HOST, clone(&setup.host)?),
-    ];
+    let parts = [(STAGE_ROOTFS, clone(&setup.rootfs)?), (STAGE_HOST, clone(&setup.host)?)];
     tmpfs(&place).map_err(|e| format!("no tmpfs at {}: {e}", place.display()))?;
     for (name, tree) in parts {
         attach(&place, name, tree.as_fd()).map_err(|e| format!("{name} can't be mounted: {e}"))?;
@@ -40,13 +37,7 @@ pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
 pub fn hide_cgroups() -> Result<(), String> {
     let hide = || {
         umount2(CGROUP_ROOT, MntFlags::MNT_DETACH)?;
-        mount(
-            Some("tmpfs"),
-            CGROUP_ROOT,
-            Some("tmpfs"),
-            MsFlags::MS_RDONLY,
-            Some("size=4k,mode=755"),
-        )
+        mount(Some("tmpfs"), CGROUP_ROOT, Some("tmpfs"), MsFlags::MS_RDONLY, Some("size=4k,mode=755"))
     };
     hide().map_err(|e| format!("{CGROUP_ROOT} can't be hidden: {e}"))
 }
@@ -61,29 +52,14 @@ pub fn attach_workspace(stage: &Path, workspace: BorrowedFd<'_>) -> Result<(), S
 fn enter_namespace() -> nix::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     // Mounts made outside still arrive (a workspace on a disk that is mounted later), ours never leave.
-    mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_REC | MsFlags::MS_SLAVE,
-        None::<&str>,
-    )
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
 }
 
 /// A place that hides nothing that is still needed.
 fn choose(setup: &Setup) -> Result<PathBuf, String> {
-    let needed: Vec<&Path> = [&setup.state]
-        .into_iter()
-        .chain(&setup.oci_runtime)
-        .map(PathBuf::as_path)
-        .collect();
-    let usable = |place: &&&str| {
-        Path::new(place).is_dir() && !needed.iter().any(|path| path.starts_with(place))
-    };
-    let place = PLACES
-        .iter()
-        .find(usable)
-        .ok_or_else(|| format!("none of {PLACES:?} can be used to mount on"))?;
+    let needed: Vec<&Path> = [&setup.state].into_iter().chain(&setup.oci_runtime).map(PathBuf::as_path).collect();
+    let usable = |place: &&&str| Path::new(place).is_dir() && !needed.iter().any(|path| path.starts_with(place));
+    let place = PLACES.iter().find(usable).ok_or_else(|| format!("none of {PLACES:?} can be used to mount on"))?;
     Ok(PathBuf::from(place))
 }
 
@@ -94,13 +70,7 @@ fn clone(path: &Path) -> Result<OwnedFd, String> {
 
 fn tmpfs(place: &Path) -> nix::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(
-        Some("tmpfs"),
-        place,
-        Some("tmpfs"),
-        flags,
-        Some("size=64k,mode=755"),
-    )
+    mount(Some("tmpfs"), place, Some("tmpfs"), flags, Some("size=64k,mode=755"))
 }
 
 fn attach(place: &Path, name: &str, tree: BorrowedFd<'_>) -> io::Result<()> {
@@ -110,11 +80,5 @@ fn attach(place: &Path, name: &str, tree: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn move_to(to: &Path, tree: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(move_mount(
-        tree,
-        "",
-        CWD,
-        to,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )?)
+    Ok(move_mount(tree, "", CWD, to, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }

@@ -37,24 +37,15 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Moving a process into a cgroup afterwards would wait for every CPU to pass a quiescent state: about 10 ms.
 pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     let arguments = CloneArguments {
-        flags: if cgroup.is_some() {
-            CLONE_INTO_CGROUP
-        } else {
-            0
-        },
+        flags: if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 },
         exit_signal: nix::libc::SIGCHLD as u64,
         cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
         ..CloneArguments::default()
     };
     // SAFETY: the arguments are valid for the call. This process is single-threaded, so the child gets a consistent copy
     // of all memory and may go on as any program; without CLONE_VM and a stack it returns here on a copy of this stack.
-    let result = unsafe {
-        nix::libc::syscall(
-            nix::libc::SYS_clone3,
-            &raw const arguments,
-            size_of::<CloneArguments>(),
-        )
-    };
+    let result =
+        unsafe { nix::libc::syscall(nix::libc::SYS_clone3, &raw const arguments, size_of::<CloneArguments>()) };
     match result {
         0 => Ok(Fork::Child),
         pid if pid > 0 => Ok(Fork::Parent(pid as i32)),
@@ -64,8 +55,7 @@ pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
 
 /// Gives every signal its default action and unblocks it: a container must not inherit what this process does.
 pub fn reset_signals() {
-    for each in Signal::iterator().filter(|each| !matches!(each, Signal::SIGKILL | Signal::SIGSTOP))
-    {
+    for each in Signal::iterator().filter(|each| !matches!(each, Signal::SIGKILL | Signal::SIGSTOP)) {
         // SAFETY: the default action runs no code of ours.
         let _ = unsafe { signal(each, SigHandler::SigDfl) };
     }
@@ -75,11 +65,7 @@ pub fn reset_signals() {
 /// Brings the loopback interface of the current network namespace up.
 pub fn loopback_up() -> io::Result<()> {
     use nix::libc;
-    let socket = rustix::net::socket(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::DGRAM,
-        None,
-    )?;
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
     // SAFETY: all zeroes is a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
@@ -101,17 +87,6 @@ pub fn load_filter(filter: &[nix::libc::sock_filter]) -> io::Result<()> {
         filter: filter.as_ptr().cast_mut(),
     };
     // SAFETY: the kernel copies `len` instructions from `filter`, which it doesn't write to; both live for the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            0,
-            &raw const program,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -40,20 +40,12 @@ pub struct Worker {
 
 impl Workshop {
     /// Forks a worker for `action`.
-    pub fn employ(
-        &self,
-        request: u64,
-        action: Action,
-        workspace: Option<OwnedFd>,
-    ) -> Result<Worker, String> {
+    pub fn employ(&self, request: u64, action: Action, workspace: Option<OwnedFd>) -> Result<Worker, String> {
         let cgroup = match (&action, &self.cgroups) {
-            (Action::Start(start), Some(cgroups)) => {
-                Some(cgroups.create(&start.cgroup, &start.limits)?)
-            }
+            (Action::Start(start), Some(cgroups)) => Some(cgroups.create(&start.cgroup, &start.limits)?),
             _ => None,
         };
-        let (outcome, reply) =
-            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| e.to_string())?;
+        let (outcome, reply) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| e.to_string())?;
         rustix::io::ioctl_fionbio(&outcome, true).map_err(|e| e.to_string())?;
         let parent = std::process::id();
         let inside = cgroup.as_ref().and_then(Cgroup::fork_into);
@@ -63,12 +55,7 @@ impl Workshop {
                     Action::Start(start) => Some(start.container),
                     Action::Delete { .. } => None,
                 };
-                Ok(Worker {
-                    pid,
-                    request,
-                    container,
-                    outcome,
-                })
+                Ok(Worker { pid, request, container, outcome })
             }
             Fork::Child => {
                 drop(outcome);
@@ -93,9 +80,7 @@ impl Workshop {
         });
         let shortened = |text: String| text.chars().take(FAILURE_CHARACTERS_MAX).collect();
         let outcome = outcome.unwrap_or_else(|text| Outcome::Failed(shortened(text)));
-        let sent = serde_json::to_vec(&outcome)
-            .map_err(Into::into)
-            .and_then(|json| reply.write_all(&json));
+        let sent = serde_json::to_vec(&outcome).map_err(Into::into).and_then(|json| reply.write_all(&json));
         i32::from(sent.is_err())
     }
 
@@ -108,22 +93,13 @@ impl Workshop {
         }
         sys::reset_signals();
         // The container's first process inherits these; the socket to the server was 0.
-        let null = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/null")
-            .map_err(|e| format!("/dev/null: {e}"))?;
+        let null = File::options().read(true).write(true).open("/dev/null").map_err(|e| format!("/dev/null: {e}"))?;
         rustix::stdio::dup2_stdin(&null).map_err(|e| e.to_string())?;
         rustix::stdio::dup2_stdout(&null).map_err(|e| e.to_string())?;
         rustix::stdio::dup2_stderr(&null).map_err(|e| e.to_string())
     }
 
-    fn start(
-        &self,
-        start: &Start,
-        workspace: Option<OwnedFd>,
-        cgroup: Option<Cgroup>,
-    ) -> Result<Outcome, String> {
+    fn start(&self, start: &Start, workspace: Option<OwnedFd>, cgroup: Option<Cgroup>) -> Result<Outcome, String> {
         if let Some(cgroup) = cgroup {
             cgroup.enter()?;
         }

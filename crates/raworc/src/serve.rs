@@ -35,7 +35,8 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
     let runtime = NativeRuntime::open(NativeConfig {
         data_dir: data_dir.clone(),
         host_binary: HOST.to_vec(),
-        launcher: std::env::current_exe().into_diagnostic().wrap_err("this program's own file cannot be found")?,
+        // Not by its path: the file may be replaced by a newer release while this one runs.
+        launcher: PathBuf::from("/proc/self/exe"),
         oci_runtime: settings.oci_runtime.clone(),
     })
     .await

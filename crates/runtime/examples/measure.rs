@@ -37,16 +37,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mut starts, mut runs, mut stops) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..count {
         let spec = ContainerSpec {
-            id: ContainerId {
-                session: SessionId(uuid::Uuid::from_u128(number as u128)),
-                generation: 1,
-            },
+            id: ContainerId { session: SessionId(uuid::Uuid::from_u128(number as u128)), generation: 1 },
             workspace: workspace.clone(),
-            resources: Resources {
-                cpu: 1.0,
-                memory_bytes: 512 << 20,
-                pids: 256,
-            },
+            resources: Resources { cpu: 1.0, memory_bytes: 512 << 20, pids: 256 },
             token: "token".into(),
             hostname: "box".into(),
         };
@@ -64,11 +57,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         // As on a machine that is not under load.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    for (name, mut times) in [
-        ("start", starts),
-        ("start to first open", runs),
-        ("stop", stops),
-    ] {
+    for (name, mut times) in [("start", starts), ("start to first open", runs), ("stop", stops)] {
         times.sort();
         let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
         let (low, median, high) = (at(0.0), at(0.5), at(0.95));

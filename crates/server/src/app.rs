@@ -9,6 +9,7 @@ use raworc_runtime::Runtime;
 use raworc_store::Store;
 use raworc_workspace::Workspaces;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::auth::HostTokens;
 use crate::error::Failure;
@@ -32,6 +33,8 @@ pub struct App {
     pub host_tokens: HostTokens,
     /// Counters.
     pub metrics: Metrics,
+    /// Everything that has to end before the records are closed.
+    pub tasks: TaskTracker,
     /// Ends streams and loops.
     pub stopping: CancellationToken,
     /// When it started.
@@ -57,10 +60,7 @@ pub fn permit(actor: &Actor, action: Action, what: &str, name: &str) -> Result<(
         Decision::Allow => Ok(()),
         Decision::Forbid => Err(Failure::new(
             raworc_api::problem::Code::Forbidden,
-            format!(
-                "the account {:?} may not do this; ask an administrator",
-                actor.name
-            ),
+            format!("the account {:?} may not do this; ask an administrator", actor.name),
         )),
         Decision::Hide => Err(Failure::not_found(what, name)),
     }

@@ -30,17 +30,12 @@ pub struct HostTokens {
 impl HostTokens {
     /// With the installation's secret.
     pub fn new(secret: &str) -> Self {
-        Self {
-            secret: secret.as_bytes().to_vec(),
-        }
+        Self { secret: secret.as_bytes().to_vec() }
     }
 
     /// The token of a container's host.
     pub fn make(&self, container: ContainerId) -> String {
-        format!(
-            "{container}.{}",
-            hex::encode(self.mac(container).finalize().into_bytes())
-        )
+        format!("{container}.{}", hex::encode(self.mac(container).finalize().into_bytes()))
     }
 
     /// Which container's host this token speaks for, if it is one of ours.
@@ -48,9 +43,7 @@ impl HostTokens {
         let (container, code) = token.split_once('.')?;
         let container: ContainerId = container.parse().ok()?;
         // The comparison takes the same time wherever the codes differ.
-        self.mac(container)
-            .verify_slice(&hex::decode(code).ok()?)
-            .ok()?;
+        self.mac(container).verify_slice(&hex::decode(code).ok()?).ok()?;
         Some(container)
     }
 
@@ -71,18 +64,11 @@ mod tests {
     #[test]
     fn a_host_token_speaks_for_its_container_only() {
         let tokens = HostTokens::new("secret");
-        let id = |n, generation| ContainerId {
-            session: SessionId(uuid::Uuid::from_u128(n)),
-            generation,
-        };
+        let id = |n, generation| ContainerId { session: SessionId(uuid::Uuid::from_u128(n)), generation };
         let token = tokens.make(id(1, 1));
         assert_eq!(tokens.check(&token), Some(id(1, 1)));
         let (_, code) = token.split_once('.').unwrap();
-        for forged in [
-            format!("{}.{code}", id(1, 2)),
-            format!("{}.{code}", id(2, 1)),
-            format!("{}.", id(1, 1)),
-        ] {
+        for forged in [format!("{}.{code}", id(1, 2)), format!("{}.{code}", id(2, 1)), format!("{}.", id(1, 1))] {
             assert_eq!(tokens.check(&forged), None, "{forged}");
         }
         assert_eq!(HostTokens::new("other").check(&token), None);

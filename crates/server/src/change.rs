@@ -39,27 +39,12 @@ impl<'t> Change<'t> {
         let row = sessions::find(transaction.connection(), id)
             .await?
             .ok_or_else(|| Failure::not_found("session", &id.to_string()))?;
-        Ok(Self {
-            transaction,
-            row,
-            now,
-            actor: actor.into(),
-        })
+        Ok(Self { transaction, row, now, actor: actor.into() })
     }
 
     /// A session that is just being made.
-    pub fn begin(
-        transaction: &'t mut Transaction,
-        row: SessionRow,
-        now: Time,
-        actor: impl Into<String>,
-    ) -> Self {
-        Self {
-            transaction,
-            row,
-            now,
-            actor: actor.into(),
-        }
+    pub fn begin(transaction: &'t mut Transaction, row: SessionRow, now: Time, actor: impl Into<String>) -> Self {
+        Self { transaction, row, now, actor: actor.into() }
     }
 
     /// For statements of this change.
@@ -96,12 +81,7 @@ impl<'t> Change<'t> {
     ///
     /// # Errors
     /// Where the store fails.
-    pub async fn log_as(
-        &mut self,
-        actor: &str,
-        kind: &str,
-        data: Value,
-    ) -> Result<u64, StoreError> {
+    pub async fn log_as(&mut self, actor: &str, kind: &str, data: Value) -> Result<u64, StoreError> {
         self.row.last_seq += 1;
         let row = EventRow {
             session_id: self.row.id,
@@ -153,11 +133,7 @@ impl<'t> Change<'t> {
         Ok(())
     }
 
-    async fn carry_out(
-        &mut self,
-        before: &session::Session,
-        effect: Effect,
-    ) -> Result<(), Failure> {
+    async fn carry_out(&mut self, before: &session::Session, effect: Effect) -> Result<(), Failure> {
         match effect {
             Effect::StateChanged { from, to, reason } => {
                 let data = json!({ "from": from, "to": to, "reason": reason.as_str() });
@@ -174,40 +150,21 @@ impl<'t> Change<'t> {
                 message.status = Status::Queued;
                 message.cancel_wanted = false;
                 messages::update(self.connection(), &message).await?;
-                self.log(
-                    "message.requeued",
-                    json!({ "message_id": id, "attempts": message.attempts }),
-                )
-                .await?;
+                self.log("message.requeued", json!({ "message_id": id, "attempts": message.attempts })).await?;
             }
             Effect::GiveUp(id) => {
                 let mut message = self.message(id).await?;
                 let error = self.gave_up(&message);
-                self.finish_message(&mut message, Status::Failed, Some(error), Map::new())
-                    .await?;
+                self.finish_message(&mut message, Status::Failed, Some(error), Map::new()).await?;
             }
             Effect::CancelRunning(id) => {
                 let mut message = self.message(id).await?;
-                self.finish_message(
-                    &mut message,
-                    Status::Cancelled,
-                    Some(session_ended()),
-                    Map::new(),
-                )
-                .await?;
+                self.finish_message(&mut message, Status::Cancelled, Some(session_ended()), Map::new()).await?;
             }
             Effect::CancelQueued => {
                 let session = self.row.id;
-                for mut message in
-                    messages::queued(self.connection(), session, before.queued).await?
-                {
-                    self.finish_message(
-                        &mut message,
-                        Status::Cancelled,
-                        Some(session_ended()),
-                        Map::new(),
-                    )
-                    .await?;
+                for mut message in messages::queued(self.connection(), session, before.queued).await? {
+                    self.finish_message(&mut message, Status::Cancelled, Some(session_ended()), Map::new()).await?;
                 }
             }
             Effect::TellCancel(id) => {
@@ -250,17 +207,11 @@ impl<'t> Change<'t> {
         let why = fault.map_or("the container was lost", |fault| fault.message.as_str());
         MessageError {
             code: code.into(),
-            message: format!(
-                "the container died {} times while working on it; the last time: {why}",
-                message.attempts
-            ),
+            message: format!("the container died {} times while working on it; the last time: {why}", message.attempts),
         }
     }
 }
 
 fn session_ended() -> MessageError {
-    MessageError {
-        code: "session_ended".into(),
-        message: "the session was terminated or deleted".into(),
-    }
+    MessageError { code: "session_ended".into(), message: "the session was terminated or deleted".into() }
 }

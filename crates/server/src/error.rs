@@ -42,10 +42,7 @@ impl Failure {
 
     /// There is no such thing, or the caller may not see it.
     pub fn not_found(what: &str, name: &str) -> Self {
-        Self::new(
-            Code::NotFound,
-            format!("there is no {what} {name:?}, or you may not see it"),
-        )
+        Self::new(Code::NotFound, format!("there is no {what} {name:?}, or you may not see it"))
     }
 
     /// What is said outside.
@@ -90,23 +87,14 @@ fn refused_problem(refused: Refused) -> Problem {
 fn store_problem(error: &StoreError) -> Problem {
     match error {
         StoreError::DiskFull => disk_full(),
-        StoreError::Conflict => Problem::new(
-            Code::Stale,
-            "someone else changed it at the same time; read it again",
-        ),
+        StoreError::Conflict => Problem::new(Code::Stale, "someone else changed it at the same time; read it again"),
         StoreError::Unavailable(_) => {
             tracing::error!(%error, "the store is away");
-            Problem::new(
-                Code::Unavailable,
-                "the store does not answer; try again soon",
-            )
+            Problem::new(Code::Unavailable, "the store does not answer; try again soon")
         }
         StoreError::Damaged(_) | StoreError::Failed(_) => {
             tracing::error!(%error, "the store failed");
-            Problem::new(
-                Code::Internal,
-                "the server could not do this; its log says why",
-            )
+            Problem::new(Code::Internal, "the server could not do this; its log says why")
         }
     }
 }
@@ -120,19 +108,13 @@ fn file_problem(error: &FileError) -> Problem {
         FileError::DiskFull => disk_full(),
         FileError::Io(_) => {
             tracing::error!(%error, "a file could not be read or written");
-            Problem::new(
-                Code::Internal,
-                "the server could not read or write this file; its log says why",
-            )
+            Problem::new(Code::Internal, "the server could not read or write this file; its log says why")
         }
     }
 }
 
 fn disk_full() -> Problem {
-    Problem::new(
-        Code::DiskFull,
-        "the server's disk is full; nothing was changed. Free some space and try again",
-    )
+    Problem::new(Code::DiskFull, "the server's disk is full; nothing was changed. Free some space and try again")
 }
 
 impl IntoResponse for Failure {
@@ -146,10 +128,7 @@ pub fn problem_response(problem: &Problem) -> Response {
     let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = (status, axum::Json(problem)).into_response();
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/problem+json"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     if matches!(problem.status, 429 | 503) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
     }

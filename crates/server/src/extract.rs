@@ -24,19 +24,15 @@ impl FromRequestParts<Shared> for Caller {
     async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, Failure> {
         let refused = |detail: &str| Failure::new(Code::Unauthenticated, detail);
         let header = parts.headers.get(header::AUTHORIZATION);
-        let header =
-            header.ok_or_else(|| refused("send your token: Authorization: Bearer TOKEN"))?;
+        let header = header.ok_or_else(|| refused("send your token: Authorization: Bearer TOKEN"))?;
         let text = header.to_str().unwrap_or_default();
         let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
         if !scheme.eq_ignore_ascii_case("bearer") || token.trim().is_empty() {
             return Err(refused("the Authorization header must be: Bearer TOKEN"));
         }
         let mut connection = app.store.read().await?;
-        let actor =
-            accounts::actor_by_token(&mut connection, &auth::hash(token.trim()), app.now()).await?;
-        actor
-            .map(Caller)
-            .ok_or_else(|| refused("this token is unknown, expired or revoked"))
+        let actor = accounts::actor_by_token(&mut connection, &auth::hash(token.trim()), app.now()).await?;
+        actor.map(Caller).ok_or_else(|| refused("this token is unknown, expired or revoked"))
     }
 }
 
@@ -47,23 +43,13 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Json<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, app: &Shared) -> Result<Self, Failure> {
-        let content_type = request
-            .headers()
-            .get(header::CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok());
-        let media_type = content_type
-            .unwrap_or_default()
-            .split(';')
-            .next()
-            .unwrap_or_default()
-            .trim();
+        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
         if !media_type.eq_ignore_ascii_case("application/json") {
             let detail = "the body must be JSON, sent with Content-Type: application/json";
             return Err(Failure::new(Code::UnsupportedMediaType, detail));
         }
-        let bytes = Bytes::from_request(request, app)
-            .await
-            .map_err(body_rejected)?;
+        let bytes = Bytes::from_request(request, app).await.map_err(body_rejected)?;
         parse(&bytes).map(Json)
     }
 }
@@ -71,10 +57,7 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Json<T> {
 fn body_rejected(rejection: BytesRejection) -> Failure {
     match rejection {
         BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
-            Failure::new(
-                Code::TooLarge,
-                format!("the body may have at most {BODY_BYTES_MAX} bytes"),
-            )
+            Failure::new(Code::TooLarge, format!("the body may have at most {BODY_BYTES_MAX} bytes"))
         }
         _ => Failure::new(Code::InvalidBody, "the body could not be read to its end"),
     }
@@ -86,10 +69,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     match serde_path_to_error::deserialize::<_, T>(&mut *deserializer) {
         Ok(value) => match deserializer.end() {
             Ok(()) => Ok(value),
-            Err(_) => Err(Failure::new(
-                Code::InvalidBody,
-                "there is something after the end of the JSON document",
-            )),
+            Err(_) => Err(Failure::new(Code::InvalidBody, "there is something after the end of the JSON document")),
         },
         Err(error) => {
             let path = error.path().to_string();
@@ -97,10 +77,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
             if inner.is_data() {
                 Err(Problem::fields(vec![field_error(&path, &inner)]).into())
             } else {
-                Err(Failure::new(
-                    Code::InvalidBody,
-                    format!("the body is not valid JSON: {inner}"),
-                ))
+                Err(Failure::new(Code::InvalidBody, format!("the body is not valid JSON: {inner}")))
             }
         }
     }
@@ -109,24 +86,17 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
 /// serde names an unknown or missing field in its message, not in the path.
 fn field_error(path: &str, error: &serde_json::Error) -> FieldError {
     let text = error.to_string();
-    let message = text
-        .rsplit_once(" at line ")
-        .map_or(text.as_str(), |(message, _)| message);
+    let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
     let named = ["unknown field `", "missing field `", "duplicate field `"]
         .iter()
         .find_map(|start| message.strip_prefix(start)?.split('`').next());
     let field = match (path, named) {
         (".", Some(name)) => name.to_owned(),
-        (path, Some(name)) if path == name || path.ends_with(&format!(".{name}")) => {
-            path.to_owned()
-        }
+        (path, Some(name)) if path == name || path.ends_with(&format!(".{name}")) => path.to_owned(),
         (path, Some(name)) => format!("{path}.{name}"),
         (path, None) => path.to_owned(),
     };
-    FieldError {
-        field,
-        message: message.to_owned(),
-    }
+    FieldError { field, message: message.to_owned() }
 }
 
 /// The query.
@@ -140,13 +110,8 @@ impl<T: DeserializeOwned> FromRequestParts<Shared> for Query<T> {
             Ok(axum::extract::Query(query)) => Ok(Query(query)),
             Err(rejection) => {
                 let text = rejection.body_text();
-                let why = text
-                    .rsplit_once("query string: ")
-                    .map_or(text.as_str(), |(_, why)| why);
-                Err(Failure::new(
-                    Code::InvalidRequest,
-                    format!("the query is wrong: {why}"),
-                ))
+                let why = text.rsplit_once("query string: ").map_or(text.as_str(), |(_, why)| why);
+                Err(Failure::new(Code::InvalidRequest, format!("the query is wrong: {why}")))
             }
         }
     }
@@ -161,10 +126,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Shared> for Path<T> {
     async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, Failure> {
         match axum::extract::Path::<T>::from_request_parts(parts, app).await {
             Ok(axum::extract::Path(path)) => Ok(Path(path)),
-            Err(_) => Err(Failure::new(
-                Code::InvalidRequest,
-                "the path is not valid: ids are UUIDs, text is UTF-8",
-            )),
+            Err(_) => Err(Failure::new(Code::InvalidRequest, "the path is not valid: ids are UUIDs, text is UTF-8")),
         }
     }
 }
@@ -181,15 +143,9 @@ pub fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Failure> {
     if text == "*" {
         return Ok(None);
     }
-    let version = text
-        .strip_prefix("\"v")
-        .and_then(|text| text.strip_suffix('"'))
-        .and_then(|text| text.parse().ok());
+    let version = text.strip_prefix("\"v").and_then(|text| text.strip_suffix('"')).and_then(|text| text.parse().ok());
     version.map(Some).ok_or_else(|| {
-        Failure::new(
-            Code::InvalidRequest,
-            "If-Match must be an ETag as this server gave it, such as \"v3\", or *",
-        )
+        Failure::new(Code::InvalidRequest, "If-Match must be an ETag as this server gave it, such as \"v3\", or *")
     })
 }
 
@@ -202,13 +158,11 @@ pub fn etag(version: i64) -> [(header::HeaderName, String); 1] {
 ///
 /// # Errors
 /// 422 where it is not text.
-pub fn idempotency_key<'h>(headers: &'h HeaderMap) -> Result<Option<&'h str>, Failure> {
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Failure> {
     let Some(value) = headers.get("idempotency-key") else {
         return Ok(None);
     };
-    let text = value
-        .to_str()
-        .map_err(|_| Problem::field("Idempotency-Key", "must be printable ASCII"))?;
+    let text = value.to_str().map_err(|_| Problem::field("Idempotency-Key", "must be printable ASCII"))?;
     Ok(Some(text))
 }
 
@@ -225,11 +179,7 @@ mod tests {
                 if problem.errors.is_empty() {
                     vec![problem.code.as_str().to_owned()]
                 } else {
-                    problem
-                        .errors
-                        .into_iter()
-                        .map(|error| error.field)
-                        .collect()
+                    problem.errors.into_iter().map(|error| error.field).collect()
                 }
             }
         }
@@ -243,19 +193,10 @@ mod tests {
             (r#"{"nam": "x"}"#, vec!["nam"]),
             (r#"{"name": 1}"#, vec!["name"]),
             (r#"{"resources": {"cpus": 1}}"#, vec!["resources.cpus"]),
-            (
-                r#"{"resources": {"memory": "4X"}}"#,
-                vec!["resources.memory"],
-            ),
-            (
-                r#"{"resources": {"memory": true}}"#,
-                vec!["resources.memory"],
-            ),
+            (r#"{"resources": {"memory": "4X"}}"#, vec!["resources.memory"]),
+            (r#"{"resources": {"memory": true}}"#, vec!["resources.memory"]),
             (r#"{"agent_ids": ["a", 1]}"#, vec!["agent_ids[1]"]),
-            (
-                r#"{"waiting_timeout_seconds": -1}"#,
-                vec!["waiting_timeout_seconds"],
-            ),
+            (r#"{"waiting_timeout_seconds": -1}"#, vec!["waiting_timeout_seconds"]),
             (r#"{"metadata": []}"#, vec!["metadata"]),
             ("", vec!["invalid_body"]),
             ("{", vec!["invalid_body"]),

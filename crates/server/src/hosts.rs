@@ -44,22 +44,14 @@ pub struct Hosts {
 
 impl Default for Hosts {
     fn default() -> Self {
-        Self {
-            hosts: Mutex::default(),
-            connections: watch::channel(0).0,
-        }
+        Self { hosts: Mutex::default(), connections: watch::channel(0).0 }
     }
 }
 
 impl Hosts {
     /// A host is expected, and has a full lease from now on.
     pub fn expect(&self, container: ContainerId) {
-        let host = Host {
-            heard: Instant::now(),
-            background: 0,
-            connection: None,
-            execs: HashMap::new(),
-        };
+        let host = Host { heard: Instant::now(), background: 0, connection: None, execs: HashMap::new() };
         lock(&self.hosts).entry(container).or_insert(host);
     }
 
@@ -84,10 +76,7 @@ impl Hosts {
     /// A connection ended.
     pub fn disconnect(&self, container: ContainerId, connection: u64) {
         if let Some(host) = lock(&self.hosts).get_mut(&container)
-            && host
-                .connection
-                .as_ref()
-                .is_some_and(|(number, _)| *number == connection)
+            && host.connection.as_ref().is_some_and(|(number, _)| *number == connection)
         {
             host.connection = None;
         }
@@ -109,11 +98,8 @@ impl Hosts {
     /// Hosts whose lease has run out; each is named once.
     pub fn lost(&self) -> Vec<ContainerId> {
         let mut hosts = lock(&self.hosts);
-        let lost: Vec<ContainerId> = hosts
-            .iter()
-            .filter(|(_, host)| host.heard.elapsed() > LEASE)
-            .map(|(id, _)| *id)
-            .collect();
+        let lost: Vec<ContainerId> =
+            hosts.iter().filter(|(_, host)| host.heard.elapsed() > LEASE).map(|(id, _)| *id).collect();
         for id in &lost {
             hosts.remove(id);
         }
@@ -122,38 +108,28 @@ impl Hosts {
 
     /// Whether something keeps the session from resting: an exec, or, where they count, processes left running.
     pub fn is_active(&self, container: ContainerId, background_counts: bool) -> bool {
-        lock(&self.hosts).get(&container).is_some_and(|host| {
-            !host.execs.is_empty() || (background_counts && host.background > 0)
-        })
+        lock(&self.hosts)
+            .get(&container)
+            .is_some_and(|host| !host.execs.is_empty() || (background_counts && host.background > 0))
     }
 
     /// How many are connected.
     pub fn connected(&self) -> usize {
-        lock(&self.hosts)
-            .values()
-            .filter(|host| host.connection.is_some())
-            .count()
+        lock(&self.hosts).values().filter(|host| host.connection.is_some()).count()
     }
 
     /// Has the host run an exec; its reports come out of the channel.
     ///
     /// # Errors
     /// Where that is not possible now.
-    pub fn run_exec(
-        &self,
-        container: ContainerId,
-        id: Uuid,
-        work: Work,
-    ) -> Result<mpsc::Receiver<Report>, NotRun> {
+    pub fn run_exec(&self, container: ContainerId, id: Uuid, work: Work) -> Result<mpsc::Receiver<Report>, NotRun> {
         let mut hosts = lock(&self.hosts);
         let host = hosts.get_mut(&container).ok_or(NotRun::NoHost)?;
         if host.execs.len() >= EXECS_MAX {
             return Err(NotRun::TooMany);
         }
         let (_, frames) = host.connection.as_ref().ok_or(NotRun::NoHost)?;
-        frames
-            .try_send(ServerFrame::Run(work))
-            .map_err(|_| NotRun::NoHost)?;
+        frames.try_send(ServerFrame::Run(work)).map_err(|_| NotRun::NoHost)?;
         let (sender, receiver) = mpsc::channel(EXEC_REPORTS);
         host.execs.insert(id, sender);
         Ok(receiver)

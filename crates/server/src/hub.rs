@@ -37,10 +37,7 @@ impl Hub {
 
     /// Hears of changes of one session from now on.
     pub fn subscribe(&self, session: SessionId) -> watch::Receiver<()> {
-        lock(&self.sessions)
-            .entry(session)
-            .or_insert_with(|| watch::channel(()).0)
-            .subscribe()
+        lock(&self.sessions).entry(session).or_insert_with(|| watch::channel(()).0).subscribe()
     }
 
     /// Waits for changes of any session; for the one loop that looks after containers.

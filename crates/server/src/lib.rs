@@ -35,7 +35,7 @@ use error::Failure;
 
 pub use routes::openapi;
 
-/// What requests that are under way get to end when the server stops.
+/// What is under way gets this long to end when the server stops; longer than stopping a container takes.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// Where a server keeps its things and listens.
@@ -92,13 +92,7 @@ pub struct DataLock {
 pub fn lock(data_dir: &Path) -> Result<DataLock, StartError> {
     let path = data_dir.join("lock");
     let failed = |error| StartError::File(path.clone(), error);
-    let file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed)?;
+    let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(DataLock { _file: file }),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(StartError::InUse(data_dir.to_owned())),
@@ -111,7 +105,6 @@ pub struct Server {
     app: Shared,
     address: SocketAddr,
     admin_token: String,
-    tasks: TaskTracker,
     _lock: DataLock,
 }
 
@@ -120,14 +113,9 @@ impl Server {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(
-        config: Config,
-        lock: DataLock,
-        runtime: Arc<dyn Runtime>,
-    ) -> Result<Self, StartError> {
+    pub async fn start(config: Config, lock: DataLock, runtime: Arc<dyn Runtime>) -> Result<Self, StartError> {
         let hub = Arc::new(hub::Hub::default());
-        let store =
-            Store::open_sqlite(&config.data_dir.join("raworc.db"), hub::listener(&hub)).await?;
+        let store = Store::open_sqlite(&config.data_dir.join("raworc.db"), hub::listener(&hub)).await?;
         let now: Time = jiff::Timestamp::now().into();
         let admin_token = admin_token(&store, &config.data_dir.join("admin.token"), now).await?;
         let host_secret = first_records(&store, now).await?;
@@ -141,27 +129,19 @@ impl Server {
             hosts: hosts::Hosts::default(),
             host_tokens: auth::HostTokens::new(&host_secret),
             metrics: metrics::Metrics::default(),
+            tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             started: Instant::now(),
         });
         let hosts_listener = link::listen(&config.host_socket, config.host_owner)
             .map_err(|error| StartError::File(config.host_socket.clone(), error))?;
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .map_err(|error| StartError::Listen(config.listen, error))?;
-        let address = listener
-            .local_addr()
-            .map_err(|error| StartError::Listen(config.listen, error))?;
+        let listener =
+            TcpListener::bind(config.listen).await.map_err(|error| StartError::Listen(config.listen, error))?;
+        let address = listener.local_addr().map_err(|error| StartError::Listen(config.listen, error))?;
         expect_hosts(&app).await?;
         reconcile::sweep::once(&app).await?;
-        let tasks = spawn(&app, hosts_listener, listener);
-        Ok(Self {
-            app,
-            address,
-            admin_token,
-            tasks,
-            _lock: lock,
-        })
+        spawn(&app, hosts_listener, listener);
+        Ok(Self { app, address, admin_token, _lock: lock })
     }
 
     /// Where it listens.
@@ -174,15 +154,13 @@ impl Server {
         &self.admin_token
     }
 
-    /// Stops serving: ends streams, lets requests end, closes the records. Containers go on.
+    /// Stops serving: ends streams, lets requests and what is being started or stopped end, closes the records. Other
+    /// containers go on.
     pub async fn stop(self) {
         self.app.stopping.cancel();
-        self.tasks.close();
-        if tokio::time::timeout(DRAIN, self.tasks.wait())
-            .await
-            .is_err()
-        {
-            tracing::warn!("some requests did not end in time");
+        self.app.tasks.close();
+        if tokio::time::timeout(DRAIN, self.app.tasks.wait()).await.is_err() {
+            tracing::warn!("not everything ended in time");
         }
         self.app.store.close().await;
     }
@@ -198,9 +176,7 @@ async fn admin_token(store: &Store, path: &Path, now: Time) -> Result<String, St
     match std::fs::read_to_string(path) {
         Ok(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
         Ok(_) => replace_admin_token(store, path, now).await,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            replace_admin_token(store, path, now).await
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => replace_admin_token(store, path, now).await,
         Err(error) => Err(failed(error)),
     }
 }
@@ -212,12 +188,7 @@ async fn replace_admin_token(store: &Store, path: &Path, now: Time) -> Result<St
 }
 
 fn write_secret(path: &Path, secret: &str) -> std::io::Result<()> {
-    let mut file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(format!("{secret}\n").as_bytes())?;
     file.sync_all()
 }
@@ -228,15 +199,11 @@ async fn first_records(store: &Store, now: Time) -> Result<String, StartError> {
         .write(move |transaction| {
             Box::pin(async move {
                 for agent in verbs::agents::builtin(now) {
-                    if agents::find(transaction.connection(), &agent.definition.name)
-                        .await?
-                        .is_none()
-                    {
+                    if agents::find(transaction.connection(), &agent.definition.name).await?.is_none() {
                         agents::insert(transaction.connection(), &agent).await?;
                     }
                 }
-                settings::get_or_insert(transaction.connection(), "host_secret", auth::new_secret())
-                    .await
+                settings::get_or_insert(transaction.connection(), "host_secret", auth::new_secret()).await
             })
         })
         .await?)
@@ -251,8 +218,8 @@ async fn expect_hosts(app: &Shared) -> Result<(), StartError> {
     Ok(())
 }
 
-fn spawn(app: &Shared, hosts: tokio::net::UnixListener, listener: TcpListener) -> TaskTracker {
-    let tasks = TaskTracker::new();
+fn spawn(app: &Shared, hosts: tokio::net::UnixListener, listener: TcpListener) {
+    let tasks = &app.tasks;
     tasks.spawn(link::accept(app.clone(), hosts));
     tasks.spawn(reconcile::containers::run(app.clone()));
     tasks.spawn(reconcile::deadlines::run(app.clone()));
@@ -261,11 +228,9 @@ fn spawn(app: &Shared, hosts: tokio::net::UnixListener, listener: TcpListener) -
     tasks.spawn(reconcile::sweep::run(app.clone()));
     let (router, stopping) = (routes::router(app.clone()), app.stopping.clone());
     tasks.spawn(async move {
-        let serve =
-            axum::serve(listener, router).with_graceful_shutdown(stopping.cancelled_owned());
+        let serve = axum::serve(listener, router).with_graceful_shutdown(stopping.cancelled_owned());
         if let Err(error) = serve.await {
             tracing::error!(%error, "the server stopped listening");
         }
     });
-    tasks
 }

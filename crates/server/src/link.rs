@@ -73,7 +73,7 @@ pub async fn accept(app: Shared, listener: UnixListener) {
         };
         match accepted {
             Ok((stream, _)) => {
-                tokio::spawn(serve(app.clone(), stream));
+                app.tasks.spawn(serve(app.clone(), stream));
             }
             Err(error) => {
                 tracing::error!(%error, "a host could not be accepted");
@@ -97,13 +97,7 @@ async fn serve(app: Shared, stream: UnixStream) {
         }
     };
     let (number, outgoing) = app.hosts.connect(container);
-    let mut link = Link {
-        app: app.clone(),
-        container,
-        frames,
-        polled: false,
-        cancelled: BTreeSet::new(),
-    };
+    let mut link = Link { app: app.clone(), container, frames, polled: false, cancelled: BTreeSet::new() };
     let ended = link.run(works, outgoing).await;
     app.hosts.disconnect(container, number);
     match ended {
@@ -115,41 +109,23 @@ async fn serve(app: Shared, stream: UnixStream) {
 }
 
 async fn hello(app: &Shared, frames: &mut Frames) -> Result<(ContainerId, Vec<WorkId>), Ended> {
-    let first = tokio::time::timeout(HELLO_TIMEOUT, receive(frames))
-        .await
-        .map_err(|_| Ended::Gone)??;
-    let HostFrame::Hello {
-        protocol,
-        token,
-        works,
-    } = first
-    else {
+    let first = tokio::time::timeout(HELLO_TIMEOUT, receive(frames)).await.map_err(|_| Ended::Gone)??;
+    let HostFrame::Hello { protocol, token, works } = first else {
         return Err(Ended::Malformed("the first frame is not a hello".into()));
     };
     if protocol != PROTOCOL {
         return Err(Ended::Refused("unknown_protocol"));
     }
-    let container = app
-        .host_tokens
-        .check(&token)
-        .ok_or(Ended::Refused("unknown_token"))?;
+    let container = app.host_tokens.check(&token).ok_or(Ended::Refused("unknown_token"))?;
     let row = load(app, container).await?;
-    send(
-        frames,
-        &ServerFrame::Welcome {
-            received: row.host_received,
-        },
-    )
-    .await?;
+    send(frames, &ServerFrame::Welcome { received: row.host_received }).await?;
     Ok((container, works))
 }
 
 /// The session, where this container is its current one.
 async fn load(app: &Shared, container: ContainerId) -> Result<SessionRow, Ended> {
     let mut connection = app.store.read().await?;
-    let row = sessions::find(&mut connection, container.session)
-        .await?
-        .ok_or(Ended::Refused("unknown_token"))?;
+    let row = sessions::find(&mut connection, container.session).await?.ok_or(Ended::Refused("unknown_token"))?;
     let is_current = row.machine.generation == container.generation;
     if is_current && matches!(row.machine.container, Container::Starting | Container::Up) {
         Ok(row)
@@ -214,11 +190,7 @@ impl Link {
 
     /// Ends work that the host still does but that nobody wants any more.
     async fn cancel_unknown(&mut self, works: Vec<WorkId>) -> Result<(), Ended> {
-        let running = load(&self.app, self.container)
-            .await?
-            .machine
-            .running
-            .map(|running| running.message);
+        let running = load(&self.app, self.container).await?.machine.running.map(|running| running.message);
         for work in works {
             let wanted = match work {
                 WorkId::Message(id) => running == Some(id),
@@ -235,12 +207,8 @@ impl Link {
         self.app.hosts.heard(self.container, None);
         match frame {
             HostFrame::Hello { .. } => Err(Ended::Malformed("a second hello".into())),
-            HostFrame::Heartbeat {
-                background_processes,
-            } => {
-                self.app
-                    .hosts
-                    .heard(self.container, Some(background_processes));
+            HostFrame::Heartbeat { background_processes } => {
+                self.app.hosts.heard(self.container, Some(background_processes));
                 Ok(())
             }
             HostFrame::Poll => self.poll().await,
@@ -269,11 +237,10 @@ impl Link {
             }
         }
         let last = batch.last().map_or(n, |(n, _)| *n);
-        let (of_message, of_execs): (Vec<_>, Vec<_>) =
-            batch.into_iter().partition(|(_, report)| {
-                let (Report::Output { work, .. } | Report::Finished { work, .. }) = report;
-                matches!(work, WorkId::Message(_))
-            });
+        let (of_message, of_execs): (Vec<_>, Vec<_>) = batch.into_iter().partition(|(_, report)| {
+            let (Report::Output { work, .. } | Report::Finished { work, .. }) = report;
+            matches!(work, WorkId::Message(_))
+        });
         for (_, report) in of_execs {
             self.pass_on(report).await;
         }
@@ -334,9 +301,7 @@ impl Link {
     /// Something may have changed: a message to work on, or one to end.
     async fn look(&mut self) -> Result<(), Ended> {
         let mut connection = self.app.store.read().await?;
-        let row = sessions::find(&mut connection, self.container.session)
-            .await?
-            .ok_or(Ended::Gone)?;
+        let row = sessions::find(&mut connection, self.container.session).await?.ok_or(Ended::Gone)?;
         if row.machine.generation != self.container.generation {
             return Err(Ended::Refused("fenced"));
         }
@@ -346,11 +311,7 @@ impl Link {
             && message.cancel_wanted
         {
             self.cancelled.insert(message.id);
-            send(
-                &mut self.frames,
-                &ServerFrame::Cancel(WorkId::Message(message.id)),
-            )
-            .await?;
+            send(&mut self.frames, &ServerFrame::Cancel(WorkId::Message(message.id))).await?;
         }
         drop(connection);
         if self.polled

@@ -31,35 +31,12 @@ impl Default for Metrics {
         let sessions = Family::default();
         let hosts = Gauge::default();
         let uptime = Gauge::default();
-        registry.register(
-            "container_start_seconds",
-            "Time the runtime took to start a container",
-            starts.clone(),
-        );
-        registry.register(
-            "http_requests",
-            "Requests answered, by status",
-            requests.clone(),
-        );
-        registry.register(
-            "sessions",
-            "Sessions that are not deleted, by state",
-            sessions.clone(),
-        );
+        registry.register("container_start_seconds", "Time the runtime took to start a container", starts.clone());
+        registry.register("http_requests", "Requests answered, by status", requests.clone());
+        registry.register("sessions", "Sessions that are not deleted, by state", sessions.clone());
         registry.register("hosts_connected", "Hosts connected now", hosts.clone());
-        registry.register(
-            "uptime_seconds",
-            "Time since the server started",
-            uptime.clone(),
-        );
-        Self {
-            registry,
-            starts,
-            requests,
-            sessions,
-            hosts,
-            uptime,
-        }
+        registry.register("uptime_seconds", "Time since the server started", uptime.clone());
+        Self { registry, starts, requests, sessions, hosts, uptime }
     }
 }
 
@@ -71,24 +48,15 @@ impl Metrics {
 
     /// A request was answered.
     pub fn request(&self, status: u16) {
-        self.requests
-            .get_or_create(&vec![("status".to_owned(), status.to_string())])
-            .inc();
+        self.requests.get_or_create(&vec![("status".to_owned(), status.to_string())]).inc();
     }
 
     /// Everything as Prometheus text.
-    pub fn text(
-        &self,
-        sessions: &std::collections::BTreeMap<String, u64>,
-        hosts: usize,
-        uptime: Duration,
-    ) -> String {
+    pub fn text(&self, sessions: &std::collections::BTreeMap<String, u64>, hosts: usize, uptime: Duration) -> String {
         for state in raworc_core::session::State::ALL {
             let count = sessions.get(state.as_str()).copied().unwrap_or(0);
             let label = vec![("state".to_owned(), state.as_str().to_owned())];
-            self.sessions
-                .get_or_create(&label)
-                .set(i64::try_from(count).unwrap_or(i64::MAX));
+            self.sessions.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         self.hosts.set(i64::try_from(hosts).unwrap_or(i64::MAX));
         self.uptime.set(uptime.as_secs_f64());

@@ -27,11 +27,7 @@ pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
         created_by: row.owner_name,
         agents: agents.into_iter().map(assigned).collect(),
         metadata: row.settings.metadata,
-        resources: Resources {
-            cpu: row.settings.cpu,
-            memory: row.settings.memory,
-            pids: row.settings.pids,
-        },
+        resources: Resources { cpu: row.settings.cpu, memory: row.settings.memory, pids: row.settings.pids },
         env: row.settings.env,
         background_activity: row.settings.background_activity,
         parent_session_id: row.parent_id,
@@ -39,17 +35,10 @@ pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
         error: machine
             .error
             .filter(|_| machine.state == raworc_core::session::State::Error)
-            .map(|fault| SessionError {
-                code: fault.code,
-                message: fault.message,
-                restarts_at,
-            }),
+            .map(|fault| SessionError { code: fault.code, message: fault.message, restarts_at }),
         queued_messages: machine.queued,
         last_seq: row.last_seq,
-        usage: Usage {
-            messages: row.messages_ended,
-            busy_seconds: row.busy_micros as f64 / 1e6,
-        },
+        usage: Usage { messages: row.messages_ended, busy_seconds: row.busy_micros as f64 / 1e6 },
         created_at: row.created_at.to_timestamp(),
         updated_at: row.updated_at.to_timestamp(),
         started_at: show(machine.started_at),
@@ -64,11 +53,7 @@ pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
 
 /// An agent as a session lists it.
 pub fn assigned(row: AgentRow) -> AssignedAgent {
-    AssignedAgent {
-        id: row.id,
-        name: row.definition.name,
-        model: row.definition.model,
-    }
+    AssignedAgent { id: row.id, name: row.definition.name, model: row.definition.model }
 }
 
 /// An agent.

@@ -83,10 +83,7 @@ pub async fn insert(connection: &mut AnyConnection, row: &AccountRow) -> Result<
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(
-    connection: &mut AnyConnection,
-    id_or_name: &str,
-) -> Result<Option<AccountRow>, StoreError> {
+pub async fn find(connection: &mut AnyConnection, id_or_name: &str) -> Result<Option<AccountRow>, StoreError> {
     let row = sqlx::query("SELECT * FROM accounts WHERE id = $1 OR name = $1")
         .bind(id_or_name)
         .fetch_optional(connection)
@@ -98,11 +95,7 @@ pub async fn find(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(
-    connection: &mut AnyConnection,
-    after: &str,
-    limit: u32,
-) -> Result<Vec<AccountRow>, StoreError> {
+pub async fn list(connection: &mut AnyConnection, after: &str, limit: u32) -> Result<Vec<AccountRow>, StoreError> {
     let rows = sqlx::query("SELECT * FROM accounts WHERE name > $1 ORDER BY name LIMIT $2")
         .bind(after)
         .bind(i64::from(limit))
@@ -116,21 +109,14 @@ pub async fn list(
 /// # Errors
 /// Where the store fails.
 pub async fn any(connection: &mut AnyConnection) -> Result<bool, StoreError> {
-    Ok(sqlx::query("SELECT id FROM accounts LIMIT 1")
-        .fetch_optional(connection)
-        .await?
-        .is_some())
+    Ok(sqlx::query("SELECT id FROM accounts LIMIT 1").fetch_optional(connection).await?.is_some())
 }
 
 /// Closes an account: its tokens no longer work.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn close(
-    connection: &mut AnyConnection,
-    id: AccountId,
-    now: Time,
-) -> Result<(), StoreError> {
+pub async fn close(connection: &mut AnyConnection, id: AccountId, now: Time) -> Result<(), StoreError> {
     sqlx::query("UPDATE accounts SET closed_at = $1 WHERE id = $2 AND closed_at IS NULL")
         .bind(now.0)
         .bind(id.to_string())
@@ -143,11 +129,7 @@ pub async fn close(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn insert_token(
-    connection: &mut AnyConnection,
-    row: &TokenRow,
-    hash: &str,
-) -> Result<(), StoreError> {
+pub async fn insert_token(connection: &mut AnyConnection, row: &TokenRow, hash: &str) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO tokens (id, account_id, name, hash, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)",
     )
@@ -182,11 +164,7 @@ pub async fn actor_by_token(
     .await?;
     row.map(|row| {
         let columns = Columns(&row);
-        Ok(Actor {
-            account: columns.id("id")?,
-            name: columns.text("name")?,
-            role: columns.word("role")?,
-        })
+        Ok(Actor { account: columns.id("id")?, name: columns.text("name")?, role: columns.word("role")? })
     })
     .transpose()
 }
@@ -201,13 +179,12 @@ pub async fn list_tokens(
     after: &str,
     limit: u32,
 ) -> Result<Vec<TokenRow>, StoreError> {
-    let rows =
-        sqlx::query("SELECT * FROM tokens WHERE account_id = $1 AND id > $2 ORDER BY id LIMIT $3")
-            .bind(owner.to_string())
-            .bind(after)
-            .bind(i64::from(limit))
-            .fetch_all(connection)
-            .await?;
+    let rows = sqlx::query("SELECT * FROM tokens WHERE account_id = $1 AND id > $2 ORDER BY id LIMIT $3")
+        .bind(owner.to_string())
+        .bind(after)
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?;
     rows.iter().map(token).collect()
 }
 
@@ -221,13 +198,11 @@ pub async fn revoke_token(
     id: TokenId,
     now: Time,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query(
-        "UPDATE tokens SET revoked_at = COALESCE(revoked_at, $1) WHERE id = $2 AND account_id = $3",
-    )
-    .bind(now.0)
-    .bind(id.to_string())
-    .bind(owner.to_string())
-    .execute(connection)
-    .await?;
+    let done = sqlx::query("UPDATE tokens SET revoked_at = COALESCE(revoked_at, $1) WHERE id = $2 AND account_id = $3")
+        .bind(now.0)
+        .bind(id.to_string())
+        .bind(owner.to_string())
+        .execute(connection)
+        .await?;
     Ok(done.rows_affected() > 0)
 }

@@ -65,16 +65,14 @@ pub async fn insert(connection: &mut AnyConnection, row: &AgentRow) -> Result<()
 /// [`StoreError::Conflict`] where the new name is taken.
 pub async fn update(connection: &mut AnyConnection, row: &mut AgentRow) -> Result<(), StoreError> {
     row.version += 1;
-    sqlx::query(
-        "UPDATE agents SET name = $1, definition = $2, version = $3, updated_at = $4 WHERE id = $5",
-    )
-    .bind(row.definition.name.clone())
-    .bind(serde_json::to_string(&row.definition)?)
-    .bind(row.version)
-    .bind(row.updated_at.0)
-    .bind(row.id.to_string())
-    .execute(connection)
-    .await?;
+    sqlx::query("UPDATE agents SET name = $1, definition = $2, version = $3, updated_at = $4 WHERE id = $5")
+        .bind(row.definition.name.clone())
+        .bind(serde_json::to_string(&row.definition)?)
+        .bind(row.version)
+        .bind(row.updated_at.0)
+        .bind(row.id.to_string())
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
@@ -96,10 +94,7 @@ pub async fn delete(connection: &mut AnyConnection, id: AgentId) -> Result<bool,
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(
-    connection: &mut AnyConnection,
-    id_or_name: &str,
-) -> Result<Option<AgentRow>, StoreError> {
+pub async fn find(connection: &mut AnyConnection, id_or_name: &str) -> Result<Option<AgentRow>, StoreError> {
     let row = sqlx::query("SELECT * FROM agents WHERE id = $1 OR name = $1")
         .bind(id_or_name)
         .fetch_optional(connection)
@@ -111,11 +106,7 @@ pub async fn find(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(
-    connection: &mut AnyConnection,
-    after: &str,
-    limit: u32,
-) -> Result<Vec<AgentRow>, StoreError> {
+pub async fn list(connection: &mut AnyConnection, after: &str, limit: u32) -> Result<Vec<AgentRow>, StoreError> {
     let rows = sqlx::query("SELECT * FROM agents WHERE name > $1 ORDER BY name LIMIT $2")
         .bind(after)
         .bind(i64::from(limit))
@@ -128,10 +119,7 @@ pub async fn list(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn of_session(
-    connection: &mut AnyConnection,
-    session: SessionId,
-) -> Result<Vec<AgentRow>, StoreError> {
+pub async fn of_session(connection: &mut AnyConnection, session: SessionId) -> Result<Vec<AgentRow>, StoreError> {
     let rows = sqlx::query(
         "SELECT a.* FROM session_agents s JOIN agents a ON a.id = s.agent_id WHERE s.session_id = $1 ORDER BY s.place",
     )
@@ -145,11 +133,7 @@ pub async fn of_session(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn assign(
-    connection: &mut AnyConnection,
-    session: SessionId,
-    agents: &[AgentId],
-) -> Result<(), StoreError> {
+pub async fn assign(connection: &mut AnyConnection, session: SessionId, agents: &[AgentId]) -> Result<(), StoreError> {
     sqlx::query("DELETE FROM session_agents WHERE session_id = $1")
         .bind(session.to_string())
         .execute(&mut *connection)

@@ -71,14 +71,12 @@ pub async fn list(
     after: u64,
     limit: u32,
 ) -> Result<Vec<EventRow>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT * FROM events WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT $3",
-    )
-    .bind(session.to_string())
-    .bind(bigint(after))
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?;
+    let rows = sqlx::query("SELECT * FROM events WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT $3")
+        .bind(session.to_string())
+        .bind(bigint(after))
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?;
     rows.iter().map(event).collect()
 }
 
@@ -92,13 +90,11 @@ pub async fn data_of_kind(
     kind: &str,
     after: u64,
 ) -> Result<Vec<Map<String, Value>>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT data FROM events WHERE session_id = $1 AND seq > $2 AND kind = $3 ORDER BY seq",
-    )
-    .bind(session.to_string())
-    .bind(bigint(after))
-    .bind(kind)
-    .fetch_all(connection)
-    .await?;
+    let rows = sqlx::query("SELECT data FROM events WHERE session_id = $1 AND seq > $2 AND kind = $3 ORDER BY seq")
+        .bind(session.to_string())
+        .bind(bigint(after))
+        .bind(kind)
+        .fetch_all(connection)
+        .await?;
     rows.iter().map(|row| Columns(row).json("data")).collect()
 }

@@ -20,24 +20,15 @@ pub struct Used {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(
-    connection: &mut AnyConnection,
-    account: AccountId,
-    key: &str,
-) -> Result<Option<Used>, StoreError> {
-    let row = sqlx::query(
-        "SELECT fingerprint, resource_id FROM idempotency_keys WHERE account_id = $1 AND key = $2",
-    )
-    .bind(account.to_string())
-    .bind(key)
-    .fetch_optional(connection)
-    .await?;
+pub async fn find(connection: &mut AnyConnection, account: AccountId, key: &str) -> Result<Option<Used>, StoreError> {
+    let row = sqlx::query("SELECT fingerprint, resource_id FROM idempotency_keys WHERE account_id = $1 AND key = $2")
+        .bind(account.to_string())
+        .bind(key)
+        .fetch_optional(connection)
+        .await?;
     row.map(|row| {
         let columns = Columns(&row);
-        Ok(Used {
-            fingerprint: columns.text("fingerprint")?,
-            resource_id: columns.text("resource_id")?,
-        })
+        Ok(Used { fingerprint: columns.text("fingerprint")?, resource_id: columns.text("resource_id")? })
     })
     .transpose()
 }
@@ -72,9 +63,7 @@ pub async fn insert(
 /// # Errors
 /// Where the store fails.
 pub async fn prune(connection: &mut AnyConnection, until: Time) -> Result<u64, StoreError> {
-    let done = sqlx::query("DELETE FROM idempotency_keys WHERE created_at < $1")
-        .bind(until.0)
-        .execute(connection)
-        .await?;
+    let done =
+        sqlx::query("DELETE FROM idempotency_keys WHERE created_at < $1").bind(until.0).execute(connection).await?;
     Ok(done.rows_affected())
 }

@@ -56,16 +56,11 @@ const SQLITE_FULL: &str = "13";
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match &error {
-            sqlx::Error::Database(database) if database.is_unique_violation() => {
-                StoreError::Conflict
+            sqlx::Error::Database(database) if database.is_unique_violation() => StoreError::Conflict,
+            sqlx::Error::Database(database) if database.code().as_deref() == Some(SQLITE_FULL) => StoreError::DiskFull,
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed | sqlx::Error::Io(_) => {
+                StoreError::Unavailable(error.to_string())
             }
-            sqlx::Error::Database(database) if database.code().as_deref() == Some(SQLITE_FULL) => {
-                StoreError::DiskFull
-            }
-            sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed
-            | sqlx::Error::Io(_) => StoreError::Unavailable(error.to_string()),
             _ => StoreError::Failed(error.to_string()),
         }
     }
@@ -101,18 +96,13 @@ impl Store {
         sqlx::migrate!("./migrations")
             .run(&mut connection)
             .await
-            .map_err(|error| {
-                StoreError::Failed(format!("bringing the tables up to date: {error}"))
-            })?;
+            .map_err(|error| StoreError::Failed(format!("bringing the tables up to date: {error}")))?;
         let readers = AnyPoolOptions::new()
             .max_connections(READERS)
             .after_connect(|connection, _| Box::pin(async move { prepare(connection).await }))
             .connect_with(options)
             .await?;
-        Ok(Self {
-            readers,
-            writer: writer::Writer::start(connection, listener),
-        })
+        Ok(Self { readers, writer: writer::Writer::start(connection, listener) })
     }
 
     /// A connection for reading. What it sees is what was committed when each statement began.
@@ -156,18 +146,10 @@ impl Store {
 
 /// What every connection to SQLite needs. `synchronous=FULL` flushes each commit to the disk before it is answered.
 async fn prepare(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
-    connection
-        .execute(sqlx::query("PRAGMA journal_mode = WAL"))
-        .await?;
-    connection
-        .execute(sqlx::query("PRAGMA synchronous = FULL"))
-        .await?;
-    connection
-        .execute(sqlx::query("PRAGMA foreign_keys = ON"))
-        .await?;
+    connection.execute(sqlx::query("PRAGMA journal_mode = WAL")).await?;
+    connection.execute(sqlx::query("PRAGMA synchronous = FULL")).await?;
+    connection.execute(sqlx::query("PRAGMA foreign_keys = ON")).await?;
     let busy = format!("PRAGMA busy_timeout = {}", BUSY_TIMEOUT.as_millis());
-    connection
-        .execute(sqlx::query(sqlx::AssertSqlSafe(busy)))
-        .await?;
+    connection.execute(sqlx::query(sqlx::AssertSqlSafe(busy))).await?;
     Ok(())
 }

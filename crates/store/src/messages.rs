@@ -59,9 +59,7 @@ fn message(row: &AnyRow) -> Result<MessageRow, StoreError> {
         status: columns.word("status")?,
         reply_to: columns.optional_id("reply_to")?,
         attempts: columns.count("attempts")?,
-        started_seq: columns
-            .optional_integer("started_seq")?
-            .and_then(|seq| u64::try_from(seq).ok()),
+        started_seq: columns.optional_integer("started_seq")?.and_then(|seq| u64::try_from(seq).ok()),
         cancel_wanted: columns.integer("cancel_wanted")? != 0,
         error: columns.optional_json("error")?,
         usage: columns.optional_json("usage")?,
@@ -143,10 +141,7 @@ pub async fn find(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn reply_to(
-    connection: &mut AnyConnection,
-    id: MessageId,
-) -> Result<Option<MessageRow>, StoreError> {
+pub async fn reply_to(connection: &mut AnyConnection, id: MessageId) -> Result<Option<MessageRow>, StoreError> {
     let row = sqlx::query("SELECT * FROM messages WHERE reply_to = $1 ORDER BY seq DESC LIMIT 1")
         .bind(id.to_string())
         .fetch_optional(connection)
@@ -163,13 +158,11 @@ pub async fn queued(
     session: SessionId,
     limit: u32,
 ) -> Result<Vec<MessageRow>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT * FROM messages WHERE session_id = $1 AND status = 'queued' ORDER BY seq LIMIT $2",
-    )
-    .bind(session.to_string())
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?;
+    let rows = sqlx::query("SELECT * FROM messages WHERE session_id = $1 AND status = 'queued' ORDER BY seq LIMIT $2")
+        .bind(session.to_string())
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?;
     rows.iter().map(message).collect()
 }
 

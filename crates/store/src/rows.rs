@@ -31,8 +31,7 @@ impl Columns<'_> {
     }
 
     pub(crate) fn count<N: TryFrom<i64>>(&self, name: &str) -> Result<N, StoreError> {
-        N::try_from(self.integer(name)?)
-            .map_err(|_| StoreError::Damaged(format!("{name} is out of range")))
+        N::try_from(self.integer(name)?).map_err(|_| StoreError::Damaged(format!("{name} is out of range")))
     }
 
     pub(crate) fn time(&self, name: &str) -> Result<Time, StoreError> {
@@ -48,21 +47,15 @@ impl Columns<'_> {
     }
 
     pub(crate) fn optional_id<I: FromStr>(&self, name: &str) -> Result<Option<I>, StoreError> {
-        self.optional_text(name)?
-            .map(|text| parse(&text, name))
-            .transpose()
+        self.optional_text(name)?.map(|text| parse(&text, name)).transpose()
     }
 
     /// A document.
     pub(crate) fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T, StoreError> {
-        serde_json::from_str(&self.text(name)?)
-            .map_err(|error| StoreError::Damaged(format!("{name}: {error}")))
+        serde_json::from_str(&self.text(name)?).map_err(|error| StoreError::Damaged(format!("{name}: {error}")))
     }
 
-    pub(crate) fn optional_json<T: DeserializeOwned>(
-        &self,
-        name: &str,
-    ) -> Result<Option<T>, StoreError> {
+    pub(crate) fn optional_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StoreError> {
         let Some(text) = self.optional_text(name)? else {
             return Ok(None);
         };
@@ -77,8 +70,7 @@ impl Columns<'_> {
 }
 
 fn parse<I: FromStr>(text: &str, name: &str) -> Result<I, StoreError> {
-    text.parse()
-        .map_err(|_| StoreError::Damaged(format!("{name} is not an id")))
+    text.parse().map_err(|_| StoreError::Damaged(format!("{name} is not an id")))
 }
 
 /// The word that serde writes for a variant without fields.

@@ -148,10 +148,7 @@ pub async fn insert(connection: &mut AnyConnection, row: &SessionRow) -> Result<
 ///
 /// # Errors
 /// [`StoreError::Conflict`] where someone else changed it since it was read.
-pub async fn update(
-    connection: &mut AnyConnection,
-    row: &mut SessionRow,
-) -> Result<(), StoreError> {
+pub async fn update(connection: &mut AnyConnection, row: &mut SessionRow) -> Result<(), StoreError> {
     let done = sqlx::query(
         "UPDATE sessions SET name = $1, settings = $2, machine = $3, state = $4, container = $5, deadline_at = $6, \
          deleted_at = $7, last_seq = $8, host_received = $9, version = $10, messages_ended = $11, busy_micros = $12, \
@@ -185,14 +182,9 @@ pub async fn update(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(
-    connection: &mut AnyConnection,
-    id: SessionId,
-) -> Result<Option<SessionRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM sessions WHERE id = $1")
-        .bind(id.to_string())
-        .fetch_optional(connection)
-        .await?;
+pub async fn find(connection: &mut AnyConnection, id: SessionId) -> Result<Option<SessionRow>, StoreError> {
+    let row =
+        sqlx::query("SELECT * FROM sessions WHERE id = $1").bind(id.to_string()).fetch_optional(connection).await?;
     row.as_ref().map(session).transpose()
 }
 
@@ -200,11 +192,7 @@ pub async fn find(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(
-    connection: &mut AnyConnection,
-    filter: &Filter,
-    limit: u32,
-) -> Result<Vec<SessionRow>, StoreError> {
+pub async fn list(connection: &mut AnyConnection, filter: &Filter, limit: u32) -> Result<Vec<SessionRow>, StoreError> {
     let mut where_ = Where::default();
     if let Some(owner) = filter.owner {
         where_.and("owner_id = ?", [owner.to_string().into()]);
@@ -219,10 +207,7 @@ pub async fn list(
         where_.and("parent_id = ?", [parent.to_string().into()]);
     }
     if let Some(text) = &filter.name_contains {
-        where_.and(
-            "name LIKE ? ESCAPE '\\'",
-            [format!("%{}%", escape_like(text)).into()],
-        );
+        where_.and("name LIKE ? ESCAPE '\\'", [format!("%{}%", escape_like(text)).into()]);
     }
     if let Some(name) = &filter.name {
         where_.and("name = ?", [name.clone().into()]);
@@ -230,22 +215,13 @@ pub async fn list(
     if let Some((at, id)) = filter.after {
         // The first bound is what an index can use; the second breaks ties.
         where_.and("created_at <= ?", [at.0.into()]);
-        where_.and(
-            "(created_at < ? OR id < ?)",
-            [at.0.into(), id.to_string().into()],
-        );
+        where_.and("(created_at < ? OR id < ?)", [at.0.into(), id.to_string().into()]);
     }
     if !filter.include_deleted {
         where_.and("deleted_at IS NULL", []);
     }
-    let text = format!(
-        "SELECT * FROM sessions{} ORDER BY created_at DESC, id DESC LIMIT {limit}",
-        where_.text
-    );
-    let rows = where_
-        .bind(sqlx::query(AssertSqlSafe(text)))
-        .fetch_all(connection)
-        .await?;
+    let text = format!("SELECT * FROM sessions{} ORDER BY created_at DESC, id DESC LIMIT {limit}", where_.text);
+    let rows = where_.bind(sqlx::query(AssertSqlSafe(text))).fetch_all(connection).await?;
     rows.iter().map(session).collect()
 }
 
@@ -259,11 +235,7 @@ struct Where {
 impl Where {
     /// Adds a condition; each `?` in it stands for one of `values`.
     fn and<const N: usize>(&mut self, condition: &str, values: [Value; N]) {
-        self.text.push_str(if self.text.is_empty() {
-            " WHERE "
-        } else {
-            " AND "
-        });
+        self.text.push_str(if self.text.is_empty() { " WHERE " } else { " AND " });
         let mut values = values.into_iter();
         for c in condition.chars() {
             match (c, if c == '?' { values.next() } else { None }) {
@@ -276,10 +248,7 @@ impl Where {
         }
     }
 
-    fn bind(
-        self,
-        mut query: Query<'_, sqlx::Any, AnyArguments>,
-    ) -> Query<'_, sqlx::Any, AnyArguments> {
+    fn bind(self, mut query: Query<'_, sqlx::Any, AnyArguments>) -> Query<'_, sqlx::Any, AnyArguments> {
         for value in self.values {
             query = match value {
                 Value::String(text) => query.bind(text),
@@ -291,18 +260,14 @@ impl Where {
 }
 
 fn escape_like(text: &str) -> String {
-    text.replace('\\', "\\\\")
-        .replace('%', "\\%")
-        .replace('_', "\\_")
+    text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_")
 }
 
 /// Sessions whose container is to be started or stopped: what a reconcile loop has to carry out.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn with_wanted_container(
-    connection: &mut AnyConnection,
-) -> Result<Vec<SessionId>, StoreError> {
+pub async fn with_wanted_container(connection: &mut AnyConnection) -> Result<Vec<SessionId>, StoreError> {
     let rows = sqlx::query(
         "SELECT id FROM sessions WHERE container <> 'none' AND (container = 'starting' OR container = 'stopping')",
     )
@@ -331,17 +296,12 @@ async fn containers_where(
     connection: &mut AnyConnection,
     wanted: impl Fn(session::Container) -> bool,
 ) -> Result<Vec<ContainerId>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM sessions WHERE container <> 'none'")
-        .fetch_all(connection)
-        .await?;
+    let rows = sqlx::query("SELECT * FROM sessions WHERE container <> 'none'").fetch_all(connection).await?;
     let rows: Vec<SessionRow> = rows.iter().map(session).collect::<Result<_, _>>()?;
     Ok(rows
         .into_iter()
         .filter(|row| wanted(row.machine.container))
-        .map(|row| ContainerId {
-            session: row.id,
-            generation: row.machine.generation,
-        })
+        .map(|row| ContainerId { session: row.id, generation: row.machine.generation })
         .collect())
 }
 
@@ -349,11 +309,7 @@ async fn containers_where(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn due(
-    connection: &mut AnyConnection,
-    now: Time,
-    limit: u32,
-) -> Result<Vec<SessionId>, StoreError> {
+pub async fn due(connection: &mut AnyConnection, now: Time, limit: u32) -> Result<Vec<SessionId>, StoreError> {
     let rows = sqlx::query(
         "SELECT id FROM sessions WHERE deadline_at IS NOT NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2",
     )
@@ -369,11 +325,10 @@ pub async fn due(
 /// # Errors
 /// Where the store fails.
 pub async fn next_deadline(connection: &mut AnyConnection) -> Result<Option<Time>, StoreError> {
-    let row = sqlx::query(
-        "SELECT deadline_at FROM sessions WHERE deadline_at IS NOT NULL ORDER BY deadline_at LIMIT 1",
-    )
-    .fetch_optional(connection)
-    .await?;
+    let row =
+        sqlx::query("SELECT deadline_at FROM sessions WHERE deadline_at IS NOT NULL ORDER BY deadline_at LIMIT 1")
+            .fetch_optional(connection)
+            .await?;
     row.map(|row| Columns(&row).time("deadline_at")).transpose()
 }
 
@@ -381,14 +336,10 @@ pub async fn next_deadline(connection: &mut AnyConnection) -> Result<Option<Time
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn count_by_state(
-    connection: &mut AnyConnection,
-) -> Result<BTreeMap<String, u64>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT state, COUNT(*) AS n FROM sessions WHERE deleted_at IS NULL GROUP BY state",
-    )
-    .fetch_all(connection)
-    .await?;
+pub async fn count_by_state(connection: &mut AnyConnection) -> Result<BTreeMap<String, u64>, StoreError> {
+    let rows = sqlx::query("SELECT state, COUNT(*) AS n FROM sessions WHERE deleted_at IS NULL GROUP BY state")
+        .fetch_all(connection)
+        .await?;
     rows.iter()
         .map(|row| {
             let columns = Columns(row);

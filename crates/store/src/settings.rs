@@ -9,19 +9,12 @@ use crate::rows::Columns;
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn get_or_insert(
-    connection: &mut AnyConnection,
-    name: &str,
-    made: String,
-) -> Result<String, StoreError> {
+pub async fn get_or_insert(connection: &mut AnyConnection, name: &str, made: String) -> Result<String, StoreError> {
     sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
         .bind(name)
         .bind(made)
         .execute(&mut *connection)
         .await?;
-    let row = sqlx::query("SELECT value FROM settings WHERE name = $1")
-        .bind(name)
-        .fetch_one(connection)
-        .await?;
+    let row = sqlx::query("SELECT value FROM settings WHERE name = $1").bind(name).fetch_one(connection).await?;
     Columns(&row).text("value")
 }

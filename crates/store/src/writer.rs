@@ -108,11 +108,7 @@ impl Writer {
     {
         let closed = || E::from(StoreError::Unavailable("the store is closed".into()));
         let (answer, outcome) = oneshot::channel();
-        let job = Box::new(Typed {
-            work: Some(work),
-            outcome: None,
-            answer,
-        });
+        let job = Box::new(Typed { work: Some(work), outcome: None, answer });
         self.jobs.send(job).await.map_err(|_| closed())?;
         outcome.await.unwrap_or_else(|_| Err(closed()))
     }
@@ -129,10 +125,7 @@ async fn run(
     stop: CancellationToken,
     listener: Listener,
 ) {
-    let mut transaction = Transaction {
-        connection,
-        changed: BTreeSet::new(),
-    };
+    let mut transaction = Transaction { connection, changed: BTreeSet::new() };
     loop {
         let first = tokio::select! {
             job = queue.recv() => job,
@@ -145,9 +138,7 @@ async fn run(
         let Some(first) = first else { break };
         let mut batch = vec![first];
         let outcome = run_batch(&mut transaction, &mut batch, &mut queue).await;
-        let changed: Vec<SessionId> = std::mem::take(&mut transaction.changed)
-            .into_iter()
-            .collect();
+        let changed: Vec<SessionId> = std::mem::take(&mut transaction.changed).into_iter().collect();
         if outcome.is_ok() && !changed.is_empty() {
             listener(&changed);
         }
@@ -206,8 +197,6 @@ async fn run_jobs(
 }
 
 async fn statement(transaction: &mut Transaction, text: &'static str) -> Result<(), StoreError> {
-    sqlx::query(text)
-        .execute(&mut transaction.connection)
-        .await?;
+    sqlx::query(text).execute(&mut transaction.connection).await?;
     Ok(())
 }

@@ -66,11 +66,7 @@ impl Workspace {
     pub(crate) fn open(path: &Path, trash: &Path, owner: Option<u32>) -> Result<Self, FileError> {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self {
-            root,
-            trash: trash.to_owned(),
-            owner,
-        })
+        Ok(Self { root, trash: trash.to_owned(), owner })
     }
 
     /// What is at `path` (relative; empty: the workspace itself). Symbolic links are followed inside the workspace.
@@ -97,12 +93,7 @@ impl Workspace {
     ///
     /// # Errors
     /// [`FileError::TooLarge`] where there is more; then nothing changed.
-    pub fn write(
-        &self,
-        path: &str,
-        content: &mut dyn Read,
-        bytes_max: u64,
-    ) -> Result<bool, FileError> {
+    pub fn write(&self, path: &str, content: &mut dyn Read, bytes_max: u64) -> Result<bool, FileError> {
         let (parent, name) = split(check_path(path)?)?;
         let directory = self.make_directories(parent)?;
         let is_new = match statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -114,13 +105,11 @@ impl Workspace {
             Err(error) => return Err(error.into()),
         };
         let temporary = format!(".raworc-{}", Uuid::new_v4().simple());
-        let outcome = self
-            .fill(&directory, &temporary, content, bytes_max)
-            .and_then(|()| {
-                renameat(&directory, temporary.as_str(), &directory, name)?;
-                File::from(self.reopen(&directory)?).sync_all()?;
-                Ok(())
-            });
+        let outcome = self.fill(&directory, &temporary, content, bytes_max).and_then(|()| {
+            renameat(&directory, temporary.as_str(), &directory, name)?;
+            File::from(self.reopen(&directory)?).sync_all()?;
+            Ok(())
+        });
         if outcome.is_err() {
             let _ = unlinkat(&directory, temporary.as_str(), AtFlags::empty());
         }
@@ -136,13 +125,7 @@ impl Workspace {
         let directory = self.beneath(parent, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())?;
         // Out of the container's reach first, so that nothing moves while it is taken apart.
         let grave = self.trash.join(Uuid::new_v4().simple().to_string());
-        renameat_with(
-            &directory,
-            name,
-            rustix::fs::CWD,
-            &grave,
-            RenameFlags::NOREPLACE,
-        )?;
+        renameat_with(&directory, name, rustix::fs::CWD, &grave, RenameFlags::NOREPLACE)?;
         File::from(directory).sync_all()?;
         if fs::symlink_metadata(&grave)?.is_dir() {
             fs::remove_dir_all(&grave)?
@@ -152,15 +135,8 @@ impl Workspace {
         Ok(())
     }
 
-    fn fill(
-        &self,
-        directory: &OwnedFd,
-        name: &str,
-        content: &mut dyn Read,
-        bytes_max: u64,
-    ) -> Result<(), FileError> {
-        let flags =
-            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    fn fill(&self, directory: &OwnedFd, name: &str, content: &mut dyn Read, bytes_max: u64) -> Result<(), FileError> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
         let mut file = File::from(rustix::fs::openat(directory, name, flags, mode)?);
         if self.owner.is_some() {
@@ -190,11 +166,7 @@ impl Workspace {
                 Err(rustix::io::Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
-            made = if made.is_empty() {
-                name.to_owned()
-            } else {
-                format!("{made}/{name}")
-            };
+            made = if made.is_empty() { name.to_owned() } else { format!("{made}/{name}") };
         }
         self.beneath(&made, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())
     }
@@ -214,12 +186,7 @@ impl Workspace {
     }
 
     fn reopen(&self, directory: &OwnedFd) -> Result<OwnedFd, FileError> {
-        Ok(rustix::fs::openat(
-            directory,
-            ".",
-            OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?)
+        Ok(rustix::fs::openat(directory, ".", OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
     }
 }
 
@@ -233,9 +200,7 @@ fn check_path(path: &str) -> Result<&str, FileError> {
         return Err(FileError::BadPath("the path contains a NUL byte"));
     }
     if trimmed.split('/').any(|name| name == "..") {
-        return Err(FileError::BadPath(
-            "'..' is not allowed in a path: give it from the workspace down",
-        ));
+        return Err(FileError::BadPath("'..' is not allowed in a path: give it from the workspace down"));
     }
     Ok(trimmed)
 }
@@ -243,9 +208,7 @@ fn check_path(path: &str) -> Result<&str, FileError> {
 fn split(path: &str) -> Result<(&str, &str), FileError> {
     let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
     if name.is_empty() || name == "." {
-        return Err(FileError::BadPath(
-            "the path names no file: it must not be empty or end in '.'",
-        ));
+        return Err(FileError::BadPath("the path names no file: it must not be empty or end in '.'"));
     }
     Ok((parent, name))
 }
@@ -265,11 +228,7 @@ fn list(directory: &OwnedFd) -> Result<(Vec<Entry>, bool), FileError> {
         }
         // What vanished meanwhile is not listed.
         if let Ok(stat) = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            entries.push(describe(
-                directory,
-                OsStr::from_bytes(name.to_bytes()),
-                &stat,
-            ));
+            entries.push(describe(directory, OsStr::from_bytes(name.to_bytes()), &stat));
         }
     }
     entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -288,7 +247,7 @@ fn describe(directory: &OwnedFd, name: &OsStr, stat: &rustix::fs::Stat) -> Entry
         .then(|| readlinkat(directory, name, Vec::new()).ok())
         .flatten()
         .map(|target| target.to_string_lossy().into_owned());
-    let nanos = std::time::Duration::from_nanos(u64::try_from(stat.st_mtime_nsec).unwrap_or(0));
+    let nanos = std::time::Duration::from_nanos(stat.st_mtime_nsec);
     let seconds = std::time::Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
     Entry {
         name: name.to_string_lossy().into_owned(),
@@ -316,16 +275,8 @@ mod tests {
             fs::create_dir(directory.path().join(name)).unwrap();
         }
         fs::write(directory.path().join("secret"), "secret").unwrap();
-        let workspace = Workspace::open(
-            &directory.path().join("w"),
-            &directory.path().join("trash"),
-            None,
-        )
-        .unwrap();
-        Fixture {
-            directory,
-            workspace,
-        }
+        let workspace = Workspace::open(&directory.path().join("w"), &directory.path().join("trash"), None).unwrap();
+        Fixture { directory, workspace }
     }
 
     fn read(workspace: &Workspace, path: &str) -> Result<String, FileError> {
@@ -336,121 +287,55 @@ mod tests {
                 assert_eq!(text.len() as u64, size);
                 Ok(text)
             }
-            Found::Directory(entries, _) => Ok(entries
-                .into_iter()
-                .map(|e| e.name)
-                .collect::<Vec<_>>()
-                .join(" ")),
+            Found::Directory(entries, _) => Ok(entries.into_iter().map(|e| e.name).collect::<Vec<_>>().join(" ")),
         }
     }
 
     #[test]
     fn files_are_written_listed_replaced_and_removed() {
-        let Fixture {
-            directory,
-            workspace,
-        } = fixture();
-        assert!(
-            workspace
-                .write("a/b/c.txt", &mut "one".as_bytes(), 3)
-                .unwrap()
-        );
-        assert!(
-            !workspace
-                .write("/a/b/c.txt", &mut "two".as_bytes(), 3)
-                .unwrap()
-        );
+        let Fixture { directory, workspace } = fixture();
+        assert!(workspace.write("a/b/c.txt", &mut "one".as_bytes(), 3).unwrap());
+        assert!(!workspace.write("/a/b/c.txt", &mut "two".as_bytes(), 3).unwrap());
         assert_eq!(read(&workspace, "a/b/c.txt").unwrap(), "two");
         assert_eq!(read(&workspace, "").unwrap(), "a");
-        assert!(matches!(
-            workspace.write("a/b/c.txt", &mut "four".as_bytes(), 3),
-            Err(FileError::TooLarge)
-        ));
-        assert_eq!(
-            read(&workspace, "a/b").unwrap(),
-            "c.txt",
-            "nothing is left of a write that failed"
-        );
-        assert!(matches!(
-            workspace.write("a/b", &mut "x".as_bytes(), 3),
-            Err(FileError::WrongKind(_))
-        ));
+        assert!(matches!(workspace.write("a/b/c.txt", &mut "four".as_bytes(), 3), Err(FileError::TooLarge)));
+        assert_eq!(read(&workspace, "a/b").unwrap(), "c.txt", "nothing is left of a write that failed");
+        assert!(matches!(workspace.write("a/b", &mut "x".as_bytes(), 3), Err(FileError::WrongKind(_))));
         workspace.remove("a").unwrap();
         assert!(matches!(workspace.look("a"), Err(FileError::NotFound)));
-        assert_eq!(
-            fs::read_dir(directory.path().join("trash"))
-                .unwrap()
-                .count(),
-            0
-        );
+        assert_eq!(fs::read_dir(directory.path().join("trash")).unwrap().count(), 0);
     }
 
     #[test]
     fn nothing_leads_out() {
-        let Fixture {
-            directory,
-            workspace,
-        } = fixture();
+        let Fixture { directory, workspace } = fixture();
         let inside = directory.path().join("w");
         symlink(directory.path().join("secret"), inside.join("absolute")).unwrap();
         symlink("../secret", inside.join("relative")).unwrap();
         symlink("..", inside.join("up")).unwrap();
         symlink("/proc/self/root/etc/passwd", inside.join("magic")).unwrap();
         for path in ["absolute", "relative", "up/secret", "magic"] {
-            assert!(
-                matches!(workspace.look(path), Err(FileError::Outside)),
-                "{path}"
-            );
+            assert!(matches!(workspace.look(path), Err(FileError::Outside)), "{path}");
         }
         for path in ["../secret", "a/../../secret", "..", "a\0b"] {
-            assert!(
-                matches!(workspace.look(path), Err(FileError::BadPath(_))),
-                "{path}"
-            );
+            assert!(matches!(workspace.look(path), Err(FileError::BadPath(_))), "{path}");
         }
-        assert!(matches!(
-            workspace.write("up/new", &mut "x".as_bytes(), 9),
-            Err(FileError::Outside)
-        ));
-        assert!(matches!(
-            workspace.remove("up/secret"),
-            Err(FileError::Outside)
-        ));
+        assert!(matches!(workspace.write("up/new", &mut "x".as_bytes(), 9), Err(FileError::Outside)));
+        assert!(matches!(workspace.remove("up/secret"), Err(FileError::Outside)));
         // Writing to a link replaces the link, not what it points to; removing removes the link.
-        workspace
-            .write("absolute", &mut "mine".as_bytes(), 9)
-            .unwrap();
+        workspace.write("absolute", &mut "mine".as_bytes(), 9).unwrap();
         workspace.remove("relative").unwrap();
-        assert_eq!(
-            fs::read_to_string(directory.path().join("secret")).unwrap(),
-            "secret"
-        );
+        assert_eq!(fs::read_to_string(directory.path().join("secret")).unwrap(), "secret");
         for path in ["", "/", ".", "a/."] {
-            assert!(
-                matches!(workspace.remove(path), Err(FileError::BadPath(_))),
-                "{path:?}"
-            );
+            assert!(matches!(workspace.remove(path), Err(FileError::BadPath(_))), "{path:?}");
         }
     }
 
     #[test]
     fn a_pipe_does_not_hold_us() {
-        let Fixture {
-            directory,
-            workspace,
-        } = fixture();
+        let Fixture { directory, workspace } = fixture();
         let pipe = directory.path().join("w/pipe");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &pipe,
-            rustix::fs::FileType::Fifo,
-            Mode::RWXU,
-            0,
-        )
-        .unwrap();
-        assert!(matches!(
-            workspace.look("pipe"),
-            Err(FileError::WrongKind(_))
-        ));
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+        assert!(matches!(workspace.look("pipe"), Err(FileError::WrongKind(_))));
     }
 }

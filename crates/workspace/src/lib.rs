@@ -48,9 +48,7 @@ impl From<io::Error> for FileError {
             Some(Errno::XDEV | Errno::LOOP) => FileError::Outside,
             Some(Errno::NOTDIR) => FileError::WrongKind("a part of the path is not a directory"),
             Some(Errno::ISDIR) => FileError::WrongKind("it is a directory"),
-            Some(Errno::NAMETOOLONG) => {
-                FileError::BadPath("the path or one of its names is too long")
-            }
+            Some(Errno::NAMETOOLONG) => FileError::BadPath("the path or one of its names is too long"),
             Some(Errno::NOSPC | Errno::DQUOT) => FileError::DiskFull,
             _ => FileError::Io(error),
         }
@@ -78,18 +76,12 @@ impl Workspaces {
     /// Where the directories cannot be made.
     pub fn open(data_dir: &Path, owner: Option<u32>) -> io::Result<Self> {
         let (root, trash) = (data_dir.join("workspaces"), data_dir.join("trash"));
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(&root)?;
+        DirBuilder::new().recursive(true).mode(0o711).create(&root)?;
         // What an earlier run was removing when it ended.
         if trash.exists() {
             fs::remove_dir_all(&trash)?;
         }
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&trash)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&trash)?;
         Ok(Self { root, trash, owner })
     }
 

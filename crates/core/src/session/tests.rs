@@ -18,10 +18,7 @@ fn message(n: u32) -> MessageId {
 }
 
 fn fault() -> Fault {
-    Fault {
-        code: FaultCode::ContainerKilled,
-        message: "killed by signal 9".into(),
-    }
+    Fault { code: FaultCode::ContainerKilled, message: "killed by signal 9".into() }
 }
 
 /// Every situation worth a row: (name, session).
@@ -34,21 +31,9 @@ fn situations() -> Vec<(&'static str, Session)> {
         started_at: Some(NOW - Duration::from_secs(1)),
         ..new.clone()
     };
-    let running = Some(Running {
-        message: message(1),
-        attempt: 1,
-    });
-    let busy = Session {
-        state: State::Busy,
-        running,
-        queued: 1,
-        ..ready.clone()
-    };
-    let idle = Session {
-        state: State::Idle,
-        container: Container::None,
-        ..ready.clone()
-    };
+    let running = Some(Running { message: message(1), attempt: 1 });
+    let busy = Session { state: State::Busy, running, queued: 1, ..ready.clone() };
+    let idle = Session { state: State::Idle, container: Container::None, ..ready.clone() };
     let error = Session {
         state: State::Error,
         container: Container::None,
@@ -56,144 +41,33 @@ fn situations() -> Vec<(&'static str, Session)> {
         due_at: Some(NOW + Duration::from_secs(1)),
         ..ready.clone()
     };
-    let termination = Some(Termination {
-        at: NOW,
-        reason: TerminationReason::Manual,
-    });
+    let termination = Some(Termination { at: NOW, reason: TerminationReason::Manual });
     vec![
         ("INIT", new.clone()),
-        (
-            "INIT paused",
-            Session {
-                paused_at: Some(NOW),
-                ..new.clone()
-            },
-        ),
-        (
-            "INIT terminated",
-            Session {
-                terminated: termination,
-                ..new.clone()
-            },
-        ),
-        (
-            "INIT overdue",
-            Session {
-                due_at: Some(NOW),
-                ..new
-            },
-        ),
+        ("INIT paused", Session { paused_at: Some(NOW), ..new.clone() }),
+        ("INIT terminated", Session { terminated: termination, ..new.clone() }),
+        ("INIT overdue", Session { due_at: Some(NOW), ..new }),
         ("READY", ready.clone()),
-        (
-            "READY queued",
-            Session {
-                queued: 1,
-                ..ready.clone()
-            },
-        ),
-        (
-            "READY long unused",
-            Session {
-                last_activity_at: NOW - TIMEOUT,
-                ..ready.clone()
-            },
-        ),
-        (
-            "READY expired",
-            Session {
-                expires_at: Some(NOW),
-                ..ready
-            },
-        ),
+        ("READY queued", Session { queued: 1, ..ready.clone() }),
+        ("READY long unused", Session { last_activity_at: NOW - TIMEOUT, ..ready.clone() }),
+        ("READY expired", Session { expires_at: Some(NOW), ..ready }),
         ("BUSY", busy.clone()),
         (
             "BUSY last attempt",
-            Session {
-                running: Some(Running {
-                    message: message(1),
-                    attempt: MESSAGE_ATTEMPTS_MAX,
-                }),
-                ..busy
-            },
+            Session { running: Some(Running { message: message(1), attempt: MESSAGE_ATTEMPTS_MAX }), ..busy },
         ),
         ("IDLE", idle.clone()),
-        (
-            "IDLE stopping",
-            Session {
-                container: Container::Stopping,
-                ..idle.clone()
-            },
-        ),
-        (
-            "IDLE stopping, queued",
-            Session {
-                container: Container::Stopping,
-                queued: 1,
-                ..idle.clone()
-            },
-        ),
-        (
-            "IDLE waking",
-            Session {
-                container: Container::Starting,
-                queued: 1,
-                ..idle.clone()
-            },
-        ),
-        (
-            "IDLE paused, queued",
-            Session {
-                paused_at: Some(NOW),
-                queued: 1,
-                ..idle.clone()
-            },
-        ),
-        (
-            "IDLE terminated",
-            Session {
-                terminated: termination,
-                ..idle.clone()
-            },
-        ),
-        (
-            "IDLE deleted",
-            Session {
-                terminated: termination,
-                deleted_at: Some(NOW),
-                ..idle
-            },
-        ),
+        ("IDLE stopping", Session { container: Container::Stopping, ..idle.clone() }),
+        ("IDLE stopping, queued", Session { container: Container::Stopping, queued: 1, ..idle.clone() }),
+        ("IDLE waking", Session { container: Container::Starting, queued: 1, ..idle.clone() }),
+        ("IDLE paused, queued", Session { paused_at: Some(NOW), queued: 1, ..idle.clone() }),
+        ("IDLE terminated", Session { terminated: termination, ..idle.clone() }),
+        ("IDLE deleted", Session { terminated: termination, deleted_at: Some(NOW), ..idle }),
         ("ERROR", error.clone()),
-        (
-            "ERROR, container up",
-            Session {
-                container: Container::Up,
-                ..error.clone()
-            },
-        ),
-        (
-            "ERROR due",
-            Session {
-                due_at: Some(NOW),
-                ..error.clone()
-            },
-        ),
-        (
-            "ERROR given up",
-            Session {
-                due_at: None,
-                restarts: RESTARTS_MAX,
-                ..error.clone()
-            },
-        ),
-        (
-            "ERROR terminated",
-            Session {
-                due_at: None,
-                terminated: termination,
-                ..error
-            },
-        ),
+        ("ERROR, container up", Session { container: Container::Up, ..error.clone() }),
+        ("ERROR due", Session { due_at: Some(NOW), ..error.clone() }),
+        ("ERROR given up", Session { due_at: None, restarts: RESTARTS_MAX, ..error.clone() }),
+        ("ERROR terminated", Session { due_at: None, terminated: termination, ..error }),
     ]
 }
 
@@ -209,56 +83,14 @@ fn events(generation: Generation) -> Vec<(&'static str, Event)> {
         ("restart", Event::Restart),
         ("cancel", Event::Cancel),
         ("host polled", Event::HostPolled { generation }),
-        (
-            "old host polled",
-            Event::HostPolled {
-                generation: generation - 1,
-            },
-        ),
-        (
-            "message taken",
-            Event::MessageTaken {
-                generation,
-                running: Running {
-                    message: message(2),
-                    attempt: 1,
-                },
-            },
-        ),
-        (
-            "message finished",
-            Event::MessageFinished {
-                generation,
-                message: message(1),
-            },
-        ),
-        (
-            "start failed",
-            Event::StartFailed {
-                generation,
-                fault: fault(),
-            },
-        ),
-        (
-            "container gone",
-            Event::ContainerGone {
-                generation,
-                fault: fault(),
-            },
-        ),
+        ("old host polled", Event::HostPolled { generation: generation - 1 }),
+        ("message taken", Event::MessageTaken { generation, running: Running { message: message(2), attempt: 1 } }),
+        ("message finished", Event::MessageFinished { generation, message: message(1) }),
+        ("start failed", Event::StartFailed { generation, fault: fault() }),
+        ("container gone", Event::ContainerGone { generation, fault: fault() }),
         ("host lost", Event::HostLost { generation }),
-        (
-            "tick",
-            Event::Tick {
-                active_inside: false,
-            },
-        ),
-        (
-            "tick, active inside",
-            Event::Tick {
-                active_inside: true,
-            },
-        ),
+        ("tick", Event::Tick { active_inside: false }),
+        ("tick, active inside", Event::Tick { active_inside: true }),
     ]
 }
 
@@ -331,10 +163,7 @@ impl World {
     }
 
     fn first_queued(&self) -> Option<(MessageId, u32)> {
-        self.messages
-            .iter()
-            .find(|(_, (status, _))| *status == Status::Queued)
-            .map(|(id, (_, tries))| (*id, *tries))
+        self.messages.iter().find(|(_, (status, _))| *status == Status::Queued).map(|(id, (_, tries))| (*id, *tries))
     }
 
     fn feed(&mut self, event: &Event) {
@@ -348,12 +177,9 @@ impl World {
                 self.messages.insert(id, (Status::Queued, 0));
             }
             Event::MessageTaken { running, .. } => {
-                self.messages
-                    .insert(running.message, (Status::Processing, running.attempt));
+                self.messages.insert(running.message, (Status::Processing, running.attempt));
             }
-            Event::MessageFinished { message, .. } => {
-                self.messages.get_mut(message).unwrap().0 = Status::Ended
-            }
+            Event::MessageFinished { message, .. } => self.messages.get_mut(message).unwrap().0 = Status::Ended,
             _ => {}
         }
         let mut state = before.state;
@@ -373,10 +199,7 @@ impl World {
                 Effect::CancelRunning(id) => self.messages.get_mut(id).unwrap().0 = Status::Ended,
                 Effect::CancelQueued => {
                     assert!(after.terminated.is_some(), "only an end cancels what waits");
-                    self.messages
-                        .values_mut()
-                        .filter(|m| m.0 == Status::Queued)
-                        .for_each(|m| m.0 = Status::Ended);
+                    self.messages.values_mut().filter(|m| m.0 == Status::Queued).for_each(|m| m.0 = Status::Ended);
                 }
                 Effect::TellCancel(_) | Effect::Noted(_) | Effect::Failed(_) => {}
             }
@@ -388,38 +211,16 @@ impl World {
 
     fn check(&self, before: &Session, event: &Event) {
         let s = &self.session;
-        let count = |wanted| {
-            self.messages
-                .values()
-                .filter(|(status, _)| *status == wanted)
-                .count()
-        };
-        assert_eq!(
-            count(Status::Queued),
-            s.queued as usize,
-            "the queue is what the machine believes"
-        );
+        let count = |wanted| self.messages.values().filter(|(status, _)| *status == wanted).count();
+        assert_eq!(count(Status::Queued), s.queued as usize, "the queue is what the machine believes");
         assert_eq!(count(Status::Processing), usize::from(s.running.is_some()));
-        assert_eq!(
-            s.running.is_some(),
-            s.state == State::Busy,
-            "a message runs exactly in BUSY"
-        );
+        assert_eq!(s.running.is_some(), s.state == State::Busy, "a message runs exactly in BUSY");
         assert!(s.generation >= before.generation && s.generation <= before.generation + 1);
         if s.generation > before.generation {
-            let gone = matches!(
-                event,
-                Event::ContainerGone { .. } | Event::StartFailed { .. }
-            );
-            assert!(
-                gone || before.container == Container::None,
-                "one container at a time"
-            );
+            let gone = matches!(event, Event::ContainerGone { .. } | Event::StartFailed { .. });
+            assert!(gone || before.container == Container::None, "one container at a time");
         }
-        assert_eq!(
-            s.error.is_some() && s.state != State::Init,
-            s.state == State::Error
-        );
+        assert_eq!(s.error.is_some() && s.state != State::Init, s.state == State::Error);
         assert!(s.restarts <= RESTARTS_MAX + 1);
         match s.state {
             State::Ready | State::Busy => assert_eq!(s.container, Container::Up),
@@ -431,18 +232,8 @@ impl World {
             // A deadline that has come leads somewhere: a loop that ticks never spins.
             let mut later = self.clone();
             later.now = at.max(self.now);
-            let (ticked, _) = step(
-                s,
-                &Event::Tick {
-                    active_inside: false,
-                },
-                later.now,
-            )
-            .unwrap();
-            assert!(
-                deadline(&ticked).is_none_or(|next| next > later.now),
-                "a tick that changes nothing: {s:?}"
-            );
+            let (ticked, _) = step(s, &Event::Tick { active_inside: false }, later.now).unwrap();
+            assert!(deadline(&ticked).is_none_or(|next| next > later.now), "a tick that changes nothing: {s:?}");
         }
     }
 
@@ -452,27 +243,15 @@ impl World {
         let generation = s.generation;
         match (s.container, s.state) {
             (Container::Starting, _) => Some(Event::HostPolled { generation }),
-            (Container::Stopping, _) => Some(Event::ContainerGone {
-                generation,
-                fault: fault(),
-            }),
-            (Container::Up, State::Busy) => Some(Event::MessageFinished {
-                generation,
-                message: s.running.unwrap().message,
-            }),
+            (Container::Stopping, _) => Some(Event::ContainerGone { generation, fault: fault() }),
+            (Container::Up, State::Busy) => {
+                Some(Event::MessageFinished { generation, message: s.running.unwrap().message })
+            }
             (Container::Up, State::Ready) => self.first_queued().map(|(message, tries)| {
-                let running = Running {
-                    message,
-                    attempt: tries + 1,
-                };
-                Event::MessageTaken {
-                    generation,
-                    running,
-                }
+                let running = Running { message, attempt: tries + 1 };
+                Event::MessageTaken { generation, running }
             }),
-            (Container::None | Container::Up, _) => s.due_at.map(|_| Event::Tick {
-                active_inside: false,
-            }),
+            (Container::None | Container::Up, _) => s.due_at.map(|_| Event::Tick { active_inside: false }),
         }
     }
 
@@ -509,25 +288,12 @@ fn drive(world: &mut World, choice: u8, seconds: u32) {
         8 => Event::Restart,
         9 => Event::Cancel,
         10 => Event::HostPolled { generation: stale },
-        11 => Event::StartFailed {
-            generation,
-            fault: fault(),
-        },
-        12 | 13 => Event::ContainerGone {
-            generation,
-            fault: fault(),
-        },
-        14 => Event::ContainerGone {
-            generation: stale,
-            fault: fault(),
-        },
+        11 => Event::StartFailed { generation, fault: fault() },
+        12 | 13 => Event::ContainerGone { generation, fault: fault() },
+        14 => Event::ContainerGone { generation: stale, fault: fault() },
         15 | 16 => Event::HostLost { generation },
-        17 => Event::Tick {
-            active_inside: true,
-        },
-        18 => Event::Tick {
-            active_inside: false,
-        },
+        17 => Event::Tick { active_inside: true },
+        18 => Event::Tick { active_inside: false },
         _ => match world.fair_event() {
             Some(event) => event,
             None => return,
@@ -575,28 +341,16 @@ fn a_message_that_kills_its_host_is_given_up_and_the_next_one_gets_its_turn() {
     for _ in 0..MESSAGE_ATTEMPTS_MAX {
         while world.session.state != State::Busy {
             let event = world.fair_event().unwrap();
-            world.now = world
-                .session
-                .due_at
-                .map_or(world.now, |due| due.max(world.now));
+            world.now = world.session.due_at.map_or(world.now, |due| due.max(world.now));
             world.feed(&event);
         }
-        world.feed(&Event::ContainerGone {
-            generation: world.session.generation,
-            fault: fault(),
-        });
+        world.feed(&Event::ContainerGone { generation: world.session.generation, fault: fault() });
         assert_eq!(world.session.state, State::Error);
     }
-    assert_eq!(
-        world.messages[&message(1)],
-        (Status::Ended, MESSAGE_ATTEMPTS_MAX)
-    );
+    assert_eq!(world.messages[&message(1)], (Status::Ended, MESSAGE_ATTEMPTS_MAX));
     assert_eq!(world.messages[&message(2)], (Status::Queued, 0));
     world.settle_fairly();
-    assert_eq!(
-        (world.session.state, world.session.queued),
-        (State::Ready, 0)
-    );
+    assert_eq!((world.session.state, world.session.queued), (State::Ready, 0));
 }
 
 #[test]

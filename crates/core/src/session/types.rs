@@ -26,13 +26,7 @@ pub enum State {
 
 impl State {
     /// All of them.
-    pub const ALL: [State; 5] = [
-        State::Init,
-        State::Ready,
-        State::Idle,
-        State::Busy,
-        State::Error,
-    ];
+    pub const ALL: [State; 5] = [State::Init, State::Ready, State::Idle, State::Busy, State::Error];
 
     /// The edges there are; no other change of state ever happens.
     pub fn may_become(self, to: State) -> bool {
@@ -218,21 +212,12 @@ impl FaultCode {
 impl Fault {
     pub(super) fn host_lost() -> Self {
         let message = "the container's host was not heard of for too long".to_owned();
-        Self {
-            code: FaultCode::HostLost,
-            message,
-        }
+        Self { code: FaultCode::HostLost, message }
     }
 
     pub(super) fn start_timeout() -> Self {
-        let message = format!(
-            "no host reported within {} seconds",
-            crate::limits::START_TIMEOUT.as_secs()
-        );
-        Self {
-            code: FaultCode::StartTimeout,
-            message,
-        }
+        let message = format!("no host reported within {} seconds", crate::limits::START_TIMEOUT.as_secs());
+        Self { code: FaultCode::StartTimeout, message }
     }
 }
 

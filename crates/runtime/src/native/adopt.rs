@@ -26,12 +26,7 @@ impl Containers {
             let bundle = self.layout.bundle(id);
             match Handle::of_bundle(&bundle).map_err(failed)? {
                 Some(process) => self.watch(id, process, None).await,
-                None if bundle
-                    .join(raworc_launcher::protocol::PROCESS_FILE)
-                    .exists() =>
-                {
-                    gone.push(id)
-                }
+                None if bundle.join(raworc_launcher::protocol::PROCESS_FILE).exists() => gone.push(id),
                 // It was never started; `list` shows it.
                 None => {}
             }
@@ -39,24 +34,14 @@ impl Containers {
         let exits = self.exits.clone();
         tokio::spawn(async move {
             for id in gone {
-                let _ = exits
-                    .send(Exit {
-                        id,
-                        reason: ExitReason::Unknown,
-                    })
-                    .await;
+                let _ = exits.send(Exit { id, reason: ExitReason::Unknown }).await;
             }
         });
         Ok(())
     }
 
     /// Notes that a container runs, and reports its exit unless it is stopped before.
-    pub async fn watch(
-        self: &Arc<Self>,
-        id: ContainerId,
-        process: Handle,
-        status: Option<watch::Receiver<Ending>>,
-    ) {
+    pub async fn watch(self: &Arc<Self>, id: ContainerId, process: Handle, status: Option<watch::Receiver<Ending>>) {
         let process = Arc::new(process);
         self.set_running(id, &process);
         let containers = Arc::downgrade(self);
@@ -72,12 +57,7 @@ impl Containers {
         });
     }
 
-    async fn ended(
-        &self,
-        id: ContainerId,
-        process: &Arc<Handle>,
-        status: Option<watch::Receiver<Ending>>,
-    ) {
+    async fn ended(&self, id: ContainerId, process: &Arc<Handle>, status: Option<watch::Receiver<Ending>>) {
         let reason = self.reason(id, status).await;
         if self.clear_running(id, process) {
             let _ = self.exits.send(Exit { id, reason }).await;
@@ -85,19 +65,11 @@ impl Containers {
     }
 
     /// Why a container ended, from what its launcher saw.
-    pub async fn reason(
-        &self,
-        id: ContainerId,
-        status: Option<watch::Receiver<Ending>>,
-    ) -> ExitReason {
+    pub async fn reason(&self, id: ContainerId, status: Option<watch::Receiver<Ending>>) -> ExitReason {
         let Some(mut status) = status else {
             return ExitReason::Unknown;
         };
-        let seen = tokio::time::timeout(
-            STATUS_MAX,
-            status.wait_for(|ending| *ending != Ending::Running),
-        )
-        .await;
+        let seen = tokio::time::timeout(STATUS_MAX, status.wait_for(|ending| *ending != Ending::Running)).await;
         let ending = match seen {
             Ok(Ok(ending)) => *ending,
             Ok(Err(_)) | Err(_) => Ending::Unseen,
@@ -105,9 +77,7 @@ impl Containers {
         match ending {
             Ending::Seen(Status::Exited(status)) => ExitReason::Exited(status),
             // A process inside can be killed for memory and the container live on: both signs are needed.
-            Ending::Seen(Status::Signalled(SIGKILL)) if self.cgroups.oom_kills(id) > 0 => {
-                ExitReason::OutOfMemory
-            }
+            Ending::Seen(Status::Signalled(SIGKILL)) if self.cgroups.oom_kills(id) > 0 => ExitReason::OutOfMemory,
             Ending::Seen(Status::Signalled(signal)) => ExitReason::Signalled(signal),
             Ending::Running | Ending::Unseen => ExitReason::Unknown,
         }

@@ -4,9 +4,7 @@ use std::io;
 use std::path::Path;
 
 use raworc_core::link::{HOST_DIRECTORY, HOST_PATH, TOKEN_VARIABLE, WORKSPACE_PATH};
-use raworc_launcher::protocol::{
-    CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_ROOTFS, STAGE_WORKSPACE,
-};
+use raworc_launcher::protocol::{CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_ROOTFS, STAGE_WORKSPACE};
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
@@ -52,11 +50,7 @@ pub fn write(layout: &Layout, spec: &ContainerSpec, stage: &Path) -> io::Result<
     let bundle = layout.bundle(spec.id);
     directory(&bundle, 0o700)?;
     let config = config(layout, spec, stage);
-    write_file(
-        &bundle.join("config.json"),
-        &serde_json::to_vec(&config)?,
-        0o600,
-    )
+    write_file(&bundle.join("config.json"), &serde_json::to_vec(&config)?, 0o600)
 }
 
 fn config(layout: &Layout, spec: &ContainerSpec, stage: &Path) -> Value {
@@ -115,30 +109,15 @@ fn process(spec: &ContainerSpec) -> Value {
 fn mounts(spec: &ContainerSpec, stage: &Path) -> Value {
     let memory = spec.resources.memory_bytes;
     let tmpfs = |path: &str, mode: &str, bytes: u64| {
-        let options = [
-            "nosuid".into(),
-            "nodev".into(),
-            format!("mode={mode}"),
-            format!("size={bytes}"),
-        ];
+        let options = ["nosuid".into(), "nodev".into(), format!("mode={mode}"), format!("size={bytes}")];
         json!({ "destination": path, "type": "tmpfs", "source": "tmpfs", "options": options })
     };
     let bind = |source: &Path, path: &Path, mode: &str| {
         let options = ["bind", mode, "nosuid", "nodev"];
         json!({ "destination": path, "type": "bind", "source": source, "options": options })
     };
-    let mut mounts: Vec<Value> = rootfs::program_directories()
-        .iter()
-        .map(|path| bind(path, path, "ro"))
-        .collect();
-    let device_options = [
-        "nosuid",
-        "noexec",
-        "newinstance",
-        "ptmxmode=0666",
-        "mode=0620",
-        "gid=5",
-    ];
+    let mut mounts: Vec<Value> = rootfs::program_directories().iter().map(|path| bind(path, path, "ro")).collect();
+    let device_options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
     mounts.extend([
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] }),
         json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
@@ -177,17 +156,7 @@ mod tests {
 
     #[test]
     fn odd_cpu_values_become_possible_limits() {
-        let quota = |cpu| {
-            limits(&Resources {
-                cpu,
-                memory_bytes: 1,
-                pids: 1,
-            })
-            .cpu_quota_micros
-        };
-        assert_eq!(
-            [1.5, 0.0, -1.0, f64::NAN].map(quota),
-            [150_000, 1_000, 1_000, 1_000]
-        );
+        let quota = |cpu| limits(&Resources { cpu, memory_bytes: 1, pids: 1 }).cpu_quota_micros;
+        assert_eq!([1.5, 0.0, -1.0, f64::NAN].map(quota), [150_000, 1_000, 1_000, 1_000]);
     }
 }

@@ -28,22 +28,10 @@ impl Cgroups {
     /// Finds the hierarchies.
     pub fn find(instance: &str) -> io::Result<Self> {
         let mounts = mounts(&fs::read_to_string("/proc/self/mountinfo")?);
-        let version = if mounts
-            .iter()
-            .any(|(kind, path)| kind == "cgroup2" && path == "/sys/fs/cgroup")
-        {
-            2
-        } else {
-            1
-        };
-        let directories = mounts
-            .iter()
-            .map(|(_, path)| Path::new(path).join("raworc").join(instance))
-            .collect();
-        Ok(Self {
-            directories,
-            version,
-        })
+        let version =
+            if mounts.iter().any(|(kind, path)| kind == "cgroup2" && path == "/sys/fs/cgroup") { 2 } else { 1 };
+        let directories = mounts.iter().map(|(_, path)| Path::new(path).join("raworc").join(instance)).collect();
+        Ok(Self { directories, version })
     }
 
     /// 1 or 2.
@@ -53,25 +41,16 @@ impl Cgroups {
 
     /// Every container that has a cgroup.
     pub fn list(&self) -> io::Result<BTreeSet<ContainerId>> {
-        let names = self
-            .directories
-            .iter()
-            .map(|directory| container_names(directory));
-        names
-            .collect::<io::Result<Vec<_>>>()
-            .map(|lists| lists.into_iter().flatten().collect())
+        let names = self.directories.iter().map(|directory| container_names(directory));
+        names.collect::<io::Result<Vec<_>>>().map(|lists| lists.into_iter().flatten().collect())
     }
 
     /// How many processes the kernel has killed because the container's memory was used up.
     pub fn oom_kills(&self, id: ContainerId) -> u64 {
         let files = ["memory.events", "memory.oom_control"];
-        let texts = self
-            .of(id)
-            .flat_map(|path| files.map(|file| fs::read_to_string(path.join(file))));
+        let texts = self.of(id).flat_map(|path| files.map(|file| fs::read_to_string(path.join(file))));
         let counts = texts.flatten().filter_map(|text| {
-            text.lines()
-                .find_map(|line| line.strip_prefix("oom_kill "))
-                .and_then(|count| count.trim().parse().ok())
+            text.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|count| count.trim().parse().ok())
         });
         counts.max().unwrap_or(0)
     }
@@ -81,10 +60,7 @@ impl Cgroups {
         for attempt in 1.. {
             self.kill(id);
             let results: Vec<_> = self.of(id).map(fs::remove_dir).collect();
-            let worst = results
-                .into_iter()
-                .filter_map(Result::err)
-                .find(|e| e.kind() != io::ErrorKind::NotFound);
+            let worst = results.into_iter().filter_map(Result::err).find(|e| e.kind() != io::ErrorKind::NotFound);
             match worst {
                 None => break,
                 Some(error) if attempt >= REMOVAL_ATTEMPTS_MAX => return Err(error),
@@ -98,8 +74,7 @@ impl Cgroups {
     pub fn remove_instance(&self) {
         for directory in &self.directories {
             // The second one is shared with other instances; only the last one succeeds.
-            let _ = fs::remove_dir(directory)
-                .and_then(|()| directory.parent().map_or(Ok(()), fs::remove_dir));
+            let _ = fs::remove_dir(directory).and_then(|()| directory.parent().map_or(Ok(()), fs::remove_dir));
         }
     }
 
@@ -110,10 +85,7 @@ impl Cgroups {
             }
             let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
             // 0 is a process of another pid namespace: none of ours.
-            let numbers = processes
-                .lines()
-                .filter_map(|line| line.parse().ok())
-                .filter(|pid| *pid > 0);
+            let numbers = processes.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0);
             for pid in numbers.filter_map(rustix::process::Pid::from_raw) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
@@ -122,9 +94,7 @@ impl Cgroups {
 
     fn of(&self, id: ContainerId) -> impl Iterator<Item = PathBuf> + '_ {
         let name = id.to_string();
-        self.directories
-            .iter()
-            .map(move |directory| directory.join(&name))
+        self.directories.iter().map(move |directory| directory.join(&name))
     }
 }
 
@@ -132,10 +102,7 @@ impl Cgroups {
 fn mounts(table: &str) -> Vec<(String, String)> {
     let parse = |line: &str| {
         let (mount, source) = line.split_once(" - ")?;
-        let kind = source
-            .split(' ')
-            .next()
-            .filter(|kind| kind.starts_with("cgroup"))?;
+        let kind = source.split(' ').next().filter(|kind| kind.starts_with("cgroup"))?;
         Some((kind.to_owned(), mount.split(' ').nth(4)?.to_owned()))
     };
     table.lines().filter_map(parse).collect()

@@ -35,31 +35,15 @@ pub struct Containers {
 
 impl Containers {
     /// None are known yet; see [`Containers::adopt`].
-    pub fn new(
-        layout: Layout,
-        launcher: Launcher,
-        cgroups: Cgroups,
-        exits: mpsc::Sender<Exit>,
-    ) -> Self {
-        Self {
-            layout,
-            launcher,
-            cgroups,
-            exits,
-            running: Mutex::default(),
-            gates: Mutex::default(),
-        }
+    pub fn new(layout: Layout, launcher: Launcher, cgroups: Cgroups, exits: mpsc::Sender<Exit>) -> Self {
+        Self { layout, launcher, cgroups, exits, running: Mutex::default(), gates: Mutex::default() }
     }
 
     /// Starts a container, or leaves it alone where it runs.
     pub async fn start(self: &Arc<Self>, spec: &ContainerSpec) -> Result<(), RuntimeError> {
         let id = spec.id;
         let gate = self.enter(id).await;
-        let result = if locked(&self.running).contains_key(&id) {
-            Ok(())
-        } else {
-            self.start_anew(spec).await
-        };
+        let result = if locked(&self.running).contains_key(&id) { Ok(()) } else { self.start_anew(spec).await };
         self.leave(id, gate);
         result
     }
@@ -78,15 +62,12 @@ impl Containers {
     }
 
     async fn launch(self: &Arc<Self>, spec: &ContainerSpec) -> Result<(), RuntimeError> {
-        let (id, failed) = (spec.id, |error: io::Error| {
-            RuntimeError::Start(error.to_string())
-        });
+        let (id, failed) = (spec.id, |error: io::Error| RuntimeError::Start(error.to_string()));
         let stage = self.launcher.stage().await?;
         // The workspace travels as a detached mount: the launcher need not see the path, nor may an id without rights.
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let workspace = open_tree(CWD, &spec.workspace, flags).map_err(|error| {
-            RuntimeError::Start(format!("workspace {}: {error}", spec.workspace.display()))
-        })?;
+        let workspace = open_tree(CWD, &spec.workspace, flags)
+            .map_err(|error| RuntimeError::Start(format!("workspace {}: {error}", spec.workspace.display())))?;
         bundle::write(&self.layout, spec, &stage).map_err(failed)?;
         let status = self.launcher.expect(id);
         let start = Start {
@@ -95,17 +76,11 @@ impl Containers {
             cgroup: self.layout.cgroup(id),
             limits: bundle::limits(&spec.resources),
         };
-        let process = match self
-            .launcher
-            .request(Action::Start(start), Some(workspace))
-            .await?
-        {
+        let process = match self.launcher.request(Action::Start(start), Some(workspace)).await? {
             Outcome::Started(process) => process,
             Outcome::Failed(message) => return Err(RuntimeError::Start(message)),
             Outcome::Deleted => {
-                return Err(RuntimeError::Start(
-                    "the launcher answered something else".into(),
-                ));
+                return Err(RuntimeError::Start("the launcher answered something else".into()));
             }
         };
         match Handle::open(process).map_err(failed)? {
@@ -144,9 +119,7 @@ impl Containers {
         }
         self.cgroups.remove(id).await.map_err(failed)?;
         if self.layout.oci_runtime.is_some() {
-            let action = Action::Delete {
-                container: id.to_string(),
-            };
+            let action = Action::Delete { container: id.to_string() };
             if let Outcome::Failed(message) = self.launcher.request(action, None).await? {
                 return Err(RuntimeError::Other(message));
             }
@@ -160,11 +133,7 @@ impl Containers {
 
     /// Every container of which anything is there.
     pub async fn list(&self) -> Result<Vec<ContainerId>, RuntimeError> {
-        let (containers, state, cgroups) = (
-            self.layout.containers(),
-            self.layout.state(),
-            self.cgroups.clone(),
-        );
+        let (containers, state, cgroups) = (self.layout.containers(), self.layout.state(), self.cgroups.clone());
         blocking(move || {
             let mut all: BTreeSet<ContainerId> = cgroups.list()?;
             all.extend(container_names(&containers)?);
@@ -175,13 +144,8 @@ impl Containers {
     }
 
     fn remains(&self, id: ContainerId) -> bool {
-        let (bundle, state) = (
-            self.layout.bundle(id),
-            self.layout.state().join(id.to_string()),
-        );
-        bundle.exists()
-            || state.exists()
-            || self.cgroups.list().map_or(true, |all| all.contains(&id))
+        let (bundle, state) = (self.layout.bundle(id), self.layout.state().join(id.to_string()));
+        bundle.exists() || state.exists() || self.cgroups.list().map_or(true, |all| all.contains(&id))
     }
 
     /// Notes that a container runs.
@@ -192,9 +156,7 @@ impl Containers {
     /// Notes that it has ended; false where it was stopped (or started anew) in the meantime.
     pub fn clear_running(&self, id: ContainerId, process: &Arc<Handle>) -> bool {
         let mut running = locked(&self.running);
-        let same = running
-            .get(&id)
-            .is_some_and(|known| Arc::ptr_eq(known, process));
+        let same = running.get(&id).is_some_and(|known| Arc::ptr_eq(known, process));
         if same {
             running.remove(&id);
         }
@@ -210,10 +172,7 @@ impl Containers {
         let mut gates = locked(&self.gates);
         drop(gate);
         // New holders come through this map only, which is locked: at 1 nobody waits.
-        if gates
-            .get(&id)
-            .is_some_and(|gate| Arc::strong_count(gate) == 1)
-        {
+        if gates.get(&id).is_some_and(|gate| Arc::strong_count(gate) == 1) {
             gates.remove(&id);
         }
     }

@@ -40,44 +40,22 @@ pub struct Check {
 
 impl Check {
     fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self {
-            name,
-            status: Status::Ok,
-            found: found.into(),
-            remedy: String::new(),
-        }
+        Self { name, status: Status::Ok, found: found.into(), remedy: String::new() }
     }
 
     fn warning(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            name,
-            status: Status::Warning,
-            found: found.into(),
-            remedy: remedy.into(),
-        }
+        Self { name, status: Status::Warning, found: found.into(), remedy: remedy.into() }
     }
 
     fn missing(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            name,
-            status: Status::Missing,
-            found: found.into(),
-            remedy: remedy.into(),
-        }
+        Self { name, status: Status::Missing, found: found.into(), remedy: remedy.into() }
     }
 }
 
 /// Looks at everything that containers need. Changes nothing. Takes a few milliseconds, on the calling thread.
 #[must_use]
 pub fn doctor(data_dir: &Path) -> Vec<Check> {
-    let mut checks = vec![
-        root(),
-        kernel(),
-        user_namespaces(),
-        seccomp(),
-        proc_mountable(),
-        overlayfs(),
-    ];
+    let mut checks = vec![root(), kernel(), user_namespaces(), seccomp(), proc_mountable(), overlayfs()];
     checks.extend(cgroups::checks());
     checks.extend(disk(data_dir));
     checks
@@ -87,43 +65,28 @@ fn root() -> Check {
     if rustix::process::geteuid().is_root() {
         return Check::ok("root", "running as root");
     }
-    Check::missing(
-        "root",
-        "running as an ordinary user",
-        "Run raworc as root. Containers are not root outside.",
-    )
+    Check::missing("root", "running as an ordinary user", "Run raworc as root. Containers are not root outside.")
 }
 
 /// The newest of the system calls that starting a container needs came with Linux 5.12 (mount_setattr).
 fn kernel() -> Check {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy().into_owned();
-    let mut parts = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|part| part.parse().unwrap_or(0));
+    let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     let version: (u32, u32) = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
     if version >= (5, 12) {
         return Check::ok("kernel", format!("Linux {release}"));
     }
-    Check::missing(
-        "kernel",
-        format!("Linux {release}"),
-        "Linux 5.12 or newer is needed; Debian 12 has 6.1.",
-    )
+    Check::missing("kernel", format!("Linux {release}"), "Linux 5.12 or newer is needed; Debian 12 has 6.1.")
 }
 
 fn user_namespaces() -> Check {
     const NAME: &str = "user namespaces";
     if !Path::new("/proc/self/ns/user").exists() {
-        return Check::missing(
-            NAME,
-            "the kernel has none",
-            "Use a kernel with CONFIG_USER_NS.",
-        );
+        return Check::missing(NAME, "the kernel has none", "Use a kernel with CONFIG_USER_NS.");
     }
     let most = number("/proc/sys/user/max_user_namespaces").unwrap_or(0);
-    let enough =
-        "sysctl -w user.max_user_namespaces=65536 (and a file in /etc/sysctl.d to keep it)";
+    let enough = "sysctl -w user.max_user_namespaces=65536 (and a file in /etc/sysctl.d to keep it)";
     if most == 0 {
         return Check::missing(NAME, "switched off (user.max_user_namespaces is 0)", enough);
     }
@@ -133,11 +96,7 @@ fn user_namespaces() -> Check {
         return Check::missing(NAME, "for root only", remedy);
     }
     if most < USER_NAMESPACES_MIN {
-        return Check::warning(
-            NAME,
-            format!("at most {most}, one for each running session"),
-            enough,
-        );
+        return Check::warning(NAME, format!("at most {most}, one for each running session"), enough);
     }
     Check::ok(NAME, format!("at most {most}"))
 }
@@ -147,32 +106,21 @@ fn seccomp() -> Check {
     if actions.split_whitespace().any(|action| action == "errno") {
         return Check::ok("seccomp", "system call filters work");
     }
-    Check::missing(
-        "seccomp",
-        "the kernel has no system call filters",
-        "Use a kernel with CONFIG_SECCOMP_FILTER.",
-    )
+    Check::missing("seccomp", "the kernel has no system call filters", "Use a kernel with CONFIG_SECCOMP_FILTER.")
 }
 
 /// A new user namespace may mount `/proc` only where nothing of the one outside is covered.
 fn proc_mountable() -> Check {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut covered = table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .filter(|path| {
-            // These may be covered anyway: they are directories made for mounting on.
-            path.starts_with("/proc/")
-                && *path != "/proc/sys/fs/binfmt_misc"
-                && *path != "/proc/fs/nfsd"
-        });
+    let mut covered = table.lines().filter_map(|line| line.split(' ').nth(4)).filter(|path| {
+        // These may be covered anyway: they are directories made for mounting on.
+        path.starts_with("/proc/") && *path != "/proc/sys/fs/binfmt_misc" && *path != "/proc/fs/nfsd"
+    });
     match covered.next() {
         None => Check::ok("/proc", "can be mounted in containers"),
         Some(path) => Check::missing(
             "/proc",
-            format!(
-                "something is mounted over {path}; the kernel then refuses a new /proc in a container"
-            ),
+            format!("something is mounted over {path}; the kernel then refuses a new /proc in a container"),
             "raworc seems to run in a container itself: run it with an unmasked /proc (`--privileged`).",
         ),
     }
@@ -182,42 +130,26 @@ fn overlayfs() -> Check {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let uname = rustix::system::uname();
     let modules = Path::new("/lib/modules").join(&*uname.release().to_string_lossy());
-    let module = ["ko", "ko.xz", "ko.zst", "ko.gz"].iter().any(|end| {
-        modules
-            .join(format!("kernel/fs/overlayfs/overlay.{end}"))
-            .exists()
-    });
+    let module = ["ko", "ko.xz", "ko.zst", "ko.gz"]
+        .iter()
+        .any(|end| modules.join(format!("kernel/fs/overlayfs/overlay.{end}")).exists());
     if known.split_whitespace().any(|name| name == "overlay") {
         Check::ok("overlayfs", "available")
     } else if module {
         Check::ok("overlayfs", "available as a module, loaded when first used")
     } else {
-        Check::warning(
-            "overlayfs",
-            "not available",
-            "modprobe overlay; without it checkpoints copy whole workspaces.",
-        )
+        Check::warning("overlayfs", "not available", "modprobe overlay; without it checkpoints copy whole workspaces.")
     }
 }
 
 fn disk(data_dir: &Path) -> Vec<Check> {
     // It need not exist yet: then what counts is the directory that it will be made in.
-    let existing = data_dir
-        .ancestors()
-        .find(|path| path.is_dir())
-        .unwrap_or(Path::new("."));
+    let existing = data_dir.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
     let place = existing.display();
     match statvfs(existing) {
-        Ok(statistics) => vec![
-            space(&statistics, &place.to_string()),
-            inodes(&statistics, &place.to_string()),
-        ],
+        Ok(statistics) => vec![space(&statistics, &place.to_string()), inodes(&statistics, &place.to_string())],
         Err(error) => {
-            vec![Check::missing(
-                "disk space",
-                format!("{place}: {error}"),
-                "Choose another --data-dir.",
-            )]
+            vec![Check::missing("disk space", format!("{place}: {error}"), "Choose another --data-dir.")]
         }
     }
 }
@@ -228,11 +160,7 @@ fn space(statistics: &StatVfs, place: &str) -> Check {
     if free >= FREE_BYTES_MIN {
         return Check::ok("disk space", found);
     }
-    Check::warning(
-        "disk space",
-        found,
-        "Free some space, or choose another --data-dir: at least 1 GiB should be free.",
-    )
+    Check::warning("disk space", found, "Free some space, or choose another --data-dir: at least 1 GiB should be free.")
 }
 
 fn inodes(statistics: &StatVfs, place: &str) -> Check {
@@ -244,11 +172,7 @@ fn inodes(statistics: &StatVfs, place: &str) -> Check {
     if statistics.f_favail >= FREE_INODES_MIN {
         return Check::ok("inodes", found);
     }
-    Check::warning(
-        "inodes",
-        found,
-        "Remove files that are not needed, or choose another --data-dir.",
-    )
+    Check::warning("inodes", found, "Remove files that are not needed, or choose another --data-dir.")
 }
 
 fn number(path: &str) -> Option<u64> {
@@ -264,11 +188,7 @@ mod tests {
         let checks = doctor(Path::new("/nonexistent/data"));
         assert!(checks.len() >= 9, "{checks:#?}");
         for check in checks {
-            assert_eq!(
-                check.remedy.is_empty(),
-                check.status == Status::Ok,
-                "{check:?}"
-            );
+            assert_eq!(check.remedy.is_empty(), check.status == Status::Ok, "{check:?}");
             assert!(!check.found.is_empty(), "{check:?}");
         }
     }

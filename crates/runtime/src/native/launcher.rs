@@ -77,19 +77,9 @@ impl Launcher {
             seccomp: seccomp::profile(),
         };
         let program = layout.launcher.clone();
-        let keeper = Keeper {
-            program,
-            setup,
-            jobs: jobs_receiver,
-            state: state_sender,
-            endings: Arc::clone(&endings),
-        };
+        let keeper = Keeper { program, setup, jobs: jobs_receiver, state: state_sender, endings: Arc::clone(&endings) };
         tokio::spawn(keeper.keep());
-        let launcher = Self {
-            jobs,
-            state,
-            endings,
-        };
+        let launcher = Self { jobs, state, endings };
         launcher.stage().await?;
         Ok(launcher)
     }
@@ -97,58 +87,35 @@ impl Launcher {
     /// Where the launcher has mounted the parts of containers; waits for one that is being started.
     pub async fn stage(&self) -> Result<PathBuf, RuntimeError> {
         let mut state = self.state.clone();
-        let settled = state
-            .wait_for(|state| !matches!(state, State::Starting))
-            .await;
+        let settled = state.wait_for(|state| !matches!(state, State::Starting)).await;
         match settled.as_deref() {
             Ok(State::Ready(stage)) => Ok(stage.clone()),
             Ok(State::Away(message)) => Err(RuntimeError::Unavailable(message.clone())),
-            Ok(State::Starting) | Err(_) => {
-                Err(RuntimeError::Unavailable("the launcher has gone".into()))
-            }
+            Ok(State::Starting) | Err(_) => Err(RuntimeError::Unavailable("the launcher has gone".into())),
         }
     }
 
     /// Has the launcher do something.
-    pub async fn request(
-        &self,
-        action: Action,
-        descriptor: Option<OwnedFd>,
-    ) -> Result<Outcome, RuntimeError> {
+    pub async fn request(&self, action: Action, descriptor: Option<OwnedFd>) -> Result<Outcome, RuntimeError> {
         let (answer, receiver) = oneshot::channel();
         let gone = || RuntimeError::Unavailable("the launcher died".into());
-        self.jobs
-            .send(Job {
-                action,
-                descriptor,
-                answer,
-            })
-            .await
-            .map_err(|_| gone())?;
+        self.jobs.send(Job { action, descriptor, answer }).await.map_err(|_| gone())?;
         match tokio::time::timeout(START_TIMEOUT, receiver).await {
             Ok(outcome) => outcome.map_err(|_| gone()),
-            Err(_) => Err(RuntimeError::Unavailable(
-                "the launcher does not answer".into(),
-            )),
+            Err(_) => Err(RuntimeError::Unavailable("the launcher does not answer".into())),
         }
     }
 
     /// Will tell how a container that is about to be started ended.
     pub fn expect(&self, id: ContainerId) -> watch::Receiver<Ending> {
         let (sender, receiver) = watch::channel(Ending::Running);
-        self.endings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id.to_string(), sender);
+        self.endings.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_string(), sender);
         receiver
     }
 
     /// Nobody wants to know any more.
     pub fn forget(&self, id: ContainerId) {
-        self.endings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&id.to_string());
+        self.endings.lock().unwrap_or_else(PoisonError::into_inner).remove(&id.to_string());
     }
 
     /// In a few words, for an operator.
@@ -200,10 +167,7 @@ impl Keeper {
         let (socket, theirs) = Socket::pair()?;
         let mut command = Command::new(&self.program);
         // Nothing of the server's environment, which may hold secrets; an external runtime wants to find programs.
-        command.arg("launcher").env_clear().env(
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        );
+        command.arg("launcher").env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.stdin(theirs).stdout(std::process::Stdio::null());
         let mut child = command.spawn()?;
         drop(command);
@@ -220,9 +184,7 @@ impl Keeper {
             Event::Ready { stage } => drop(self.state.send_replace(State::Ready(stage))),
             Event::Failed { message } => return Err(io::Error::other(message)),
             other => {
-                return Err(io::Error::other(format!(
-                    "the launcher began with {other:?}"
-                )));
+                return Err(io::Error::other(format!("the launcher began with {other:?}")));
             }
         }
         let mut asked: HashMap<u64, oneshot::Sender<Outcome>> = HashMap::new();

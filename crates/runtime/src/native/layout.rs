@@ -25,20 +25,12 @@ impl Layout {
     /// Makes what isn't there yet. Containers may be running on what is.
     pub fn prepare(config: &NativeConfig) -> io::Result<Self> {
         // The directory itself is the server's: only made where it isn't there yet.
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&config.data_dir)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir)?;
         let run = config.data_dir.canonicalize()?.join("run");
         directory(&run, 0o700)?;
         let instance = instance(&run.join("instance"))?;
         let (launcher, oci_runtime) = (config.launcher.clone(), config.oci_runtime.clone());
-        let layout = Self {
-            run,
-            instance,
-            launcher,
-            oci_runtime,
-        };
+        let layout = Self { run, instance, launcher, oci_runtime };
         for path in [layout.containers(), layout.state()] {
             directory(&path, 0o700)?;
         }
@@ -97,9 +89,7 @@ pub fn container_names(path: &Path) -> io::Result<Vec<ContainerId>> {
 /// Makes a directory with exactly this mode.
 pub fn directory(path: &Path, mode: u32) -> io::Result<()> {
     match DirBuilder::new().mode(mode).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            DirBuilder::new().recursive(true).create(path)?
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => DirBuilder::new().recursive(true).create(path)?,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
         other => other?,
     }
@@ -111,10 +101,7 @@ pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     if fs::read(path).is_ok_and(|old| old == bytes) {
         return fs::set_permissions(path, Permissions::from_mode(mode));
     }
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .ok_or(io::ErrorKind::InvalidInput)?;
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
     let new = path.with_file_name(format!(".{name}.new"));
     fs::write(&new, bytes)?;
     fs::set_permissions(&new, Permissions::from_mode(mode))?;

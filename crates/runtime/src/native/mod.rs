@@ -83,14 +83,10 @@ impl NativeRuntime {
         let layout = blocking(move || Layout::prepare(&config)).await?;
         let launcher = Launcher::start(&layout).await?;
         let (sender, receiver) = mpsc::channel(EXITS_MAX);
-        let cgroups = Cgroups::find(&layout.instance)
-            .map_err(|e| RuntimeError::Unavailable(e.to_string()))?;
+        let cgroups = Cgroups::find(&layout.instance).map_err(|e| RuntimeError::Unavailable(e.to_string()))?;
         let containers = Arc::new(Containers::new(layout, launcher, cgroups, sender));
         containers.adopt().await?;
-        Ok(Self {
-            containers,
-            exits: Mutex::new(Some(receiver)),
-        })
+        Ok(Self { containers, exits: Mutex::new(Some(receiver)) })
     }
 
     /// Where the server has to listen for hosts. The socket must be writable for everybody (`0666`); connecting is
@@ -118,32 +114,18 @@ impl Runtime for NativeRuntime {
     }
 
     fn exits(&self) -> mpsc::Receiver<Exit> {
-        let taken = self
-            .exits
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let taken = self.exits.lock().unwrap_or_else(PoisonError::into_inner).take();
         taken.unwrap_or_else(|| mpsc::channel(1).1)
     }
 
     async fn check(&self) -> Result<BTreeMap<String, String>, RuntimeError> {
         let containers = &self.containers;
-        let runtime = containers
-            .layout
-            .oci_runtime
-            .as_deref()
-            .map(Path::to_string_lossy);
+        let runtime = containers.layout.oci_runtime.as_deref().map(Path::to_string_lossy);
         Ok(BTreeMap::from([
-            (
-                "cgroup_version".into(),
-                containers.cgroups.version().to_string(),
-            ),
+            ("cgroup_version".into(), containers.cgroups.version().to_string()),
             ("containers".into(), self.list().await?.len().to_string()),
             ("launcher".into(), containers.launcher.state()),
-            (
-                "oci_runtime".into(),
-                runtime.map_or("embedded".into(), |path| path.into_owned()),
-            ),
+            ("oci_runtime".into(), runtime.map_or("embedded".into(), |path| path.into_owned())),
         ]))
     }
 }
@@ -154,9 +136,7 @@ where
     T: Send + 'static,
     F: Future<Output = Result<T, RuntimeError>> + Send + 'static,
 {
-    tokio::spawn(work)
-        .await
-        .unwrap_or_else(|error| Err(RuntimeError::Other(error.to_string())))
+    tokio::spawn(work).await.unwrap_or_else(|error| Err(RuntimeError::Other(error.to_string())))
 }
 
 /// Runs file system work where it may block.
@@ -165,17 +145,12 @@ where
     T: Send + 'static,
     F: FnOnce() -> io::Result<T> + Send + 'static,
 {
-    let result = tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| RuntimeError::Other(error.to_string()))?;
+    let result = tokio::task::spawn_blocking(work).await.map_err(|error| RuntimeError::Other(error.to_string()))?;
     result.map_err(|error| RuntimeError::Other(error.to_string()))
 }
 
 /// Lets tokio wait for a descriptor.
-#[expect(
-    deprecated,
-    reason = "its successor is unsafe, for descriptors that may change; an OwnedFd never does"
-)]
+#[expect(deprecated, reason = "its successor is unsafe, for descriptors that may change; an OwnedFd never does")]
 fn pollable(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(descriptor, interest)
 }

@@ -36,9 +36,7 @@ impl Handle {
         if Process::find(process.pid) != Some(process) {
             return Ok(None);
         }
-        Ok(Some(Self {
-            pidfd: pollable(pidfd, Interest::READABLE)?,
-        }))
+        Ok(Some(Self { pidfd: pollable(pidfd, Interest::READABLE)? }))
     }
 
     /// The process of a bundle, if it has one that lives.
@@ -66,11 +64,7 @@ impl Handle {
         }
         self.signal(Signal::KILL);
         let ended = tokio::time::timeout(KILL_MAX, self.ended()).await;
-        ended.unwrap_or_else(|_| {
-            Err(io::Error::other(
-                "the process does not end although it was killed",
-            ))
-        })
+        ended.unwrap_or_else(|_| Err(io::Error::other("the process does not end although it was killed")))
     }
 
     fn signal(&self, signal: Signal) {

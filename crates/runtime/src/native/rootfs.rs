@@ -9,17 +9,7 @@ use std::path::{Path, PathBuf};
 use super::layout::{directory, write_file};
 
 /// Directories that are mounted over, or empty.
-const DIRECTORIES: [&str; 9] = [
-    "dev",
-    "etc",
-    "home",
-    "proc",
-    "run",
-    "sys",
-    "tmp",
-    "usr",
-    "workspace",
-];
+const DIRECTORIES: [&str; 9] = ["dev", "etc", "home", "proc", "run", "sys", "tmp", "usr", "workspace"];
 /// Where programs and libraries are: links into `/usr` nowadays, directories on older systems.
 const PROGRAMS: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// Files of the machine that programs want to see and that say nothing secret.
@@ -40,13 +30,8 @@ const COPIED_DIRECTORIES: [&str; 2] = ["alternatives", "ld.so.conf.d"];
 
 /// The directories of programs that are to be mounted, as absolute paths: `/usr` and what isn't merged into it.
 pub fn program_directories() -> Vec<PathBuf> {
-    let unmerged = PROGRAMS
-        .iter()
-        .map(|name| Path::new("/").join(name))
-        .filter(|path| is_directory(path));
-    std::iter::once(PathBuf::from("/usr"))
-        .chain(unmerged)
-        .collect()
+    let unmerged = PROGRAMS.iter().map(|name| Path::new("/").join(name)).filter(|path| is_directory(path));
+    std::iter::once(PathBuf::from("/usr")).chain(unmerged).collect()
 }
 
 /// Builds the root filesystem at `root`.
@@ -67,29 +52,16 @@ pub fn build(root: &Path) -> io::Result<()> {
 }
 
 fn etc(etc: &Path) -> io::Result<()> {
-    let shell = if Path::new("/bin/bash").exists() {
-        "/bin/bash"
-    } else {
-        "/bin/sh"
-    };
+    let shell = if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" };
     let passwd = format!(
         "root:x:0:0:root:/workspace:{shell}\nagent:x:1000:1000:agent:/workspace:{shell}\n\
          nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
     );
     let own = [
         ("passwd", passwd.as_str()),
-        (
-            "group",
-            "root:x:0:\ntty:x:5:\nagent:x:1000:\nnogroup:x:65534:\n",
-        ),
-        (
-            "hosts",
-            "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
-        ),
-        (
-            "nsswitch.conf",
-            "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n",
-        ),
+        ("group", "root:x:0:\ntty:x:5:\nagent:x:1000:\nnogroup:x:65534:\n"),
+        ("hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"),
+        ("nsswitch.conf", "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"),
         ("profile", "PS1='\\u@\\h:\\w\\$ '\n"),
         ("resolv.conf", ""),
         ("shells", "/bin/sh\n/bin/bash\n"),
@@ -101,9 +73,7 @@ fn etc(etc: &Path) -> io::Result<()> {
     for name in COPIES {
         copy(&Path::new("/etc").join(name), &etc.join(name))?;
     }
-    COPIED_DIRECTORIES
-        .iter()
-        .try_for_each(|name| copy_directory(&Path::new("/etc").join(name), &etc.join(name)))
+    COPIED_DIRECTORIES.iter().try_for_each(|name| copy_directory(&Path::new("/etc").join(name), &etc.join(name)))
 }
 
 /// Copies a file, or a link as a link; what isn't there is left out.

@@ -39,12 +39,7 @@ impl Machine {
         // A temporary directory is 0700: nobody but root gets to the data directory below it.
         let directory = tempfile::tempdir().unwrap();
         let oci_runtime = oci_runtime.map(PathBuf::from);
-        let mut machine = Self {
-            directory,
-            oci_runtime,
-            runtime: None,
-            exits: None,
-        };
+        let mut machine = Self { directory, oci_runtime, runtime: None, exits: None };
         machine.reopen().await;
         Some(machine)
     }
@@ -60,8 +55,7 @@ impl Machine {
     /// As a restart of the server.
     pub async fn reopen(&mut self) {
         self.close();
-        let launcher = std::env::var("RAWORC_TEST_LAUNCHER")
-            .unwrap_or(env!("CARGO_BIN_EXE_raworc-launcher").into());
+        let launcher = std::env::var("RAWORC_TEST_LAUNCHER").unwrap_or(env!("CARGO_BIN_EXE_raworc-launcher").into());
         let runtime = NativeRuntime::open(NativeConfig {
             data_dir: self.data(),
             host_binary: HOST.into(),
@@ -86,16 +80,9 @@ impl Machine {
         fs::set_permissions(&workspace, Permissions::from_mode(0o777)).unwrap();
         fs::write(workspace.join("script"), script).unwrap();
         ContainerSpec {
-            id: ContainerId {
-                session: SessionId(Uuid::from_u128(number)),
-                generation: 1,
-            },
+            id: ContainerId { session: SessionId(Uuid::from_u128(number)), generation: 1 },
             workspace,
-            resources: Resources {
-                cpu: 1.5,
-                memory_bytes: 64 << 20,
-                pids: 40,
-            },
+            resources: Resources { cpu: 1.5, memory_bytes: 64 << 20, pids: 40 },
             token: format!("token-{number}-of-{}", self.directory.path().display()),
             hostname: "box".into(),
         }
@@ -103,10 +90,7 @@ impl Machine {
 
     pub async fn exit(&mut self) -> Exit {
         let exits = self.exits.as_mut().unwrap();
-        tokio::time::timeout(PATIENCE, exits.recv())
-            .await
-            .unwrap()
-            .unwrap()
+        tokio::time::timeout(PATIENCE, exits.recv()).await.unwrap().unwrap()
     }
 
     /// Whether any exit is there to be told.
@@ -120,19 +104,12 @@ impl Machine {
 
     /// The container's cgroup directories.
     pub fn cgroups(&self, id: ContainerId) -> Vec<PathBuf> {
-        instances(&self.data())
-            .into_iter()
-            .map(|path| path.join(id.to_string()))
-            .filter(|path| path.exists())
-            .collect()
+        instances(&self.data()).into_iter().map(|path| path.join(id.to_string())).filter(|path| path.exists()).collect()
     }
 
     /// The value of a cgroup file, wherever it is.
     pub fn cgroup_value(&self, id: ContainerId, file: &str) -> Option<String> {
-        let texts = self
-            .cgroups(id)
-            .into_iter()
-            .filter_map(|path| fs::read_to_string(path.join(file)).ok());
+        let texts = self.cgroups(id).into_iter().filter_map(|path| fs::read_to_string(path.join(file)).ok());
         texts.map(|text| text.trim().to_owned()).next()
     }
 
@@ -141,16 +118,10 @@ impl Machine {
         let id = spec.id;
         assert_eq!(self.cgroups(id), Vec::<PathBuf>::new());
         for path in ["run/containers", "run/state"] {
-            assert!(
-                !self.data().join(path).join(id.to_string()).exists(),
-                "{path}"
-            );
+            assert!(!self.data().join(path).join(id.to_string()).exists(), "{path}");
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(
-            !mounts.contains(self.directory.path().to_str().unwrap()),
-            "{mounts}"
-        );
+        assert!(!mounts.contains(self.directory.path().to_str().unwrap()), "{mounts}");
         assert_eq!(processes(&spec.token), Vec::<i32>::new());
     }
 }
@@ -159,12 +130,7 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.close();
         for instance in instances(&self.data()) {
-            for container in fs::read_dir(&instance)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .map(|entry| entry.path())
-            {
+            for container in fs::read_dir(&instance).into_iter().flatten().flatten().map(|entry| entry.path()) {
                 remove_cgroup(&container);
             }
             let _ = fs::remove_dir(&instance);
@@ -176,10 +142,7 @@ impl Drop for Machine {
 fn remove_cgroup(path: &Path) {
     for _ in 0..500 {
         let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-        for pid in processes
-            .lines()
-            .filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?))
-        {
+        for pid in processes.lines().filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?)) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
         if !path.is_dir() || fs::remove_dir(path).is_ok() {
@@ -197,10 +160,7 @@ fn instances(data: &Path) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let cgroups = table.lines().filter(|line| line.contains(" - cgroup"));
     let roots = cgroups.filter_map(|line| line.split(' ').nth(4));
-    roots
-        .map(|root| Path::new(root).join("raworc").join(&instance))
-        .filter(|path| path.is_dir())
-        .collect()
+    roots.map(|root| Path::new(root).join("raworc").join(&instance)).filter(|path| path.is_dir()).collect()
 }
 
 /// Says so even where the test harness keeps the output of tests that pass.
@@ -213,8 +173,7 @@ pub fn processes(token: &str) -> Vec<i32> {
     let all = fs::read_dir("/proc").unwrap().flatten();
     let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let has = |pid: &i32| {
-        fs::read(format!("/proc/{pid}/environ"))
-            .is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(token))
+        fs::read(format!("/proc/{pid}/environ")).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(token))
     };
     all.filter(has).collect()
 }

@@ -1,8 +1,5 @@
 //! The native runtime on this machine: real containers. Needs root; says so loudly where it hasn't got it.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test that can't go on should say where"
-)]
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,28 +19,15 @@ const RUNC: &str = "/usr/sbin/runc";
 const ENDLESS: &str = "exec sleep 1000";
 
 async fn findings(machine: &mut Machine, number: u128) -> BTreeMap<String, String> {
-    let spec = machine.container(
-        number,
-        &format!("DATA={}\n{PROBE}", machine.data().display()),
-    );
+    let spec = machine.container(number, &format!("DATA={}\n{PROBE}", machine.data().display()));
     machine.runtime().start(&spec).await.unwrap();
     let exit = machine.exit().await;
     let text = fs::read_to_string(spec.workspace.join("findings")).unwrap_or_default();
-    assert_eq!(
-        exit,
-        Exit {
-            id: spec.id,
-            reason: ExitReason::Exited(42)
-        },
-        "{text}"
-    );
+    assert_eq!(exit, Exit { id: spec.id, reason: ExitReason::Exited(42) }, "{text}");
     assert!(text.contains(&format!("token: {}", spec.token)), "{text}");
     machine.stop(&spec).await;
     machine.assert_gone(&spec);
-    text.lines()
-        .filter_map(|line| line.split_once(": "))
-        .map(|(k, v)| (k.into(), v.trim().into()))
-        .collect()
+    text.lines().filter_map(|line| line.split_once(": ")).map(|(k, v)| (k.into(), v.trim().into())).collect()
 }
 
 fn assert_confined(findings: &BTreeMap<String, String>) {
@@ -67,10 +51,7 @@ fn assert_confined(findings: &BTreeMap<String, String>) {
         ("hostname", "box"),
         ("interfaces", "lo"),
         ("loopback", "works"),
-        (
-            "root_files",
-            "bin dev etc home lib lib32 lib64 libx32 proc run sbin sys tmp usr workspace",
-        ),
+        ("root_files", "bin dev etc home lib lib32 lib64 libx32 proc run sbin sys tmp usr workspace"),
         ("home", ""),
         ("shadow", "absent"),
         ("data_directory", "absent"),
@@ -105,11 +86,7 @@ fn assert_confined(findings: &BTreeMap<String, String>) {
         ("leaked_descriptors", ""),
     ];
     for (name, value) in expected {
-        assert_eq!(
-            findings.get(name).map(String::as_str),
-            Some(value),
-            "{name}: {findings:#?}"
-        );
+        assert_eq!(findings.get(name).map(String::as_str), Some(value), "{name}: {findings:#?}");
     }
 }
 
@@ -135,10 +112,7 @@ async fn assert_limited(machine: &Machine, spec: &ContainerSpec) {
     assert_eq!(value("pids.max").as_deref(), Some("40"));
     if let Some(bytes) = value("memory.limit_in_bytes") {
         assert_eq!(bytes, (64 << 20).to_string());
-        assert_eq!(
-            value("memory.memsw.limit_in_bytes").unwrap_or(bytes.clone()),
-            bytes
-        );
+        assert_eq!(value("memory.memsw.limit_in_bytes").unwrap_or(bytes.clone()), bytes);
         assert_eq!(value("cpu.cfs_quota_us").as_deref(), Some("150000"));
     } else {
         assert_eq!(value("memory.max"), Some((64 << 20).to_string()));
@@ -146,15 +120,8 @@ async fn assert_limited(machine: &Machine, spec: &ContainerSpec) {
         assert_eq!(value("cpu.max").as_deref(), Some("150000 100000"));
     }
     // The first process is in each of those cgroups.
-    for directory in machine
-        .cgroups(spec.id)
-        .iter()
-        .filter(|path| path.join("pids.max").exists())
-    {
-        assert_ne!(
-            fs::read_to_string(directory.join("cgroup.procs")).unwrap(),
-            ""
-        );
+    for directory in machine.cgroups(spec.id).iter().filter(|path| path.join("pids.max").exists()) {
+        assert_ne!(fs::read_to_string(directory.join("cgroup.procs")).unwrap(), "");
     }
     machine.stop(spec).await;
     machine.assert_gone(spec);
@@ -181,18 +148,9 @@ async fn memory_that_is_used_up_is_told_apart() {
     let Some(mut machine) = Machine::new(None).await else {
         return;
     };
-    let spec = machine.container(
-        5,
-        "exec perl -e '$x = \"x\" x (1 << 20); push @all, $x . $_ while $_ = ++$i'",
-    );
+    let spec = machine.container(5, "exec perl -e '$x = \"x\" x (1 << 20); push @all, $x . $_ while $_ = ++$i'");
     machine.runtime().start(&spec).await.unwrap();
-    assert_eq!(
-        machine.exit().await,
-        Exit {
-            id: spec.id,
-            reason: ExitReason::OutOfMemory
-        }
-    );
+    assert_eq!(machine.exit().await, Exit { id: spec.id, reason: ExitReason::OutOfMemory });
     machine.stop(&spec).await;
     machine.assert_gone(&spec);
 }
@@ -204,21 +162,10 @@ async fn a_kill_from_outside_is_told() {
     };
     let spec = machine.container(6, ENDLESS);
     machine.runtime().start(&spec).await.unwrap();
-    let pid: i32 = record(&machine, &spec)
-        .split(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
+    let pid: i32 = record(&machine, &spec).split(' ').next().unwrap().parse().unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    assert_eq!(
-        machine.exit().await,
-        Exit {
-            id: spec.id,
-            reason: ExitReason::Signalled(9)
-        }
-    );
+    assert_eq!(machine.exit().await, Exit { id: spec.id, reason: ExitReason::Signalled(9) });
     assert_eq!(machine.runtime().list().await.unwrap(), [spec.id]);
     machine.stop(&spec).await;
     machine.stop(&spec).await;
@@ -227,14 +174,7 @@ async fn a_kill_from_outside_is_told() {
 }
 
 fn record(machine: &Machine, spec: &ContainerSpec) -> String {
-    fs::read_to_string(
-        machine
-            .data()
-            .join("run/containers")
-            .join(spec.id.to_string())
-            .join("process"),
-    )
-    .unwrap()
+    fs::read_to_string(machine.data().join("run/containers").join(spec.id.to_string()).join("process")).unwrap()
 }
 
 #[tokio::test]
@@ -243,10 +183,7 @@ async fn starting_twice_starts_once() {
         return;
     };
     let spec = machine.container(7, ENDLESS);
-    let (first, second) = tokio::join!(
-        machine.runtime().start(&spec),
-        machine.runtime().start(&spec)
-    );
+    let (first, second) = tokio::join!(machine.runtime().start(&spec), machine.runtime().start(&spec));
     first.and(second).unwrap();
     let before = record(&machine, &spec);
     machine.runtime().start(&spec).await.unwrap();
@@ -261,58 +198,26 @@ async fn containers_outlive_the_runtime_and_are_adopted() {
     let Some(mut machine) = Machine::new(None).await else {
         return;
     };
-    let specs: Vec<_> = (8..11)
-        .map(|number| machine.container(number, ENDLESS))
-        .collect();
+    let specs: Vec<_> = (8..11).map(|number| machine.container(number, ENDLESS)).collect();
     for spec in &specs {
         machine.runtime().start(spec).await.unwrap();
     }
     let before = record(&machine, &specs[0]);
     machine.close();
-    let pid: i32 = record(&machine, &specs[2])
-        .split(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(pid).unwrap(),
-        rustix::process::Signal::KILL,
-    )
-    .unwrap();
+    let pid: i32 = record(&machine, &specs[2]).split(' ').next().unwrap().parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
     machine.reopen().await;
     // One ended while nobody looked (or just now: how it ended was seen by nobody).
-    assert_eq!(
-        machine.exit().await,
-        Exit {
-            id: specs[2].id,
-            reason: ExitReason::Unknown
-        }
-    );
+    assert_eq!(machine.exit().await, Exit { id: specs[2].id, reason: ExitReason::Unknown });
     let mut listed = machine.runtime().list().await.unwrap();
     listed.sort();
     assert_eq!(listed, specs.iter().map(|spec| spec.id).collect::<Vec<_>>());
     machine.runtime().start(&specs[0]).await.unwrap();
     assert_eq!(record(&machine, &specs[0]), before);
     // One ends while the new runtime watches.
-    let pid: i32 = record(&machine, &specs[1])
-        .split(' ')
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap();
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(pid).unwrap(),
-        rustix::process::Signal::KILL,
-    )
-    .unwrap();
-    assert_eq!(
-        machine.exit().await,
-        Exit {
-            id: specs[1].id,
-            reason: ExitReason::Unknown
-        }
-    );
+    let pid: i32 = record(&machine, &specs[1]).split(' ').next().unwrap().parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+    assert_eq!(machine.exit().await, Exit { id: specs[1].id, reason: ExitReason::Unknown });
     for spec in &specs {
         machine.stop(spec).await;
     }
@@ -328,10 +233,7 @@ async fn leftovers_of_every_kind_are_found_and_removed() {
     machine.runtime().start(&spec).await.unwrap();
     // As after a kill -9 in the middle of a start: a bundle without a record, a cgroup with a process in it.
     machine.close();
-    let bundle = machine
-        .data()
-        .join("run/containers")
-        .join(spec.id.to_string());
+    let bundle = machine.data().join("run/containers").join(spec.id.to_string());
     fs::remove_file(bundle.join("process")).unwrap();
     machine.reopen().await;
     assert_eq!(machine.runtime().list().await.unwrap(), [spec.id]);
@@ -356,10 +258,7 @@ async fn a_start_that_fails_leaves_nothing() {
     let mut spec = machine.container(13, "");
     spec.workspace = "/nonexistent".into();
     let error = machine.runtime().start(&spec).await.unwrap_err();
-    assert!(
-        matches!(&error, RuntimeError::Start(text) if text.contains("/nonexistent")),
-        "{error:?}"
-    );
+    assert!(matches!(&error, RuntimeError::Start(text) if text.contains("/nonexistent")), "{error:?}");
     machine.assert_gone(&spec);
     assert_eq!(machine.runtime().list().await.unwrap(), []);
 }
@@ -371,11 +270,7 @@ async fn a_start_nobody_waits_for_can_be_stopped() {
     };
     let spec = machine.container(14, ENDLESS);
     for micros in [0, 500, 2_000, 5_000, 10_000] {
-        let started = tokio::time::timeout(
-            Duration::from_micros(micros),
-            machine.runtime().start(&spec),
-        )
-        .await;
+        let started = tokio::time::timeout(Duration::from_micros(micros), machine.runtime().start(&spec)).await;
         drop(started);
         machine.stop(&spec).await;
         machine.assert_gone(&spec);
@@ -387,8 +282,7 @@ async fn a_container_gets_time_to_end_by_itself() {
     let Some(mut machine) = Machine::new(None).await else {
         return;
     };
-    let script =
-        "trap 'echo bye >/workspace/bye; exit 0' TERM; echo >/workspace/started; sleep 1000 & wait";
+    let script = "trap 'echo bye >/workspace/bye; exit 0' TERM; echo >/workspace/started; sleep 1000 & wait";
     let spec = machine.container(15, script);
     machine.runtime().start(&spec).await.unwrap();
     let started = spec.workspace.join("started");
@@ -413,19 +307,9 @@ async fn the_launcher_is_started_again() {
     };
     let spec = machine.container(16, ENDLESS);
     machine.runtime().start(&spec).await.unwrap();
-    let pid = record(&machine, &spec)
-        .split(' ')
-        .next()
-        .unwrap()
-        .to_owned();
+    let pid = record(&machine, &spec).split(' ').next().unwrap().to_owned();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let launcher = status
-        .lines()
-        .find_map(|line| line.strip_prefix("PPid:"))
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
+    let launcher = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
     let launcher = rustix::process::Pid::from_raw(launcher).unwrap();
     rustix::process::kill_process(launcher, rustix::process::Signal::KILL).unwrap();
     let other = machine.container(17, "exit 3");
@@ -435,13 +319,7 @@ async fn the_launcher_is_started_again() {
         }
     });
     started.await.unwrap();
-    assert_eq!(
-        machine.exit().await,
-        Exit {
-            id: other.id,
-            reason: ExitReason::Exited(3)
-        }
-    );
+    assert_eq!(machine.exit().await, Exit { id: other.id, reason: ExitReason::Exited(3) });
     // The first one ran on.
     machine.stop(&spec).await;
     machine.stop(&other).await;
@@ -455,39 +333,22 @@ async fn the_servers_socket_is_reached_also_after_a_restart() {
     };
     let connect = "perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); exit(connect(S, \
         sockaddr_un(\"/run/raworc/host.sock\")) ? 0 : 1)' || exit 1";
-    let script = format!(
-        "{connect}; echo >/workspace/first; read line </workspace/pipe; {connect}; exit 42"
-    );
+    let script = format!("{connect}; echo >/workspace/first; read line </workspace/pipe; {connect}; exit 42");
     let spec = machine.container(18, &script);
     let pipe = spec.workspace.join("pipe");
-    let (kind, mode) = (
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::from_raw_mode(0o666),
-    );
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o666));
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
     let first = listen(&machine);
     machine.runtime().start(&spec).await.unwrap();
-    tokio::time::timeout(PATIENCE, first.accept())
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(PATIENCE, first.accept()).await.unwrap().unwrap();
     drop(first);
     machine.reopen().await;
     let second = listen(&machine);
     let write = tokio::task::spawn_blocking(move || fs::write(pipe, "go\n"));
-    tokio::time::timeout(PATIENCE, second.accept())
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(PATIENCE, second.accept()).await.unwrap().unwrap();
     write.await.unwrap().unwrap();
     // The launcher that saw it start has gone with the first runtime.
-    assert_eq!(
-        machine.exit().await,
-        Exit {
-            id: spec.id,
-            reason: ExitReason::Unknown
-        }
-    );
+    assert_eq!(machine.exit().await, Exit { id: spec.id, reason: ExitReason::Unknown });
     machine.stop(&spec).await;
     machine.assert_gone(&spec);
 }
@@ -507,19 +368,9 @@ async fn the_least_resources_are_enough_to_start() {
         return;
     };
     let mut spec = machine.container(19, "exit 5");
-    spec.resources = raworc_runtime::Resources {
-        cpu: 0.05,
-        memory_bytes: MEMORY_BYTES_MIN,
-        pids: PIDS_MIN,
-    };
+    spec.resources = raworc_runtime::Resources { cpu: 0.05, memory_bytes: MEMORY_BYTES_MIN, pids: PIDS_MIN };
     machine.runtime().start(&spec).await.unwrap();
-    assert_eq!(
-        machine.exit().await,
-        Exit {
-            id: spec.id,
-            reason: ExitReason::Exited(5)
-        }
-    );
+    assert_eq!(machine.exit().await, Exit { id: spec.id, reason: ExitReason::Exited(5) });
     machine.stop(&spec).await;
     machine.assert_gone(&spec);
 }
@@ -530,11 +381,8 @@ async fn many_at_once() {
         return;
     };
     let machine = &machine;
-    let specs: Vec<_> = (100..130)
-        .map(|number| machine.container(number, ENDLESS))
-        .collect();
-    let all =
-        futures::future::join_all(specs.iter().map(|spec| machine.runtime().start(spec))).await;
+    let specs: Vec<_> = (100..130).map(|number| machine.container(number, ENDLESS)).collect();
+    let all = futures::future::join_all(specs.iter().map(|spec| machine.runtime().start(spec))).await;
     all.into_iter().for_each(Result::unwrap);
     assert_eq!(machine.runtime().list().await.unwrap().len(), specs.len());
     futures::future::join_all(specs.iter().map(|spec| machine.stop(spec))).await;

@@ -46,12 +46,7 @@ pub async fn run(app: Shared) {
         for session in changed {
             let mut state = lock(&in_flight);
             if state.sessions.insert(session) {
-                tokio::spawn(look_after(
-                    app.clone(),
-                    session,
-                    Arc::clone(&in_flight),
-                    Arc::clone(&slots),
-                ));
+                app.tasks.spawn(look_after(app.clone(), session, Arc::clone(&in_flight), Arc::clone(&slots)));
             } else {
                 state.again.insert(session);
             }
@@ -64,12 +59,7 @@ async fn wanted(app: &Shared) -> Result<Vec<SessionId>, Failure> {
     Ok(sessions::with_wanted_container(&mut connection).await?)
 }
 
-async fn look_after(
-    app: Shared,
-    session: SessionId,
-    in_flight: Arc<Mutex<InFlight>>,
-    slots: Arc<Semaphore>,
-) {
+async fn look_after(app: Shared, session: SessionId, in_flight: Arc<Mutex<InFlight>>, slots: Arc<Semaphore>) {
     loop {
         if let Err(error) = look(&app, session, &in_flight, &slots).await {
             tracing::error!(%session, %error, "a container could not be looked after; trying again");
@@ -97,23 +87,13 @@ enum NotYet {
     Workspace(std::io::Error),
 }
 
-async fn look(
-    app: &Shared,
-    session: SessionId,
-    in_flight: &Mutex<InFlight>,
-    slots: &Semaphore,
-) -> Result<(), NotYet> {
+async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slots: &Semaphore) -> Result<(), NotYet> {
     let row = {
         let mut connection = app.store.read().await.map_err(Failure::from)?;
-        sessions::find(&mut connection, session)
-            .await
-            .map_err(Failure::from)?
+        sessions::find(&mut connection, session).await.map_err(Failure::from)?
     };
     let Some(row) = row else { return Ok(()) };
-    let container = ContainerId {
-        session,
-        generation: row.machine.generation,
-    };
+    let container = ContainerId { session, generation: row.machine.generation };
     match row.machine.container {
         Container::None | Container::Up => Ok(()),
         Container::Starting => {
@@ -122,9 +102,7 @@ async fn look(
             }
             let _slot = slots.acquire().await;
             start(app, &row, container).await?;
-            lock(in_flight)
-                .started
-                .insert(session, container.generation);
+            lock(in_flight).started.insert(session, container.generation);
             Ok(())
         }
         Container::Stopping => {
@@ -148,11 +126,7 @@ async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
     let spec = ContainerSpec {
         id: container,
         workspace: app.workspaces.path(row.id),
-        resources: Resources {
-            cpu: row.settings.cpu,
-            memory_bytes: row.settings.memory.0,
-            pids: row.settings.pids,
-        },
+        resources: Resources { cpu: row.settings.cpu, memory_bytes: row.settings.memory.0, pids: row.settings.pids },
         token: app.host_tokens.make(container),
         hostname: hostname(row),
     };
@@ -176,17 +150,9 @@ async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
 /// The session's name as far as it can be one for a machine (RFC 1123), or its id.
 fn hostname(row: &SessionRow) -> String {
     let allowed = |c: char| {
-        if c.is_ascii_alphanumeric() {
-            c.to_ascii_lowercase()
-        } else {
-            '-'
-        }
+        if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }
     };
     let name: String = row.name.chars().map(allowed).take(63).collect();
     let name = name.trim_matches('-');
-    if name.is_empty() {
-        row.id.to_string()
-    } else {
-        name.to_owned()
-    }
+    if name.is_empty() { row.id.to_string() } else { name.to_owned() }
 }

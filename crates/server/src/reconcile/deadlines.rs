@@ -20,9 +20,7 @@ const ROUND: u32 = 256;
 pub async fn run(app: Shared) {
     loop {
         let wait = match round(&app).await {
-            Ok(next) => next
-                .map_or(LOOK_AT_LEAST, |at| at.since(app.now()))
-                .min(LOOK_AT_LEAST),
+            Ok(next) => next.map_or(LOOK_AT_LEAST, |at| at.since(app.now())).min(LOOK_AT_LEAST),
             Err(error) => {
                 tracing::error!(%error, "deadlines could not be looked at");
                 Duration::from_secs(1)

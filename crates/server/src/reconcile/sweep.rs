@@ -70,17 +70,13 @@ pub async fn once(app: &Shared) -> Result<(), Failure> {
 
 async fn meant_to_be(app: &Shared) -> Result<BTreeSet<ContainerId>, Failure> {
     let mut connection = app.store.read().await?;
-    Ok(sessions::containers(&mut connection)
-        .await?
-        .into_iter()
-        .collect())
+    Ok(sessions::containers(&mut connection).await?.into_iter().collect())
 }
 
 async fn is_up(app: &Shared, container: ContainerId) -> Result<bool, Failure> {
     let mut connection = app.store.read().await?;
     let row = sessions::find(&mut connection, container.session).await?;
     Ok(row.is_some_and(|row| {
-        row.machine.generation == container.generation
-            && row.machine.container == raworc_core::session::Container::Up
+        row.machine.generation == container.generation && row.machine.container == raworc_core::session::Container::Up
     }))
 }

@@ -3,12 +3,12 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use raworc_api::account::{Account, CreateAccount, CreateToken, NewToken, Token};
-use raworc_api::page::Page;
+use raworc_api::page::{Page, PageQuery};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::page;
 use super::problems::Problems;
-use super::system::PageQuery;
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::extract::{Caller, Json, Path, Query};
@@ -46,18 +46,8 @@ async fn list(
     Query(query): Query<PageQuery>,
 ) -> Result<axum::Json<Page<Account>>, Failure> {
     let limit = page_limit(query.limit)?;
-    let rows = accounts::list(
-        &app,
-        &actor,
-        query.cursor.as_deref().unwrap_or_default(),
-        limit + 1,
-    )
-    .await?;
-    let (rows, next_cursor) = query.cut(rows, limit, |row| row.name.clone());
-    Ok(axum::Json(Page {
-        items: rows.into_iter().map(view::account).collect(),
-        next_cursor,
-    }))
+    let rows = accounts::list(&app, &actor, query.cursor.as_deref().unwrap_or_default(), limit + 1).await?;
+    Ok(axum::Json(page(rows, limit, |row| row.name.clone(), view::account)))
 }
 
 /// Get an account.
@@ -68,9 +58,7 @@ async fn get(
     Caller(actor): Caller,
     Path(id): Path<String>,
 ) -> Result<axum::Json<Account>, Failure> {
-    Ok(axum::Json(view::account(
-        accounts::get(&app, &actor, &id).await?,
-    )))
+    Ok(axum::Json(view::account(accounts::get(&app, &actor, &id).await?)))
 }
 
 /// Close an account: its tokens stop working, its sessions stay.
@@ -88,14 +76,9 @@ async fn close(
 
 /// The caller's own account.
 #[utoipa::path(get, path = "/me", tag = "accounts", responses((status = 200, body = Account), Problems))]
-async fn me(
-    State(app): State<Shared>,
-    Caller(actor): Caller,
-) -> Result<axum::Json<Account>, Failure> {
+async fn me(State(app): State<Shared>, Caller(actor): Caller) -> Result<axum::Json<Account>, Failure> {
     let id = actor.account.to_string();
-    Ok(axum::Json(view::account(
-        accounts::get(&app, &actor, &id).await?,
-    )))
+    Ok(axum::Json(view::account(accounts::get(&app, &actor, &id).await?)))
 }
 
 /// Make a token. Its secret is in this answer and nowhere else.
@@ -109,13 +92,7 @@ async fn create_token(
     Json(body): Json<CreateToken>,
 ) -> Result<(StatusCode, axum::Json<NewToken>), Failure> {
     let (row, token) = accounts::create_token(&app, &actor, id, body).await?;
-    Ok((
-        StatusCode::CREATED,
-        axum::Json(NewToken {
-            record: view::token(row),
-            token,
-        }),
-    ))
+    Ok((StatusCode::CREATED, axum::Json(NewToken { record: view::token(row), token })))
 }
 
 /// List an account's tokens, oldest first; never their secrets.
@@ -131,11 +108,7 @@ async fn list_tokens(
     let limit = page_limit(query.limit)?;
     let after = query.cursor.as_deref().unwrap_or_default();
     let rows = accounts::list_tokens(&app, &actor, &id, after, limit + 1).await?;
-    let (rows, next_cursor) = query.cut(rows, limit, |row| row.id.to_string());
-    Ok(axum::Json(Page {
-        items: rows.into_iter().map(view::token).collect(),
-        next_cursor,
-    }))
+    Ok(axum::Json(page(rows, limit, |row| row.id.to_string(), view::token)))
 }
 
 /// Revoke a token.
@@ -148,9 +121,7 @@ async fn revoke_token(
     Caller(actor): Caller,
     Path((id, token)): Path<(String, String)>,
 ) -> Result<StatusCode, Failure> {
-    let token = token
-        .parse()
-        .map_err(|_| Failure::not_found("token", &token))?;
+    let token = token.parse().map_err(|_| Failure::not_found("token", &token))?;
     accounts::revoke_token(&app, &actor, &id, token).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -4,12 +4,12 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use raworc_api::agent::{Agent, AgentDefinition};
-use raworc_api::page::Page;
+use raworc_api::page::{Page, PageQuery};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::page;
 use super::problems::Problems;
-use super::system::PageQuery;
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::extract::{Caller, Json, Path, Query, etag, if_match};
@@ -18,9 +18,7 @@ use crate::verbs::check::page_limit;
 use crate::view;
 
 pub(super) fn routes() -> OpenApiRouter<Shared> {
-    OpenApiRouter::new()
-        .routes(routes!(create, list))
-        .routes(routes!(get, update, delete))
+    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(get, update, delete))
 }
 
 /// Register an agent.
@@ -32,12 +30,7 @@ async fn create(
     Json(body): Json<AgentDefinition>,
 ) -> Result<Response, Failure> {
     let row = agents::create(&app, &actor, body).await?;
-    Ok((
-        StatusCode::CREATED,
-        etag(row.version),
-        axum::Json(view::agent(row)),
-    )
-        .into_response())
+    Ok((StatusCode::CREATED, etag(row.version), axum::Json(view::agent(row))).into_response())
 }
 
 /// List agents by name.
@@ -49,28 +42,14 @@ async fn list(
     Query(query): Query<PageQuery>,
 ) -> Result<axum::Json<Page<Agent>>, Failure> {
     let limit = page_limit(query.limit)?;
-    let rows = agents::list(
-        &app,
-        &actor,
-        query.cursor.as_deref().unwrap_or_default(),
-        limit + 1,
-    )
-    .await?;
-    let (rows, next_cursor) = query.cut(rows, limit, |row| row.definition.name.clone());
-    Ok(axum::Json(Page {
-        items: rows.into_iter().map(view::agent).collect(),
-        next_cursor,
-    }))
+    let rows = agents::list(&app, &actor, query.cursor.as_deref().unwrap_or_default(), limit + 1).await?;
+    Ok(axum::Json(page(rows, limit, |row| row.definition.name.clone(), view::agent)))
 }
 
 /// Get an agent.
 #[utoipa::path(get, path = "/agents/{id}", tag = "agents",
     params(("id" = String, Path, description = "Id or name")), responses((status = 200, body = Agent), Problems))]
-async fn get(
-    State(app): State<Shared>,
-    Caller(actor): Caller,
-    Path(id): Path<String>,
-) -> Result<Response, Failure> {
+async fn get(State(app): State<Shared>, Caller(actor): Caller, Path(id): Path<String>) -> Result<Response, Failure> {
     let row = agents::get(&app, &actor, &id).await?;
     Ok((etag(row.version), axum::Json(view::agent(row))).into_response())
 }

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::page;
 use super::problems::Problems;
 use crate::app::Shared;
 use crate::error::Failure;
@@ -49,53 +50,26 @@ async fn list(
     let limit = page_limit(query.limit)?;
     let session = {
         let mut connection = app.store.read().await?;
-        find::session(&mut connection, &actor, &id, Purpose::Read)
-            .await?
-            .id
+        find::session(&mut connection, &actor, &id, Purpose::Read).await?.id
     };
-    let accept = headers
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if accept.contains("text/event-stream") {
         let after = query.after.or(last_event_id(&headers)?).unwrap_or(0);
         let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-        return Ok(Sse::new(follow(app, session, after))
-            .keep_alive(keep_alive)
-            .into_response());
+        return Ok(Sse::new(follow(app, session, after)).keep_alive(keep_alive).into_response());
     }
     let mut connection = app.store.read().await?;
-    let mut rows = events::list(
-        &mut connection,
-        session,
-        query.after.unwrap_or(0),
-        limit + 1,
-    )
-    .await?;
-    let has_more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    let next_cursor = rows
-        .last()
-        .filter(|_| has_more)
-        .map(|row| row.seq.to_string());
-    let items = rows.into_iter().map(view::event).collect();
-    Ok(axum::Json(Page::<Event> { items, next_cursor }).into_response())
+    let rows = events::list(&mut connection, session, query.after.unwrap_or(0), limit + 1).await?;
+    Ok(axum::Json(page(rows, limit, |row| row.seq.to_string(), view::event)).into_response())
 }
 
 fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Failure> {
     let Some(value) = headers.get("last-event-id") else {
         return Ok(None);
     };
-    let seq = value
-        .to_str()
-        .ok()
-        .and_then(|text| text.trim().parse().ok());
+    let seq = value.to_str().ok().and_then(|text| text.trim().parse().ok());
     seq.map(Some).ok_or_else(|| {
-        Problem::new(
-            Code::InvalidRequest,
-            "Last-Event-ID must be the id of an event, a whole number",
-        )
-        .into()
+        Problem::new(Code::InvalidRequest, "Last-Event-ID must be the id of an event, a whole number").into()
     })
 }
 
@@ -108,24 +82,12 @@ struct Follow {
 }
 
 /// Events from the rows, for ever; a notice only says when to look again. Ends when the server stops.
-fn follow(
-    app: Shared,
-    session: SessionId,
-    after: u64,
-) -> impl Stream<Item = Result<sse::Event, Infallible>> {
+fn follow(app: Shared, session: SessionId, after: u64) -> impl Stream<Item = Result<sse::Event, Infallible>> {
     let changes = app.hub.subscribe(session);
-    let follow = Follow {
-        app,
-        session,
-        after,
-        rows: VecDeque::new(),
-        changes,
-    };
+    let follow = Follow { app, session, after, rows: VecDeque::new(), changes };
     stream::unfold(follow, |mut follow| async move {
         let row = follow.next().await?;
-        let event = sse::Event::default()
-            .id(row.seq.to_string())
-            .event(row.kind.clone());
+        let event = sse::Event::default().id(row.seq.to_string()).event(row.kind.clone());
         let event = event.json_data(view::event(row)).ok()?;
         Some((Ok(event), follow))
     })

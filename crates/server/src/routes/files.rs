@@ -21,24 +21,15 @@ use crate::verbs::files;
 const KIND: HeaderName = HeaderName::from_static("raworc-kind");
 
 pub(super) fn routes() -> OpenApiRouter<Shared> {
-    OpenApiRouter::new()
-        .routes(routes!(root))
-        .routes(routes!(get, put, delete))
+    OpenApiRouter::new().routes(routes!(root)).routes(routes!(get, put, delete))
 }
 
 /// List the workspace.
 #[utoipa::path(get, path = "/sessions/{id}/files", tag = "workspace",
     params(("id" = String, Path, description = "Id or name")),
     responses((status = 200, body = Listing), Problems))]
-async fn root(
-    State(app): State<Shared>,
-    Caller(actor): Caller,
-    Path(id): Path<String>,
-) -> Result<Response, Failure> {
-    show(
-        String::new(),
-        files::look(&app, &actor, &id, String::new()).await?,
-    )
+async fn root(State(app): State<Shared>, Caller(actor): Caller, Path(id): Path<String>) -> Result<Response, Failure> {
+    show(String::new(), files::look(&app, &actor, &id, String::new()).await?)
 }
 
 /// Read a file, or list a directory, of the workspace.
@@ -69,11 +60,7 @@ async fn put(
     let stream = body.into_data_stream().map_err(std::io::Error::other);
     let reader = SyncIoBridge::new(StreamReader::new(stream));
     let is_new = files::write(&app, &actor, &id, path, reader).await?;
-    Ok(if is_new {
-        StatusCode::CREATED
-    } else {
-        StatusCode::NO_CONTENT
-    })
+    Ok(if is_new { StatusCode::CREATED } else { StatusCode::NO_CONTENT })
 }
 
 /// Remove a file, or a directory with all that is in it.
@@ -93,15 +80,7 @@ fn show(path: String, found: Found) -> Result<Response, Failure> {
     match found {
         Found::Directory(entries, truncated) => {
             let entries = entries.into_iter().map(entry).collect();
-            Ok((
-                [(KIND, "directory")],
-                axum::Json(Listing {
-                    path,
-                    entries,
-                    truncated,
-                }),
-            )
-                .into_response())
+            Ok(([(KIND, "directory")], axum::Json(Listing { path, entries, truncated })).into_response())
         }
         Found::File(file, size) => {
             // A file that grows while it is read is cut where it ended when it was opened.
@@ -128,8 +107,7 @@ fn entry(entry: Entry) -> FileEntry {
         },
         size: entry.size,
         mode: entry.mode,
-        modified_at: jiff::Timestamp::try_from(entry.modified)
-            .unwrap_or(jiff::Timestamp::UNIX_EPOCH),
+        modified_at: jiff::Timestamp::try_from(entry.modified).unwrap_or(jiff::Timestamp::UNIX_EPOCH),
         target: entry.target,
     }
 }

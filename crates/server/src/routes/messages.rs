@@ -15,6 +15,7 @@ use raworc_store::messages;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::page;
 use super::problems::Problems;
 use crate::app::Shared;
 use crate::error::Failure;
@@ -26,10 +27,7 @@ use crate::verbs::{exec, send_message};
 use crate::view;
 
 pub(super) fn routes() -> OpenApiRouter<Shared> {
-    OpenApiRouter::new()
-        .routes(routes!(send, list))
-        .routes(routes!(get))
-        .routes(routes!(run))
+    OpenApiRouter::new().routes(routes!(send, list)).routes(routes!(get)).routes(routes!(run))
 }
 
 /// Send a message. Answered once it is stored for good; with `wait_seconds`, once it has ended.
@@ -49,23 +47,14 @@ async fn send(
 ) -> Result<Response, Failure> {
     let wait = wait(query)?;
     let what = format!("POST /sessions/{id}/messages");
-    let key = idempotency_key(&headers)?
-        .map(|key| Key::new(key, &what, &body))
-        .transpose()?;
+    let key = idempotency_key(&headers)?.map(|key| Key::new(key, &what, &body)).transpose()?;
     let row = send_message::send_message(&app, &actor, id, body, key).await?;
     let Some(wait) = wait else {
-        let body = MessageWithReply {
-            message: view::message(row),
-            reply: None,
-        };
+        let body = MessageWithReply { message: view::message(row), reply: None };
         return Ok((StatusCode::CREATED, axum::Json(body)).into_response());
     };
     let answer = until_ended(&app, row.session_id, row.id, wait).await?;
-    let status = if answer.message.status.is_final() {
-        StatusCode::OK
-    } else {
-        StatusCode::ACCEPTED
-    };
+    let status = if answer.message.status.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, axum::Json(answer)).into_response())
 }
 
@@ -83,13 +72,9 @@ async fn get(
     let wait = wait(query)?.unwrap_or(Duration::ZERO);
     let session = {
         let mut connection = app.store.read().await?;
-        find::session(&mut connection, &actor, &id, Purpose::Read)
-            .await?
-            .id
+        find::session(&mut connection, &actor, &id, Purpose::Read).await?.id
     };
-    let message: MessageId = message
-        .parse()
-        .map_err(|_| Failure::not_found("message", &message))?;
+    let message: MessageId = message.parse().map_err(|_| Failure::not_found("message", &message))?;
     Ok(axum::Json(until_ended(&app, session, message, wait).await?))
 }
 
@@ -106,24 +91,14 @@ async fn list(
     let limit = page_limit(query.limit)?;
     let after = match &query.cursor {
         None => 0,
-        Some(text) => text
-            .parse()
-            .map_err(|_| Problem::field("cursor", "must be the next_cursor of an earlier page"))?,
+        Some(text) => {
+            text.parse().map_err(|_| Problem::field("cursor", "must be the next_cursor of an earlier page"))?
+        }
     };
     let mut connection = app.store.read().await?;
     let session = find::session(&mut connection, &actor, &id, Purpose::Read).await?;
-    let mut rows =
-        messages::list(&mut connection, session.id, query.status, after, limit + 1).await?;
-    let has_more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    let next_cursor = rows
-        .last()
-        .filter(|_| has_more)
-        .map(|row| row.seq.to_string());
-    Ok(axum::Json(Page {
-        items: rows.into_iter().map(view::message).collect(),
-        next_cursor,
-    }))
+    let rows = messages::list(&mut connection, session.id, query.status, after, limit + 1).await?;
+    Ok(axum::Json(page(rows, limit, |row| row.seq.to_string(), view::message)))
 }
 
 /// Run a command beside the conversation, and wait for its end. Wakes a session that rests.
@@ -141,11 +116,9 @@ async fn run(
 
 fn wait(query: WaitQuery) -> Result<Option<Duration>, Failure> {
     match query.wait_seconds.map(Duration::from_secs) {
-        Some(wait) if wait > WAIT_MAX => Err(Problem::field(
-            "wait_seconds",
-            format!("must be 0 to {}", WAIT_MAX.as_secs()),
-        )
-        .into()),
+        Some(wait) if wait > WAIT_MAX => {
+            Err(Problem::field("wait_seconds", format!("must be 0 to {}", WAIT_MAX.as_secs())).into())
+        }
         wait => Ok(wait),
     }
 }
@@ -166,13 +139,8 @@ async fn until_ended(
             let row = found.ok_or_else(|| Failure::not_found("message", &id.to_string()))?;
             let over = tokio::time::Instant::now() >= deadline || app.stopping.is_cancelled();
             if row.status.is_final() || over {
-                let reply = messages::reply_to(&mut connection, id)
-                    .await?
-                    .map(view::message);
-                return Ok(MessageWithReply {
-                    message: view::message(row),
-                    reply,
-                });
+                let reply = messages::reply_to(&mut connection, id).await?.map(view::message);
+                return Ok(MessageWithReply { message: view::message(row), reply });
             }
         }
         tokio::select! {

@@ -14,6 +14,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use raworc_api::PREFIX;
+use raworc_api::page::Page;
 use raworc_api::problem::{Code, Problem};
 use raworc_core::limits::BODY_BYTES_MAX;
 use utoipa::OpenApi;
@@ -37,10 +38,7 @@ struct Token;
 impl utoipa::Modify for Token {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let components = document.components.get_or_insert_default();
-        components.add_security_scheme(
-            "token",
-            SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)),
-        );
+        components.add_security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
     }
 }
 
@@ -69,17 +67,9 @@ pub fn openapi() -> String {
 pub fn router(app: Shared) -> Router {
     let (router, _) = parts().split_for_parts();
     router
-        .fallback(|| async {
-            problem_response(&Problem::new(
-                Code::NotFound,
-                "there is nothing at this path",
-            ))
-        })
+        .fallback(|| async { problem_response(&Problem::new(Code::NotFound, "there is nothing at this path")) })
         .method_not_allowed_fallback(|| async {
-            problem_response(&Problem::new(
-                Code::MethodNotAllowed,
-                "this path does not take this method",
-            ))
+            problem_response(&Problem::new(Code::MethodNotAllowed, "this path does not take this method"))
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(app.clone(), count))
@@ -90,4 +80,12 @@ async fn count(State(app): State<Shared>, request: Request, next: Next) -> Respo
     let response = next.run(request).await;
     app.metrics.request(response.status().as_u16());
     response
+}
+
+/// A page from rows that were read with one to spare; `key` makes the cursor that leads on from a row.
+fn page<R, T>(mut rows: Vec<R>, limit: u32, key: impl Fn(&R) -> String, show: impl FnMut(R) -> T) -> Page<T> {
+    let has_more = rows.len() > limit as usize;
+    rows.truncate(limit as usize);
+    let next_cursor = rows.last().filter(|_| has_more).map(key);
+    Page { items: rows.into_iter().map(show).collect(), next_cursor }
 }

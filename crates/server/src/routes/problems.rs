@@ -31,12 +31,9 @@ impl IntoResponses for Problems {
         STATUSES
             .iter()
             .map(|(status, description)| {
-                let content = ContentBuilder::new()
-                    .schema(Some(reference.clone()))
-                    .build();
-                let response = ResponseBuilder::new()
-                    .description(*description)
-                    .content("application/problem+json", content);
+                let content = ContentBuilder::new().schema(Some(reference.clone())).build();
+                let response =
+                    ResponseBuilder::new().description(*description).content("application/problem+json", content);
                 ((*status).to_owned(), RefOr::T(response.build()))
             })
             .collect()

@@ -5,9 +5,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use raworc_api::page::Page;
 use raworc_api::problem::Problem;
-use raworc_api::session::{
-    AssignAgents, AssignedAgent, CreateSession, ListSessions, Session, UpdateSession,
-};
+use raworc_api::session::{AssignAgents, AssignedAgent, CreateSession, ListSessions, Session, UpdateSession};
 use raworc_core::ids::SessionId;
 use raworc_core::permissions::{Actor, Role};
 use raworc_core::time::Time;
@@ -16,6 +14,7 @@ use raworc_store::sessions::{self, Filter, SessionRow};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::page;
 use super::problems::Problems;
 use crate::app::Shared;
 use crate::error::Failure;
@@ -57,14 +56,9 @@ async fn create(
     headers: HeaderMap,
     Json(body): Json<CreateSession>,
 ) -> Result<Response, Failure> {
-    let key = idempotency_key(&headers)?
-        .map(|key| Key::new(key, "POST /sessions", &body))
-        .transpose()?;
+    let key = idempotency_key(&headers)?.map(|key| Key::new(key, "POST /sessions", &body)).transpose()?;
     let row = create_session::create_session(&app, &actor, body, key).await?;
-    let location = [(
-        header::LOCATION,
-        format!("{}/sessions/{}", raworc_api::PREFIX, row.id),
-    )];
+    let location = [(header::LOCATION, format!("{}/sessions/{}", raworc_api::PREFIX, row.id))];
     Ok((StatusCode::CREATED, location, show(&app, row).await?).into_response())
 }
 
@@ -79,19 +73,14 @@ async fn list(
     let limit = page_limit(query.limit)?;
     let filter = filter(&actor, query)?;
     let mut connection = app.store.read().await?;
-    let mut rows = sessions::list(&mut connection, &filter, limit + 1).await?;
-    let has_more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    let next_cursor = rows
-        .last()
-        .filter(|_| has_more)
-        .map(|row| format!("{}:{}", row.created_at.0, row.id));
-    let mut items = Vec::with_capacity(rows.len());
-    for row in rows {
+    let rows = sessions::list(&mut connection, &filter, limit + 1).await?;
+    let page = page(rows, limit, |row| format!("{}:{}", row.created_at.0, row.id), |row| row);
+    let mut items = Vec::with_capacity(page.items.len());
+    for row in page.items {
         let agents = agents::of_session(&mut connection, row.id).await?;
         items.push(view::session(row, agents));
     }
-    Ok(axum::Json(Page { items, next_cursor }))
+    Ok(axum::Json(Page { items, next_cursor: page.next_cursor }))
 }
 
 fn filter(actor: &Actor, query: ListSessions) -> Result<Filter, Failure> {
@@ -103,30 +92,21 @@ fn filter(actor: &Actor, query: ListSessions) -> Result<Filter, Failure> {
         name_contains: query.q,
         name: None,
         include_deleted: query.include_deleted,
-        after: query
-            .cursor
-            .map(|cursor| parse_cursor(&cursor))
-            .transpose()?,
+        after: query.cursor.map(|cursor| parse_cursor(&cursor)).transpose()?,
     })
 }
 
 fn parse_cursor(text: &str) -> Result<(Time, SessionId), Failure> {
     text.split_once(':')
         .and_then(|(at, id)| Some((Time(at.parse().ok()?), id.parse().ok()?)))
-        .ok_or_else(|| {
-            Problem::field("cursor", "must be the next_cursor of an earlier page").into()
-        })
+        .ok_or_else(|| Problem::field("cursor", "must be the next_cursor of an earlier page").into())
 }
 
 /// Get a session.
 #[utoipa::path(get, path = "/sessions/{id}", tag = "sessions",
     params(("id" = String, Path, description = "Id or name")),
     responses((status = 200, body = Session), Problems))]
-async fn get(
-    State(app): State<Shared>,
-    Caller(actor): Caller,
-    Path(id): Path<String>,
-) -> Result<Response, Failure> {
+async fn get(State(app): State<Shared>, Caller(actor): Caller, Path(id): Path<String>) -> Result<Response, Failure> {
     let row = {
         let mut connection = app.store.read().await?;
         find::session(&mut connection, &actor, &id, Purpose::Read).await?

@@ -8,8 +8,6 @@ use axum::response::{IntoResponse, Response};
 use raworc_api::health::{Health, Version};
 use raworc_core::permissions::Action;
 use raworc_store::sessions;
-use serde::{Deserialize, Serialize};
-use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -17,32 +15,6 @@ use super::problems::Problems;
 use crate::app::{Shared, permit};
 use crate::error::Failure;
 use crate::extract::Caller;
-
-/// Where to begin a page, and how long it is.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct PageQuery {
-    /// Rows of a page, 1 to 500; 50 where absent.
-    pub limit: Option<u32>,
-    /// Where to go on.
-    pub cursor: Option<String>,
-}
-
-impl PageQuery {
-    /// Cuts rows that were read with one to spare; the cursor of the next page, if there is one.
-    pub(super) fn cut<T>(
-        &self,
-        mut rows: Vec<T>,
-        limit: u32,
-        key: impl Fn(&T) -> String,
-    ) -> (Vec<T>, Option<String>) {
-        let has_more = rows.len() > limit as usize;
-        rows.truncate(limit as usize);
-        let next = rows.last().filter(|_| has_more).map(key);
-        (rows, next)
-    }
-}
 
 pub(super) fn routes() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
@@ -57,34 +29,18 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
     responses((status = 200, body = Health), (status = 503, description = "Some part is away", body = Health)))]
 async fn health(State(app): State<Shared>) -> Response {
     let word = |works: bool| if works { "ok" } else { "unavailable" }.to_owned();
-    let (store, runtime) = (
-        app.store.check().await.is_ok(),
-        app.runtime.check().await.is_ok(),
-    );
+    let (store, runtime) = (app.store.check().await.is_ok(), app.runtime.check().await.is_ok());
     let works = store && runtime;
-    let parts = BTreeMap::from([
-        ("store".to_owned(), word(store)),
-        ("runtime".to_owned(), word(runtime)),
-    ]);
-    let body = Health {
-        status: if works { "ok" } else { "degraded" }.to_owned(),
-        parts,
-    };
-    let status = if works {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let parts = BTreeMap::from([("store".to_owned(), word(store)), ("runtime".to_owned(), word(runtime))]);
+    let body = Health { status: if works { "ok" } else { "degraded" }.to_owned(), parts };
+    let status = if works { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, axum::Json(body)).into_response()
 }
 
 /// Which release this is. Needs no token.
 #[utoipa::path(get, path = "/version", tag = "system", security(()), responses((status = 200, body = Version)))]
 async fn version() -> axum::Json<Version> {
-    axum::Json(Version {
-        name: "raworc".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    })
+    axum::Json(Version { name: "raworc".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() })
 }
 
 /// Counters as Prometheus text. For administrators.
@@ -96,9 +52,7 @@ async fn metrics(State(app): State<Shared>, Caller(actor): Caller) -> Result<Res
         let mut connection = app.store.read().await?;
         sessions::count_by_state(&mut connection).await?
     };
-    let text = app
-        .metrics
-        .text(&counts, app.hosts.connected(), app.started.elapsed());
+    let text = app.metrics.text(&counts, app.hosts.connected(), app.started.elapsed());
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
 }
@@ -107,9 +61,5 @@ async fn metrics(State(app): State<Shared>, Caller(actor): Caller) -> Result<Res
 #[utoipa::path(get, path = "/openapi.json", tag = "system", security(()),
     responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json", body = String)))]
 async fn document() -> Response {
-    (
-        [(header::CONTENT_TYPE, "application/json")],
-        super::openapi(),
-    )
-        .into_response()
+    ([(header::CONTENT_TYPE, "application/json")], super::openapi()).into_response()
 }

@@ -68,35 +68,18 @@ pub async fn replace_admin_token(store: &Store, now: Time) -> Result<String, Fai
 }
 
 fn new_account(name: String, role: Role, now: Time) -> AccountRow {
-    AccountRow {
-        id: AccountId(Uuid::now_v7()),
-        name,
-        role,
-        created_at: now,
-        closed_at: None,
-    }
+    AccountRow { id: AccountId(Uuid::now_v7()), name, role, created_at: now, closed_at: None }
 }
 
 fn new_token(account_id: AccountId, name: String, expires_at: Option<Time>, now: Time) -> TokenRow {
-    TokenRow {
-        id: TokenId(Uuid::now_v7()),
-        account_id,
-        name,
-        created_at: now,
-        expires_at,
-        revoked_at: None,
-    }
+    TokenRow { id: TokenId(Uuid::now_v7()), account_id, name, created_at: now, expires_at, revoked_at: None }
 }
 
 /// Makes an account.
 ///
 /// # Errors
 /// 409 where the name is taken.
-pub async fn create(
-    app: &Shared,
-    actor: &Actor,
-    body: CreateAccount,
-) -> Result<AccountRow, Failure> {
+pub async fn create(app: &Shared, actor: &Actor, body: CreateAccount) -> Result<AccountRow, Failure> {
     permit(actor, Action::ManageAccounts, "account", &body.name)?;
     let mut checks = Checks::default();
     checks.check("name", names::check_handle(&body.name));
@@ -106,21 +89,11 @@ pub async fn create(
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                audit::append(
-                    transaction.connection(),
-                    now,
-                    &actor,
-                    "account.create",
-                    &row.id.to_string(),
-                )
-                .await?;
+                audit::append(transaction.connection(), now, &actor, "account.create", &row.id.to_string()).await?;
                 match accounts::insert(transaction.connection(), &row).await {
                     Ok(()) => Ok(row),
                     Err(StoreError::Conflict) => {
-                        let detail = format!(
-                            "there is an account {:?} already; choose another name",
-                            row.name
-                        );
+                        let detail = format!("there is an account {:?} already; choose another name", row.name);
                         Err(Failure::new(Code::NameTaken, detail))
                     }
                     Err(error) => Err(error.into()),
@@ -147,14 +120,7 @@ pub async fn close(app: &Shared, actor: &Actor, id_or_name: String) -> Result<()
                     let detail = "you cannot close your own account; another administrator can";
                     return Err(Failure::new(Code::InvalidState, detail));
                 }
-                audit::append(
-                    transaction.connection(),
-                    now,
-                    &actor,
-                    "account.close",
-                    &row.id.to_string(),
-                )
-                .await?;
+                audit::append(transaction.connection(), now, &actor, "account.close", &row.id.to_string()).await?;
                 accounts::close(transaction.connection(), row.id, now).await?;
                 Ok(())
             })
@@ -170,12 +136,7 @@ pub async fn get(app: &Shared, actor: &Actor, id_or_name: &str) -> Result<Accoun
     let mut connection = app.store.read().await?;
     let found = accounts::find(&mut connection, id_or_name).await?;
     let row = found.ok_or_else(|| Failure::not_found("account", id_or_name))?;
-    permit(
-        actor,
-        Action::ManageTokens { owner: row.id },
-        "account",
-        id_or_name,
-    )?;
+    permit(actor, Action::ManageTokens { owner: row.id }, "account", id_or_name)?;
     Ok(row)
 }
 
@@ -183,12 +144,7 @@ pub async fn get(app: &Shared, actor: &Actor, id_or_name: &str) -> Result<Accoun
 ///
 /// # Errors
 /// 403.
-pub async fn list(
-    app: &Shared,
-    actor: &Actor,
-    after: &str,
-    limit: u32,
-) -> Result<Vec<AccountRow>, Failure> {
+pub async fn list(app: &Shared, actor: &Actor, after: &str, limit: u32) -> Result<Vec<AccountRow>, Failure> {
     permit(actor, Action::ManageAccounts, "account", "")?;
     let mut connection = app.store.read().await?;
     Ok(accounts::list(&mut connection, after, limit).await?)
@@ -210,23 +166,14 @@ pub async fn create_token(
     checks.range("expires_in_seconds", body.expires_in_seconds, &TTL_SECONDS);
     checks.done()?;
     let (actor, now) = (actor.clone(), app.now());
-    let expires_at = body
-        .expires_in_seconds
-        .map(|seconds| now + Duration::from_secs(seconds));
+    let expires_at = body.expires_in_seconds.map(|seconds| now + Duration::from_secs(seconds));
     let row = new_token(owner.id, body.name, expires_at, now);
     let secret = auth::new_secret();
     let hash = auth::hash(&secret);
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                audit::append(
-                    transaction.connection(),
-                    now,
-                    &actor,
-                    "token.create",
-                    &row.id.to_string(),
-                )
-                .await?;
+                audit::append(transaction.connection(), now, &actor, "token.create", &row.id.to_string()).await?;
                 accounts::insert_token(transaction.connection(), &row, &hash).await?;
                 Ok((row, secret))
             })
@@ -254,25 +201,13 @@ pub async fn list_tokens(
 ///
 /// # Errors
 /// 404.
-pub async fn revoke_token(
-    app: &Shared,
-    actor: &Actor,
-    id_or_name: &str,
-    id: TokenId,
-) -> Result<(), Failure> {
+pub async fn revoke_token(app: &Shared, actor: &Actor, id_or_name: &str, id: TokenId) -> Result<(), Failure> {
     let owner = get(app, actor, id_or_name).await?;
     let (actor, now) = (actor.clone(), app.now());
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                audit::append(
-                    transaction.connection(),
-                    now,
-                    &actor,
-                    "token.revoke",
-                    &id.to_string(),
-                )
-                .await?;
+                audit::append(transaction.connection(), now, &actor, "token.revoke", &id.to_string()).await?;
                 if accounts::revoke_token(transaction.connection(), owner.id, id, now).await? {
                     Ok(())
                 } else {

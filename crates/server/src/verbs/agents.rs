@@ -40,11 +40,7 @@ pub fn builtin(now: Time) -> Vec<AgentRow> {
 ///
 /// # Errors
 /// 409 where the name is taken, 422 where the definition is wrong.
-pub async fn create(
-    app: &Shared,
-    actor: &Actor,
-    definition: AgentDefinition,
-) -> Result<AgentRow, Failure> {
+pub async fn create(app: &Shared, actor: &Actor, definition: AgentDefinition) -> Result<AgentRow, Failure> {
     permit(actor, Action::ManageAgents, "agent", &definition.name)?;
     check(&definition)?;
     let (actor, now) = (actor.clone(), app.now());
@@ -59,17 +55,8 @@ pub async fn create(
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                audit::append(
-                    transaction.connection(),
-                    now,
-                    &actor,
-                    "agent.create",
-                    &row.id.to_string(),
-                )
-                .await?;
-                agents::insert(transaction.connection(), &row)
-                    .await
-                    .map_err(|e| taken(e, &row.definition.name))?;
+                audit::append(transaction.connection(), now, &actor, "agent.create", &row.id.to_string()).await?;
+                agents::insert(transaction.connection(), &row).await.map_err(|e| taken(e, &row.definition.name))?;
                 Ok(row)
             })
         })
@@ -99,18 +86,9 @@ pub async fn update(
                 }
                 row.definition = definition;
                 row.updated_at = now;
-                audit::append(
-                    transaction.connection(),
-                    now,
-                    &actor,
-                    "agent.update",
-                    &row.id.to_string(),
-                )
-                .await?;
+                audit::append(transaction.connection(), now, &actor, "agent.update", &row.id.to_string()).await?;
                 let name = row.definition.name.clone();
-                agents::update(transaction.connection(), &mut row)
-                    .await
-                    .map_err(|e| taken(e, &name))?;
+                agents::update(transaction.connection(), &mut row).await.map_err(|e| taken(e, &name))?;
                 Ok(row)
             })
         })
@@ -150,38 +128,23 @@ pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String) -> Result<(
 pub async fn get(app: &Shared, actor: &Actor, id_or_name: &str) -> Result<AgentRow, Failure> {
     permit(actor, Action::ReadAgents, "agent", id_or_name)?;
     let mut connection = app.store.read().await?;
-    agents::find(&mut connection, id_or_name)
-        .await?
-        .ok_or_else(|| Failure::not_found("agent", id_or_name))
+    agents::find(&mut connection, id_or_name).await?.ok_or_else(|| Failure::not_found("agent", id_or_name))
 }
 
 /// Agents by name, after the name `after`.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(
-    app: &Shared,
-    actor: &Actor,
-    after: &str,
-    limit: u32,
-) -> Result<Vec<AgentRow>, Failure> {
+pub async fn list(app: &Shared, actor: &Actor, after: &str, limit: u32) -> Result<Vec<AgentRow>, Failure> {
     permit(actor, Action::ReadAgents, "agent", "")?;
     let mut connection = app.store.read().await?;
     Ok(agents::list(&mut connection, after, limit).await?)
 }
 
-async fn changeable(
-    connection: &mut sqlx::AnyConnection,
-    id_or_name: &str,
-) -> Result<AgentRow, Failure> {
-    let row = agents::find(connection, id_or_name)
-        .await?
-        .ok_or_else(|| Failure::not_found("agent", id_or_name))?;
+async fn changeable(connection: &mut sqlx::AnyConnection, id_or_name: &str) -> Result<AgentRow, Failure> {
+    let row = agents::find(connection, id_or_name).await?.ok_or_else(|| Failure::not_found("agent", id_or_name))?;
     if row.builtin {
-        let detail = format!(
-            "the agent {:?} came with Raworc and cannot be changed",
-            row.definition.name
-        );
+        let detail = format!("the agent {:?} came with Raworc and cannot be changed", row.definition.name);
         return Err(Failure::new(Code::Forbidden, detail));
     }
     Ok(row)
@@ -189,10 +152,9 @@ async fn changeable(
 
 fn taken(error: StoreError, name: &str) -> Failure {
     match error {
-        StoreError::Conflict => Failure::new(
-            Code::NameTaken,
-            format!("there is an agent {name:?} already; choose another name"),
-        ),
+        StoreError::Conflict => {
+            Failure::new(Code::NameTaken, format!("there is an agent {name:?} already; choose another name"))
+        }
         error => error.into(),
     }
 }
@@ -200,26 +162,16 @@ fn taken(error: StoreError, name: &str) -> Failure {
 fn check(definition: &AgentDefinition) -> Result<(), Failure> {
     let mut checks = Checks::default();
     checks.check("name", names::check_handle(&definition.name));
-    for (field, text) in [
-        ("description", &definition.description),
-        ("instructions", &definition.instructions),
-    ] {
+    for (field, text) in [("description", &definition.description), ("instructions", &definition.instructions)] {
         if text.len() > MESSAGE_BYTES_MAX {
-            checks.fault(
-                field,
-                format!("must have at most {MESSAGE_BYTES_MAX} bytes"),
-            );
+            checks.fault(field, format!("must have at most {MESSAGE_BYTES_MAX} bytes"));
         }
     }
     if let Some(model) = &definition.model {
         checks.check("model", names::check_title(model));
     }
     checks.env("config.env", Some(&definition.config.env));
-    checks.range(
-        "config.timeout_seconds",
-        definition.config.timeout_seconds,
-        &(1..=TIMEOUT_SECONDS_MAX),
-    );
+    checks.range("config.timeout_seconds", definition.config.timeout_seconds, &(1..=TIMEOUT_SECONDS_MAX));
     checks.metadata(Some(&definition.metadata));
     checks.done()
 }

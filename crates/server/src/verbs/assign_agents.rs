@@ -24,31 +24,14 @@ pub async fn assign_agents(
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                let row =
-                    find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use)
-                        .await?;
+                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
                 let found = find::agents(transaction.connection(), &names).await?;
                 let ids: Vec<_> = found.iter().map(|agent| agent.id).collect();
                 agents::assign(transaction.connection(), row.id, &ids).await?;
-                audit::append(
-                    transaction.connection(),
-                    now,
-                    &actor,
-                    "session.assign",
-                    &row.id.to_string(),
-                )
-                .await?;
+                audit::append(transaction.connection(), now, &actor, "session.assign", &row.id.to_string()).await?;
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
-                let names: Vec<&str> = found
-                    .iter()
-                    .map(|agent| agent.definition.name.as_str())
-                    .collect();
-                change
-                    .log(
-                        "session.updated",
-                        json!({ "fields": ["agents"], "agents": names }),
-                    )
-                    .await?;
+                let names: Vec<&str> = found.iter().map(|agent| agent.definition.name.as_str()).collect();
+                change.log("session.updated", json!({ "fields": ["agents"], "agents": names })).await?;
                 change.save().await?;
                 Ok(found)
             })

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use raworc_api::problem::{FieldError, Problem};
 use raworc_api::session::ResourcesWanted;
 use raworc_core::limits::{
-    CPU_DEFAULT, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, METADATA_BYTES_MAX, PAGE_ROWS_DEFAULT,
-    PAGE_ROWS_MAX, PIDS_DEFAULT, PIDS_MIN,
+    CPU_DEFAULT, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, METADATA_BYTES_MAX, PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX,
+    PIDS_DEFAULT, PIDS_MIN,
 };
 use raworc_core::names;
 use raworc_core::quantity::Bytes;
@@ -30,10 +30,7 @@ pub struct Checks {
 impl Checks {
     /// Notes a fault.
     pub fn fault(&mut self, field: &str, message: impl Into<String>) {
-        self.errors.push(FieldError {
-            field: field.to_owned(),
-            message: message.into(),
-        });
+        self.errors.push(FieldError { field: field.to_owned(), message: message.into() });
     }
 
     /// Notes a check's fault.
@@ -44,30 +41,17 @@ impl Checks {
     }
 
     /// A number within bounds.
-    pub fn range(
-        &mut self,
-        field: &str,
-        value: Option<u64>,
-        bounds: &std::ops::RangeInclusive<u64>,
-    ) {
+    pub fn range(&mut self, field: &str, value: Option<u64>, bounds: &std::ops::RangeInclusive<u64>) {
         if let Some(value) = value.filter(|value| !bounds.contains(value)) {
-            self.fault(
-                field,
-                format!("must be {} to {}, is {value}", bounds.start(), bounds.end()),
-            );
+            self.fault(field, format!("must be {} to {}, is {value}", bounds.start(), bounds.end()));
         }
     }
 
     /// The caller's own object.
     pub fn metadata(&mut self, metadata: Option<&Map<String, Value>>) {
-        let bytes = metadata.map_or(0, |map| {
-            serde_json::to_string(map).map_or(usize::MAX, |text| text.len())
-        });
+        let bytes = metadata.map_or(0, |map| serde_json::to_string(map).map_or(usize::MAX, |text| text.len()));
         if bytes > METADATA_BYTES_MAX {
-            self.fault(
-                "metadata",
-                format!("{bytes} bytes as JSON, at most {METADATA_BYTES_MAX} are allowed"),
-            );
+            self.fault("metadata", format!("{bytes} bytes as JSON, at most {METADATA_BYTES_MAX} are allowed"));
         }
     }
 
@@ -82,38 +66,19 @@ impl Checks {
     pub fn resources(&mut self, wanted: Option<&ResourcesWanted>) {
         let Some(wanted) = wanted else { return };
         if let Some(cpu) = wanted.cpu.filter(|cpu| !(CPU_MIN..=CPU_MAX).contains(cpu)) {
-            self.fault(
-                "resources.cpu",
-                format!("must be {CPU_MIN} to {CPU_MAX}, is {cpu}"),
-            );
+            self.fault("resources.cpu", format!("must be {CPU_MIN} to {CPU_MAX}, is {cpu}"));
         }
-        if let Some(Bytes(bytes)) = wanted
-            .memory
-            .filter(|bytes| bytes.0 < MEMORY_BYTES_MIN || bytes.0 > 1 << 50)
-        {
-            self.fault(
-                "resources.memory",
-                format!("must be at least {MEMORY_BYTES_MIN} bytes (16Mi), is {bytes}"),
-            );
+        if let Some(Bytes(bytes)) = wanted.memory.filter(|bytes| bytes.0 < MEMORY_BYTES_MIN || bytes.0 > 1 << 50) {
+            self.fault("resources.memory", format!("must be at least {MEMORY_BYTES_MIN} bytes (16Mi), is {bytes}"));
         }
-        if let Some(pids) = wanted
-            .pids
-            .filter(|pids| !(PIDS_MIN..=PIDS_MAX).contains(pids))
-        {
-            self.fault(
-                "resources.pids",
-                format!("must be {PIDS_MIN} to {PIDS_MAX}, is {pids}"),
-            );
+        if let Some(pids) = wanted.pids.filter(|pids| !(PIDS_MIN..=PIDS_MAX).contains(pids)) {
+            self.fault("resources.pids", format!("must be {PIDS_MIN} to {PIDS_MAX}, is {pids}"));
         }
     }
 
     /// Goes on where nothing was wrong.
     pub fn done(self) -> Result<(), Failure> {
-        if self.errors.is_empty() {
-            Ok(())
-        } else {
-            Err(Problem::fields(self.errors).into())
-        }
+        if self.errors.is_empty() { Ok(()) } else { Err(Problem::fields(self.errors).into()) }
     }
 }
 
@@ -132,8 +97,6 @@ pub fn page_limit(limit: Option<u32>) -> Result<u32, Failure> {
     match limit {
         None => Ok(PAGE_ROWS_DEFAULT),
         Some(limit) if (1..=PAGE_ROWS_MAX).contains(&limit) => Ok(limit),
-        Some(limit) => {
-            Err(Problem::field("limit", format!("must be 1 to {PAGE_ROWS_MAX}, is {limit}")).into())
-        }
+        Some(limit) => Err(Problem::field("limit", format!("must be 1 to {PAGE_ROWS_MAX}, is {limit}")).into()),
     }
 }

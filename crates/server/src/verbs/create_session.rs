@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use raworc_api::session::CreateSession;
 use raworc_core::ids::SessionId;
-use raworc_core::limits::{
-    MESSAGE_BYTES_MAX, TTL_SECONDS, WAITING_TIMEOUT_DEFAULT, WAITING_TIMEOUT_SECONDS,
-};
+use raworc_core::limits::{MESSAGE_BYTES_MAX, TTL_SECONDS, WAITING_TIMEOUT_DEFAULT, WAITING_TIMEOUT_SECONDS};
 use raworc_core::names;
 use raworc_core::permissions::{Action, Actor};
 use raworc_core::session;
@@ -42,54 +40,26 @@ pub async fn create_session(
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                if let Some(made) =
-                    made_before(transaction.connection(), &actor, key.as_ref()).await?
-                {
+                if let Some(made) = made_before(transaction.connection(), &actor, key.as_ref()).await? {
                     return Ok(made);
                 }
-                let names = body
-                    .agent_ids
-                    .clone()
-                    .unwrap_or_else(|| vec![DEFAULT_AGENT.to_owned()]);
+                let names = body.agent_ids.clone().unwrap_or_else(|| vec![DEFAULT_AGENT.to_owned()]);
                 let found = super::find::agents(transaction.connection(), &names).await?;
                 let row = new_row(&actor, &body, now);
                 sessions::insert(transaction.connection(), &row).await?;
                 let ids: Vec<_> = found.iter().map(|agent| agent.id).collect();
                 agents::assign(transaction.connection(), row.id, &ids).await?;
-                audit::append(
-                    transaction.connection(),
-                    now,
-                    &actor,
-                    "session.create",
-                    &row.id.to_string(),
-                )
-                .await?;
+                audit::append(transaction.connection(), now, &actor, "session.create", &row.id.to_string()).await?;
                 if let Some(key) = &key {
-                    key.remember(transaction.connection(), &actor, row.id.to_string(), now)
-                        .await?;
+                    key.remember(transaction.connection(), &actor, row.id.to_string(), now).await?;
                 }
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
-                let agent_names: Vec<&str> = found
-                    .iter()
-                    .map(|agent| agent.definition.name.as_str())
-                    .collect();
+                let agent_names: Vec<&str> = found.iter().map(|agent| agent.definition.name.as_str()).collect();
                 let name = change.row.name.clone();
-                change
-                    .log(
-                        "session.created",
-                        json!({ "name": name, "agents": agent_names }),
-                    )
-                    .await?;
+                change.log("session.created", json!({ "name": name, "agents": agent_names })).await?;
                 if !change.row.starting_prompt.is_empty() {
                     let content = change.row.starting_prompt.clone();
-                    queue(
-                        &mut change,
-                        NewMessage {
-                            content,
-                            ..NewMessage::default()
-                        },
-                    )
-                    .await?;
+                    queue(&mut change, NewMessage { content, ..NewMessage::default() }).await?;
                 }
                 Ok(change.save().await?)
             })
@@ -106,9 +76,7 @@ async fn made_before(
     let Some(made) = key.made_before(connection, actor).await? else {
         return Ok(None);
     };
-    let id: SessionId = made
-        .parse()
-        .map_err(|_| Failure::not_found("session", &made))?;
+    let id: SessionId = made.parse().map_err(|_| Failure::not_found("session", &made))?;
     Ok(sessions::find(connection, id).await?)
 }
 
@@ -117,21 +85,10 @@ fn check(body: &CreateSession) -> Result<(), Failure> {
     if let Some(name) = &body.name {
         checks.check("name", names::check_title(name));
     }
-    if body
-        .starting_prompt
-        .as_ref()
-        .is_some_and(|prompt| prompt.len() > MESSAGE_BYTES_MAX || prompt.contains('\0'))
-    {
-        checks.fault(
-            "starting_prompt",
-            format!("must have at most {MESSAGE_BYTES_MAX} bytes, none of them NUL"),
-        );
+    if body.starting_prompt.as_ref().is_some_and(|prompt| prompt.len() > MESSAGE_BYTES_MAX || prompt.contains('\0')) {
+        checks.fault("starting_prompt", format!("must have at most {MESSAGE_BYTES_MAX} bytes, none of them NUL"));
     }
-    checks.range(
-        "waiting_timeout_seconds",
-        body.waiting_timeout_seconds,
-        &WAITING_TIMEOUT_SECONDS,
-    );
+    checks.range("waiting_timeout_seconds", body.waiting_timeout_seconds, &WAITING_TIMEOUT_SECONDS);
     checks.range("ttl_seconds", body.ttl_seconds, &TTL_SECONDS);
     checks.metadata(body.metadata.as_ref());
     checks.env("env", body.env.as_ref());
@@ -142,16 +99,11 @@ fn check(body: &CreateSession) -> Result<(), Failure> {
 fn new_row(actor: &Actor, body: &CreateSession, now: Time) -> SessionRow {
     let id = SessionId(Uuid::now_v7());
     let (cpu, memory, pids) = resources_or_default(body.resources);
-    let waiting = body
-        .waiting_timeout_seconds
-        .map_or(WAITING_TIMEOUT_DEFAULT, Duration::from_secs);
+    let waiting = body.waiting_timeout_seconds.map_or(WAITING_TIMEOUT_DEFAULT, Duration::from_secs);
     let text = id.to_string();
     SessionRow {
         id,
-        name: body
-            .name
-            .clone()
-            .unwrap_or_else(|| format!("session-{}", &text[text.len() - 8..])),
+        name: body.name.clone().unwrap_or_else(|| format!("session-{}", &text[text.len() - 8..])),
         starting_prompt: body.starting_prompt.clone().unwrap_or_default(),
         owner_id: actor.account,
         owner_name: actor.name.clone(),

@@ -5,9 +5,7 @@ use std::time::Duration;
 use raworc_api::problem::Code;
 use raworc_api::workspace::{Exec, ExecCommand, ExecResult};
 use raworc_core::ids::ContainerId;
-use raworc_core::limits::{
-    EXEC_OUTPUT_BYTES_MAX, EXEC_TIMEOUT_MAX, MESSAGE_BYTES_MAX, START_TIMEOUT,
-};
+use raworc_core::limits::{EXEC_OUTPUT_BYTES_MAX, EXEC_TIMEOUT_MAX, MESSAGE_BYTES_MAX, START_TIMEOUT};
 use raworc_core::link::{Ending, Program, Report, Stream, WORKSPACE_PATH, Work, WorkId};
 use raworc_core::permissions::Actor;
 use raworc_core::session::{Event, State};
@@ -35,37 +33,22 @@ const WORDS_BYTES_MAX: usize = 128 * 1024 - 1;
 ///
 /// # Errors
 /// 409 where the session's state forbids it, 422 where the body is wrong.
-pub async fn exec(
-    app: &Shared,
-    actor: &Actor,
-    id_or_name: String,
-    body: Exec,
-) -> Result<ExecResult, Failure> {
+pub async fn exec(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -> Result<ExecResult, Failure> {
     check(&body)?;
     let id = Uuid::now_v7();
     let session = begin(app, actor, id_or_name, id, shown(&body.command)).await?;
     let timeout = body.timeout_seconds.unwrap_or(TIMEOUT_SECONDS_DEFAULT);
     let work = work(&session, id, body, timeout);
     let (container, reports) = hand_over(app, &session, id, work).await?;
-    let mut guard = Guard {
-        app,
-        container,
-        id,
-        ended: false,
-    };
-    let outcome = tokio::time::timeout(
-        Duration::from_secs(timeout) + REPORT_GRACE,
-        collect(reports),
-    )
-    .await;
+    let mut guard = Guard { app, container, id, ended: false };
+    let outcome = tokio::time::timeout(Duration::from_secs(timeout) + REPORT_GRACE, collect(reports)).await;
     let result = match outcome {
         Ok(Some(result)) => {
             guard.ended = true;
             result
         }
         Ok(None) | Err(_) => {
-            let detail =
-                "the session's container ended while the command ran; see the session's events";
+            let detail = "the session's container ended while the command ran; see the session's events";
             return Err(Failure::new(Code::InvalidState, detail));
         }
     };
@@ -84,9 +67,7 @@ struct Guard<'a> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        self.app
-            .hosts
-            .end_exec(self.container, self.id, !self.ended);
+        self.app.hosts.end_exec(self.container, self.id, !self.ended);
     }
 }
 
@@ -94,21 +75,13 @@ fn check(body: &Exec) -> Result<(), Failure> {
     let mut checks = Checks::default();
     match &body.command {
         ExecCommand::Script(script) if script.is_empty() || script.len() > MESSAGE_BYTES_MAX => {
-            checks.fault(
-                "command",
-                format!("must have 1 to {MESSAGE_BYTES_MAX} bytes"),
-            );
+            checks.fault("command", format!("must have 1 to {MESSAGE_BYTES_MAX} bytes"));
         }
         ExecCommand::Words(words) if words.first().is_none_or(String::is_empty) => {
             checks.fault("command", "must name a program, such as [\"ls\", \"-l\"]");
         }
-        ExecCommand::Words(words)
-            if words.iter().map(String::len).sum::<usize>() > WORDS_BYTES_MAX =>
-        {
-            checks.fault(
-                "command",
-                format!("must have at most {WORDS_BYTES_MAX} bytes in all"),
-            );
+        ExecCommand::Words(words) if words.iter().map(String::len).sum::<usize>() > WORDS_BYTES_MAX => {
+            checks.fault("command", format!("must have at most {WORDS_BYTES_MAX} bytes in all"));
         }
         ExecCommand::Script(_) | ExecCommand::Words(_) => {}
     }
@@ -120,33 +93,16 @@ fn check(body: &Exec) -> Result<(), Failure> {
         checks.fault("command", "must not contain NUL characters");
     }
     if !body.stdin.is_empty() && matches!(body.command, ExecCommand::Script(_)) {
-        checks.fault(
-            "stdin",
-            "goes with a program, not with a script: use [\"bash\", \"-c\", SCRIPT]",
-        );
+        checks.fault("stdin", "goes with a program, not with a script: use [\"bash\", \"-c\", SCRIPT]");
     }
     if body.stdin.len() > MESSAGE_BYTES_MAX {
-        checks.fault(
-            "stdin",
-            format!("must have at most {MESSAGE_BYTES_MAX} bytes"),
-        );
+        checks.fault("stdin", format!("must have at most {MESSAGE_BYTES_MAX} bytes"));
     }
-    if body
-        .directory
-        .as_ref()
-        .is_some_and(|path| !path.starts_with('/') || path.contains('\0') || path.len() > 4095)
-    {
-        checks.fault(
-            "directory",
-            "must be an absolute path in the container, of at most 4095 bytes",
-        );
+    if body.directory.as_ref().is_some_and(|path| !path.starts_with('/') || path.contains('\0') || path.len() > 4095) {
+        checks.fault("directory", "must be an absolute path in the container, of at most 4095 bytes");
     }
     checks.env("env", Some(&body.env));
-    checks.range(
-        "timeout_seconds",
-        body.timeout_seconds,
-        &(1..=EXEC_TIMEOUT_MAX.as_secs()),
-    );
+    checks.range("timeout_seconds", body.timeout_seconds, &(1..=EXEC_TIMEOUT_MAX.as_secs()));
     checks.done()
 }
 
@@ -169,22 +125,11 @@ async fn begin(
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                let row =
-                    find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use)
-                        .await?;
-                audit::append(
-                    transaction.connection(),
-                    now,
-                    &actor,
-                    "session.exec",
-                    &row.id.to_string(),
-                )
-                .await?;
+                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
+                audit::append(transaction.connection(), now, &actor, "session.exec", &row.id.to_string()).await?;
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 change.step(&Event::Wake).await?;
-                change
-                    .log("exec.started", json!({ "exec_id": id, "command": command }))
-                    .await?;
+                change.log("exec.started", json!({ "exec_id": id, "command": command })).await?;
                 Ok(change.save().await?)
             })
         })
@@ -198,10 +143,7 @@ fn work(session: &SessionRow, id: Uuid, body: Exec, timeout_seconds: u64) -> Wor
     env.insert("RAWORC_SESSION_NAME".into(), session.name.clone());
     let program = match body.command {
         ExecCommand::Script(script) => Program::Shell { script },
-        ExecCommand::Words(argv) => Program::Command {
-            argv,
-            stdin: body.stdin,
-        },
+        ExecCommand::Words(argv) => Program::Command { argv, stdin: body.stdin },
     };
     Work {
         id: WorkId::Exec(id),
@@ -229,16 +171,12 @@ async fn hand_over(
             sessions::find(&mut connection, session.id).await?
         };
         let row = row.ok_or_else(|| Failure::not_found("session", &session.id.to_string()))?;
-        let container = ContainerId {
-            session: row.id,
-            generation: row.machine.generation,
-        };
+        let container = ContainerId { session: row.id, generation: row.machine.generation };
         match row.machine.state {
             State::Ready | State::Busy => match app.hosts.run_exec(container, id, work.clone()) {
                 Ok(reports) => return Ok((container, reports)),
                 Err(NotRun::TooMany) => {
-                    let detail =
-                        "too many commands run in this session already; wait for one to end";
+                    let detail = "too many commands run in this session already; wait for one to end";
                     return Err(Failure::new(Code::Busy, detail));
                 }
                 Err(NotRun::NoHost) => {}
@@ -263,33 +201,12 @@ async fn collect(mut reports: mpsc::Receiver<Report>) -> Option<ExecResult> {
     let (mut stdout, mut stderr) = (String::new(), String::new());
     while let Some(report) = reports.recv().await {
         match report {
-            Report::Output {
-                stream: Stream::Stdout,
-                text,
-                ..
-            } => stdout.push_str(&text),
-            Report::Output {
-                stream: Stream::Stderr,
-                text,
-                ..
-            } => stderr.push_str(&text),
-            Report::Finished {
-                ending,
-                duration_micros,
-                dropped_bytes,
-                ..
-            } => {
+            Report::Output { stream: Stream::Stdout, text, .. } => stdout.push_str(&text),
+            Report::Output { stream: Stream::Stderr, text, .. } => stderr.push_str(&text),
+            Report::Finished { ending, duration_micros, dropped_bytes, .. } => {
                 return Some(ExecResult {
-                    exit_code: if let Ending::Exited(code) = ending {
-                        Some(code)
-                    } else {
-                        None
-                    },
-                    signal: if let Ending::Signalled(signal) = ending {
-                        Some(signal)
-                    } else {
-                        None
-                    },
+                    exit_code: if let Ending::Exited(code) = ending { Some(code) } else { None },
+                    signal: if let Ending::Signalled(signal) = ending { Some(signal) } else { None },
                     timed_out: ending == Ending::TimedOut,
                     stdout,
                     stderr,
@@ -302,13 +219,7 @@ async fn collect(mut reports: mpsc::Receiver<Report>) -> Option<ExecResult> {
     None
 }
 
-async fn end(
-    app: &Shared,
-    actor: &Actor,
-    session: &SessionRow,
-    id: Uuid,
-    result: &ExecResult,
-) -> Result<(), Failure> {
+async fn end(app: &Shared, actor: &Actor, session: &SessionRow, id: Uuid, result: &ExecResult) -> Result<(), Failure> {
     let (actor, now, session) = (actor.name.clone(), app.now(), session.id);
     let data = json!({ "exec_id": id, "exit_code": result.exit_code, "duration_seconds": result.duration_seconds });
     app.store

@@ -18,12 +18,7 @@ use crate::error::Failure;
 ///
 /// # Errors
 /// 404 where there is nothing.
-pub async fn look(
-    app: &Shared,
-    actor: &Actor,
-    id_or_name: &str,
-    path: String,
-) -> Result<Found, Failure> {
+pub async fn look(app: &Shared, actor: &Actor, id_or_name: &str, path: String) -> Result<Found, Failure> {
     let row = session(app, actor, id_or_name, Purpose::Read).await?;
     in_workspace(app, &row, move |workspace| workspace.look(&path)).await
 }
@@ -42,10 +37,7 @@ pub async fn write(
     let row = session(app, actor, id_or_name, Purpose::Use).await?;
     refuse_ended(&row)?;
     let written = path.clone();
-    let is_new = in_workspace(app, &row, move |workspace| {
-        workspace.write(&path, &mut content, FILE_BYTES_MAX)
-    })
-    .await?;
+    let is_new = in_workspace(app, &row, move |workspace| workspace.write(&path, &mut content, FILE_BYTES_MAX)).await?;
     note(app, actor, &row, "file.written", written).await?;
     Ok(is_new)
 }
@@ -54,12 +46,7 @@ pub async fn write(
 ///
 /// # Errors
 /// 404 where there is nothing.
-pub async fn remove(
-    app: &Shared,
-    actor: &Actor,
-    id_or_name: &str,
-    path: String,
-) -> Result<(), Failure> {
+pub async fn remove(app: &Shared, actor: &Actor, id_or_name: &str, path: String) -> Result<(), Failure> {
     let row = session(app, actor, id_or_name, Purpose::Use).await?;
     refuse_ended(&row)?;
     let removed = path.clone();
@@ -67,12 +54,7 @@ pub async fn remove(
     note(app, actor, &row, "file.deleted", removed).await
 }
 
-async fn session(
-    app: &Shared,
-    actor: &Actor,
-    id_or_name: &str,
-    purpose: Purpose,
-) -> Result<SessionRow, Failure> {
+async fn session(app: &Shared, actor: &Actor, id_or_name: &str, purpose: Purpose) -> Result<SessionRow, Failure> {
     let mut connection = app.store.read().await?;
     find::session(&mut connection, actor, id_or_name, purpose).await
 }
@@ -104,25 +86,12 @@ async fn in_workspace<T: Send + 'static>(
     Ok(outcome?)
 }
 
-async fn note(
-    app: &Shared,
-    actor: &Actor,
-    row: &SessionRow,
-    kind: &'static str,
-    path: String,
-) -> Result<(), Failure> {
+async fn note(app: &Shared, actor: &Actor, row: &SessionRow, kind: &'static str, path: String) -> Result<(), Failure> {
     let (actor, now, session) = (actor.clone(), app.now(), row.id);
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                audit::append(
-                    transaction.connection(),
-                    now,
-                    &actor,
-                    kind,
-                    &session.to_string(),
-                )
-                .await?;
+                audit::append(transaction.connection(), now, &actor, kind, &session.to_string()).await?;
                 let mut change = Change::load(transaction, session, now, actor.name).await?;
                 change.log(kind, json!({ "path": path })).await?;
                 change.save().await?;

@@ -43,11 +43,7 @@ pub async fn session(
 }
 
 /// A name means a session that is there; only where there is none, a deleted one.
-async fn by_name(
-    connection: &mut AnyConnection,
-    actor: &Actor,
-    name: &str,
-) -> Result<Option<SessionRow>, Failure> {
+async fn by_name(connection: &mut AnyConnection, actor: &Actor, name: &str) -> Result<Option<SessionRow>, Failure> {
     for include_deleted in [false, true] {
         let filter = Filter {
             owner: (actor.role != Role::Admin).then_some(actor.account),
@@ -78,27 +74,17 @@ pub async fn agents(
     use raworc_api::problem::Problem;
     use raworc_core::limits::AGENTS_PER_SESSION_MAX;
     if names.is_empty() || names.len() > AGENTS_PER_SESSION_MAX {
-        let message = format!(
-            "must name 1 to {AGENTS_PER_SESSION_MAX} agents, names {}",
-            names.len()
-        );
+        let message = format!("must name 1 to {AGENTS_PER_SESSION_MAX} agents, names {}", names.len());
         return Err(Problem::field("agent_ids", message).into());
     }
     let mut found: Vec<raworc_store::agents::AgentRow> = Vec::new();
     for (place, name) in names.iter().enumerate() {
         let field = format!("agent_ids[{place}]");
-        let agent = raworc_store::agents::find(connection, name)
-            .await?
-            .ok_or_else(|| {
-                Failure::from(Problem::field(
-                    &field,
-                    format!("there is no agent {name:?}; GET /agents lists them"),
-                ))
-            })?;
+        let agent = raworc_store::agents::find(connection, name).await?.ok_or_else(|| {
+            Failure::from(Problem::field(&field, format!("there is no agent {name:?}; GET /agents lists them")))
+        })?;
         if found.iter().any(|other| other.id == agent.id) {
-            return Err(
-                Problem::field(&field, format!("the agent {name:?} is named twice")).into(),
-            );
+            return Err(Problem::field(&field, format!("the agent {name:?} is named twice")).into());
         }
         found.push(agent);
     }

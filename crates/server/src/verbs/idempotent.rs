@@ -24,13 +24,8 @@ impl Key {
     /// # Errors
     /// 422 where the key is empty, too long, or not printable ASCII.
     pub fn new(key: &str, what: &str, body: &impl Serialize) -> Result<Self, Failure> {
-        if key.is_empty()
-            || key.len() > IDEMPOTENCY_KEY_BYTES_MAX
-            || !key.bytes().all(|b| b.is_ascii_graphic())
-        {
-            let message = format!(
-                "must be 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters without spaces"
-            );
+        if key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES_MAX || !key.bytes().all(|b| b.is_ascii_graphic()) {
+            let message = format!("must be 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters without spaces");
             return Err(Problem::field("Idempotency-Key", message).into());
         }
         let body = serde_json::to_vec(body).unwrap_or_default();
@@ -38,21 +33,14 @@ impl Key {
         digest.update(what.as_bytes());
         digest.update([0]);
         digest.update(&body);
-        Ok(Self {
-            key: key.to_owned(),
-            fingerprint: hex::encode(digest.finalize()),
-        })
+        Ok(Self { key: key.to_owned(), fingerprint: hex::encode(digest.finalize()) })
     }
 
     /// The id of what this key made before.
     ///
     /// # Errors
     /// 422 where the key was used for another request.
-    pub async fn made_before(
-        &self,
-        connection: &mut AnyConnection,
-        actor: &Actor,
-    ) -> Result<Option<String>, Failure> {
+    pub async fn made_before(&self, connection: &mut AnyConnection, actor: &Actor) -> Result<Option<String>, Failure> {
         match idempotency::find(connection, actor.account, &self.key).await? {
             None => Ok(None),
             Some(used) if used.fingerprint == self.fingerprint => Ok(Some(used.resource_id)),
@@ -74,10 +62,7 @@ impl Key {
         made: String,
         now: Time,
     ) -> Result<(), Failure> {
-        let used = Used {
-            fingerprint: self.fingerprint.clone(),
-            resource_id: made,
-        };
+        let used = Used { fingerprint: self.fingerprint.clone(), resource_id: made };
         Ok(idempotency::insert(connection, actor.account, &self.key, &used, now).await?)
     }
 }

@@ -13,77 +13,37 @@ use crate::error::Failure;
 /// # Errors
 /// Where the store fails.
 pub async fn host_polled(app: &Shared, container: ContainerId) -> Result<bool, Failure> {
-    observe(
-        app,
-        container.session,
-        Event::HostPolled {
-            generation: container.generation,
-        },
-    )
-    .await
+    observe(app, container.session, Event::HostPolled { generation: container.generation }).await
 }
 
 /// The container could not be started.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn start_failed(
-    app: &Shared,
-    container: ContainerId,
-    message: String,
-) -> Result<bool, Failure> {
-    let fault = Fault {
-        code: FaultCode::StartFailed,
-        message,
-    };
-    observe(
-        app,
-        container.session,
-        Event::StartFailed {
-            generation: container.generation,
-            fault,
-        },
-    )
-    .await
+pub async fn start_failed(app: &Shared, container: ContainerId, message: String) -> Result<bool, Failure> {
+    let fault = Fault { code: FaultCode::StartFailed, message };
+    observe(app, container.session, Event::StartFailed { generation: container.generation, fault }).await
 }
 
 /// The container is gone.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn container_gone(
-    app: &Shared,
-    container: ContainerId,
-    reason: ExitReason,
-) -> Result<bool, Failure> {
+pub async fn container_gone(app: &Shared, container: ContainerId, reason: ExitReason) -> Result<bool, Failure> {
     let (code, message) = match reason {
-        ExitReason::Exited(status) => (
-            FaultCode::ContainerExited,
-            format!("the container's first process exited with status {status}"),
-        ),
-        ExitReason::Signalled(signal) => (
-            FaultCode::ContainerKilled,
-            format!("signal {signal} ended the container's first process"),
-        ),
-        ExitReason::OutOfMemory => (
-            FaultCode::OutOfMemory,
-            "the container was killed because it went over its memory limit".to_owned(),
-        ),
-        ExitReason::Unknown => (
-            FaultCode::ContainerGone,
-            "the container ended while nobody was watching".to_owned(),
-        ),
+        ExitReason::Exited(status) => {
+            (FaultCode::ContainerExited, format!("the container's first process exited with status {status}"))
+        }
+        ExitReason::Signalled(signal) => {
+            (FaultCode::ContainerKilled, format!("signal {signal} ended the container's first process"))
+        }
+        ExitReason::OutOfMemory => {
+            (FaultCode::OutOfMemory, "the container was killed because it went over its memory limit".to_owned())
+        }
+        ExitReason::Unknown => (FaultCode::ContainerGone, "the container ended while nobody was watching".to_owned()),
     };
     let fault = Fault { code, message };
-    observe(
-        app,
-        container.session,
-        Event::ContainerGone {
-            generation: container.generation,
-            fault,
-        },
-    )
-    .await
+    observe(app, container.session, Event::ContainerGone { generation: container.generation, fault }).await
 }
 
 /// The host was not heard of for too long.
@@ -91,14 +51,7 @@ pub async fn container_gone(
 /// # Errors
 /// Where the store fails.
 pub async fn host_lost(app: &Shared, container: ContainerId) -> Result<bool, Failure> {
-    observe(
-        app,
-        container.session,
-        Event::HostLost {
-            generation: container.generation,
-        },
-    )
-    .await
+    observe(app, container.session, Event::HostLost { generation: container.generation }).await
 }
 
 /// A deadline of the session may have come.
@@ -112,10 +65,7 @@ pub async fn tick(app: &Shared, session: SessionId) -> Result<bool, Failure> {
         .write(move |transaction| {
             Box::pin(async move {
                 let mut change = Change::load(transaction, session, now, SYSTEM).await?;
-                let container = ContainerId {
-                    session,
-                    generation: change.row.machine.generation,
-                };
+                let container = ContainerId { session, generation: change.row.machine.generation };
                 let counts = change.row.settings.background_activity;
                 let active_inside = app_in_job.hosts.is_active(container, counts);
                 apply(&mut change, Event::Tick { active_inside }).await?;

@@ -45,45 +45,28 @@ pub async fn send_message(
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                let row =
-                    find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use)
-                        .await?;
+                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
                 if let Some(key) = &key
                     && let Some(made) = key.made_before(transaction.connection(), &actor).await?
                 {
-                    let id: MessageId = made
-                        .parse()
-                        .map_err(|_| Failure::not_found("message", &made))?;
+                    let id: MessageId = made.parse().map_err(|_| Failure::not_found("message", &made))?;
                     return messages::find(transaction.connection(), row.id, id)
                         .await?
                         .ok_or_else(|| Failure::not_found("message", &made));
                 }
-                let mut new = NewMessage {
-                    content: body.content,
-                    agent: None,
-                    metadata: body.metadata.unwrap_or_default(),
-                };
+                let mut new =
+                    NewMessage { content: body.content, agent: None, metadata: body.metadata.unwrap_or_default() };
                 if let Some(name) = &body.agent {
                     let assigned = agents::of_session(transaction.connection(), row.id).await?;
-                    let agent = assigned
-                        .iter()
-                        .find(|a| a.definition.name == *name || a.id.to_string() == *name);
+                    let agent = assigned.iter().find(|a| a.definition.name == *name || a.id.to_string() == *name);
                     let agent = agent.ok_or_else(|| Problem::field("agent", not_assigned(name)))?;
                     new.agent = Some(agent.definition.name.clone());
                 }
-                audit::append(
-                    transaction.connection(),
-                    now,
-                    &actor,
-                    "message.send",
-                    &row.id.to_string(),
-                )
-                .await?;
+                audit::append(transaction.connection(), now, &actor, "message.send", &row.id.to_string()).await?;
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 let message = queue(&mut change, new).await?;
                 if let Some(key) = &key {
-                    key.remember(change.connection(), &actor, message.id.to_string(), now)
-                        .await?;
+                    key.remember(change.connection(), &actor, message.id.to_string(), now).await?;
                 }
                 change.save().await?;
                 Ok(message)
@@ -99,8 +82,7 @@ pub async fn send_message(
 pub async fn queue(change: &mut Change<'_>, new: NewMessage) -> Result<MessageRow, Failure> {
     change.step(&Event::MessageQueued).await?;
     let id = MessageId(Uuid::now_v7());
-    let data =
-        json!({ "message_id": id, "role": Role::User, "agent": new.agent, "content": new.content });
+    let data = json!({ "message_id": id, "role": Role::User, "agent": new.agent, "content": new.content });
     let seq = change.log("message.queued", data).await?;
     let message = MessageRow {
         id,
@@ -127,13 +109,7 @@ pub async fn queue(change: &mut Change<'_>, new: NewMessage) -> Result<MessageRo
 fn check(body: &SendMessage) -> Result<(), Failure> {
     let mut checks = Checks::default();
     if body.content.is_empty() || body.content.len() > MESSAGE_BYTES_MAX {
-        checks.fault(
-            "content",
-            format!(
-                "must have 1 to {MESSAGE_BYTES_MAX} bytes, has {}",
-                body.content.len()
-            ),
-        );
+        checks.fault("content", format!("must have 1 to {MESSAGE_BYTES_MAX} bytes, has {}", body.content.len()));
     }
     if body.content.contains('\0') {
         checks.fault("content", "must not contain NUL characters");
@@ -143,7 +119,5 @@ fn check(body: &SendMessage) -> Result<(), Failure> {
 }
 
 fn not_assigned(name: &str) -> String {
-    format!(
-        "the session has no agent {name:?}; PUT …/agents assigns one, GET …/agents lists those it has"
-    )
+    format!("the session has no agent {name:?}; PUT …/agents assigns one, GET …/agents lists those it has")
 }

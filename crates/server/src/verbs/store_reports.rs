@@ -21,11 +21,7 @@ const MICROS: f64 = 1e6;
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn store_reports(
-    app: &Shared,
-    container: ContainerId,
-    reports: Vec<(u64, Report)>,
-) -> Result<(), Failure> {
+pub async fn store_reports(app: &Shared, container: ContainerId, reports: Vec<(u64, Report)>) -> Result<(), Failure> {
     let now = app.now();
     app.store
         .write(move |transaction| {
@@ -50,14 +46,7 @@ fn merge(reports: Vec<(u64, Report)>, received: u64) -> Vec<(u64, Report)> {
     let mut merged: Vec<(u64, Report)> = Vec::new();
     for (n, report) in reports.into_iter().filter(|(n, _)| *n > received) {
         if let (
-            Some((
-                last_n,
-                Report::Output {
-                    work: last_work,
-                    stream: last_stream,
-                    text: last_text,
-                },
-            )),
+            Some((last_n, Report::Output { work: last_work, stream: last_stream, text: last_text })),
             Report::Output { work, stream, text },
         ) = (merged.last_mut(), &report)
             && last_work == work
@@ -72,40 +61,20 @@ fn merge(reports: Vec<(u64, Report)>, received: u64) -> Vec<(u64, Report)> {
     merged
 }
 
-async fn store(
-    change: &mut Change<'_>,
-    container: ContainerId,
-    report: Report,
-) -> Result<(), Failure> {
+async fn store(change: &mut Change<'_>, container: ContainerId, report: Report) -> Result<(), Failure> {
     let running = change.row.machine.running.map(|running| running.message);
     match report {
-        Report::Output {
-            work: WorkId::Message(id),
-            stream,
-            text,
-        } if running == Some(id) => {
+        Report::Output { work: WorkId::Message(id), stream, text } if running == Some(id) => {
             let stream = match stream {
                 Stream::Stdout => "stdout",
                 Stream::Stderr => "stderr",
             };
-            change
-                .log(
-                    "message.delta",
-                    json!({ "message_id": id, "stream": stream, "text": text }),
-                )
-                .await?;
+            change.log("message.delta", json!({ "message_id": id, "stream": stream, "text": text })).await?;
         }
-        Report::Finished {
-            work: WorkId::Message(id),
-            ending,
-            duration_micros,
-            dropped_bytes,
-        } if running == Some(id) => {
-            let end = End {
-                ending,
-                duration_micros,
-                dropped_bytes,
-            };
+        Report::Finished { work: WorkId::Message(id), ending, duration_micros, dropped_bytes }
+            if running == Some(id) =>
+        {
+            let end = End { ending, duration_micros, dropped_bytes };
             finish(change, container, id, end).await?;
         }
         // Of a message that was cancelled or requeued meanwhile, or of an exec: nothing to keep.
@@ -121,23 +90,14 @@ struct End {
     dropped_bytes: u64,
 }
 
-async fn finish(
-    change: &mut Change<'_>,
-    container: ContainerId,
-    id: MessageId,
-    end: End,
-) -> Result<(), Failure> {
+async fn finish(change: &mut Change<'_>, container: ContainerId, id: MessageId, end: End) -> Result<(), Failure> {
     let session = change.row.id;
     let mut message = messages::find(change.connection(), session, id)
         .await?
         .ok_or_else(|| StoreError::Damaged(format!("message {id} is gone")))?;
     let (status, error) = judge(end.ending);
     let usage = MessageUsage {
-        exit_code: if let Ending::Exited(code) = end.ending {
-            Some(code)
-        } else {
-            None
-        },
+        exit_code: if let Ending::Exited(code) = end.ending { Some(code) } else { None },
         duration_seconds: end.duration_micros as f64 / MICROS,
         output_bytes_dropped: end.dropped_bytes,
     };
@@ -147,44 +107,22 @@ async fn finish(
     facts.insert("reply_id".into(), json!(reply));
     facts.insert("exit_code".into(), json!(usage.exit_code));
     facts.insert("duration_seconds".into(), json!(usage.duration_seconds));
-    facts.insert(
-        "output_bytes_dropped".into(),
-        json!(usage.output_bytes_dropped),
-    );
-    change
-        .finish_message(&mut message, status, error, facts)
-        .await?;
-    change
-        .step(&Event::MessageFinished {
-            generation: container.generation,
-            message: id,
-        })
-        .await
+    facts.insert("output_bytes_dropped".into(), json!(usage.output_bytes_dropped));
+    change.finish_message(&mut message, status, error, facts).await?;
+    change.step(&Event::MessageFinished { generation: container.generation, message: id }).await
 }
 
 /// Adds the agent's answer to the conversation: all it wrote, in the order it came.
-async fn answer(
-    change: &mut Change<'_>,
-    message: &MessageRow,
-    usage: &MessageUsage,
-) -> Result<MessageId, StoreError> {
+async fn answer(change: &mut Change<'_>, message: &MessageRow, usage: &MessageUsage) -> Result<MessageId, StoreError> {
     let session = change.row.id;
     let since = message.started_seq.unwrap_or(message.seq);
     let deltas = events::data_of_kind(change.connection(), session, "message.delta", since).await?;
-    let content: String = deltas
-        .iter()
-        .filter_map(|data| data.get("text").and_then(Value::as_str))
-        .collect();
+    let content: String = deltas.iter().filter_map(|data| data.get("text").and_then(Value::as_str)).collect();
     let started = events::list(change.connection(), session, since.saturating_sub(1), 1).await?;
-    let agent = started
-        .first()
-        .and_then(|event| event.data.get("agent"))
-        .and_then(Value::as_str)
-        .map(str::to_owned);
+    let agent = started.first().and_then(|event| event.data.get("agent")).and_then(Value::as_str).map(str::to_owned);
     let id = MessageId(Uuid::now_v7());
     let actor = format!("agent:{}", agent.as_deref().unwrap_or_default());
-    let data =
-        json!({ "message_id": id, "role": Role::Agent, "reply_to": message.id, "agent": agent });
+    let data = json!({ "message_id": id, "role": Role::Agent, "reply_to": message.id, "agent": agent });
     let seq = change.log_as(&actor, "message.added", data).await?;
     let row = MessageRow {
         id,
@@ -210,47 +148,21 @@ async fn answer(
 
 /// What an ending means for the message.
 fn judge(ending: Ending) -> (Status, Option<MessageError>) {
-    let failed = |code: &str, message: String| {
-        (
-            Status::Failed,
-            Some(MessageError {
-                code: code.into(),
-                message,
-            }),
-        )
-    };
+    let failed = |code: &str, message: String| (Status::Failed, Some(MessageError { code: code.into(), message }));
     match ending {
         Ending::Exited(0) => (Status::Done, None),
         Ending::Exited(137) => {
             let why = "the script exited with status 137: something in it was killed, often for the memory limit";
             failed("exit_status", why.into())
         }
-        Ending::Exited(code) => failed(
-            "exit_status",
-            format!("the script exited with status {code}"),
-        ),
-        Ending::Signalled(9) => failed(
-            "signal",
-            "the script was killed, often for the memory limit".into(),
-        ),
+        Ending::Exited(code) => failed("exit_status", format!("the script exited with status {code}")),
+        Ending::Signalled(9) => failed("signal", "the script was killed, often for the memory limit".into()),
         Ending::Signalled(signal) => failed("signal", format!("signal {signal} ended the script")),
-        Ending::TimedOut => failed(
-            "timeout",
-            "it took longer than the agent's timeout_seconds".into(),
-        ),
-        Ending::NotStarted => failed(
-            "not_started",
-            "the agent's program could not be started; see its output".into(),
-        ),
+        Ending::TimedOut => failed("timeout", "it took longer than the agent's timeout_seconds".into()),
+        Ending::NotStarted => failed("not_started", "the agent's program could not be started; see its output".into()),
         Ending::Cancelled => {
             let message = "it was cancelled".into();
-            (
-                Status::Cancelled,
-                Some(MessageError {
-                    code: "cancelled".into(),
-                    message,
-                }),
-            )
+            (Status::Cancelled, Some(MessageError { code: "cancelled".into(), message }))
         }
     }
 }
@@ -262,11 +174,7 @@ mod tests {
     #[test]
     fn neighbouring_texts_are_joined_and_stored_ones_dropped() {
         let work = WorkId::Message(MessageId(Uuid::nil()));
-        let out = |stream, text: &str| Report::Output {
-            work,
-            stream,
-            text: text.into(),
-        };
+        let out = |stream, text: &str| Report::Output { work, stream, text: text.into() };
         let reports = vec![
             (1, out(Stream::Stdout, "old")),
             (2, out(Stream::Stdout, "a")),
@@ -274,11 +182,8 @@ mod tests {
             (4, out(Stream::Stderr, "c")),
             (5, out(Stream::Stdout, "d")),
         ];
-        let expected = vec![
-            (3, out(Stream::Stdout, "ab")),
-            (4, out(Stream::Stderr, "c")),
-            (5, out(Stream::Stdout, "d")),
-        ];
+        let expected =
+            vec![(3, out(Stream::Stdout, "ab")), (4, out(Stream::Stderr, "c")), (5, out(Stream::Stdout, "d"))];
         assert_eq!(merge(reports, 1), expected);
     }
 }

@@ -39,35 +39,19 @@ pub async fn take_message(app: &Shared, container: ContainerId) -> Result<Option
 
 async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<Work>, Failure> {
     let machine = &change.row.machine;
-    if machine.generation != container.generation
-        || machine.state != State::Ready
-        || machine.queued == 0
-    {
+    if machine.generation != container.generation || machine.state != State::Ready || machine.queued == 0 {
         return Ok(None);
     }
     let session = change.row.id;
-    let Some(mut message) = messages::queued(change.connection(), session, 1)
-        .await?
-        .pop()
-    else {
+    let Some(mut message) = messages::queued(change.connection(), session, 1).await?.pop() else {
         return Ok(None);
     };
     message.attempts += 1;
-    let running = Running {
-        message: message.id,
-        attempt: message.attempts,
-    };
-    change
-        .step(&Event::MessageTaken {
-            generation: container.generation,
-            running,
-        })
-        .await?;
+    let running = Running { message: message.id, attempt: message.attempts };
+    change.step(&Event::MessageTaken { generation: container.generation, running }).await?;
     let assigned = agents::of_session(change.connection(), session).await?;
     let agent = match &message.agent {
-        Some(name) => assigned
-            .into_iter()
-            .find(|agent| agent.definition.name == *name),
+        Some(name) => assigned.into_iter().find(|agent| agent.definition.name == *name),
         None => assigned.into_iter().next(),
     };
     let name = agent.as_ref().map(|agent| agent.definition.name.clone());
@@ -93,19 +77,10 @@ async fn fail_without_agent(
     let name = message.agent.as_deref().unwrap_or_default();
     let error = MessageError {
         code: "not_started".into(),
-        message: format!(
-            "the session no longer has the agent {name:?}; assign it and send the message again"
-        ),
+        message: format!("the session no longer has the agent {name:?}; assign it and send the message again"),
     };
-    change
-        .finish_message(message, Status::Failed, Some(error), Map::new())
-        .await?;
-    change
-        .step(&Event::MessageFinished {
-            generation: container.generation,
-            message: message.id,
-        })
-        .await
+    change.finish_message(message, Status::Failed, Some(error), Map::new()).await?;
+    change.step(&Event::MessageFinished { generation: container.generation, message: message.id }).await
 }
 
 /// What the host is to do for a message.
@@ -116,9 +91,7 @@ pub fn work(session: &SessionRow, message: &MessageRow, agent: &AgentRow) -> Wor
     env.insert("RAWORC_SESSION_NAME".into(), session.name.clone());
     env.insert("RAWORC_MESSAGE_ID".into(), message.id.to_string());
     let program = match agent.definition.runtime {
-        AgentRuntime::Shell => Program::Shell {
-            script: message.content.clone(),
-        },
+        AgentRuntime::Shell => Program::Shell { script: message.content.clone() },
     };
     Work {
         id: WorkId::Message(message.id),

@@ -33,25 +33,14 @@ pub async fn update_session(
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                let row =
-                    find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use)
-                        .await?;
+                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
                 if version.is_some_and(|version| version != row.version) {
                     return Err(stale());
                 }
-                audit::append(
-                    transaction.connection(),
-                    now,
-                    &actor,
-                    "session.update",
-                    &row.id.to_string(),
-                )
-                .await?;
+                audit::append(transaction.connection(), now, &actor, "session.update", &row.id.to_string()).await?;
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 let fields = apply(&mut change.row, body, now);
-                change
-                    .log("session.updated", json!({ "fields": fields }))
-                    .await?;
+                change.log("session.updated", json!({ "fields": fields })).await?;
                 Ok(change.save().await?)
             })
         })
@@ -60,10 +49,7 @@ pub async fn update_session(
 
 /// 412.
 pub fn stale() -> Failure {
-    Failure::new(
-        Code::Stale,
-        "it has changed since the version that If-Match names; GET it again and decide anew",
-    )
+    Failure::new(Code::Stale, "it has changed since the version that If-Match names; GET it again and decide anew")
 }
 
 fn check(body: &UpdateSession) -> Result<(), Failure> {
@@ -71,11 +57,7 @@ fn check(body: &UpdateSession) -> Result<(), Failure> {
     if let Some(name) = &body.name {
         checks.check("name", names::check_title(name));
     }
-    checks.range(
-        "waiting_timeout_seconds",
-        body.waiting_timeout_seconds,
-        &WAITING_TIMEOUT_SECONDS,
-    );
+    checks.range("waiting_timeout_seconds", body.waiting_timeout_seconds, &WAITING_TIMEOUT_SECONDS);
     checks.range("ttl_seconds", body.ttl_seconds, &TTL_SECONDS);
     checks.metadata(body.metadata.as_ref());
     checks.env("env", body.env.as_ref());
@@ -83,11 +65,7 @@ fn check(body: &UpdateSession) -> Result<(), Failure> {
     checks.done()
 }
 
-fn apply(
-    row: &mut SessionRow,
-    body: UpdateSession,
-    now: raworc_core::time::Time,
-) -> Vec<&'static str> {
+fn apply(row: &mut SessionRow, body: UpdateSession, now: raworc_core::time::Time) -> Vec<&'static str> {
     let mut fields = Vec::new();
     if let Some(name) = body.name {
         row.name = name;

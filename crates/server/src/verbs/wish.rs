@@ -59,27 +59,13 @@ impl Wish {
 ///
 /// # Errors
 /// 409 where the state forbids it.
-pub async fn wish(
-    app: &Shared,
-    actor: &Actor,
-    id_or_name: String,
-    wish: Wish,
-) -> Result<SessionRow, Failure> {
+pub async fn wish(app: &Shared, actor: &Actor, id_or_name: String, wish: Wish) -> Result<SessionRow, Failure> {
     let (actor, now) = (actor.clone(), app.now());
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                let row =
-                    find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use)
-                        .await?;
-                audit::append(
-                    transaction.connection(),
-                    now,
-                    &actor,
-                    wish.action(),
-                    &row.id.to_string(),
-                )
-                .await?;
+                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
+                audit::append(transaction.connection(), now, &actor, wish.action(), &row.id.to_string()).await?;
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 change.step(&wish.event()).await?;
                 Ok(change.save().await?)

@@ -15,46 +15,28 @@ const NAME: &str = "cgroups";
 pub fn checks() -> Vec<Check> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mounts: Vec<Mount<'_>> = table.lines().filter_map(Mount::parse).collect();
-    if mounts
-        .iter()
-        .any(|mount| mount.kind == "cgroup2" && mount.path == Path::new(ROOT))
-    {
+    if mounts.iter().any(|mount| mount.kind == "cgroup2" && mount.path == Path::new(ROOT)) {
         return vec![Check::ok(NAME, "version 2"), unified()];
     }
     if mounts.iter().any(|mount| mount.kind == "cgroup") {
         let note = "version 1 (works; version 2 is what Linux distributions use today)";
         return vec![Check::ok(NAME, note), separate(&mounts)];
     }
-    vec![Check::missing(
-        NAME,
-        "not mounted",
-        format!("mount -t cgroup2 none {ROOT}"),
-    )]
+    vec![Check::missing(NAME, "not mounted", format!("mount -t cgroup2 none {ROOT}"))]
 }
 
 fn unified() -> Check {
     let root = Path::new(ROOT);
     let there = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
-    let lacking = lacking(|name| {
-        there
-            .split_whitespace()
-            .any(|controller| controller == name)
-    });
+    let lacking = lacking(|name| there.split_whitespace().any(|controller| controller == name));
     verdict(&lacking, &[root.to_path_buf()])
 }
 
 fn separate(mounts: &[Mount<'_>]) -> Check {
-    let of = |name: &str| {
-        mounts
-            .iter()
-            .find(|mount| mount.kind == "cgroup" && mount.options.split(',').any(|o| o == name))
-    };
+    let of =
+        |name: &str| mounts.iter().find(|mount| mount.kind == "cgroup" && mount.options.split(',').any(|o| o == name));
     let lacking = lacking(|name| of(name).is_some());
-    let places: Vec<PathBuf> = CONTROLLERS
-        .iter()
-        .filter_map(|name| of(name))
-        .map(|mount| mount.path.clone())
-        .collect();
+    let places: Vec<PathBuf> = CONTROLLERS.iter().filter_map(|name| of(name)).map(|mount| mount.path.clone()).collect();
     verdict(&lacking, &places)
 }
 
@@ -66,22 +48,11 @@ fn verdict(lacking: &[&str], places: &[PathBuf]) -> Check {
     const LIMITS: &str = "limits";
     if !lacking.is_empty() {
         let remedy = "Boot with cgroup_enable=memory systemd.unified_cgroup_hierarchy=1 on the kernel's command line.";
-        return Check::missing(
-            LIMITS,
-            format!("no cgroup controller for {}", lacking.join(", ")),
-            remedy,
-        );
+        return Check::missing(LIMITS, format!("no cgroup controller for {}", lacking.join(", ")), remedy);
     }
-    if let Some(path) = places
-        .iter()
-        .find(|path| access(path.as_path(), Access::WRITE_OK).is_err())
-    {
+    if let Some(path) = places.iter().find(|path| access(path.as_path(), Access::WRITE_OK).is_err()) {
         let remedy = "Run raworc as root; in a container, with its cgroups writable.";
-        return Check::missing(
-            LIMITS,
-            format!("{} is not writable", path.display()),
-            remedy,
-        );
+        return Check::missing(LIMITS, format!("{} is not writable", path.display()), remedy);
     }
     Check::ok(LIMITS, "cpu, memory and processes can be limited")
 }
@@ -98,10 +69,6 @@ impl<'a> Mount<'a> {
         let (mount, source) = line.split_once(" - ")?;
         let mut source = source.split(' ');
         let (kind, _device, options) = (source.next()?, source.next()?, source.next()?);
-        Some(Self {
-            path: PathBuf::from(mount.split(' ').nth(4)?),
-            kind,
-            options,
-        })
+        Some(Self { path: PathBuf::from(mount.split(' ').nth(4)?), kind, options })
     }
 }

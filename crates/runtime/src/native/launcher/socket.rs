@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use raworc_launcher::protocol::PACKET_BYTES_MAX;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
-    SocketType, recv, sendmsg, socketpair,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv,
+    sendmsg, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,25 +22,13 @@ pub struct Socket(AsyncFd<OwnedFd>);
 impl Socket {
     /// The server's end and the launcher's.
     pub fn pair() -> io::Result<(Self, OwnedFd)> {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         rustix::io::ioctl_fionbio(&ours, true)?;
-        Ok((
-            Self(pollable(ours, Interest::READABLE | Interest::WRITABLE)?),
-            theirs,
-        ))
+        Ok((Self(pollable(ours, Interest::READABLE | Interest::WRITABLE)?), theirs))
     }
 
     /// Sends one packet. May be cancelled: the packet then was not sent.
-    pub async fn send<T: Serialize>(
-        &self,
-        value: &T,
-        descriptor: Option<&OwnedFd>,
-    ) -> io::Result<()> {
+    pub async fn send<T: Serialize>(&self, value: &T, descriptor: Option<&OwnedFd>) -> io::Result<()> {
         let json = serde_json::to_vec(value)?;
         let write = |socket: &OwnedFd| {
             let descriptors = descriptor.map(AsFd::as_fd);
@@ -49,13 +37,7 @@ impl Socket {
             if descriptors.is_some() {
                 control.push(SendAncillaryMessage::ScmRights(descriptors.as_slice()));
             }
-            Ok(sendmsg(
-                socket,
-                &[IoSlice::new(&json)],
-                &mut control,
-                SendFlags::NOSIGNAL,
-            )
-            .map(drop)?)
+            Ok(sendmsg(socket, &[IoSlice::new(&json)], &mut control, SendFlags::NOSIGNAL).map(drop)?)
         };
         self.0.async_io(Interest::WRITABLE, write).await
     }
@@ -63,14 +45,10 @@ impl Socket {
     /// The next packet. May be cancelled: the packet then stays.
     pub async fn receive<T: DeserializeOwned>(&self) -> io::Result<T> {
         let mut packet = vec![0; PACKET_BYTES_MAX];
-        let read =
-            |socket: &OwnedFd| Ok(recv(socket, packet.as_mut_slice(), RecvFlags::empty())?.0);
+        let read = |socket: &OwnedFd| Ok(recv(socket, packet.as_mut_slice(), RecvFlags::empty())?.0);
         let length: usize = self.0.async_io(Interest::READABLE, read).await?;
         if length == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the launcher closed its socket",
-            ));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the launcher closed its socket"));
         }
         Ok(serde_json::from_slice(&packet[..length])?)
     }
