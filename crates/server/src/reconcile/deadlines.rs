@@ -13,6 +13,8 @@ use crate::verbs::observe;
 const COALESCE: Duration = Duration::from_millis(20);
 /// And at least this often, should the clock have jumped.
 const LOOK_AT_LEAST: Duration = Duration::from_secs(30);
+/// Wait after something failed.
+const RETRY: Duration = Duration::from_secs(1);
 /// Sessions told in one round.
 const ROUND: u32 = 256;
 
@@ -23,7 +25,7 @@ pub async fn run(app: Shared) {
             Ok(next) => next.map_or(LOOK_AT_LEAST, |at| at.since(app.now())).min(LOOK_AT_LEAST),
             Err(error) => {
                 tracing::error!(%error, "deadlines could not be looked at");
-                Duration::from_secs(1)
+                RETRY
             }
         };
         tokio::select! {
@@ -44,8 +46,15 @@ async fn round(app: &Shared) -> Result<Option<Time>, Failure> {
     if due.is_empty() {
         return Ok(next);
     }
+    let mut has_failed = false;
     for session in due {
-        observe::tick(app, session).await?;
+        if let Err(error) = observe::tick(app, session).await {
+            tracing::error!(%session, %error, "a session could not be told that its time has come");
+            has_failed = true;
+        }
+    }
+    if has_failed {
+        return Ok(Some(app.now() + RETRY));
     }
     let mut connection = app.store.read().await?;
     Ok(sessions::next_deadline(&mut connection).await?)
