@@ -58,7 +58,7 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
 }
 
 /// The data directory, which containers have to be able to look through but not into.
-fn prepare(data_dir: &Path) -> miette::Result<()> {
+pub fn prepare(data_dir: &Path) -> miette::Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o711)
@@ -67,10 +67,18 @@ fn prepare(data_dir: &Path) -> miette::Result<()> {
         .wrap_err_with(|| format!("the data directory {} cannot be made", data_dir.display()))
 }
 
+/// The code of the report that says that another process has the data directory.
+const IN_USE: &str = "in_use";
+
+/// Whether starting failed because another process has the data directory.
+pub fn is_in_use(report: &miette::Report) -> bool {
+    report.code().is_some_and(|code| code.to_string() == IN_USE)
+}
+
 fn advise(error: StartError) -> miette::Report {
     match &error {
         StartError::InUse(_) => {
-            miette!(help = "stop it first, or choose another directory with --data-dir", "{error}")
+            miette!(code = IN_USE, help = "stop it first, or choose another directory with --data-dir", "{error}")
         }
         StartError::Listen(..) => miette!(help = "choose another address with --listen", "{error}"),
         StartError::File(..) | StartError::Store(_) | StartError::Other(_) => miette!("{error}"),

@@ -1,9 +1,12 @@
 //! `raworc run`: one piece of work, with or without a server.
 
+use std::fs::File;
+
 use clap::Args;
 use raworc_api::client::{Client, ClientError};
 use raworc_api::session::{CreateSession, Session};
 use raworc_core::session::State;
+use rustix::fs::{FlockOperation, flock};
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::commands::serve::start_logging;
@@ -31,6 +34,8 @@ script's own, or 1 where it has none (a signal, a timeout); 2 and 3 are as for e
 itself, which is then said on standard error. Ctrl-C cancels the work and ends with 130; pressed again, it does not wait \
 for the work to end.";
 
+/// How long a server that another run is starting may take.
+const START_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the end of a session that is not kept may take.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 const REMOVAL_INTERVAL: Duration = Duration::from_millis(20);
@@ -58,18 +63,76 @@ pub struct Run {
 pub async fn run(context: &Context, args: Run) -> Result<()> {
     let prompt = input::prompt(&args.prompt)?;
     let mut signals = Signals::catch()?;
-    let (client, own) = match answering(context).await? {
-        Some(client) => (client, None),
-        None => {
-            let running = start(context).await?;
-            (Client::new(&running.url, &running.token)?, Some(running))
-        }
-    };
+    // From here until it is released, no other run ends the server that we use.
+    let use_of_server = UseOfServer::begin(context).await?;
+    let (client, own) = find_or_start(context).await?;
     let result = Box::pin(work(context, &client, &args, prompt, &mut signals, own.is_some())).await;
     if let Some(running) = own {
+        use_of_server.until_alone(context).await?;
         Box::pin(running.shutdown()).await?;
     }
     result
+}
+
+/// A client of the server that answers, or of one started in this process.
+async fn find_or_start(context: &Context) -> Result<(Client, Option<Running>)> {
+    if let Some(client) = answering(context).await? {
+        return Ok((client, None));
+    }
+    let settings = settings(context)?;
+    start_logging(&settings.log, settings.log_format)?;
+    let deadline = Instant::now() + START_PATIENCE;
+    loop {
+        match Box::pin(serve::start(&settings)).await.map_err(Failure::from) {
+            Ok(running) => return Ok((Client::new(&running.url, &running.token)?, Some(running))),
+            // Another run is starting its server at this moment: it answers soon.
+            Err(Failure::Report(report)) if serve::is_in_use(&report) && Instant::now() < deadline => {
+                sleep(REMOVAL_INTERVAL).await;
+            }
+            Err(failure) => return Err(failure),
+        }
+        if let Some(client) = answering(context).await? {
+            return Ok((client, None));
+        }
+    }
+}
+
+/// Held while a run uses the server of a data directory. Runs side by side share one server: whichever started it must
+/// not end it while others use it.
+struct UseOfServer {
+    file: Option<File>,
+}
+
+impl UseOfServer {
+    async fn begin(context: &Context) -> Result<Self> {
+        if context.global.url.as_ref().is_some_and(|url| !url.is_empty()) {
+            return Ok(Self { file: None });
+        }
+        let data_dir = context.global.data_dir()?;
+        serve::prepare(&data_dir)?;
+        let path = data_dir.join("runs.lock");
+        let opened = File::options().create(true).append(true).open(&path);
+        let file = opened.map_err(|error| Failure::usage(format!("{} can't be used: {error}", path.display())))?;
+        lock(&file, FlockOperation::LockShared).await?;
+        Ok(Self { file: Some(file) })
+    }
+
+    /// Waits for the other runs that use this process's server.
+    async fn until_alone(self, context: &Context) -> Result<()> {
+        let Some(file) = self.file else { return Ok(()) };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(());
+        }
+        context.ui.note("other runs still use this one's server; waiting for them");
+        lock(&file, FlockOperation::LockExclusive).await
+    }
+}
+
+async fn lock(file: &File, operation: FlockOperation) -> Result<()> {
+    let failed = |error: std::io::Error| Failure::failed(format!("the lock of the runs can't be taken: {error}"));
+    let file = file.try_clone().map_err(failed)?;
+    let locked = tokio::task::spawn_blocking(move || flock(&file, operation)).await;
+    locked.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))
 }
 
 /// The server that is there. One that was named must be.
@@ -84,16 +147,14 @@ async fn answering(context: &Context) -> Result<Option<Client>> {
     }
 }
 
-async fn start(context: &Context) -> Result<Running> {
-    let data_dir = context.global.data_dir()?;
+/// Of a server in this process.
+fn settings(context: &Context) -> Result<Settings> {
     let any = ANY_PORT.parse().map_err(|_| Failure::failed("no loopback address"))?;
     let given = ServeOptions::from_variables()?;
     // Only what goes wrong: the work's own output is what people want to see.
     let log = given.log.or_else(|| Some("warn".into()));
     let options = ServeOptions { listen: Some(any), log, ..given };
-    let settings = Settings::load(&data_dir, &options)?;
-    start_logging(&settings.log, settings.log_format)?;
-    Ok(Box::pin(serve::start(&settings)).await?)
+    Settings::load(&context.global.data_dir()?, &options)
 }
 
 async fn work(
