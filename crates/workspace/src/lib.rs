@@ -7,7 +7,7 @@ mod files;
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use raworc_core::ids::SessionId;
@@ -48,6 +48,8 @@ impl From<io::Error> for FileError {
             Some(Errno::XDEV | Errno::LOOP) => FileError::Outside,
             Some(Errno::NOTDIR) => FileError::WrongKind("a part of the path is not a directory"),
             Some(Errno::ISDIR) => FileError::WrongKind("it is a directory"),
+            // What opening a socket says, and a pipe that nobody reads.
+            Some(Errno::NXIO) => FileError::WrongKind("it is neither a file nor a directory"),
             Some(Errno::NAMETOOLONG) => FileError::BadPath("the path or one of its names is too long"),
             Some(Errno::NOSPC | Errno::DQUOT) => FileError::DiskFull,
             _ => FileError::Io(error),
@@ -98,7 +100,12 @@ impl Workspaces {
         let path = self.path(session);
         match DirBuilder::new().mode(0o755).create(&path) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            // A server that was killed here before may not have got round to giving it away.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if self.owner.is_none_or(|owner| fs::metadata(&path).is_ok_and(|found| found.uid() == owner)) {
+                    return Ok(());
+                }
+            }
             Err(error) => return Err(error),
         }
         if self.owner.is_some() {
