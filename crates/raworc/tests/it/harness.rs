@@ -1,5 +1,6 @@
 //! A server of our own for each test, and everything that it makes gone at the end.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -51,10 +52,7 @@ pub struct TestServer {
 impl TestServer {
     /// Starts one with these arguments besides the usual ones.
     pub fn start(arguments: &[&str]) -> Self {
-        let directory = tempfile::Builder::new()
-            .prefix("raworc-test-")
-            .tempdir()
-            .unwrap();
+        let directory = tempfile::Builder::new().prefix("raworc-test-").tempdir().unwrap();
         let mut server = Self {
             directory,
             arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
@@ -94,20 +92,9 @@ impl TestServer {
 
     /// Starts the server on the same data directory, after it was ended.
     pub fn start_again(&mut self) {
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log_path())
-            .unwrap();
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
         let mut child = Command::new(RAWORC)
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--log",
-                "info,raworc_server=debug",
-                "--data-dir",
-            ])
+            .args(["serve", "--listen", "127.0.0.1:0", "--log", "info,raworc_server=debug", "--data-dir"])
             .arg(self.data_dir())
             .args(&self.arguments)
             .env_remove("RAWORC_URL")
@@ -121,17 +108,12 @@ impl TestServer {
         // Whatever else it says must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
         self.child = Some(child);
-        let url = first
-            .split_whitespace()
-            .find(|word| word.starts_with("http://"));
+        let url = first.split_whitespace().find(|word| word.starts_with("http://"));
         let Some(url) = url else {
             panic!("the server did not start: {first:?}\n{}", self.log());
         };
         self.url = url.to_owned();
-        self.token = fs::read_to_string(self.data_dir().join("admin.token"))
-            .unwrap()
-            .trim()
-            .to_owned();
+        self.token = fs::read_to_string(self.data_dir().join("admin.token")).unwrap().trim().to_owned();
     }
 
     fn log_path(&self) -> PathBuf {
@@ -145,9 +127,7 @@ impl TestServer {
 
     /// A call with this token.
     pub fn request_as(&self, token: &str, method: Method, path: &str) -> reqwest::RequestBuilder {
-        self.client
-            .request(method, format!("{}/api/v0{path}", self.url))
-            .bearer_auth(token)
+        self.client.request(method, format!("{}/api/v0{path}", self.url)).bearer_auth(token)
     }
 
     /// A call as the administrator.
@@ -193,25 +173,15 @@ impl TestServer {
             if wanted(&session) {
                 return session;
             }
-            assert!(
-                Instant::now() < deadline,
-                "the session never became as wanted: {session:#}\n{}",
-                self.log()
-            );
-            self.next_event(id, session["last_seq"].as_u64().unwrap())
-                .await;
+            assert!(Instant::now() < deadline, "the session never became as wanted: {session:#}\n{}", self.log());
+            self.next_event(id, session["last_seq"].as_u64().unwrap()).await;
         }
     }
 
     /// Waits until there is an event after `after`, or for a second.
     async fn next_event(&self, id: &str, after: u64) {
         let path = format!("/sessions/{id}/events?after={after}");
-        let mut response = self
-            .request(Method::GET, &path)
-            .header("accept", "text/event-stream")
-            .send()
-            .await
-            .unwrap();
+        let mut response = self.request(Method::GET, &path).header("accept", "text/event-stream").send().await.unwrap();
         if let Ok(chunk) = tokio::time::timeout(Duration::from_secs(1), response.chunk()).await {
             chunk.unwrap();
         }
@@ -219,12 +189,8 @@ impl TestServer {
 
     /// Sends a message and waits for its end: the message, with its reply.
     pub async fn send(&self, id: &str, content: &str) -> Value {
-        let (status, message) = self
-            .post(
-                &format!("/sessions/{id}/messages?wait_seconds=60"),
-                json!({ "content": content }),
-            )
-            .await;
+        let (status, message) =
+            self.post(&format!("/sessions/{id}/messages?wait_seconds=60"), json!({ "content": content })).await;
         assert_eq!(status, 200, "{message:#}\n{}", self.log());
         message
     }
@@ -240,28 +206,50 @@ impl TestServer {
     pub async fn events(&self, id: &str) -> Vec<Value> {
         let mut events = Vec::new();
         loop {
-            let (status, page) = self
-                .get(&format!(
-                    "/sessions/{id}/events?limit=500&after={}",
-                    events.len()
-                ))
-                .await;
+            let (status, page) = self.get(&format!("/sessions/{id}/events?limit=500&after={}", events.len())).await;
             assert_eq!(status, 200, "{page}");
             let items = page["items"].as_array().unwrap().clone();
             if items.is_empty() {
                 return events;
             }
             events.extend(items);
-            let numbers: Vec<u64> = events
-                .iter()
-                .map(|event| event["seq"].as_u64().unwrap())
-                .collect();
-            assert_eq!(
-                numbers,
-                (1..=events.len() as u64).collect::<Vec<_>>(),
-                "numbers have no gaps"
-            );
+            let numbers: Vec<u64> = events.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
+            assert_eq!(numbers, (1..=events.len() as u64).collect::<Vec<_>>(), "numbers have no gaps");
         }
+    }
+
+    /// The name of a session's newest container.
+    pub async fn container(&self, id: &str) -> String {
+        format!("{id}-{}", self.get(&format!("/sessions/{id}")).await.1["generation"])
+    }
+
+    /// The process id outside of a container's first process.
+    pub fn host_pid(&self, container: &str) -> i32 {
+        let record = self.data_dir().join("run/containers").join(container).join("process");
+        let text = fs::read_to_string(&record).unwrap_or_else(|error| panic!("{}: {error}", record.display()));
+        text.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// Sends a signal to a container's first process.
+    pub fn signal_host(&self, container: &str, signal: Signal) {
+        kill(Pid::from_raw(self.host_pid(container)), signal).unwrap();
+    }
+
+    /// The value of the first of these files that a container's cgroups have.
+    pub fn cgroup_value(&self, container: &str, files: &[&str]) -> Option<String> {
+        let own: Vec<PathBuf> = self.cgroups().into_iter().filter(|path| path.ends_with(container)).collect();
+        let text = files
+            .iter()
+            .flat_map(|file| own.iter().map(move |path| path.join(file)))
+            .find_map(|path| fs::read_to_string(path).ok());
+        text.map(|text| text.trim().to_owned())
+    }
+
+    /// What the runtime has of containers: names of bundles and of cgroups.
+    pub fn containers(&self) -> BTreeSet<String> {
+        let bundles = fs::read_dir(self.data_dir().join("run/containers")).into_iter().flatten().flatten();
+        let bundles = bundles.map(|entry| entry.path());
+        bundles.chain(self.cgroups()).map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
     }
 
     /// The processes, seen from outside, of this server's containers.
@@ -283,23 +271,10 @@ impl TestServer {
         };
         let own = Path::new("raworc").join(instance.trim());
         let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
-        roots.extend(
-            fs::read_dir("/sys/fs/cgroup")
-                .into_iter()
-                .flatten()
-                .flatten()
-                .map(|entry| entry.path()),
-        );
+        roots.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path()));
         let mut found = Vec::new();
         for root in roots.into_iter().map(|root| root.join(&own)) {
-            found.extend(
-                fs::read_dir(root)
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-                    .map(|e| e.path())
-                    .filter(|p| p.is_dir()),
-            );
+            found.extend(fs::read_dir(root).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()));
         }
         found
     }
@@ -321,10 +296,7 @@ async fn answer(request: reqwest::RequestBuilder) -> (StatusCode, Value) {
     let response = request.send().await.unwrap();
     let status = response.status();
     let bytes = response.bytes().await.unwrap();
-    (
-        status,
-        serde_json::from_slice(&bytes).unwrap_or(Value::Null),
-    )
+    (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
 }
 
 impl Drop for TestServer {
@@ -344,11 +316,7 @@ impl Drop for TestServer {
                 let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
             }
             let cgroups = self.cgroups();
-            if processes.is_empty()
-                && cgroups
-                    .iter()
-                    .all(|cgroup| fs::remove_dir(cgroup).is_ok() || !cgroup.exists())
-            {
+            if processes.is_empty() && cgroups.iter().all(|cgroup| fs::remove_dir(cgroup).is_ok() || !cgroup.exists()) {
                 break;
             }
             if Instant::now() > deadline {
@@ -360,11 +328,7 @@ impl Drop for TestServer {
         if let Ok(instance) = fs::read_to_string(self.data_dir().join("run/instance")) {
             let own = Path::new("raworc").join(instance.trim());
             let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(&own));
-            for hierarchy in fs::read_dir("/sys/fs/cgroup")
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
+            for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
                 let _ = fs::remove_dir(hierarchy.path().join(&own));
             }
         }
