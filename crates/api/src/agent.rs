@@ -1,12 +1,14 @@
 //! Agents: the registry.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use raworc_core::ids::AgentId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use utoipa::ToSchema;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 /// How an agent runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -57,10 +59,9 @@ pub struct AgentDefinition {
 }
 
 /// An agent in the registry.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Agent {
     /// Its id.
-    #[schema(value_type = String, format = "uuid")]
     pub id: AgentId,
     /// What it is.
     #[serde(flatten)]
@@ -68,9 +69,49 @@ pub struct Agent {
     /// It came with Raworc and cannot be changed.
     pub builtin: bool,
     /// When it was registered.
-    #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
     /// When it last changed.
-    #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
+}
+
+/// What an [`Agent`] has beside its definition.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "for the schema only")]
+struct Registered {
+    /// Its id.
+    #[schema(value_type = String, format = "uuid")]
+    id: AgentId,
+    /// It came with Raworc and cannot be changed.
+    builtin: bool,
+    /// When it was registered.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// When it last changed.
+    #[schema(value_type = String, format = DateTime)]
+    updated_at: Timestamp,
+}
+
+// By hand: the derived schema refers to that of the definition, which allows no further fields.
+impl PartialSchema for Agent {
+    fn schema() -> RefOr<Schema> {
+        match (Registered::schema(), AgentDefinition::schema()) {
+            (RefOr::T(Schema::Object(mut agent)), RefOr::T(Schema::Object(definition))) => {
+                agent.description = Some("An agent in the registry.".into());
+                agent.properties.extend(definition.properties);
+                agent.required.extend(definition.required);
+                agent.into()
+            }
+            (other, _) => other,
+        }
+    }
+}
+
+impl ToSchema for Agent {
+    fn name() -> Cow<'static, str> {
+        "Agent".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        AgentDefinition::schemas(schemas);
+    }
 }

@@ -18,11 +18,12 @@ use utoipa::{IntoParams, ToSchema};
 /// | `message.queued` | `message_id, role, agent, content` |
 /// | `message.started` | `message_id, attempt, agent` |
 /// | `message.delta` | `message_id, stream, text` |
+/// | `message.added` | `message_id, role, reply_to, agent`: an agent's answer |
 /// | `message.requeued` | `message_id` |
 /// | `message.finished` | `message_id, reply_id, status, error, exit_code, duration_seconds, output_bytes_dropped` |
 /// | `exec.started` | `exec_id, command` |
 /// | `exec.finished` | `exec_id, exit_code, duration_seconds` |
-/// | `file.written · deleted` | `path, bytes` |
+/// | `file.written · deleted` | `path` |
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// 1, 2, 3, … without gaps.

@@ -37,7 +37,7 @@ pub struct FieldError {
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal, $status:literal, $title:literal;)*) => {
         /// Every code there is.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum Code {
             $($(#[$doc])* #[serde(rename = $text)] $variant,)*
         }
@@ -113,6 +113,21 @@ codes! {
     Unavailable = "unavailable", 503, "Unavailable";
     /// The disk of the server is full.
     DiskFull = "disk_full", 503, "Disk full";
+}
+
+// By hand: the derived schema does not see names that come out of a macro.
+impl utoipa::PartialSchema for Code {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        let words = Code::ALL.iter().map(|code| code.as_str());
+        let object = utoipa::openapi::ObjectBuilder::new().schema_type(utoipa::openapi::schema::Type::String);
+        object.enum_values(Some(words)).description(Some("Every code there is.")).into()
+    }
+}
+
+impl ToSchema for Code {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "Code".into()
+    }
 }
 
 impl Problem {

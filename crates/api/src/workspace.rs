@@ -72,7 +72,7 @@ pub struct Exec {
 
 /// What to execute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a text, or a list of texts")]
 pub enum ExecCommand {
     /// A script.
     Script(String),

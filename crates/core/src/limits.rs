@@ -8,6 +8,8 @@ pub const NAME_CHARACTERS_MAX: usize = 128;
 pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Largest JSON request body, in bytes: a message of the longest content, escaped, and some room.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Read and dropped of the body of a request that is refused, in bytes, so that the client hears why.
+pub const UNREAD_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Largest `metadata` of a session or message, as JSON, in bytes.
 pub const METADATA_BYTES_MAX: usize = 64 * 1024;
 /// Largest file written through the API, in bytes.

@@ -63,8 +63,12 @@ fn body_rejected(rejection: BytesRejection) -> Failure {
     }
 }
 
-/// Reads a document; says which field is at fault.
+/// Reads an object; says which field is at fault.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    // serde would take a list for the fields in their order.
+    if bytes.trim_ascii_start().first() != Some(&b'{') && is_json(bytes) {
+        return Err(Problem::field(".", "must be a JSON object").into());
+    }
     let deserializer = &mut serde_json::Deserializer::from_slice(bytes);
     match serde_path_to_error::deserialize::<_, T>(&mut *deserializer) {
         Ok(value) => match deserializer.end() {
@@ -75,7 +79,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
             let path = error.path().to_string();
             let inner = error.into_inner();
             if inner.is_data() {
-                Err(Problem::fields(vec![field_error(&path, &inner)]).into())
+                Err(Problem::fields(vec![field_error(&path, &inner.to_string())]).into())
+            } else if is_json(bytes) {
+                // serde_json calls a number in place of one of several words a fault of the JSON.
+                Err(Problem::field(path, "is not of the right type").into())
             } else {
                 Err(Failure::new(Code::InvalidBody, format!("the body is not valid JSON: {inner}")))
             }
@@ -83,10 +90,13 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     }
 }
 
+fn is_json(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<serde_json::Value>(bytes).is_ok()
+}
+
 /// serde names an unknown or missing field in its message, not in the path.
-fn field_error(path: &str, error: &serde_json::Error) -> FieldError {
-    let text = error.to_string();
-    let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
+fn field_error(path: &str, text: &str) -> FieldError {
+    let message = text.rsplit_once(" at line ").map_or(text, |(message, _)| message);
     let named = ["unknown field `", "missing field `", "duplicate field `"]
         .iter()
         .find_map(|start| message.strip_prefix(start)?.split('`').next());
@@ -111,7 +121,11 @@ impl<T: DeserializeOwned> FromRequestParts<Shared> for Query<T> {
             Err(rejection) => {
                 let text = rejection.body_text();
                 let why = text.rsplit_once("query string: ").map_or(text.as_str(), |(_, why)| why);
-                Err(Failure::new(Code::InvalidRequest, format!("the query is wrong: {why}")))
+                // A parameter's name stands before what is wrong with its value.
+                let (path, message) = why.split_once(": ").unwrap_or((".", why));
+                let errors = vec![field_error(path, message)];
+                let detail = format!("the query is wrong: {why}");
+                Err(Problem { errors, ..Problem::new(Code::InvalidRequest, detail) }.into())
             }
         }
     }
@@ -187,7 +201,7 @@ mod tests {
 
     #[test]
     fn the_field_at_fault_is_named() {
-        let deep = format!("{{\"metadata\":{}{}}}", "[".repeat(200), "]".repeat(200));
+        let deep = format!("{{\"metadata\":{{\"a\":{}{}}}}}", "[".repeat(200), "]".repeat(200));
         for (body, expected) in [
             ("{}", vec![]),
             (r#"{"nam": "x"}"#, vec!["nam"]),
@@ -198,6 +212,9 @@ mod tests {
             (r#"{"agent_ids": ["a", 1]}"#, vec!["agent_ids[1]"]),
             (r#"{"waiting_timeout_seconds": -1}"#, vec!["waiting_timeout_seconds"]),
             (r#"{"metadata": []}"#, vec!["metadata"]),
+            ("[]", vec!["."]),
+            (r#"["a"]"#, vec!["."]),
+            ("null", vec!["."]),
             ("", vec!["invalid_body"]),
             ("{", vec!["invalid_body"]),
             ("{} {}", vec!["invalid_body"]),

@@ -2,11 +2,12 @@
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::TryStreamExt;
 use raworc_api::workspace::{FileEntry, FileKind, Listing};
-use raworc_workspace::{Entry, Found, Kind};
+use raworc_core::limits::FILE_BYTES_MAX;
+use raworc_workspace::{Entry, FileError, Found, Kind};
 use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -55,8 +56,13 @@ async fn put(
     State(app): State<Shared>,
     Caller(actor): Caller,
     Path((id, path)): Path<(String, String)>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Failure> {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > FILE_BYTES_MAX) {
+        return Err(FileError::TooLarge.into());
+    }
     let stream = body.into_data_stream().map_err(std::io::Error::other);
     let reader = SyncIoBridge::new(StreamReader::new(stream));
     let is_new = files::write(&app, &actor, &id, path, reader).await?;

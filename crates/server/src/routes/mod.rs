@@ -8,6 +8,7 @@ mod messages;
 mod problems;
 mod sessions;
 mod system;
+mod unread;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -58,9 +59,23 @@ fn parts() -> OpenApiRouter<Shared> {
 
 /// The OpenAPI document, as JSON.
 pub fn openapi() -> String {
-    let text = parts().into_openapi().to_pretty_json().unwrap_or_default();
+    let mut document = parts().into_openapi();
+    name_operations(&mut document);
+    let text = document.to_pretty_json().unwrap_or_default();
     // axum marks the rest of a path with a star; OpenAPI has no word for it.
     text.replace("{*path}", "{path}")
+}
+
+/// Operations are named after their functions, which several nouns share; a document names each one once.
+fn name_operations(document: &mut utoipa::openapi::OpenApi) {
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+        for operation in operations.into_iter().filter_map(Option::as_mut) {
+            if let (Some(tag), Some(id)) = (operation.tags.iter().flatten().next(), &mut operation.operation_id) {
+                *id = format!("{tag}_{id}");
+            }
+        }
+    }
 }
 
 /// Everything that can be called.
@@ -72,6 +87,7 @@ pub fn router(app: Shared) -> Router {
             problem_response(&Problem::new(Code::MethodNotAllowed, "this path does not take this method"))
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn(unread::read))
         .layer(middleware::from_fn_with_state(app.clone(), count))
         .with_state(app)
 }

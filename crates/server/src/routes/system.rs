@@ -43,9 +43,9 @@ async fn version() -> axum::Json<Version> {
     axum::Json(Version { name: "raworc".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() })
 }
 
-/// Counters as Prometheus text. For administrators.
+/// Counters as OpenMetrics text, which Prometheus reads. For administrators.
 #[utoipa::path(get, path = "/metrics", tag = "system",
-    responses((status = 200, body = String, content_type = "text/plain"), Problems))]
+    responses((status = 200, body = String, content_type = "application/openmetrics-text"), Problems))]
 async fn metrics(State(app): State<Shared>, Caller(actor): Caller) -> Result<Response, Failure> {
     permit(&actor, Action::ReadServer, "metrics", "")?;
     let counts = {

@@ -153,7 +153,7 @@ pub async fn list(app: &Shared, actor: &Actor, after: &str, limit: u32) -> Resul
 /// Makes a token; its record and its secret, which is not stored.
 ///
 /// # Errors
-/// 404, 422.
+/// 404, 422; 409 where the account is closed.
 pub async fn create_token(
     app: &Shared,
     actor: &Actor,
@@ -165,6 +165,10 @@ pub async fn create_token(
     checks.check("name", names::check_title(&body.name));
     checks.range("expires_in_seconds", body.expires_in_seconds, &TTL_SECONDS);
     checks.done()?;
+    if owner.closed_at.is_some() {
+        let detail = "the account is closed: a token of it would not work";
+        return Err(Failure::new(Code::InvalidState, detail));
+    }
     let (actor, now) = (actor.clone(), app.now());
     let expires_at = body.expires_in_seconds.map(|seconds| now + Duration::from_secs(seconds));
     let row = new_token(owner.id, body.name, expires_at, now);

@@ -21,6 +21,9 @@ const CPU_MIN: f64 = 0.01;
 /// Largest `pids`: the kernel's own bound (`PID_MAX_LIMIT`).
 const PIDS_MAX: u32 = 4_194_304;
 
+/// Largest `memory`, in bytes; more than any machine has.
+const MEMORY_BYTES_MAX: u64 = 1 << 50;
+
 /// What was found wrong so far.
 #[derive(Default)]
 pub struct Checks {
@@ -68,8 +71,11 @@ impl Checks {
         if let Some(cpu) = wanted.cpu.filter(|cpu| !(CPU_MIN..=CPU_MAX).contains(cpu)) {
             self.fault("resources.cpu", format!("must be {CPU_MIN} to {CPU_MAX}, is {cpu}"));
         }
-        if let Some(Bytes(bytes)) = wanted.memory.filter(|bytes| bytes.0 < MEMORY_BYTES_MIN || bytes.0 > 1 << 50) {
-            self.fault("resources.memory", format!("must be at least {MEMORY_BYTES_MIN} bytes (16Mi), is {bytes}"));
+        if let Some(Bytes(bytes)) =
+            wanted.memory.filter(|bytes| !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&bytes.0))
+        {
+            let message = format!("must be {MEMORY_BYTES_MIN} (16Mi) to {MEMORY_BYTES_MAX} (1024Ti) bytes, is {bytes}");
+            self.fault("resources.memory", message);
         }
         if let Some(pids) = wanted.pids.filter(|pids| !(PIDS_MIN..=PIDS_MAX).contains(pids)) {
             self.fault("resources.pids", format!("must be {PIDS_MIN} to {PIDS_MAX}, is {pids}"));
