@@ -10,7 +10,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::harness::{PATIENCE, TestServer};
+use crate::harness::PATIENCE;
 use crate::server_or_skip;
 
 const PROBE: &str = include_str!("isolation.sh");

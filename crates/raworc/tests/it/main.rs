@@ -1,8 +1,10 @@
 //! Tests through the outside: the real program, real containers, HTTP and the command line.
 
 mod bad_input;
+mod crash;
 mod harness;
 mod isolation;
 mod messages;
+mod oci_runtime;
 mod raw;
 mod sessions;
