@@ -281,12 +281,23 @@ async fn memory_that_runs_out_is_named_as_the_reason() {
     assert_eq!(failures[0]["data"]["code"], "out_of_memory");
 }
 
+/// Waits until a message has written something.
+async fn until_said(server: &TestServer, id: &str) {
+    loop {
+        let events = server.events(id).await;
+        if events.iter().any(|event| event["type"] == "message.delta") {
+            return;
+        }
+        server.until(id, |session| session["last_seq"] != json!(events.len())).await;
+    }
+}
+
 #[tokio::test]
 async fn a_host_that_falls_silent_is_replaced() {
     let server = server_or_skip!();
     let (waiting, busy) = (server.session(json!({})).await, server.session(json!({})).await);
-    let message = post(&server, &busy, "echo begun; [ -e again ] || { touch again; sleep 600; }").await;
-    until_busy(&server, &busy, 1).await;
+    let message = post(&server, &busy, "[ -e again ] || { touch again; echo begun; sleep 600; }").await;
+    until_said(&server, &busy).await;
     for id in [&waiting, &busy] {
         server.signal_host(&format!("{id}-1"), Signal::SIGSTOP);
     }

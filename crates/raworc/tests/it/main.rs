@@ -1,4 +1,5 @@
 //! Tests through the outside: the real program, real containers, HTTP and the command line.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
 mod bad_input;
 mod crash;
