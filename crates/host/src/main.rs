@@ -1,20 +1,22 @@
 //! The host: the first process of every container. It asks the server for work, runs it, and reports.
 //!
-//! A small static program that needs nothing of the root filesystem it runs in. Threads instead of an async runtime: one
-//! for everything that is decided ([`host`]), one that waits for signals, one that reads from the server, and one for
-//! the output of each piece of work.
+//! A small static program that needs nothing of the root filesystem it runs in, and one thread: [`host`] waits for
+//! everything at once (signals, the server, what agents write), so that nothing has to be locked, a process is reaped by
+//! the thread that started it, and the way from a frame to its answer leads through no other thread.
 
 mod connection;
-mod gate;
 mod host;
+mod output;
 mod processes;
+mod reports;
 mod signals;
+mod spawn;
 mod utf8;
-mod work;
+mod works;
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc;
 
 use raworc_core::link::{SOCKET_PATH, TOKEN_VARIABLE};
 
@@ -23,17 +25,24 @@ fn main() -> ExitCode {
         eprintln!("{TOKEN_VARIABLE} is not set: this program is started by Raworc, inside its containers");
         return ExitCode::from(2);
     };
+    close_inherited();
     let socket = std::env::args_os().nth(1).map_or_else(|| PathBuf::from(SOCKET_PATH), PathBuf::from);
-    let (events, inbox) = mpsc::channel();
-    // Before anything can end: no child's end is missed.
-    let started = signals::start(events.clone()).and_then(|reaping| {
-        connection::start(socket, events.clone()).map(|()| host::Host::new(token, events, reaping))
-    });
-    match started {
-        Ok(host) => ExitCode::from(host.run(&inbox)),
+    match host::Host::new(token, socket) {
+        Ok(host) => ExitCode::from(host.run()),
         Err(error) => {
             eprintln!("the host could not start: {error}");
             ExitCode::from(1)
         }
+    }
+}
+
+/// Closes whatever a container runtime left open by mistake: agents would inherit a way out. To be called before anything
+/// is opened.
+fn close_inherited() {
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else { return };
+    let open: Vec<i32> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    for descriptor in open.into_iter().filter(|descriptor| *descriptor > 2) {
+        // One of them read the directory, and is closed already.
+        let _ = nix::unistd::close(descriptor);
     }
 }

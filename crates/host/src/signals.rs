@@ -1,19 +1,13 @@
 //! Signals, and the reaping of every child: the first process of a container inherits all orphans.
 
-use std::io;
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 
-use nix::errno::Errno;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-
+use rustix::io::Errno;
+use rustix::process::{WaitOptions, wait};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-
-use crate::host::Event;
-
-/// Stack of threads that only wait and pass on, in bytes.
-pub const STACK_BYTES: usize = 128 * 1024;
+use signal_hook::low_level::pipe;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,50 +18,63 @@ pub enum Status {
     Signalled(i32),
 }
 
-/// Held while a process is being started. The standard library waits for a child whose exec failed, and must find it; so
-/// nothing is reaped meanwhile.
-#[derive(Clone, Default)]
-pub struct Reaping(Arc<Mutex<()>>);
-
-impl Reaping {
-    /// Runs `start` while nothing is reaped.
-    pub fn held<T>(&self, start: impl FnOnce() -> T) -> T {
-        let _guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        start()
-    }
+/// Signals that have come. They are caught, not blocked: agents would inherit blocked ones.
+pub struct Signals {
+    children: UnixStream,
+    stop: UnixStream,
 }
 
-/// Starts the thread that waits for signals. They are caught, not blocked: agents would inherit blocked ones.
-pub fn start(events: Sender<Event>) -> io::Result<Reaping> {
-    let mut signals = Signals::new([SIGCHLD, SIGTERM, SIGINT])?;
-    let reaping = Reaping::default();
-    let held = reaping.clone();
-    std::thread::Builder::new().name("signals".into()).stack_size(STACK_BYTES).spawn(move || {
-        for signal in signals.forever() {
-            let sent = match signal {
-                SIGCHLD => held.held(|| reap(&events)),
-                _ => events.send(Event::Stop).is_ok(),
-            };
-            if !sent {
-                return;
+impl Signals {
+    /// Catches them from now on.
+    pub fn catch() -> io::Result<Self> {
+        Ok(Self { children: caught(&[SIGCHLD])?, stop: caught(&[SIGTERM, SIGINT])? })
+    }
+
+    /// Readable when a child has ended.
+    pub fn children(&self) -> BorrowedFd<'_> {
+        self.children.as_fd()
+    }
+
+    /// Readable when we are asked to stop.
+    pub fn stop(&self) -> BorrowedFd<'_> {
+        self.stop.as_fd()
+    }
+
+    /// Collects every child that has ended; one signal may stand for many.
+    pub fn reap(&self) -> Vec<(i32, Status)> {
+        forget(&self.children);
+        let mut ended = Vec::new();
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((id, status))) => {
+                    let exited = status.exit_status().map(Status::Exited);
+                    let signalled = || status.terminating_signal().map(Status::Signalled);
+                    ended.extend(exited.or_else(signalled).map(|status| (id.as_raw_pid(), status)));
+                }
+                Err(Errno::INTR) => {}
+                // None has ended; or there is none at all.
+                Ok(None) | Err(_) => return ended,
             }
         }
-    })?;
-    Ok(reaping)
+    }
+
+    /// The wish to stop has been heard.
+    pub fn stop_heard(&self) {
+        forget(&self.stop);
+    }
 }
 
-/// Collects every child that has ended; one signal may stand for many. False where nobody listens any more.
-fn reap(events: &Sender<Event>) -> bool {
-    loop {
-        let (id, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(id, code)) => (id, Status::Exited(code)),
-            Ok(WaitStatus::Signaled(id, signal, _)) => (id, Status::Signalled(signal as i32)),
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return true,
-            Ok(_) | Err(Errno::EINTR) => continue,
-            Err(_) => return true,
-        };
-        if events.send(Event::Ended(id.as_raw(), status)).is_err() {
-            return false;
-        }
+fn caught(signals: &[i32]) -> io::Result<UnixStream> {
+    let (reader, writer) = UnixStream::pair()?;
+    reader.set_nonblocking(true)?;
+    for signal in signals {
+        pipe::register(*signal, writer.try_clone()?)?;
     }
+    Ok(reader)
+}
+
+/// Reads what stands for signals; how many there were does not matter.
+fn forget(mut stream: &UnixStream) {
+    // What does not fit into the buffer leaves the stream readable: then this is called again.
+    let _ = stream.read(&mut [0; 64]);
 }

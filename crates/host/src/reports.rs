@@ -1,0 +1,111 @@
+//! Reports on their way: numbered, and kept until the server has stored them.
+
+use std::collections::VecDeque;
+
+use raworc_core::limits::UNACKED_BYTES_MAX;
+use raworc_core::link::{HostFrame, Report, WorkId};
+
+struct Unacked {
+    n: u64,
+    line: String,
+    /// Set on the last report of its work.
+    finished: Option<WorkId>,
+}
+
+/// All reports that are not known to be stored.
+#[derive(Default)]
+pub struct Reports {
+    unacked: VecDeque<Unacked>,
+    bytes: usize,
+    /// The number of the newest.
+    last: u64,
+    /// How many at the end have not been sent over this connection.
+    unsent: usize,
+}
+
+impl Reports {
+    /// Takes what happened.
+    pub fn add(&mut self, report: Report) {
+        let finished = if let Report::Finished { work, .. } = &report { Some(*work) } else { None };
+        let n = self.last + 1;
+        let Some(line) = line(&HostFrame::Report { n, report }) else { return };
+        self.last = n;
+        self.bytes += line.len();
+        self.unsent += 1;
+        self.unacked.push_back(Unacked { n, line, finished });
+    }
+
+    /// These are stored, up to and with `n`.
+    pub fn acked(&mut self, n: u64) {
+        while let Some(report) = self.unacked.pop_front_if(|report| report.n <= n) {
+            self.bytes -= report.line.len();
+        }
+        self.unsent = self.unsent.min(self.unacked.len());
+    }
+
+    /// A new connection: whatever is not stored has to be sent.
+    pub fn rewind(&mut self) {
+        self.unsent = self.unacked.len();
+    }
+
+    /// Hands out what has not been sent over this connection.
+    pub fn send(&mut self, mut send: impl FnMut(&str)) {
+        let sent = self.unacked.len() - std::mem::take(&mut self.unsent);
+        for report in self.unacked.range(sent..) {
+            send(&report.line);
+        }
+    }
+
+    /// Whether there is so much that agents should be held back.
+    pub fn is_full(&self) -> bool {
+        self.bytes >= UNACKED_BYTES_MAX
+    }
+
+    /// Whether everything is stored.
+    pub fn is_empty(&self) -> bool {
+        self.unacked.is_empty()
+    }
+
+    /// Work that has ended, which the server may not know yet.
+    pub fn finished(&self) -> impl Iterator<Item = WorkId> {
+        self.unacked.iter().filter_map(|report| report.finished)
+    }
+}
+
+/// A frame as it travels.
+pub fn line(frame: &HostFrame) -> Option<String> {
+    // These frames hold nothing that JSON cannot.
+    serde_json::to_string(frame).ok().map(|text| text + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use raworc_core::link::{Ending, Stream};
+
+    use super::*;
+
+    fn sent(reports: &mut Reports) -> usize {
+        let mut count = 0;
+        reports.send(|_| count += 1);
+        count
+    }
+
+    #[test]
+    fn each_is_sent_once_over_a_connection_and_kept_until_stored() {
+        let work = WorkId::Exec(uuid::Uuid::nil());
+        let mut reports = Reports::default();
+        for _ in 0..3 {
+            reports.add(Report::Output { work, stream: Stream::Stdout, text: "x".into() });
+        }
+        assert_eq!([sent(&mut reports), sent(&mut reports)], [3, 0]);
+        reports.add(Report::Finished { work, ending: Ending::Exited(0), duration_micros: 1, dropped_bytes: 0 });
+        reports.acked(2);
+        assert_eq!(sent(&mut reports), 1);
+        reports.rewind();
+        assert_eq!(sent(&mut reports), 2);
+        assert_eq!(reports.finished().collect::<Vec<_>>(), [work]);
+        reports.rewind();
+        reports.acked(9);
+        assert_eq!((sent(&mut reports), reports.bytes, reports.is_empty()), (0, 0, true));
+    }
+}

@@ -1,0 +1,265 @@
+//! The work that runs: how it begins, and the ways in which it ends.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use raworc_core::limits::{CANCEL_GRACE, EXECS_MAX};
+use raworc_core::link::{Ending, Report, Stream, Work, WorkId};
+use rustix::event::PollFlags;
+use rustix::process::Signal;
+
+use crate::output::{BUFFER_BYTES, Output, discard};
+use crate::processes::{self, Known};
+use crate::reports::Reports;
+use crate::signals::Status;
+use crate::spawn::{self, Feed, ScriptFile, Started};
+
+/// Outputs of ended work that are still read, so that processes left running do not die of writing. Of more than so many
+/// the oldest is closed: descriptors are limited.
+const LEFT_BEHIND_MAX: usize = 256;
+
+/// What can be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Work wrote something.
+    Output(WorkId, Stream),
+    /// Work takes more of its standard input.
+    Feed(WorkId),
+    /// A process left running wrote something.
+    LeftBehind(usize),
+}
+
+struct Running {
+    process: i32,
+    begun: Instant,
+    output: Output,
+    feed: Option<Feed>,
+    /// Held for as long as the work runs.
+    _script: Option<ScriptFile>,
+    /// When it counts as too slow.
+    timeout: Option<Instant>,
+    /// How its first process ended.
+    status: Option<Status>,
+    /// That it is to end, if it is.
+    end: Option<End>,
+}
+
+struct End {
+    why: Ending,
+    /// When it is killed; none once it has been.
+    kill_at: Option<Instant>,
+    known: Known,
+}
+
+impl Running {
+    /// Its first process has ended, and where the work was to end, whatever else belongs to it.
+    fn is_over(&self) -> bool {
+        let is_ended = |end: &End| end.kill_at.is_none() || processes::are_gone(self.process, &end.known);
+        self.status.is_some() && self.end.as_ref().is_none_or(is_ended)
+    }
+
+    fn ending(&self) -> Ending {
+        match (&self.end, self.status) {
+            (Some(end), _) => end.why,
+            (None, Some(Status::Exited(code))) => Ending::Exited(code),
+            (None, Some(Status::Signalled(signal))) => Ending::Signalled(signal),
+            (None, None) => Ending::NotStarted,
+        }
+    }
+}
+
+/// All work that runs.
+pub struct Works {
+    running: BTreeMap<WorkId, Running>,
+    left_behind: VecDeque<OwnedFd>,
+    buffer: Vec<u8>,
+}
+
+impl Works {
+    /// None yet.
+    pub fn new() -> Self {
+        Self { running: BTreeMap::new(), left_behind: VecDeque::new(), buffer: vec![0; BUFFER_BYTES] }
+    }
+
+    /// Whether nothing runs.
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    /// What runs.
+    pub fn ids(&self) -> impl Iterator<Item = WorkId> {
+        self.running.keys().copied()
+    }
+
+    /// Whether a message is being worked on.
+    pub fn has_message(&self) -> bool {
+        self.ids().any(|id| matches!(id, WorkId::Message(_)))
+    }
+
+    /// The first process of each.
+    pub fn leaders(&self) -> BTreeSet<i32> {
+        self.running.values().map(|running| running.process).collect()
+    }
+
+    /// What to wait for. Agents that have to wait for the server are not read from.
+    pub fn sources(&self, reports: &Reports) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+        let mut sources = Vec::new();
+        for (id, running) in &self.running {
+            if !reports.is_full() {
+                let output = |(stream, fd)| (Source::Output(*id, stream), fd, PollFlags::IN);
+                sources.extend(running.output.descriptors().map(output));
+            }
+            sources.extend(running.feed.iter().map(|feed| (Source::Feed(*id), feed.descriptor(), PollFlags::OUT)));
+        }
+        let left = self.left_behind.iter().enumerate();
+        sources.extend(left.map(|(at, fd)| (Source::LeftBehind(at), fd.as_fd(), PollFlags::IN)));
+        sources
+    }
+
+    /// Something came. Where several are ready, those left behind are to be told last one first: their places move.
+    pub fn ready(&mut self, source: Source, now: Instant) {
+        match source {
+            Source::Output(id, stream) => {
+                if let Some(running) = self.running.get_mut(&id) {
+                    running.output.read(stream, &mut self.buffer, now);
+                }
+            }
+            Source::Feed(id) => {
+                if let Some(running) = self.running.get_mut(&id)
+                    && running.feed.as_mut().is_some_and(|feed| !feed.write())
+                {
+                    running.feed = None;
+                }
+            }
+            Source::LeftBehind(at) => {
+                if self.left_behind.get(at).is_some_and(|pipe| !discard(pipe, &mut self.buffer)) {
+                    self.left_behind.remove(at);
+                }
+            }
+        }
+    }
+
+    /// Starts work; says so where it cannot.
+    pub fn start(&mut self, work: &Work, now: Instant, reports: &mut Reports) {
+        let is_message = matches!(work.id, WorkId::Message(_));
+        let started = if is_message && self.has_message() {
+            Err("another message is being worked on".into())
+        } else if self.running.len() > EXECS_MAX {
+            Err("too many commands run at the same time".into())
+        } else {
+            spawn::start(work)
+        };
+        match started {
+            Ok(Started { process, pipes, feed, script }) => {
+                let running = Running {
+                    process,
+                    begun: now,
+                    output: Output::new(pipes, work.output_bytes_max, now),
+                    feed,
+                    _script: script,
+                    timeout: work.timeout_seconds.and_then(|seconds| now.checked_add(Duration::from_secs(seconds))),
+                    status: None,
+                    end: None,
+                };
+                self.running.insert(work.id, running);
+            }
+            Err(reason) => {
+                let (work, text) = (work.id, reason + "\n");
+                reports.add(Report::Output { work, stream: Stream::Stderr, text });
+                let ending = Ending::NotStarted;
+                reports.add(Report::Finished { work, ending, duration_micros: micros_since(now), dropped_bytes: 0 });
+            }
+        }
+    }
+
+    /// Ends work: SIGTERM now, SIGKILL after a while.
+    pub fn end(&mut self, work: WorkId, why: Ending, now: Instant) {
+        if let Some(running) = self.running.get_mut(&work)
+            && running.end.is_none()
+        {
+            let mut known = Known::new();
+            processes::signal_work(running.process, Signal::TERM, &mut known);
+            running.end = Some(End { why, kill_at: Some(now + CANCEL_GRACE), known });
+        }
+    }
+
+    /// All processes have been told to end, and are killed at `kill_at`.
+    pub fn end_all(&mut self, kill_at: Instant) {
+        for running in self.running.values_mut().filter(|running| running.end.is_none()) {
+            running.end = Some(End { why: Ending::Cancelled, kill_at: Some(kill_at), known: Known::new() });
+        }
+    }
+
+    /// A process ended; any child, also one that was never started here.
+    pub fn ended(&mut self, process: i32, status: Status) {
+        let is_it = |running: &&mut Running| running.process == process && running.status.is_none();
+        if let Some(running) = self.running.values_mut().find(is_it) {
+            running.status = Some(status);
+        }
+    }
+
+    /// When [`Works::on_time`] has something to do.
+    pub fn next_wake(&self, reports: &Reports) -> Option<Instant> {
+        let wakes = |running: &Running| {
+            let flush = running.output.next_flush().filter(|_| !reports.is_full());
+            let kill = running.end.as_ref().and_then(|end| end.kill_at);
+            [flush, kill, running.timeout]
+        };
+        self.running.values().flat_map(wakes).flatten().min()
+    }
+
+    /// Passes on what is due, ends what is too slow, and finishes what has ended.
+    pub fn on_time(&mut self, now: Instant, reports: &mut Reports) {
+        for (id, running) in &mut self.running {
+            if running.output.next_flush().is_some_and(|at| at <= now) && !reports.is_full() {
+                pass_on(*id, &mut running.output, now, reports);
+            }
+            if let Some(end) = &mut running.end
+                && end.kill_at.is_some_and(|at| at <= now)
+            {
+                end.kill_at = None;
+                processes::signal_work(running.process, Signal::KILL, &mut end.known);
+            }
+        }
+        for id in self.find(|running| running.timeout.is_some_and(|at| at <= now)) {
+            self.end(id, Ending::TimedOut, now);
+            if let Some(running) = self.running.get_mut(&id) {
+                running.timeout = None;
+            }
+        }
+        for id in self.find(Running::is_over) {
+            self.finish(id, now, reports);
+        }
+    }
+
+    fn find(&self, wanted: impl Fn(&Running) -> bool) -> Vec<WorkId> {
+        self.running.iter().filter(|(_, running)| wanted(running)).map(|(id, _)| *id).collect()
+    }
+
+    fn finish(&mut self, work: WorkId, now: Instant, reports: &mut Reports) {
+        let Some(mut running) = self.running.remove(&work) else { return };
+        running.output.drain(&mut self.buffer);
+        pass_on(work, &mut running.output, now, reports);
+        reports.add(Report::Finished {
+            work,
+            ending: running.ending(),
+            duration_micros: micros_since(running.begun),
+            dropped_bytes: running.output.dropped_bytes(),
+        });
+        self.left_behind.extend(running.output.into_pipes());
+        while self.left_behind.len() > LEFT_BEHIND_MAX {
+            self.left_behind.pop_front();
+        }
+    }
+}
+
+fn pass_on(work: WorkId, output: &mut Output, now: Instant, reports: &mut Reports) {
+    for (stream, text) in output.take(now) {
+        reports.add(Report::Output { work, stream, text });
+    }
+}
+
+fn micros_since(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

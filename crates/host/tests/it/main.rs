@@ -1,0 +1,12 @@
+//! The host as its server sees it: the real program, an ordinary process here, over a real socket.
+
+// What a test cannot go on without ends it, also in what tests share.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod connection;
+mod endings;
+mod isolation;
+mod latency;
+mod output;
+mod server;
+mod shutdown;

@@ -1,0 +1,241 @@
+//! A server for one host, as small as the protocol allows.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use raworc_core::ids::MessageId;
+use raworc_core::link::{
+    Ending, HostFrame, PROTOCOL, Program, Report, ServerFrame, Stream, TOKEN_VARIABLE, Work, WorkId,
+};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+/// A test that hangs should fail instead.
+const PATIENCE: Duration = Duration::from_secs(60);
+pub const TOKEN: &str = "a-secret-token";
+
+/// A host, and the socket that it dials.
+pub struct Server {
+    directory: TempDir,
+    listener: UnixListener,
+    host: Child,
+}
+
+impl Server {
+    pub fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        // As root the host runs its agents as somebody else.
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).unwrap();
+        let socket = directory.path().join("host.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let host =
+            Command::new(env!("CARGO_BIN_EXE_raworc-host")).arg(socket).env(TOKEN_VARIABLE, TOKEN).spawn().unwrap();
+        Self { directory, listener, host }
+    }
+
+    /// A host that has been let in and has asked for work.
+    pub fn ready() -> (Self, Connection) {
+        let server = Self::start();
+        let mut connection = server.accept();
+        assert_eq!(connection.hello(), []);
+        connection.send(&ServerFrame::Welcome { received: 0 });
+        assert_eq!(connection.receive(), HostFrame::Poll);
+        (server, connection)
+    }
+
+    pub fn accept(&self) -> Connection {
+        let mut listener = [PollFd::new(std::os::fd::AsFd::as_fd(&self.listener), PollFlags::POLLIN)];
+        let patience = PollTimeout::try_from(PATIENCE).unwrap();
+        assert_eq!(poll(&mut listener, patience), Ok(1), "the host did not dial");
+        let (stream, _) = self.listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Connection { reader: BufReader::new(stream) }
+    }
+
+    /// A path in the work's directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A named pipe in the work's directory: opening it waits for the other side, which is how tests wait for scripts.
+    pub fn fifo(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        let everyone = nix::sys::stat::Mode::from_bits_truncate(0o666);
+        nix::unistd::mkfifo(&path, everyone).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
+        path
+    }
+
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.host.id()).unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        self.host.wait().unwrap()
+    }
+
+    pub fn work(&self, id: WorkId, program: Program) -> Work {
+        Work {
+            id,
+            program,
+            env: BTreeMap::new(),
+            directory: self.directory.path().to_str().unwrap().into(),
+            timeout_seconds: None,
+            output_bytes_max: 1024 * 1024,
+        }
+    }
+
+    pub fn shell(&self, id: WorkId, script: &str) -> Work {
+        let script = script.into();
+        self.work(id, Program::Shell { script })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It ends what it has started, within its grace.
+        let _ = kill(Pid::from_raw(self.pid()), Signal::SIGTERM);
+        let _ = self.host.wait();
+    }
+}
+
+/// All there is to know of one piece of work.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub stdout: String,
+    pub stderr: String,
+    pub ending: Option<Ending>,
+    pub dropped_bytes: u64,
+    pub duration_micros: u64,
+}
+
+/// One connection from the host.
+pub struct Connection {
+    reader: BufReader<UnixStream>,
+}
+
+impl Connection {
+    pub fn send(&mut self, frame: &ServerFrame) {
+        let mut line = serde_json::to_string(frame).unwrap();
+        line.push('\n');
+        self.send_raw(line.as_bytes());
+    }
+
+    pub fn send_raw(&mut self, bytes: &[u8]) {
+        self.reader.get_mut().write_all(bytes).unwrap();
+    }
+
+    /// The next frame of any kind; none at the end of the connection.
+    pub fn receive_any(&mut self) -> Option<HostFrame> {
+        let mut line = String::new();
+        match self.reader.read_line(&mut line) {
+            Ok(0) => None,
+            // A host that leaves without having read everything resets the connection.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
+            Ok(_) => Some(serde_json::from_str(&line).unwrap()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The next frame that is no heartbeat.
+    pub fn receive(&mut self) -> HostFrame {
+        self.try_receive().expect("the host closed the connection")
+    }
+
+    pub fn try_receive(&mut self) -> Option<HostFrame> {
+        loop {
+            match self.receive_any() {
+                Some(HostFrame::Heartbeat { .. }) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The number of background processes in the next heartbeat; nothing else may come before it.
+    pub fn heartbeat(&mut self) -> u32 {
+        match self.receive_any() {
+            Some(HostFrame::Heartbeat { background_processes }) => background_processes,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The works that the host names in its first frame.
+    pub fn hello(&mut self) -> Vec<WorkId> {
+        match self.receive() {
+            HostFrame::Hello { protocol, token, works } => {
+                assert_eq!((protocol, token.as_str()), (PROTOCOL, TOKEN));
+                works
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn report(&mut self) -> (u64, Report) {
+        match self.receive() {
+            HostFrame::Report { n, report } => (n, report),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The next report, which has to be output of this text; acknowledges it.
+    pub fn expect_output(&mut self, id: WorkId, expected: &str) {
+        let (n, report) = self.report();
+        let Report::Output { work, text, .. } = report else { panic!("{report:?}") };
+        assert_eq!((work, text.as_str()), (id, expected));
+        self.send(&ServerFrame::Ack { n });
+    }
+
+    /// Collects and acknowledges reports until this work, the only one that reports, has finished.
+    pub fn outcome(&mut self, id: WorkId) -> Outcome {
+        let mut outcome = Outcome::default();
+        loop {
+            let (n, report) = self.report();
+            self.send(&ServerFrame::Ack { n });
+            match report {
+                Report::Output { work, stream, text } => {
+                    assert_eq!(work, id);
+                    assert!(text.len() <= raworc_core::limits::OUTPUT_CHUNK_BYTES_MAX);
+                    match stream {
+                        Stream::Stdout => outcome.stdout += &text,
+                        Stream::Stderr => outcome.stderr += &text,
+                    }
+                }
+                Report::Finished { work, ending, duration_micros, dropped_bytes } => {
+                    assert_eq!(work, id);
+                    outcome.ending = Some(ending);
+                    outcome.duration_micros = duration_micros;
+                    outcome.dropped_bytes = dropped_bytes;
+                    return outcome;
+                }
+            }
+        }
+    }
+
+    /// Runs work from beginning to end.
+    pub fn run(&mut self, work: Work) -> Outcome {
+        let id = work.id;
+        self.send(&ServerFrame::Run(work));
+        self.outcome(id)
+    }
+}
+
+pub fn message(number: u128) -> WorkId {
+    WorkId::Message(MessageId(Uuid::from_u128(number)))
+}
+
+/// An exec of an id that no other test uses: files in `/tmp` are named after it.
+pub fn exec() -> WorkId {
+    WorkId::Exec(Uuid::new_v4())
+}
