@@ -1,0 +1,72 @@
+//! Every error code has a page, and every page a code.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context as _;
+use raworc_api::problem::Code;
+use raworc_core::session::FaultCode;
+use serde_json::Value;
+
+use crate::house::House;
+use crate::{Faults, openapi};
+
+const DIRECTORY: &str = "docs/errors";
+/// The list of pages is none itself.
+const LIST: &str = "README";
+/// Where the codes of messages are listed: they are words that the server writes, not a type.
+const MESSAGE_CODES: &str = "/components/schemas/MessageError/properties/code/description";
+
+/// Compares codes and pages.
+pub fn pages(house: &House) -> anyhow::Result<Faults> {
+    let codes = codes()?;
+    let list = house.read(format!("{DIRECTORY}/{LIST}.md"))?;
+    let mut faults = Vec::new();
+    let mut pages = BTreeSet::new();
+    for path in house.with_extension("md").filter(|path| path.starts_with(DIRECTORY)) {
+        let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+        if name == LIST {
+            continue;
+        }
+        pages.insert(name.to_owned());
+        if !house.read(path)?.starts_with(&format!("# `{name}`\n")) {
+            faults.push(format!("{} does not begin with the line: # `{name}`", path.display()));
+        }
+        if !list.contains(&format!("({name}.md)")) {
+            faults.push(format!("{DIRECTORY}/{LIST}.md does not list {name}"));
+        }
+    }
+    faults.extend(codes.difference(&pages).map(|code| format!("{DIRECTORY}/{code}.md is missing")));
+    faults.extend(pages.difference(&codes).map(|page| format!("{DIRECTORY}/{page}.md is of no code there is")));
+    Ok(faults)
+}
+
+/// The codes of problems, of sessions and of messages.
+fn codes() -> anyhow::Result<BTreeSet<String>> {
+    let mut codes: BTreeSet<String> = Code::ALL.iter().map(|code| code.as_str().to_owned()).collect();
+    // Asked for a word that it does not know, serde names all those that it does.
+    let refusal = serde_json::from_str::<FaultCode>("\"\"").err().context("the empty code is known")?.to_string();
+    let (_, words) = refusal.split_once("expected").context("serde says something else than before")?;
+    codes.extend(quoted(words));
+    let document: Value = serde_json::from_str(&openapi::document())?;
+    let words = document.pointer(MESSAGE_CODES).and_then(Value::as_str).context(MESSAGE_CODES)?;
+    codes.extend(quoted(words));
+    Ok(codes)
+}
+
+/// The words between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_of_every_kind_are_found() {
+        let codes = codes().unwrap();
+        for known in ["invalid_input", "disk_full", "start_failed", "container_gone", "exit_status", "host_died"] {
+            assert!(codes.contains(known), "{known} is not among {codes:?}");
+        }
+    }
+}

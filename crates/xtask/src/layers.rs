@@ -1,0 +1,84 @@
+//! Which crate may use which.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use cargo_metadata::{DependencyKind, MetadataCommand, Package};
+
+use crate::Faults;
+use crate::house::House;
+
+/// The order: a crate may use those before it, never those after it. The ones that are yet to come keep their place.
+const ORDER: [&str; 11] = [
+    "raworc-core",
+    "raworc-api",
+    "raworc-store",
+    "raworc-workspace",
+    "raworc-launcher",
+    "raworc-runtime",
+    "raworc-host",
+    "raworc-gateway",
+    "raworc-server",
+    "raworc",
+    "raworc-xtask",
+];
+/// All that `core` may use from elsewhere: none of it does anything.
+const CORE_USES: [&str; 5] = ["jiff", "serde", "serde_json", "thiserror", "uuid"];
+/// What only one crate may use, so that there is one place to look and one to change.
+const ONLY: [(&str, &str); 4] =
+    [("libcontainer", "raworc-launcher"), ("libseccomp", "raworc-launcher"), ("clap", "raworc"), ("miette", "raworc")];
+/// Where a backend is chosen, and where it lives.
+const KNOW_THE_BACKENDS: [&str; 2] = ["crates/raworc", "crates/runtime"];
+
+/// Arrows point one way.
+pub fn order(house: &House) -> anyhow::Result<Faults> {
+    let mut faults = Vec::new();
+    for package in packages(house)? {
+        let name = package.name.as_str();
+        let Some(place) = place_of(name) else {
+            faults.push(format!("{name} has no place in the order of crates (crates/xtask/src/layers.rs)"));
+            continue;
+        };
+        for dependency in &package.dependencies {
+            let used = dependency.name.as_str();
+            if dependency.path.is_some() && place_of(used).is_none_or(|other| other >= place) {
+                faults.push(format!("{name} may not use {used}, which does not come before it"));
+            }
+            if name == "raworc-host" && dependency.path.is_some() && used != "raworc-core" {
+                faults.push(format!("{name} may not use {used}: of our crates, what runs in containers has core only"));
+            }
+            let is_normal = dependency.kind == DependencyKind::Normal;
+            if name == "raworc-core" && is_normal && !CORE_USES.contains(&used) {
+                faults.push(format!("{name} may not use {used}: it has no effects"));
+            }
+            if let Some((_, owner)) = ONLY.iter().find(|(only, owner)| *only == used && *owner != name) {
+                faults.push(format!("{name} may not use {used}: {owner} alone does"));
+            }
+        }
+    }
+    Ok(faults)
+}
+
+/// Only `main` and the rooms themselves know which runtime is in use.
+pub fn backends(house: &House) -> anyhow::Result<Faults> {
+    let mut faults = Vec::new();
+    for path in house.with_extension("rs").filter(|path| path.starts_with("crates") && !knows_backends(path)) {
+        if house.read(path)?.contains(concat!("raworc_runtime::", "native")) {
+            faults.push(format!("{} names a backend; crates/raworc/src/serve.rs picks them", path.display()));
+        }
+    }
+    Ok(faults)
+}
+
+fn knows_backends(path: &Path) -> bool {
+    KNOW_THE_BACKENDS.iter().any(|place| path.starts_with(place))
+}
+
+fn packages(house: &House) -> anyhow::Result<Vec<Package>> {
+    let metadata = MetadataCommand::new().current_dir(&house.root).no_deps().exec();
+    Ok(metadata.context("cargo metadata")?.packages)
+}
+
+fn place_of(name: &str) -> Option<usize> {
+    ORDER.iter().position(|known| *known == name)
+}

@@ -1,0 +1,120 @@
+//! What may stand in which file.
+
+use std::path::Path;
+
+use crate::Faults;
+use crate::house::House;
+
+/// Longest file of Rust, in lines; tests and snapshots may be longer.
+const LINES_MAX: usize = 500;
+/// The one crate that may contain `unsafe`.
+const LAUNCHER: &str = "crates/launcher";
+/// What `core` may not reach for: files, network, processes, clocks, randomness, other tasks.
+const EFFECTS: [&str; 13] = [
+    "std::fs",
+    "std::io",
+    "std::net",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "Instant::now",
+    "SystemTime",
+    "Timestamp::now",
+    "new_v4",
+    "now_v7",
+    "async fn",
+    "async move",
+];
+/// Where packages may come from, as Cargo.lock writes it.
+const SOURCE: &str = "registry+https://github.com/rust-lang/crates.io-index";
+/// Hosts that texts may name: anyone may go there, and none of them serves packages.
+const HOSTS: [&str; 6] = ["127.0.0.1", "10.0.0.1", "github.com", "keepachangelog.com", "semver.org", "www.apache.org"];
+/// Names that stand for no machine (RFC 2606).
+const EXAMPLE_ENDINGS: [&str; 2] = [".test", ".example"];
+
+/// `core` has no effects.
+pub fn purity(house: &House) -> anyhow::Result<Faults> {
+    let mut faults = Vec::new();
+    for path in house.with_extension("rs").filter(|path| path.starts_with("crates/core/src") && !is_test(path)) {
+        let text = house.read(path)?;
+        let found = EFFECTS.iter().filter(|effect| text.contains(**effect));
+        faults.extend(found.map(|effect| format!("{} contains {effect}", path.display())));
+    }
+    Ok(faults)
+}
+
+/// Only the launcher leaves the lints of the workspace, among them the one that forbids `unsafe`.
+pub fn lints(house: &House) -> anyhow::Result<Faults> {
+    let mut faults = Vec::new();
+    if !house.read("Cargo.toml")?.contains("\nunsafe_code = \"forbid\"\n") {
+        faults.push("Cargo.toml does not forbid unsafe code".to_owned());
+    }
+    let manifests = house.files.iter().filter(|path| path.starts_with("crates") && path.ends_with("Cargo.toml"));
+    for path in manifests.filter(|path| !path.starts_with(LAUNCHER)) {
+        if !house.read(path)?.contains("\n[lints]\nworkspace = true\n") {
+            faults.push(format!("{} does not take the lints of the workspace", path.display()));
+        }
+    }
+    Ok(faults)
+}
+
+/// No file that nobody can keep in mind.
+pub fn sizes(house: &House) -> anyhow::Result<Faults> {
+    let mut faults = Vec::new();
+    for path in house.with_extension("rs").filter(|path| !is_test(path)) {
+        let lines = house.read(path)?.lines().count();
+        if lines > LINES_MAX {
+            faults.push(format!("{} has {lines} lines, at most {LINES_MAX} are allowed", path.display()));
+        }
+    }
+    Ok(faults)
+}
+
+/// No address of a machine of ours, of a registry or of a mirror of one, anywhere.
+pub fn addresses(house: &House) -> anyhow::Result<Faults> {
+    let mut faults = Vec::new();
+    for path in &house.files {
+        let Ok(text) = house.read(path) else {
+            continue; // not text
+        };
+        if path == Path::new("Cargo.lock") {
+            let sources = text.lines().filter_map(|line| line.strip_prefix("source = "));
+            let wrong = sources.filter(|source| source.trim_matches('"') != SOURCE);
+            faults.extend(wrong.map(|source| format!("Cargo.lock takes a package from {source}")));
+            continue;
+        }
+        let wrong = hosts(&text).filter(|host| !is_allowed(host));
+        faults.extend(wrong.map(|host| format!("{} names the host {host}", path.display())));
+    }
+    Ok(faults)
+}
+
+fn is_allowed(host: &str) -> bool {
+    HOSTS.contains(&host) || !host.contains('.') || EXAMPLE_ENDINGS.iter().any(|ending| host.ends_with(ending))
+}
+
+/// The hosts of every URL.
+fn hosts(text: &str) -> impl Iterator<Item = &str> {
+    text.match_indices("://").filter_map(|(at, _)| {
+        let (scheme, rest) = (&text[..at], &text[at + 3..]);
+        let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '-'))).unwrap_or(rest.len());
+        (scheme.ends_with("http") || scheme.ends_with("https")).then_some(&rest[..end])
+    })
+}
+
+fn is_test(path: &Path) -> bool {
+    let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+    path.components().any(|part| part.as_os_str() == "tests") || name == "tests" || name.ends_with("_tests")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_of_urls() {
+        let text = concat!("see https", "://a.b-c.d:80/e and http", "://x ftp", "://y http", "://{z}");
+        assert_eq!(hosts(text).collect::<Vec<_>>(), ["a.b-c.d", "x", ""]);
+        assert!(is_allowed("api.test") && is_allowed("x") && !is_allowed("a.b-c.d"));
+    }
+}
