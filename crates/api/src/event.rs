@@ -22,7 +22,7 @@ use utoipa::{IntoParams, ToSchema};
 /// | `message.requeued` | `message_id` |
 /// | `message.finished` | `message_id, reply_id, status, error, exit_code, duration_seconds, output_bytes_dropped` |
 /// | `exec.started` | `exec_id, command` |
-/// | `exec.finished` | `exec_id, exit_code, duration_seconds` |
+/// | `exec.finished` | `exec_id, exit_code, duration_seconds`, or `error` (`not_started`, `abandoned`, `lost`) |
 /// | `file.written · deleted` | `path` |
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Event {

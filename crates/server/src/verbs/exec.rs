@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use raworc_api::problem::Code;
 use raworc_api::workspace::{Exec, ExecCommand, ExecResult};
-use raworc_core::ids::ContainerId;
+use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::limits::{EXEC_OUTPUT_BYTES_MAX, EXEC_TIMEOUT_MAX, MESSAGE_BYTES_MAX, START_TIMEOUT};
 use raworc_core::link::{Ending, Program, Report, Stream, WORKSPACE_PATH, Work, WorkId};
 use raworc_core::permissions::Actor;
-use raworc_core::session::{Event, State};
+use raworc_core::session::{Event, Refused, State};
 use raworc_store::audit;
 use raworc_store::sessions::{self, SessionRow};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -39,35 +39,69 @@ pub async fn exec(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -
     let session = begin(app, actor, id_or_name, id, shown(&body.command)).await?;
     let timeout = body.timeout_seconds.unwrap_or(TIMEOUT_SECONDS_DEFAULT);
     let work = work(&session, id, body, timeout);
+    let mut course =
+        Course { app, actor: &actor.name, session: session.id, id, container: None, outcome: Err(Unseen::NotStarted) };
     let (container, reports) = hand_over(app, &session, id, work).await?;
-    let mut guard = Guard { app, container, id, ended: false };
+    course.container = Some(container);
+    course.outcome = Err(Unseen::Abandoned);
     let outcome = tokio::time::timeout(Duration::from_secs(timeout) + REPORT_GRACE, collect(reports)).await;
-    let result = match outcome {
-        Ok(Some(result)) => {
-            guard.ended = true;
-            result
-        }
-        Ok(None) | Err(_) => {
-            let detail = "the session's container ended while the command ran; see the session's events";
-            return Err(Failure::new(Code::InvalidState, detail));
-        }
+    let Ok(Some(result)) = outcome else {
+        course.outcome = Err(Unseen::Lost);
+        let detail = "the session's container ended while the command ran; see the session's events";
+        return Err(Failure::new(Code::InvalidState, detail));
     };
-    drop(guard);
-    end(app, actor, &session, id, &result).await?;
+    course.outcome = Ok(());
+    drop(course);
+    let data = json!({ "exit_code": result.exit_code, "duration_seconds": result.duration_seconds });
+    end(app, &actor.name, session.id, id, data).await?;
     Ok(result)
 }
 
-/// Ends the exec when whoever asked for it goes away.
-struct Guard<'a> {
-    app: &'a Shared,
-    container: ContainerId,
-    id: Uuid,
-    ended: bool,
+/// Why the end of an exec was not seen.
+#[derive(Clone, Copy, Debug)]
+enum Unseen {
+    /// It was not started.
+    NotStarted,
+    /// Whoever asked for it went away; it is ended.
+    Abandoned,
+    /// Its container ended first.
+    Lost,
 }
 
-impl Drop for Guard<'_> {
+impl Unseen {
+    fn as_str(self) -> &'static str {
+        match self {
+            Unseen::NotStarted => "not_started",
+            Unseen::Abandoned => "abandoned",
+            Unseen::Lost => "lost",
+        }
+    }
+}
+
+/// An exec that has begun; ends it, and says so in the log, when whoever asked for it goes away.
+struct Course<'a> {
+    app: &'a Shared,
+    actor: &'a str,
+    session: SessionId,
+    id: Uuid,
+    container: Option<ContainerId>,
+    outcome: Result<(), Unseen>,
+}
+
+impl Drop for Course<'_> {
     fn drop(&mut self) {
-        self.app.hosts.end_exec(self.container, self.id, !self.ended);
+        if let Some(container) = self.container {
+            self.app.hosts.end_exec(container, self.id, self.outcome.is_err());
+        }
+        if let Err(unseen) = self.outcome {
+            let (app, actor, session, id) = (self.app.clone(), self.actor.to_owned(), self.session, self.id);
+            tokio::spawn(async move {
+                let data = json!({ "exit_code": null, "error": unseen.as_str() });
+                if let Err(error) = end(&app, &actor, session, id, data).await {
+                    tracing::error!(%session, %error, "the end of an exec could not be recorded");
+                }
+            });
+        }
     }
 }
 
@@ -171,6 +205,16 @@ async fn hand_over(
             sessions::find(&mut connection, session.id).await?
         };
         let row = row.ok_or_else(|| Failure::not_found("session", &session.id.to_string()))?;
+        // Someone may have ended or paused it meanwhile; then it does not become ready.
+        if row.machine.deleted_at.is_some() {
+            return Err(Refused::Deleted.into());
+        }
+        if row.machine.terminated.is_some() {
+            return Err(Refused::Terminated.into());
+        }
+        if row.machine.paused_at.is_some() {
+            return Err(Refused::Paused.into());
+        }
         let container = ContainerId { session: row.id, generation: row.machine.generation };
         match row.machine.state {
             State::Ready | State::Busy => match app.hosts.run_exec(container, id, work.clone()) {
@@ -182,7 +226,7 @@ async fn hand_over(
                 Err(NotRun::NoHost) => {}
             },
             State::Error if row.machine.due_at.is_none() => {
-                return Err(raworc_core::session::Refused::GivenUp.into());
+                return Err(Refused::GivenUp.into());
             }
             State::Init | State::Idle | State::Error => {}
         }
@@ -203,6 +247,8 @@ async fn collect(mut reports: mpsc::Receiver<Report>) -> Option<ExecResult> {
         match report {
             Report::Output { stream: Stream::Stdout, text, .. } => stdout.push_str(&text),
             Report::Output { stream: Stream::Stderr, text, .. } => stderr.push_str(&text),
+            // Nobody cancels an exec that is waited for; its container does when it is told to end.
+            Report::Finished { ending: Ending::Cancelled, .. } => return None,
             Report::Finished { ending, duration_micros, dropped_bytes, .. } => {
                 return Some(ExecResult {
                     exit_code: if let Ending::Exited(code) = ending { Some(code) } else { None },
@@ -219,9 +265,9 @@ async fn collect(mut reports: mpsc::Receiver<Report>) -> Option<ExecResult> {
     None
 }
 
-async fn end(app: &Shared, actor: &Actor, session: &SessionRow, id: Uuid, result: &ExecResult) -> Result<(), Failure> {
-    let (actor, now, session) = (actor.name.clone(), app.now(), session.id);
-    let data = json!({ "exec_id": id, "exit_code": result.exit_code, "duration_seconds": result.duration_seconds });
+async fn end(app: &Shared, actor: &str, session: SessionId, id: Uuid, mut data: Value) -> Result<(), Failure> {
+    let (actor, now) = (actor.to_owned(), app.now());
+    data["exec_id"] = json!(id);
     app.store
         .write(move |transaction| {
             Box::pin(async move {
