@@ -1,11 +1,14 @@
 //! Tests through the outside: the real program, real containers, HTTP and the command line.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
+mod accounts;
 mod bad_input;
 mod crash;
+mod exec;
 mod harness;
 mod isolation;
 mod messages;
 mod oci_runtime;
 mod raw;
 mod sessions;
+mod system;

@@ -1,0 +1,187 @@
+//! Commands beside the conversation.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{PATIENCE, TestServer};
+use crate::raw::send;
+use crate::server_or_skip;
+
+/// Runs one and answers how it ended.
+async fn exec(server: &TestServer, id: &str, body: Value) -> Value {
+    let (status, result) = server.post(&format!("/sessions/{id}/exec"), body.clone()).await;
+    assert_eq!(status, 200, "{body}: {result}");
+    result
+}
+
+/// Whether a process of this server's containers has this among its arguments.
+fn runs(server: &TestServer, argument: &str) -> bool {
+    let has = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| contains(&line, argument));
+    server.container_processes().iter().any(has)
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+/// Waits until `done`.
+async fn wait_for(what: &str, done: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done().await {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_command_is_answered_with_what_it_wrote_and_how_it_ended() {
+    let server = server_or_skip!();
+    let id = server.session(json!({ "env": { "A": "session", "B": "session" } })).await;
+    let long_script = format!("# {}\necho long", "x".repeat(200_000));
+    let end = |code: i64, stdout: &str, stderr: &str| json!([code, null, false, stdout, stderr]);
+    let cases = [
+        (json!({ "command": "echo out; echo err >&2; exit 3" }), end(3, "out\n", "err\n")),
+        (json!({ "command": ["echo", "$HOME", "a  b", "", "*"] }), end(0, "$HOME a  b  *\n", "")),
+        (json!({ "command": "echo *; echo \"$0 $#\"" }), end(0, "*\nshell 0\n", "")),
+        (json!({ "command": ["cat"], "stdin": "größe\n" }), end(0, "größe\n", "")),
+        (json!({ "command": ["true"], "stdin": "x".repeat(1 << 20) }), end(0, "", "")),
+        (json!({ "command": ["cat"] }), end(0, "", "")),
+        (json!({ "command": "cat" }), end(0, "", "")),
+        (json!({ "command": "echo $A $B $C", "env": { "B": "b", "C": "c d" } }), end(0, "session b c d\n", "")),
+        (json!({ "command": "pwd" }), end(0, "/workspace\n", "")),
+        (json!({ "command": ["pwd"], "directory": "/tmp" }), end(0, "/tmp\n", "")),
+        (json!({ "command": "kill -KILL $$" }), json!([null, 9, false, "", ""])),
+        (json!({ "command": ["sh", "-c", "kill -TERM $$"] }), json!([null, 15, false, "", ""])),
+        (json!({ "command": "echo begun; sleep 600", "timeout_seconds": 1 }), json!([null, null, true, "begun\n", ""])),
+        (json!({ "command": "printf '\\xff\\0a'" }), end(0, "\u{fffd}\0a", "")),
+        (json!({ "command": long_script }), end(0, "long\n", "")),
+        (json!({ "command": "echo $RAWORC_SESSION_ID" }), end(0, &format!("{id}\n"), "")),
+    ];
+    for (body, expected) in cases {
+        let r = exec(&server, &id, body.clone()).await;
+        let text = body.to_string();
+        let seen = json!([r["exit_code"], r["signal"], r["timed_out"], r["stdout"], r["stderr"]]);
+        assert_eq!(seen, expected, "{}", &text[..text.len().min(200)]);
+        assert!(r["duration_seconds"].as_f64().unwrap() > 0.0 && r["output_bytes_dropped"] == 0, "{r}");
+    }
+    // What cannot be started has no end of its own, and says why.
+    for body in [json!({ "command": ["no-such-program"] }), json!({ "command": "true", "directory": "/nowhere" })] {
+        let r = exec(&server, &id, body.clone()).await;
+        assert_eq!(
+            (&r["exit_code"], &r["signal"], &r["timed_out"]),
+            (&Value::Null, &Value::Null, &json!(false)),
+            "{body}"
+        );
+        assert_ne!(r["stderr"], "", "{body}");
+    }
+    assert_eq!(server.get(&format!("/sessions/{id}/messages")).await.1["items"], json!([]), "nothing of it is said");
+}
+
+#[tokio::test]
+async fn too_much_output_is_cut_and_counted() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    let r = exec(&server, &id, json!({ "command": "head -c 3000000 /dev/zero | tr '\\0' x; echo end >&2" })).await;
+    let kept = r["stdout"].as_str().unwrap().len() + r["stderr"].as_str().unwrap().len();
+    assert_eq!((kept, &r["exit_code"]), (1024 * 1024, &json!(0)));
+    assert_eq!(r["output_bytes_dropped"].as_u64().unwrap() as usize, 3_000_004 - kept);
+}
+
+#[tokio::test]
+async fn commands_run_side_by_side_and_beside_a_message() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    let waits = "mkfifo fifo; cat fifo";
+    server.post(&format!("/sessions/{id}/messages"), json!({ "content": waits })).await;
+    server.until(&id, |session| session["state"] == "BUSY").await;
+    // Each of these waits for the next one, so they only end where they run at the same time.
+    let links = (0..8).map(|n| {
+        let script = match n {
+            7 => "until [ -p pipe7 ]; do :; done; echo done > pipe7".to_owned(),
+            _ if n == 0 => "mkfifo pipe1; cat pipe1".to_owned(),
+            _ => format!("mkfifo pipe{}; until [ -p pipe{n} ]; do :; done; cat pipe{} > pipe{n}", n + 1, n + 1),
+        };
+        exec(&server, &id, Value::from(serde_json::Map::from_iter([("command".to_owned(), json!(script))])))
+    });
+    let ended = futures::future::join_all(links).await;
+    assert!(ended.iter().all(|r| r["exit_code"] == 0 && r["stderr"] == ""), "{ended:?}");
+    assert_eq!(ended[0]["stdout"], "done\n");
+    assert_eq!(server.get(&format!("/sessions/{id}")).await.1["state"], "BUSY");
+    exec(&server, &id, json!({ "command": "echo free > fifo" })).await;
+    server.until(&id, |session| session["state"] == "READY" && session["usage"]["messages"] == 1).await;
+    let page = server.get(&format!("/sessions/{id}/messages")).await.1;
+    assert_eq!(page["items"][1]["content"], "free\n");
+}
+
+#[tokio::test]
+async fn a_command_wakes_a_session_that_rests_and_is_in_its_log() {
+    let server = server_or_skip!();
+    let id = server.session(json!({ "waiting_timeout_seconds": 1 })).await;
+    server.until(&id, |session| session["state"] == "IDLE").await;
+    let r = exec(&server, &id, json!({ "command": ["echo", "awake"] })).await;
+    assert_eq!(r["stdout"], "awake\n");
+    // It keeps the session from resting for as long as it runs.
+    let r = exec(&server, &id, json!({ "command": "sleep 2; echo still" })).await;
+    assert_eq!(r["stdout"], "still\n");
+    let session = server.get(&format!("/sessions/{id}")).await.1;
+    assert_eq!((&session["generation"], &session["usage"]["messages"]), (&json!(2), &json!(0)));
+    let events = server.events(&id).await;
+    let of = |kind: &str| -> Vec<&Value> { events.iter().filter(|event| event["type"] == kind).collect() };
+    let (started, finished) = (of("exec.started"), of("exec.finished"));
+    assert_eq!((started.len(), finished.len()), (2, 2));
+    assert_eq!((&started[0]["data"]["command"], &started[0]["actor"]), (&json!("echo awake"), &json!("admin")));
+    assert_eq!(started[0]["data"]["exec_id"], finished[0]["data"]["exec_id"]);
+    assert_eq!(finished[0]["data"]["exit_code"], 0);
+}
+
+#[tokio::test]
+async fn a_command_ends_when_nobody_waits_for_it_or_its_session_ends() {
+    let server = server_or_skip!();
+    let id = server.session(json!({ "waiting_timeout_seconds": 3600 })).await;
+    let path = format!("/sessions/{id}/exec");
+    let body = json!({ "command": "trap '' TERM HUP; sleep 7001 & sleep 7002" });
+    let request = server.request(Method::POST, &path).json(&body).send();
+    tokio::select! {
+        response = request => panic!("{response:?}"),
+        () = wait_for("the command runs", async || runs(&server, "7001") && runs(&server, "7002")) => {}
+    }
+    wait_for("the command ends", async || !runs(&server, "7001") && !runs(&server, "7002")).await;
+    let last = async || server.events(&id).await.pop().unwrap();
+    wait_for("its end is in the log", async || last().await["type"] == "exec.finished").await;
+    assert_eq!(last().await["data"]["error"], "abandoned");
+    // Its session is terminated under it.
+    let (response, ()) = tokio::join!(server.post(&path, json!({ "command": ["sleep", "7003"] })), async {
+        wait_for("the command runs", async || runs(&server, "7003")).await;
+        assert_eq!(server.post(&format!("/sessions/{id}/terminate"), json!({})).await.0, 200);
+    });
+    assert_eq!((response.0.as_u16(), &response.1["code"]), (409, &json!("invalid_state")), "{response:?}");
+    wait_for("the command ends", async || !runs(&server, "7003")).await;
+    let finished = async || server.events(&id).await.iter().filter(|event| event["type"] == "exec.finished").count();
+    wait_for("its end is in the log", async || finished().await == 2).await;
+}
+
+#[tokio::test]
+async fn too_many_commands_at_once_are_refused() {
+    let server = server_or_skip!();
+    let id = server.session(json!({ "waiting_timeout_seconds": 3600 })).await;
+    let path = format!("/sessions/{id}/exec");
+    let many = (0..32)
+        .map(|_| server.post(&path, json!({ "command": "echo x >> begun; until [ -e go ]; do sleep 0.01; done" })));
+    let (ended, ()) = tokio::join!(futures::future::join_all(many), async {
+        wait_for("all of them run", async || {
+            let file = server.request(Method::GET, &format!("/sessions/{id}/files/begun")).send().await.unwrap();
+            file.status() == 200 && file.text().await.unwrap().len() == 64
+        })
+        .await;
+        send(&server, "POST", &path, &[], br#"{"command":"true"}"#).must_be_problem(429, "busy", "one too many");
+        server.put(&format!("/sessions/{id}/files/go"), json!(1)).await;
+    });
+    assert!(ended.iter().all(|(status, r)| *status == 200 && r["exit_code"] == 0), "{ended:?}");
+    assert_eq!(exec(&server, &id, json!({ "command": "true" })).await["exit_code"], 0, "there is room again");
+    let events = server.events(&id).await;
+    let count = |kind: &str| events.iter().filter(|event| event["type"] == kind).count();
+    assert_eq!((count("exec.started"), count("exec.finished")), (34, 34));
+}
