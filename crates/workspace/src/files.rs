@@ -127,11 +127,7 @@ impl Workspace {
         let grave = self.trash.join(Uuid::new_v4().simple().to_string());
         renameat_with(&directory, name, rustix::fs::CWD, &grave, RenameFlags::NOREPLACE)?;
         File::from(directory).sync_all()?;
-        if fs::symlink_metadata(&grave)?.is_dir() {
-            fs::remove_dir_all(&grave)?
-        } else {
-            fs::remove_file(&grave)?
-        }
+        bury(&grave);
         Ok(())
     }
 
@@ -190,6 +186,20 @@ impl Workspace {
     }
 }
 
+/// Removes what was put into the trash. A process that was in there may go on making files while it is taken apart; what is
+/// left then is out of every workspace, and is tried again when the server starts.
+pub(crate) fn bury(grave: &Path) {
+    for _ in 0..BURY_TRIES {
+        let is_directory = fs::symlink_metadata(grave).is_ok_and(|metadata| metadata.is_dir());
+        let outcome = if is_directory { fs::remove_dir_all(grave) } else { fs::remove_file(grave) };
+        if outcome.is_ok() {
+            return;
+        }
+    }
+}
+
+/// How often a tree is taken apart while someone keeps adding to it.
+const BURY_TRIES: u32 = 4;
 /// How often a path is tried while someone keeps renaming what is on it.
 const BENEATH_TRIES: u32 = 16;
 

@@ -80,8 +80,8 @@ impl Workspaces {
         let (root, trash) = (data_dir.join("workspaces"), data_dir.join("trash"));
         DirBuilder::new().recursive(true).mode(0o711).create(&root)?;
         // What an earlier run was removing when it ended.
-        if trash.exists() {
-            fs::remove_dir_all(&trash)?;
+        for entry in fs::read_dir(&trash).into_iter().flatten().flatten() {
+            files::bury(&entry.path());
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&trash)?;
         Ok(Self { root, trash, owner })
