@@ -5,6 +5,7 @@ mod accounts;
 mod bad_input;
 mod crash;
 mod exec;
+mod files;
 mod harness;
 mod isolation;
 mod messages;
