@@ -9,7 +9,6 @@ use miette::{IntoDiagnostic, WrapErr, miette};
 use raworc_core::link::AGENT_UID;
 use raworc_runtime::native::{ID_BASE, NativeConfig, NativeRuntime};
 use raworc_server::{Config, Server, StartError};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Settings;
 use crate::connect::URL_FILE;
@@ -86,17 +85,6 @@ fn advise(error: StartError) -> miette::Report {
 }
 
 impl Running {
-    /// Serves until SIGINT or SIGTERM, then shuts down. Containers go on, for the next server to find.
-    pub async fn until_stopped(self) -> miette::Result<()> {
-        let mut interrupt = signal(SignalKind::interrupt()).into_diagnostic()?;
-        let mut terminate = signal(SignalKind::terminate()).into_diagnostic()?;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        self.shutdown().await
-    }
-
     /// Shuts down.
     pub async fn shutdown(self) -> miette::Result<()> {
         // Whoever looks for a server from now on finds none; a file that stays behind would only be a wrong hint.

@@ -9,6 +9,7 @@ use crate::connect::TOKEN_FILE;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::serve;
+use crate::signals::Signals;
 use crate::text::clean;
 
 const EXAMPLES: &str = "\
@@ -41,6 +42,8 @@ pub async fn run(context: &Context, args: &Serve) -> Result<()> {
     let settings = Settings::load(&data_dir, &args.options)?;
     start_logging(&settings.log, settings.log_format)?;
     let running = Box::pin(serve::start(&settings)).await?;
+    // Before anyone hears that the server is there, and may want it to stop again.
+    let mut signals = Signals::catch()?;
     if context.ui.is_json() {
         context.ui.json_line(&json!({ "url": running.url, "data_dir": data_dir }))?;
     } else {
@@ -48,7 +51,9 @@ pub async fn run(context: &Context, args: &Serve) -> Result<()> {
         context.ui.line(&format!("Raworc {} listens at {}", env!("CARGO_PKG_VERSION"), clean(&running.url)))?;
         context.ui.line(&format!("The administrator's token is in {}", clean(&token.display().to_string())))?;
     }
-    Ok(Box::pin(running.until_stopped()).await?)
+    signals.next().await;
+    // Containers go on, for the next server to find.
+    Ok(Box::pin(running.shutdown()).await?)
 }
 
 /// Logs to standard error from now on.
