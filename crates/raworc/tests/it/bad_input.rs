@@ -246,8 +246,9 @@ async fn wrong_queries_headers_paths_and_methods_are_told_apart() {
     let s = format!("/sessions/{id}");
     let stream = "accept: text/event-stream";
     let long_key = format!("idempotency-key: {}", "k".repeat(256));
-    // Target, extra header, status, code, fields.
-    let table: Vec<(&str, String, &str, u16, &str, &[&str])> = vec![
+    // Method, target, extra header, status, code, fields.
+    type Row<'a> = (&'a str, String, &'a str, u16, &'a str, &'a [&'a str]);
+    let table: Vec<Row<'_>> = vec![
         ("GET", "/sessions?limit=0".into(), "", 422, "invalid_input", &["limit"]),
         ("GET", "/sessions?limit=501".into(), "", 422, "invalid_input", &["limit"]),
         ("GET", "/sessions?limit=-1".into(), "", 400, "invalid_request", &["limit"]),

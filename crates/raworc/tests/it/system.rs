@@ -17,6 +17,9 @@ async fn health_and_version_need_no_token() {
     assert_eq!(answer.json(), json!({ "status": "ok", "parts": { "runtime": "ok", "store": "ok" } }));
     let answer = exchange(&server, &request("GET", b"/version", &[], None));
     assert_eq!(answer.json(), json!({ "name": "raworc", "version": env!("CARGO_PKG_VERSION") }));
+    let output = server.cli(&["health", "--output", "json"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap()["status"], "ok");
 }
 
 #[tokio::test]
