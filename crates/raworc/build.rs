@@ -11,7 +11,14 @@ fn main() {
     let out = PathBuf::from(variable("OUT_DIR"));
     let root = Path::new(&variable("CARGO_MANIFEST_DIR")).join("../..");
     let target = variable("TARGET");
-    for path in ["crates/host", "crates/core/src", "crates/core/Cargo.toml", "Cargo.toml", "Cargo.lock"] {
+    for path in [
+        "crates/host/src",
+        "crates/host/Cargo.toml",
+        "crates/core/src",
+        "crates/core/Cargo.toml",
+        "Cargo.toml",
+        "Cargo.lock",
+    ] {
         println!("cargo:rerun-if-changed={}", root.join(path).display());
     }
     let directory = out.join("host-target");
@@ -23,7 +30,10 @@ fn main() {
         .current_dir(&root)
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     // What the outer build was told about itself is not meant for this one.
-    for name in ["RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_WRAPPER"] {
+    for name in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET"] {
+        cargo.env_remove(name);
+    }
+    for name in ["CARGO_BUILD_RUSTC_WRAPPER", "CARGO_BUILD_RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_BUILD_DIR"] {
         cargo.env_remove(name);
     }
     match cargo.status() {
