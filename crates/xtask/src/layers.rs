@@ -29,6 +29,8 @@ const ONLY: [(&str, &str); 4] =
     [("libcontainer", "raworc-launcher"), ("libseccomp", "raworc-launcher"), ("clap", "raworc"), ("miette", "raworc")];
 /// Where a backend is chosen, and where it lives.
 const KNOW_THE_BACKENDS: [&str; 2] = ["crates/raworc", "crates/runtime"];
+/// Where the runtime is called.
+const CALL_THE_RUNTIME: [&str; 2] = ["crates/server/src/reconcile", "crates/server/src/routes/system.rs"];
 
 /// Arrows point one way.
 pub fn order(house: &House) -> anyhow::Result<Faults> {
@@ -65,6 +67,18 @@ pub fn backends(house: &House) -> anyhow::Result<Faults> {
     for path in house.with_extension("rs").filter(|path| path.starts_with("crates") && !knows_backends(path)) {
         if house.read(path)?.contains(concat!("raworc_runtime::", "native")) {
             faults.push(format!("{} names a backend; crates/raworc/src/serve.rs picks them", path.display()));
+        }
+    }
+    Ok(faults)
+}
+
+/// Verbs and handlers record what is wanted; only loops call the runtime, and `/health`, which asks how it is.
+pub fn containers(house: &House) -> anyhow::Result<Faults> {
+    let mut faults = Vec::new();
+    let of_server = house.with_extension("rs").filter(|path| path.starts_with("crates/server/src"));
+    for path in of_server.filter(|path| !CALL_THE_RUNTIME.iter().any(|place| path.starts_with(place))) {
+        if house.read(path)?.contains("app.runtime") {
+            faults.push(format!("{} calls the runtime; reconcile loops do", path.display()));
         }
     }
     Ok(faults)

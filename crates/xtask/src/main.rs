@@ -23,9 +23,10 @@ type Faults = Vec<String>;
 type Check = fn(&House) -> anyhow::Result<Faults>;
 
 /// Every check, by the name it is reported under.
-const CHECKS: [(&str, Check); 10] = [
+const CHECKS: [(&str, Check); 11] = [
     ("layers", layers::order),
     ("backends", layers::backends),
+    ("containers", layers::containers),
     ("purity", text::purity),
     ("lints", text::lints),
     ("sizes", text::sizes),
