@@ -6,7 +6,7 @@ use std::time::Duration;
 pub const NAME_CHARACTERS_MAX: usize = 128;
 /// Longest content of one message, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
-/// Largest JSON request body, in bytes: a message of the longest content, escaped, and some room.
+/// Largest JSON request body, in bytes: a message of the longest content, some of it escaped, and some room.
 pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Read and dropped of the body of a request that is refused, in bytes, so that the client hears why.
 pub const UNREAD_BYTES_MAX: u64 = 64 * 1024 * 1024;

@@ -13,7 +13,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use nix::libc::sock_filter;
 use nix::unistd::execve;
 
-use crate::protocol::{PROCESS_FILE, Process, Start};
+use crate::protocol::{PROCESS_FILE, Process, STARTED_FILE, Start};
 use crate::sys;
 
 /// Starts the container whose cgroup this process is in already.
@@ -29,6 +29,7 @@ pub fn start(state: &Path, start: &Start, filter: &[sock_filter]) -> Result<Proc
     let process = record(&start.bundle, pid)?;
     loopback(pid).map_err(|e| format!("its loopback interface can't be brought up: {e}"))?;
     container.start().map_err(|e| describe(&e))?;
+    started(&start.bundle)?;
     Ok(process)
 }
 
@@ -38,6 +39,12 @@ pub fn record(bundle: &Path, pid: i32) -> Result<Process, String> {
     let file = bundle.join(PROCESS_FILE);
     std::fs::write(&file, process.to_string()).map_err(|e| format!("{}: {e}", file.display()))?;
     Ok(process)
+}
+
+/// Writes down that it runs: from now on it is taken over by a server that finds it.
+pub fn started(bundle: &Path) -> Result<(), String> {
+    let file = bundle.join(STARTED_FILE);
+    std::fs::write(&file, "").map_err(|e| format!("{}: {e}", file.display()))
 }
 
 /// A bundle without what is done here already: limits (the worker's cgroup has them) and the system call filter

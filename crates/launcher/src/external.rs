@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
-use crate::container::record;
+use crate::container::{record, started};
 use crate::protocol::{Process, Start};
 
 /// How much of the runtime's last words goes into an error.
@@ -26,6 +26,7 @@ pub fn start(runtime: &Path, state: &Path, start: &Start) -> Result<Process, Str
     let mut begin = command(runtime, state, Some(&log), "start");
     begin.arg(&start.container);
     run(begin, Some(&log))?;
+    started(&start.bundle)?;
     Ok(process)
 }
 

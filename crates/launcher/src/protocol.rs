@@ -29,6 +29,8 @@ pub const STAGE_HOST: &str = "host";
 pub const STAGE_WORKSPACE: &str = "workspace";
 /// The record of a container's first process in its bundle: `PID STARTTIME` (see `proc_pid_stat(5)`, field 22).
 pub const PROCESS_FILE: &str = "process";
+/// Beside it, once the container has not only been made but started.
+pub const STARTED_FILE: &str = "started";
 
 /// The first packet.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -96,7 +96,6 @@ async fn a_server_killed_at_any_moment_loses_nothing_and_repeats_nothing() {
 }
 
 #[tokio::test]
-#[ignore = "the next server takes a container that was created, but not started, for one that runs: INIT for 60 seconds"]
 async fn a_server_killed_while_containers_start_loses_nothing_and_repeats_nothing() {
     if crate::harness::can_run_containers() {
         kill_the_server(true).await;

@@ -25,7 +25,9 @@ impl Containers {
         for id in container_names(&self.layout.containers()).map_err(failed)? {
             let bundle = self.layout.bundle(id);
             match Handle::of_bundle(&bundle).map_err(failed)? {
-                Some(process) => self.watch(id, process, None).await,
+                Some(process) if process.is_started(&bundle) => self.watch(id, process, None).await,
+                // Made, but not started: whoever wants it starts it anew, otherwise it is swept away.
+                Some(_) => {}
                 None if bundle.join(raworc_launcher::protocol::PROCESS_FILE).exists() => gone.push(id),
                 // It was never started; `list` shows it.
                 None => {}

@@ -49,6 +49,15 @@ impl Containers {
     }
 
     async fn start_anew(self: &Arc<Self>, spec: &ContainerSpec) -> Result<(), RuntimeError> {
+        let failed = |error: io::Error| RuntimeError::Other(error.to_string());
+        let bundle = self.layout.bundle(spec.id);
+        if let Some(process) = Handle::of_bundle(&bundle).map_err(failed)?
+            && process.is_started(&bundle)
+        {
+            // Its start was the last thing that an earlier launcher did.
+            self.watch(spec.id, process, None).await;
+            return Ok(());
+        }
         if self.remains(spec.id) {
             self.remove(spec.id).await?;
         }

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use raworc_core::ids::ContainerId;
 use raworc_core::limits::START_TIMEOUT;
-use raworc_launcher::protocol::{Action, Event, Outcome, Request, Setup, Status};
+use raworc_launcher::protocol::{Action, Event, Outcome, Process, Request, Setup, Status};
 use tokio::process::Command;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::layout::Layout;
+use super::layout::{Layout, write_file};
+use super::process::Handle;
 use super::seccomp;
 use socket::Socket;
 
@@ -76,8 +77,14 @@ impl Launcher {
             oci_runtime: layout.oci_runtime.clone(),
             seccomp: seccomp::profile(),
         };
-        let program = layout.launcher.clone();
-        let keeper = Keeper { program, setup, jobs: jobs_receiver, state: state_sender, endings: Arc::clone(&endings) };
+        let (program, record) = (layout.launcher.clone(), layout.launcher_record());
+        // A server that was killed may have left one that is still starting containers. Its workers end with it.
+        let failed = |error: io::Error| RuntimeError::Other(format!("the launcher before this one: {error}"));
+        if let Some(earlier) = Handle::of_record(&record).map_err(failed)? {
+            earlier.end(Duration::ZERO).await.map_err(failed)?;
+        }
+        let keeper =
+            Keeper { program, record, setup, jobs: jobs_receiver, state: state_sender, endings: Arc::clone(&endings) };
         tokio::spawn(keeper.keep());
         let launcher = Self { jobs, state, endings };
         launcher.stage().await?;
@@ -131,6 +138,7 @@ impl Launcher {
 /// Keeps a launcher running.
 struct Keeper {
     program: PathBuf,
+    record: PathBuf,
     setup: Setup,
     jobs: mpsc::Receiver<Job>,
     state: watch::Sender<State>,
@@ -171,6 +179,9 @@ impl Keeper {
         command.stdin(theirs).stdout(std::process::Stdio::null());
         let mut child = command.spawn()?;
         drop(command);
+        if let Some(process) = child.id().and_then(|pid| Process::find(i32::try_from(pid).ok()?)) {
+            write_file(&self.record, process.to_string().as_bytes(), 0o600)?;
+        }
         let result = self.serve(&socket).await;
         // It ends when the socket closes.
         drop(socket);

@@ -55,6 +55,11 @@ impl Layout {
         self.host().join("host.sock")
     }
 
+    /// Which process the launcher is.
+    pub fn launcher_record(&self) -> PathBuf {
+        self.run.join("launcher")
+    }
+
     /// The OCI runtime's own.
     pub fn state(&self) -> PathBuf {
         self.run.join("state")
