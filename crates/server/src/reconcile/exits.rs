@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use raworc_api::problem::Code;
+
 use crate::app::Shared;
+use crate::error::Failure;
 use crate::verbs::observe;
 
 /// Runs until the server stops.
@@ -18,9 +21,15 @@ pub async fn run(app: Shared) {
         if let Err(error) = app.runtime.stop(exit.id, Duration::ZERO).await {
             tracing::warn!(container = %exit.id, %error, "what is left of a container could not be removed; the sweep will");
         }
-        if let Err(error) = observe::container_gone(&app, exit.id, exit.reason).await {
+        match observe::container_gone(&app, exit.id, exit.reason).await {
+            Ok(_) => {}
+            Err(Failure::Problem(problem)) if problem.code == Code::NotFound => {
+                tracing::debug!(container = %exit.id, "a container ended that no session owns");
+            }
             // The sweep finds it again.
-            tracing::error!(container = %exit.id, %error, "the end of a container could not be recorded");
+            Err(error) => {
+                tracing::error!(container = %exit.id, %error, "the end of a container could not be recorded");
+            }
         }
     }
 }
