@@ -1,0 +1,87 @@
+//! The command line, as people and scripts use it.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::harness::RAWORC;
+use crate::server_or_skip;
+
+/// The program on a data directory where no server runs.
+fn raworc(data_dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(RAWORC);
+    command.args(arguments).env("RAWORC_DATA_DIR", data_dir).env_remove("RAWORC_URL").env_remove("RAWORC_TOKEN");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn told(output: &Output) -> (Option<i32>, String) {
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn a_run_needs_no_server_and_ends_as_its_script_does() {
+    let mut server = server_or_skip!();
+    server.stop();
+    let data_dir = server.data_dir();
+    for (script, status, stdout) in
+        [("echo hello", 0, "hello\n"), ("echo out; exit 3", 3, "out\n"), ("no-such", 127, "")]
+    {
+        let output = raworc(&data_dir, &["run", script]).output().unwrap();
+        assert_eq!(told(&output), (Some(status), stdout.to_owned()), "{script}: {output:?}");
+    }
+    let output = raworc(&data_dir, &["run", "--output", "json", "echo hello >&2"]).output().unwrap();
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&answer["status"], &answer["reply"]["content"]), (&"done".into(), &"hello\n".into()));
+    let output = raworc(&data_dir, &["run", "--keep", "--name", "kept", "echo mine > file"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    // The next server has it again.
+    server.start_again();
+    let output = server.cli(&["session", "send", "kept", "cat file"]);
+    assert_eq!(told(&output), (Some(0), "mine\n".to_owned()), "{output:?}");
+    assert_eq!(server.cli(&["session", "delete", "kept"]).status.code(), Some(0));
+}
+
+#[test]
+fn runs_side_by_side_share_one_server() {
+    let mut server = server_or_skip!();
+    server.stop();
+    let data_dir = server.data_dir();
+    let run = |n: u32| raworc(&data_dir, &["run", &format!("echo {n}; exit {n}")]).spawn().unwrap();
+    let runs: Vec<_> = (1..=4).map(run).collect();
+    for (n, child) in (1..=4).zip(runs) {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(told(&output), (Some(n), format!("{n}\n")), "{output:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_goes_wrong_is_said_with_its_own_status() {
+    let server = server_or_skip!();
+    for (arguments, status, said) in [
+        (&["session", "get", "nobody"][..], 2, "there is no session"),
+        (&["session", "create", "--name", " "], 2, "name"),
+        (&["session", "frobnicate"], 2, "unrecognized subcommand"),
+        (&["--url", "http://127.0.0.1:1", "--token", "x", "me"], 3, "127.0.0.1:1"),
+        (&["--token", "x", "me"], 2, "unknown, expired or revoked"),
+    ] {
+        let output = server.cli(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(said), "{arguments:?}: {stderr}");
+        assert!(output.stdout.is_empty() && !stderr.contains("panicked"), "{arguments:?}: {output:?}");
+    }
+}
+
+#[test]
+fn completions_and_doctor_need_no_server() {
+    let directory = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = raworc(directory.path(), &["completions", shell]).output().unwrap();
+        assert!(output.status.success() && output.stdout.len() > 1000, "{shell}");
+    }
+    let output = raworc(directory.path(), &["doctor", "--output", "json"]).output().unwrap();
+    let checks: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(checks.to_string().contains("user namespaces"), "{checks}");
+}
