@@ -35,8 +35,9 @@ pub const HOST_DIRECTORY: &str = "/run/raworc";
 pub const HOST_PATH: &str = "/run/raworc/host";
 /// The server's Unix stream socket in the container.
 pub const SOCKET_PATH: &str = "/run/raworc/host.sock";
-/// The environment variable that holds the host's token; agents do not inherit it.
-pub const TOKEN_VARIABLE: &str = "RAWORC_HOST_TOKEN";
+/// Longest token of a host, in bytes. The host reads it from standard input, as one line: it may wait for it, in a
+/// container that is prepared for a session still to come. Where standard input ends first, there is none, and it exits.
+pub const TOKEN_BYTES_MAX: usize = 512;
 /// The user and group that agents run as inside; the host itself is 0.
 pub const AGENT_UID: u32 = 1000;
 /// The workspace in the container, which is also the agents' home and first working directory.

@@ -15,17 +15,18 @@ mod utf8;
 mod works;
 
 use std::fs;
+use std::io::{BufRead, Read, stdin};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use raworc_core::link::{SOCKET_PATH, TOKEN_VARIABLE};
+use raworc_core::link::{SOCKET_PATH, TOKEN_BYTES_MAX};
 
 fn main() -> ExitCode {
-    let Ok(token) = std::env::var(TOKEN_VARIABLE) else {
-        eprintln!("{TOKEN_VARIABLE} is not set: this program is started by Raworc, inside its containers");
+    close_inherited();
+    let Some(token) = token() else {
+        eprintln!("no token came: this program is started by Raworc, inside its containers");
         return ExitCode::from(2);
     };
-    close_inherited();
     let socket = std::env::args_os().nth(1).map_or_else(|| PathBuf::from(SOCKET_PATH), PathBuf::from);
     match host::Host::new(token, socket) {
         Ok(host) => ExitCode::from(host.run()),
@@ -34,6 +35,14 @@ fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// Waits until there is a session, for as long as it takes.
+fn token() -> Option<String> {
+    let mut line = String::new();
+    stdin().lock().take(TOKEN_BYTES_MAX as u64).read_line(&mut line).ok()?;
+    // Without its end it is not whole.
+    line.strip_suffix('\n').filter(|token| !token.is_empty()).map(str::to_owned)
 }
 
 /// Closes whatever a container runtime left open by mistake: agents would inherit a way out. To be called before anything

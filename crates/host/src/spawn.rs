@@ -1,6 +1,5 @@
 //! Starts the process of a piece of work.
 
-use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use raworc_core::ids::MessageId;
-use raworc_core::link::{AGENT_UID, Program, Stream, TOKEN_VARIABLE, Work, WorkId};
+use raworc_core::link::{AGENT_UID, Program, Stream, Work, WorkId};
 use rustix::io::{Errno, ioctl_fionbio, write};
 
 /// A script up to this long is given as an argument; Linux allows 128 KiB (`MAX_ARG_STRLEN`).
@@ -102,8 +101,7 @@ fn shell(work: WorkId, script: &str) -> io::Result<(Command, Option<ScriptFile>)
 }
 
 fn prepare(command: &mut Command, work: &Work) {
-    let inherited = std::env::vars_os().filter(|(name, _)| name != OsStr::new(TOKEN_VARIABLE));
-    command.env_clear().envs(inherited).envs(&work.env).current_dir(&work.directory);
+    command.envs(&work.env).current_dir(&work.directory);
     let has_stdin = matches!(&work.program, Program::Command { stdin, .. } if !stdin.is_empty());
     command.stdin(if has_stdin { Stdio::piped() } else { Stdio::null() });
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);

@@ -18,6 +18,11 @@ use crate::spawn::{self, Feed, ScriptFile, Started};
 /// Outputs of ended work that are still read, so that processes left running do not die of writing. Of more than so many
 /// the oldest is closed: descriptors are limited.
 const LEFT_BEHIND_MAX: usize = 256;
+/// How often work that was killed is killed again: what forked meanwhile lives on.
+const KILL_INTERVAL: Duration = Duration::from_millis(100);
+/// Work that was killed counts as ended after so long, whatever is left of it. Until then the next message would find the
+/// container's processes used up.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What can be waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,15 +52,24 @@ struct Running {
 
 struct End {
     why: Ending,
-    /// When it is killed; none once it has been.
-    kill_at: Option<Instant>,
+    /// When it is killed, the first time or again.
+    kill_at: Instant,
+    /// Once it has been killed: when it counts as ended.
+    give_up_at: Option<Instant>,
     known: Known,
+}
+
+impl End {
+    fn new(why: Ending, kill_at: Instant) -> Self {
+        Self { why, kill_at, give_up_at: None, known: Known::new() }
+    }
 }
 
 impl Running {
     /// Its first process has ended, and where the work was to end, whatever else belongs to it.
-    fn is_over(&self) -> bool {
-        let is_ended = |end: &End| end.kill_at.is_none() || processes::are_gone(self.process, &end.known);
+    fn is_over(&self, now: Instant) -> bool {
+        let is_given_up = |end: &End| end.give_up_at.is_some_and(|at| at <= now);
+        let is_ended = |end: &End| is_given_up(end) || processes::are_gone(self.process, &end.known);
         self.status.is_some() && self.end.as_ref().is_none_or(is_ended)
     }
 
@@ -178,16 +192,16 @@ impl Works {
         if let Some(running) = self.running.get_mut(&work)
             && running.end.is_none()
         {
-            let mut known = Known::new();
-            processes::signal_work(running.process, Signal::TERM, &mut known);
-            running.end = Some(End { why, kill_at: Some(now + CANCEL_GRACE), known });
+            let mut end = End::new(why, now + CANCEL_GRACE);
+            processes::signal_work(running.process, Signal::TERM, &mut end.known);
+            running.end = Some(end);
         }
     }
 
     /// All processes have been told to end, and are killed at `kill_at`.
     pub fn end_all(&mut self, kill_at: Instant) {
         for running in self.running.values_mut().filter(|running| running.end.is_none()) {
-            running.end = Some(End { why: Ending::Cancelled, kill_at: Some(kill_at), known: Known::new() });
+            running.end = Some(End::new(Ending::Cancelled, kill_at));
         }
     }
 
@@ -203,7 +217,7 @@ impl Works {
     pub fn next_wake(&self, reports: &Reports) -> Option<Instant> {
         let wakes = |running: &Running| {
             let flush = running.output.next_flush().filter(|_| !reports.is_full());
-            let kill = running.end.as_ref().and_then(|end| end.kill_at);
+            let kill = running.end.as_ref().map(|end| end.kill_at);
             [flush, kill, running.timeout]
         };
         self.running.values().flat_map(wakes).flatten().min()
@@ -216,9 +230,10 @@ impl Works {
                 pass_on(*id, &mut running.output, now, reports);
             }
             if let Some(end) = &mut running.end
-                && end.kill_at.is_some_and(|at| at <= now)
+                && end.kill_at <= now
             {
-                end.kill_at = None;
+                end.kill_at = now + KILL_INTERVAL;
+                end.give_up_at.get_or_insert(now + KILL_PATIENCE);
                 processes::signal_work(running.process, Signal::KILL, &mut end.known);
             }
         }
@@ -228,7 +243,7 @@ impl Works {
                 running.timeout = None;
             }
         }
-        for id in self.find(Running::is_over) {
+        for id in self.find(|running| running.is_over(now)) {
             self.finish(id, now, reports);
         }
     }

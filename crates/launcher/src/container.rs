@@ -13,23 +13,22 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use nix::libc::sock_filter;
 use nix::unistd::execve;
 
-use crate::protocol::{PROCESS_FILE, Process, STARTED_FILE, Start};
+use crate::protocol::{PROCESS_FILE, Prepare, Process};
 use crate::sys;
 
-/// Starts the container whose cgroup this process is in already.
-pub fn start(state: &Path, start: &Start, filter: &[sock_filter]) -> Result<Process, String> {
-    let bundle = reduce(&start.bundle)?;
-    let mut container = ContainerBuilder::new(start.container.clone(), SyscallType::default())
+/// Starts the container whose cgroup this process is in already; its first process inherits standard input.
+pub fn start(state: &Path, prepare: &Prepare, filter: &[sock_filter]) -> Result<Process, String> {
+    let bundle = reduce(&prepare.bundle)?;
+    let mut container = ContainerBuilder::new(prepare.container.clone(), SyscallType::default())
         .with_executor(Host { filter: filter.to_vec(), environment: Vec::new() })
         .with_root_path(state)
         .and_then(ContainerBuilder::validate_id)
         .and_then(|builder| builder.as_init(&bundle).with_systemd(false).with_detach(true).build())
         .map_err(|e| describe(&e))?;
     let pid = container.pid().ok_or("it has no process")?.as_raw();
-    let process = record(&start.bundle, pid)?;
+    let process = record(&prepare.bundle, pid)?;
     loopback(pid).map_err(|e| format!("its loopback interface can't be brought up: {e}"))?;
     container.start().map_err(|e| describe(&e))?;
-    started(&start.bundle)?;
     Ok(process)
 }
 
@@ -39,12 +38,6 @@ pub fn record(bundle: &Path, pid: i32) -> Result<Process, String> {
     let file = bundle.join(PROCESS_FILE);
     std::fs::write(&file, process.to_string()).map_err(|e| format!("{}: {e}", file.display()))?;
     Ok(process)
-}
-
-/// Writes down that it runs: from now on it is taken over by a server that finds it.
-pub fn started(bundle: &Path) -> Result<(), String> {
-    let file = bundle.join(STARTED_FILE);
-    std::fs::write(&file, "").map_err(|e| format!("{}: {e}", file.display()))
 }
 
 /// A bundle without what is done here already: limits (the worker's cgroup has them) and the system call filter

@@ -7,26 +7,26 @@ use std::process::{Command, Stdio};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
-use crate::container::{record, started};
-use crate::protocol::{Process, Start};
+use crate::container::record;
+use crate::protocol::{Prepare, Process};
 
 /// How much of the runtime's last words goes into an error.
 const LOG_BYTES_MAX: usize = 2048;
 
-/// Creates and starts the container.
-pub fn start(runtime: &Path, state: &Path, start: &Start) -> Result<Process, String> {
-    let pid_file = start.bundle.join("pid");
-    let log = start.bundle.join("runtime.log");
+/// Creates and starts the container; its first process inherits standard input.
+pub fn start(runtime: &Path, state: &Path, prepare: &Prepare) -> Result<Process, String> {
+    let pid_file = prepare.bundle.join("pid");
+    let log = prepare.bundle.join("runtime.log");
     let mut create = command(runtime, state, Some(&log), "create");
-    create.arg("--bundle").arg(&start.bundle).arg("--pid-file").arg(&pid_file).arg(&start.container);
+    create.stdin(Stdio::inherit());
+    create.arg("--bundle").arg(&prepare.bundle).arg("--pid-file").arg(&pid_file).arg(&prepare.container);
     run(create, Some(&log))?;
     let text = std::fs::read_to_string(&pid_file).map_err(|e| format!("{}: {e}", pid_file.display()))?;
     let pid = text.trim().parse().map_err(|_| format!("{} does not name a process", pid_file.display()))?;
-    let process = record(&start.bundle, pid)?;
+    let process = record(&prepare.bundle, pid)?;
     let mut begin = command(runtime, state, Some(&log), "start");
-    begin.arg(&start.container);
+    begin.arg(&prepare.container);
     run(begin, Some(&log))?;
-    started(&start.bundle)?;
     Ok(process)
 }
 
@@ -48,7 +48,7 @@ fn command(runtime: &Path, state: &Path, log: Option<&Path>, verb: &str) -> Comm
     if let Some(log) = log {
         command.arg("--log").arg(log);
     }
-    // A container inherits these from `create`: it must not hold a pipe of ours.
+    // A container inherits these from `create`: it must not hold a pipe that someone waits on.
     command.arg(verb).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: prctl is async-signal-safe, and this process is single-threaded anyway.
     unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };

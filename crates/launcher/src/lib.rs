@@ -5,18 +5,20 @@
 //! The server gives it one end of a `SOCK_SEQPACKET` pair as file descriptor 0; what the two say is in [`protocol`].
 //!
 //! ```text
-//! server ── launcher ─┬─ worker (one per request, ends when its container runs)
+//! server ── launcher ─┬─ worker (one per request, ends when its container waits or works)
 //!                     ├─ container's first process (reparented here: the launcher is a child subreaper)
 //!                     └─ …
 //! ```
 //!
-//! The launcher ends when the server's end of the socket closes, and leaves the containers running.
+//! The launcher ends when the server's end of the socket closes, and leaves the containers running. Those that have been
+//! prepared for no session yet end with it: they wait on a pipe that it holds.
 //!
 //! What is deliberately absent: stopping containers. The server does that through pid file descriptors and cgroup files,
 //! so that it works as well when this process is gone.
 
 #![cfg(target_os = "linux")]
 
+mod assign;
 mod cgroup;
 mod container;
 mod external;

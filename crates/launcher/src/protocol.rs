@@ -25,12 +25,10 @@ pub const WORKERS_MAX: usize = 8;
 pub const STAGE_ROOTFS: &str = "rootfs";
 /// The mount point of the host's directory, below the stage.
 pub const STAGE_HOST: &str = "host";
-/// The mount point of a container's workspace, below the stage.
-pub const STAGE_WORKSPACE: &str = "workspace";
 /// The record of a container's first process in its bundle: `PID STARTTIME` (see `proc_pid_stat(5)`, field 22).
 pub const PROCESS_FILE: &str = "process";
-/// Beside it, once the container has not only been made but started.
-pub const STARTED_FILE: &str = "started";
+/// Beside it, once the container has been assigned to a session: it has its workspace, and its host its token.
+pub const ASSIGNED_FILE: &str = "assigned";
 
 /// The first packet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,11 +55,16 @@ pub struct Request {
 }
 
 /// The things a worker does.
+///
+/// A container is started in two steps, so that the first, which takes nearly all of the time, can be done ahead of need:
+/// it is prepared (everything but the workspace is there, and its first process waits), and then assigned to a session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Start a container from its bundle. The packet carries one descriptor: the workspace as a detached mount.
-    Start(Start),
+    /// Prepare a container from its bundle.
+    Prepare(Prepare),
+    /// Assign a prepared container. The packet carries one descriptor: the workspace as a detached mount.
+    Assign(Assign),
     /// Have an external OCI runtime forget a container, whatever state it is in.
     Delete {
         /// Its name.
@@ -69,9 +72,9 @@ pub enum Action {
     },
 }
 
-/// A container to start.
+/// A container to prepare.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Start {
+pub struct Prepare {
     /// Its name.
     pub container: String,
     /// The directory of its `config.json`.
@@ -80,6 +83,19 @@ pub struct Start {
     pub cgroup: PathBuf,
     /// What it may use.
     pub limits: Limits,
+}
+
+/// A prepared container to assign.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Assign {
+    /// Its name.
+    pub container: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Its host name from now on.
+    pub hostname: String,
+    /// What its first process, which waits for it on standard input, is told: one line.
+    pub token: String,
 }
 
 /// Limits of a container, in the kernel's units.
@@ -130,8 +146,10 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The container runs.
-    Started(Process),
+    /// The container's first process waits to be assigned. It ends if this launcher does.
+    Prepared(Process),
+    /// The container works for its session from now on, whatever becomes of this launcher.
+    Assigned,
     /// The external runtime knows it no more.
     Deleted,
     /// It did not work. The text is for an operator.

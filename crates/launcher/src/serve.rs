@@ -15,8 +15,10 @@ use nix::unistd::{Pid, setsid};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 
 use crate::cgroup::Cgroups;
-use crate::protocol::{Event, OUTCOME_BYTES_MAX, Outcome, PACKET_BYTES_MAX, Request, Setup, Status, WORKERS_MAX};
-use crate::worker::{Worker, Workshop};
+use crate::protocol::{
+    Action, Event, OUTCOME_BYTES_MAX, Outcome, PACKET_BYTES_MAX, Request, Setup, Status, WORKERS_MAX,
+};
+use crate::worker::{Task, Worker, Workshop};
 use crate::{seccomp, stage};
 
 /// Serves the socket that is descriptor 0 until its other end closes.
@@ -37,7 +39,8 @@ pub fn run() -> Result<(), String> {
         }
     };
     send(&socket, &Event::Ready { stage: workshop.stage.clone() })?;
-    Launcher { socket, workshop, workers: Vec::new(), containers: HashMap::new(), early: HashMap::new() }.serve()
+    let (containers, waiting, early) = (HashMap::new(), HashMap::new(), HashMap::new());
+    Launcher { socket, workshop, workers: Vec::new(), containers, waiting, early }.serve()
 }
 
 fn open(packet: &[u8]) -> Result<Workshop, String> {
@@ -61,6 +64,8 @@ struct Launcher {
     workers: Vec<Worker>,
     /// Containers by their first process.
     containers: HashMap<i32, String>,
+    /// Containers that are prepared and not assigned: the first process, and what it reads from.
+    waiting: HashMap<String, (i32, OwnedFd)>,
     /// Processes that ended while a worker lived whose container they may be.
     early: HashMap<i32, Status>,
 }
@@ -103,11 +108,24 @@ impl Launcher {
 
     fn accept(&mut self, packet: &[u8], descriptor: Option<OwnedFd>) -> Result<(), String> {
         let request: Request = serde_json::from_slice(packet).map_err(|e| e.to_string())?;
-        match self.workshop.employ(request.id, request.action, descriptor) {
+        let employed = self.task(request.action, descriptor).and_then(|task| self.workshop.employ(request.id, task));
+        match employed {
             Ok(worker) => self.workers.push(worker),
             Err(message) => self.tell(&Event::Done { request: request.id, outcome: Outcome::Failed(message) })?,
         }
         Ok(())
+    }
+
+    fn task(&mut self, action: Action, descriptor: Option<OwnedFd>) -> Result<Task, String> {
+        Ok(match action {
+            Action::Prepare(prepare) => Task::Prepare(prepare),
+            Action::Assign(assign) => {
+                let workspace = descriptor.ok_or("no workspace came with the request")?;
+                let (process, words) = self.waiting.remove(&assign.container).ok_or("it does not wait")?;
+                Task::Assign { assign, process, workspace, words }
+            }
+            Action::Delete { container } => Task::Delete { container },
+        })
     }
 
     /// A worker has written its outcome, or has died.
@@ -121,15 +139,18 @@ impl Launcher {
         let read = std::fs::File::from(worker.outcome).read(&mut json);
         let outcome = read.ok().and_then(|length| serde_json::from_slice(&json[..length]).ok());
         let outcome = outcome.unwrap_or_else(|| Outcome::Failed("the process that started it was killed".into()));
-        let started = match &outcome {
-            Outcome::Started(process) => Some(process.pid),
-            Outcome::Deleted | Outcome::Failed(_) => None,
+        let prepared = match &outcome {
+            Outcome::Prepared(process) => Some(process.pid),
+            Outcome::Assigned | Outcome::Deleted | Outcome::Failed(_) => None,
         };
         self.tell(&Event::Done { request: worker.request, outcome })?;
-        if let (Some(pid), Some(container)) = (started, worker.container) {
+        if let (Some(pid), Some((container, words))) = (prepared, worker.prepares) {
             match self.early.remove(&pid) {
                 Some(status) => self.tell(&Event::Exited { container, status })?,
-                None => drop(self.containers.insert(pid, container)),
+                None => {
+                    self.waiting.insert(container.clone(), (pid, words));
+                    self.containers.insert(pid, container);
+                }
             }
         }
         if self.workers.is_empty() {
@@ -149,6 +170,7 @@ impl Launcher {
                 Err(error) => return Err(error.to_string()),
             };
             if let Some(container) = self.containers.remove(&pid) {
+                self.waiting.remove(&container);
                 self.tell(&Event::Exited { container, status })?;
             } else if self.workers.iter().any(|worker| worker.pid == pid) {
                 self.finish(pid)?;

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use crate::protocol::{STAGE_HOST, STAGE_ROOTFS, STAGE_WORKSPACE, Setup};
+use crate::protocol::{STAGE_HOST, STAGE_ROOTFS, Setup};
 
 /// Directories that every Linux has, that nothing here needs, and that anybody may enter.
 const PLACES: [&str; 6] = ["/mnt", "/media", "/srv", "/opt", "/home", "/tmp"];
@@ -28,7 +28,6 @@ pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
     for (name, tree) in parts {
         attach(&place, name, tree.as_fd()).map_err(|e| format!("{name} can't be mounted: {e}"))?;
     }
-    std::fs::create_dir(place.join(STAGE_WORKSPACE)).map_err(|e| e.to_string())?;
     Ok(place)
 }
 
@@ -40,13 +39,6 @@ pub fn hide_cgroups() -> Result<(), String> {
         mount(Some("tmpfs"), CGROUP_ROOT, Some("tmpfs"), MsFlags::MS_RDONLY, Some("size=4k,mode=755"))
     };
     hide().map_err(|e| format!("{CGROUP_ROOT} can't be hidden: {e}"))
-}
-
-/// In a worker: a namespace of its own, with `workspace` at its place in the stage. It vanishes with the worker.
-pub fn attach_workspace(stage: &Path, workspace: BorrowedFd<'_>) -> Result<(), String> {
-    enter_namespace().map_err(|e| format!("no mount namespace of its own: {e}"))?;
-    let to = stage.join(STAGE_WORKSPACE);
-    move_to(&to, workspace).map_err(|e| format!("the workspace can't be mounted: {e}"))
 }
 
 fn enter_namespace() -> nix::Result<()> {
@@ -76,9 +68,5 @@ fn tmpfs(place: &Path) -> nix::Result<()> {
 fn attach(place: &Path, name: &str, tree: BorrowedFd<'_>) -> io::Result<()> {
     let to = place.join(name);
     std::fs::create_dir(&to)?;
-    move_to(&to, tree)
-}
-
-fn move_to(to: &Path, tree: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(move_mount(tree, "", CWD, to, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+    Ok(move_mount(tree, "", CWD, &to, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }

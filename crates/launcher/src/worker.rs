@@ -10,9 +10,9 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
 use crate::cgroup::{Cgroup, Cgroups};
-use crate::protocol::{Action, FAILURE_CHARACTERS_MAX, Outcome, Setup, Start};
+use crate::protocol::{Assign, FAILURE_CHARACTERS_MAX, Outcome, Prepare, Setup};
 use crate::sys::{Fork, fork};
-use crate::{container, external, stage, sys};
+use crate::{assign, container, external, sys};
 
 /// What every worker needs.
 pub struct Workshop {
@@ -32,51 +32,71 @@ pub struct Worker {
     pub pid: i32,
     /// The request it works on.
     pub request: u64,
-    /// The container that it starts, if it starts one.
-    pub container: Option<String>,
     /// It writes its outcome here, as JSON, in one go.
     pub outcome: OwnedFd,
+    /// The container that it prepares, if it prepares one, and the way to tell its first process something.
+    pub prepares: Option<(String, OwnedFd)>,
+}
+
+/// An action together with what it needs.
+pub enum Task {
+    /// See [`Action::Prepare`](crate::protocol::Action::Prepare).
+    Prepare(Prepare),
+    /// See [`Action::Assign`].
+    Assign {
+        /// What to do.
+        assign: Assign,
+        /// The container's first process, which nobody but this launcher reaps.
+        process: i32,
+        /// The workspace.
+        workspace: OwnedFd,
+        /// The first process reads the other end.
+        words: OwnedFd,
+    },
+    /// See [`Action::Delete`].
+    Delete {
+        /// The container's name.
+        container: String,
+    },
 }
 
 impl Workshop {
-    /// Forks a worker for `action`.
-    pub fn employ(&self, request: u64, action: Action, workspace: Option<OwnedFd>) -> Result<Worker, String> {
-        let cgroup = match (&action, &self.cgroups) {
-            (Action::Start(start), Some(cgroups)) => Some(cgroups.create(&start.cgroup, &start.limits)?),
-            _ => None,
+    /// Forks a worker for `task`.
+    pub fn employ(&self, request: u64, task: Task) -> Result<Worker, String> {
+        let failed = |e: rustix::io::Errno| e.to_string();
+        let (cgroup, prepares, stdin) = match &task {
+            Task::Prepare(prepare) => {
+                let cgroups = self.cgroups.as_ref();
+                let cgroup = cgroups.map(|cgroups| cgroups.create(&prepare.cgroup, &prepare.limits)).transpose()?;
+                let (stdin, words) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed)?;
+                (cgroup, Some((prepare.container.clone(), words)), Some(stdin))
+            }
+            Task::Assign { .. } | Task::Delete { .. } => (None, None, None),
         };
-        let (outcome, reply) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| e.to_string())?;
-        rustix::io::ioctl_fionbio(&outcome, true).map_err(|e| e.to_string())?;
+        let (outcome, reply) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed)?;
+        rustix::io::ioctl_fionbio(&outcome, true).map_err(failed)?;
         let parent = std::process::id();
         let inside = cgroup.as_ref().and_then(Cgroup::fork_into);
         match fork(inside).map_err(|e| format!("no process for it: {e}"))? {
-            Fork::Parent(pid) => {
-                let container = match action {
-                    Action::Start(start) => Some(start.container),
-                    Action::Delete { .. } => None,
-                };
-                Ok(Worker { pid, request, container, outcome })
-            }
+            Fork::Parent(pid) => Ok(Worker { pid, request, outcome, prepares }),
             Fork::Child => {
                 drop(outcome);
-                let status = self.work(parent, &action, workspace, cgroup, File::from(reply));
+                // Only the launcher may hold it: its end is the end of what waits.
+                drop(prepares);
+                let status = self.work(parent, task, cgroup, stdin, File::from(reply));
                 std::process::exit(status)
             }
         }
     }
 
     /// The worker's life; returns its exit status.
-    fn work(
-        &self,
-        parent: u32,
-        action: &Action,
-        workspace: Option<OwnedFd>,
-        cgroup: Option<Cgroup>,
-        mut reply: File,
-    ) -> i32 {
-        let outcome = self.begin(parent).and_then(|()| match action {
-            Action::Start(start) => self.start(start, workspace, cgroup),
-            Action::Delete { container } => self.delete(container),
+    fn work(&self, parent: u32, task: Task, cgroup: Option<Cgroup>, stdin: Option<OwnedFd>, mut reply: File) -> i32 {
+        let outcome = self.begin(parent, stdin).and_then(|()| match task {
+            Task::Prepare(prepare) => self.prepare(&prepare, cgroup),
+            Task::Assign { assign, process, workspace, words } => {
+                assign::assign(&assign, process, workspace.as_fd(), words).map(|()| Outcome::Assigned)
+            }
+            Task::Delete { container } => self.delete(&container),
         });
         let shortened = |text: String| text.chars().take(FAILURE_CHARACTERS_MAX).collect();
         let outcome = outcome.unwrap_or_else(|text| Outcome::Failed(shortened(text)));
@@ -84,7 +104,7 @@ impl Workshop {
         i32::from(sent.is_err())
     }
 
-    fn begin(&self, parent: u32) -> Result<(), String> {
+    fn begin(&self, parent: u32, stdin: Option<OwnedFd>) -> Result<(), String> {
         // A worker doesn't outlive its launcher: the server would not know of it. The second line is for a launcher that
         // died before the first one.
         set_pdeathsig(Signal::SIGKILL).map_err(|e| e.to_string())?;
@@ -94,24 +114,22 @@ impl Workshop {
         sys::reset_signals();
         // The container's first process inherits these; the socket to the server was 0.
         let null = File::options().read(true).write(true).open("/dev/null").map_err(|e| format!("/dev/null: {e}"))?;
-        rustix::stdio::dup2_stdin(&null).map_err(|e| e.to_string())?;
+        let stdin = stdin.map_or_else(|| null.try_clone(), |stdin| Ok(File::from(stdin))).map_err(|e| e.to_string())?;
+        rustix::stdio::dup2_stdin(&stdin).map_err(|e| e.to_string())?;
         rustix::stdio::dup2_stdout(&null).map_err(|e| e.to_string())?;
         rustix::stdio::dup2_stderr(&null).map_err(|e| e.to_string())
     }
 
-    fn start(&self, start: &Start, workspace: Option<OwnedFd>, cgroup: Option<Cgroup>) -> Result<Outcome, String> {
+    fn prepare(&self, prepare: &Prepare, cgroup: Option<Cgroup>) -> Result<Outcome, String> {
         if let Some(cgroup) = cgroup {
             cgroup.enter()?;
         }
-        let workspace = workspace.ok_or("no workspace came with the request")?;
-        stage::attach_workspace(&self.stage, workspace.as_fd())?;
-        drop(workspace);
         let state = &self.setup.state;
         let process = match &self.setup.oci_runtime {
-            Some(runtime) => external::start(runtime, state, start)?,
-            None => container::start(state, start, &self.filter)?,
+            Some(runtime) => external::start(runtime, state, prepare)?,
+            None => container::start(state, prepare, &self.filter)?,
         };
-        Ok(Outcome::Started(process))
+        Ok(Outcome::Prepared(process))
     }
 
     fn delete(&self, container: &str) -> Result<Outcome, String> {

@@ -19,6 +19,10 @@ pub const FILE: &str = "raworc.toml";
 /// Where a server listens unless told otherwise.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:9000";
 const LOG_DEFAULT: &str = "info";
+/// Containers kept prepared: enough for a person, small enough to be forgotten (about 1.5 MiB each).
+const SPARES_DEFAULT: u8 = 2;
+/// At most.
+const SPARES_MAX: i64 = 64;
 
 /// Options that every command takes.
 #[derive(Clone, Debug, Default, Args)]
@@ -65,6 +69,11 @@ pub struct ServeOptions {
     #[arg(long, env = "RAWORC_OCI_RUNTIME", hide_env_values = true, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oci_runtime: Option<PathBuf>,
+    /// Containers to keep prepared for sessions to come, 0 to 64; a session with default resources then starts in an
+    /// instant [default: 2].
+    #[arg(long, env = "RAWORC_SPARES", hide_env_values = true, value_name = "N", value_parser = clap::value_parser!(u8).range(..=SPARES_MAX))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spares: Option<u8>,
     /// What to log: error, warn, info, debug or trace, also for single parts: `info,raworc_server=debug`
     /// [default: info].
     #[arg(long, env = "RAWORC_LOG", hide_env_values = true, value_name = "FILTER")]
@@ -109,6 +118,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Another OCI runtime than the embedded one.
     pub oci_runtime: Option<PathBuf>,
+    /// Containers kept prepared.
+    pub spares: u8,
     /// What is logged.
     pub log: String,
     /// How it is logged.
@@ -121,6 +132,7 @@ pub struct Settings {
 struct Merged {
     listen: SocketAddr,
     oci_runtime: Option<PathBuf>,
+    spares: u8,
     log: String,
     log_format: LogFormat,
 }
@@ -128,6 +140,7 @@ struct Merged {
 #[derive(Serialize)]
 struct Defaults {
     listen: &'static str,
+    spares: u8,
     log: &'static str,
     log_format: LogFormat,
 }
@@ -141,16 +154,21 @@ impl Settings {
             Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
             Err(error) => return Err(Failure::usage(format!("{} can't be read: {error}", path.display()))),
         };
-        let defaults = Defaults { listen: LISTEN_DEFAULT, log: LOG_DEFAULT, log_format: LogFormat::Text };
+        let defaults =
+            Defaults { listen: LISTEN_DEFAULT, spares: SPARES_DEFAULT, log: LOG_DEFAULT, log_format: LogFormat::Text };
         let merged: Merged = Figment::from(Serialized::defaults(defaults))
             .merge(Toml::string(&file))
             .merge(Serialized::defaults(options))
             .extract()
             .map_err(|error| wrong_file(&path, error))?;
+        if i64::from(merged.spares) > SPARES_MAX {
+            return Err(Failure::usage(format!("{} is not right: spares: must be 0 to {SPARES_MAX}", path.display())));
+        }
         Ok(Self {
             data_dir: data_dir.to_owned(),
             listen: merged.listen,
             oci_runtime: merged.oci_runtime,
+            spares: merged.spares,
             log: merged.log,
             log_format: merged.log_format,
         })
@@ -166,8 +184,9 @@ fn wrong_file(path: &Path, error: figment::Error) -> Failure {
             (key, kind) => format!("{key}: {kind}"),
         })
         .collect();
-    Failure::usage(format!("{} is not right: {}", path.display(), faults.join("; ")))
-        .help("The keys are listen, oci_runtime, log and log_format; `raworc serve --help` tells what they mean.")
+    Failure::usage(format!("{} is not right: {}", path.display(), faults.join("; "))).help(
+        "The keys are listen, oci_runtime, spares, log and log_format; `raworc serve --help` tells what they mean.",
+    )
 }
 
 impl Global {

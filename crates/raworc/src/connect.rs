@@ -69,8 +69,8 @@ pub fn find(global: &Global) -> Result<Target> {
 
 /// The server of these options if it is the one of this machine and is written down; `None` where none is.
 pub fn find_here(global: &Global) -> Result<Option<Target>> {
-    let named = given(&global.url).is_some();
-    if named || global.data_dir()?.join(URL_FILE).exists() { find(global).map(Some) } else { Ok(None) }
+    let is_known = given(&global.url).is_some() || written(&global.data_dir()?.join(URL_FILE))?.is_some();
+    if is_known { find(global).map(Some) } else { Ok(None) }
 }
 
 /// What to say where no server answers.

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use miette::{IntoDiagnostic, WrapErr, miette};
+use raworc_core::limits::{CPU_DEFAULT, MEMORY_BYTES_DEFAULT, PIDS_DEFAULT};
 use raworc_core::link::AGENT_UID;
 use raworc_runtime::native::{ID_BASE, NativeConfig, NativeRuntime};
+use raworc_runtime::{Resources, Runtime as _};
 use raworc_server::{Config, Server, StartError};
 
 use crate::config::Settings;
@@ -23,6 +25,7 @@ pub struct Running {
     /// The administrator's token.
     pub token: String,
     server: Server,
+    runtime: Arc<NativeRuntime>,
     url_file: PathBuf,
 }
 
@@ -37,6 +40,8 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         // Not by its path: the file may be replaced by a newer release while this one runs.
         launcher: PathBuf::from("/proc/self/exe"),
         oci_runtime: settings.oci_runtime.clone(),
+        spares: settings.spares.into(),
+        spare_resources: Resources { cpu: CPU_DEFAULT, memory_bytes: MEMORY_BYTES_DEFAULT, pids: PIDS_DEFAULT },
     })
     .await
     .map_err(|error| miette!(help = "`raworc doctor` says what this machine lacks", "{error}"))?;
@@ -47,13 +52,21 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         host_owner: Some(ID_BASE),
         agent_owner: Some(ID_BASE + AGENT_UID),
     };
-    let server = Server::start(config, lock, Arc::new(runtime)).await.map_err(advise)?;
+    let runtime = Arc::new(runtime);
+    let server = Server::start(config, lock, runtime.clone()).await.map_err(advise)?;
     let url = format!("http://{}", server.address());
     let url_file = data_dir.join(URL_FILE);
-    fs::write(&url_file, format!("{url}\n"))
+    write_whole(&url_file, &format!("{url}\n"))
         .into_diagnostic()
         .wrap_err_with(|| format!("{} cannot be written", url_file.display()))?;
-    Ok(Running { url, token: server.admin_token().to_owned(), server, url_file })
+    Ok(Running { url, token: server.admin_token().to_owned(), server, runtime, url_file })
+}
+
+/// Whoever reads the file finds the old text or the new one, never the beginning of it.
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, text)?;
+    fs::rename(new, path)
 }
 
 /// The data directory, which containers have to be able to look through but not into.
@@ -90,6 +103,7 @@ impl Running {
         // Whoever looks for a server from now on finds none; a file that stays behind would only be a wrong hint.
         let _ = fs::remove_file(&self.url_file);
         self.server.stop().await;
+        self.runtime.close().await;
         Ok(())
     }
 }

@@ -87,6 +87,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// Containers that end by themselves, from those that were found at start as well. Taken once, by the reconcile loop.
     fn exits(&self) -> mpsc::Receiver<Exit>;
 
+    /// Containers that are prepared for sessions to come.
+    fn spares(&self) -> usize;
+
+    /// Gives back what no container of a session needs; the server is about to end. Containers go on.
+    async fn close(&self);
+
     /// What the backend can and cannot do right now; keys are short names such as `cgroup_version`.
     async fn check(&self) -> Result<BTreeMap<String, String>, RuntimeError>;
 }

@@ -7,7 +7,7 @@ use raworc_core::time::Time;
 use raworc_store::events::EventRow;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::{self, SessionRow};
-use raworc_store::{StoreError, Transaction, events};
+use raworc_store::{Connection, StoreError, Transaction, events};
 use serde_json::{Map, Value, json};
 
 use crate::error::Failure;
@@ -48,7 +48,7 @@ impl<'t> Change<'t> {
     }
 
     /// For statements of this change.
-    pub fn connection(&mut self) -> &mut sqlx::AnyConnection {
+    pub fn connection(&mut self) -> &mut Connection {
         self.transaction.connection()
     }
 

@@ -115,7 +115,7 @@ impl Server {
     /// See [`StartError`].
     pub async fn start(config: Config, lock: DataLock, runtime: Arc<dyn Runtime>) -> Result<Self, StartError> {
         let hub = Arc::new(hub::Hub::default());
-        let store = Store::open_sqlite(&config.data_dir.join("raworc.db"), hub::listener(&hub)).await?;
+        let store = Store::open_sqlite(&config.data_dir.join("raworc.db"), hub::listener(&hub))?;
         let now: Time = jiff::Timestamp::now().into();
         let admin_token = admin_token(&store, &config.data_dir.join("admin.token"), now).await?;
         let host_secret = first_records(&store, now).await?;

@@ -1,5 +1,6 @@
 //! Counters for Prometheus. Never a session's id as a label.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ pub struct Metrics {
     requests: Family<Vec<(String, String)>, Counter>,
     sessions: Family<Vec<(String, String)>, Gauge<i64>>,
     hosts: Gauge<i64>,
+    spares: Gauge<i64>,
     uptime: Gauge<f64, AtomicU64>,
 }
 
@@ -30,13 +32,15 @@ impl Default for Metrics {
         let requests = Family::default();
         let sessions = Family::default();
         let hosts = Gauge::default();
+        let spares = Gauge::default();
         let uptime = Gauge::default();
         registry.register("container_start_seconds", "Time the runtime took to start a container", starts.clone());
         registry.register("http_requests", "Requests answered, by status", requests.clone());
         registry.register("sessions", "Sessions that are not deleted, by state", sessions.clone());
         registry.register("hosts_connected", "Hosts connected now", hosts.clone());
+        registry.register("spare_containers", "Containers prepared for sessions to come", spares.clone());
         registry.register("uptime_seconds", "Time since the server started", uptime.clone());
-        Self { registry, starts, requests, sessions, hosts, uptime }
+        Self { registry, starts, requests, sessions, hosts, spares, uptime }
     }
 }
 
@@ -52,13 +56,14 @@ impl Metrics {
     }
 
     /// Everything as Prometheus text.
-    pub fn text(&self, sessions: &std::collections::BTreeMap<String, u64>, hosts: usize, uptime: Duration) -> String {
+    pub fn text(&self, sessions: &BTreeMap<String, u64>, hosts: usize, spares: usize, uptime: Duration) -> String {
         for state in raworc_core::session::State::ALL {
             let count = sessions.get(state.as_str()).copied().unwrap_or(0);
             let label = vec![("state".to_owned(), state.as_str().to_owned())];
             self.sessions.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         self.hosts.set(i64::try_from(hosts).unwrap_or(i64::MAX));
+        self.spares.set(i64::try_from(spares).unwrap_or(i64::MAX));
         self.uptime.set(uptime.as_secs_f64());
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.registry) {

@@ -3,11 +3,10 @@
 use raworc_core::ids::{AccountId, TokenId};
 use raworc_core::permissions::{Actor, Role};
 use raworc_core::time::Time;
-use sqlx::AnyConnection;
-use sqlx::any::AnyRow;
 
 use crate::StoreError;
-use crate::rows::{Columns, word};
+use crate::rows::{Row, word};
+use crate::sql::{Connection, sql};
 
 /// An account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,26 +40,24 @@ pub struct TokenRow {
     pub revoked_at: Option<Time>,
 }
 
-fn account(row: &AnyRow) -> Result<AccountRow, StoreError> {
-    let columns = Columns(row);
+fn account(row: &Row<'_>) -> Result<AccountRow, StoreError> {
     Ok(AccountRow {
-        id: columns.id("id")?,
-        name: columns.text("name")?,
-        role: columns.word("role")?,
-        created_at: columns.time("created_at")?,
-        closed_at: columns.optional_time("closed_at")?,
+        id: row.id("id")?,
+        name: row.text("name")?,
+        role: row.word("role")?,
+        created_at: row.time("created_at")?,
+        closed_at: row.optional_time("closed_at")?,
     })
 }
 
-fn token(row: &AnyRow) -> Result<TokenRow, StoreError> {
-    let columns = Columns(row);
+fn token(row: &Row<'_>) -> Result<TokenRow, StoreError> {
     Ok(TokenRow {
-        id: columns.id("id")?,
-        account_id: columns.id("account_id")?,
-        name: columns.text("name")?,
-        created_at: columns.time("created_at")?,
-        expires_at: columns.optional_time("expires_at")?,
-        revoked_at: columns.optional_time("revoked_at")?,
+        id: row.id("id")?,
+        account_id: row.id("account_id")?,
+        name: row.text("name")?,
+        created_at: row.time("created_at")?,
+        expires_at: row.optional_time("expires_at")?,
+        revoked_at: row.optional_time("revoked_at")?,
     })
 }
 
@@ -68,8 +65,8 @@ fn token(row: &AnyRow) -> Result<TokenRow, StoreError> {
 ///
 /// # Errors
 /// [`StoreError::Conflict`] where the name is taken.
-pub async fn insert(connection: &mut AnyConnection, row: &AccountRow) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO accounts (id, name, role, created_at) VALUES ($1, $2, $3, $4)")
+pub async fn insert(connection: &mut Connection, row: &AccountRow) -> Result<(), StoreError> {
+    sql("INSERT INTO accounts (id, name, role, created_at) VALUES ($1, $2, $3, $4)")
         .bind(row.id.to_string())
         .bind(row.name.clone())
         .bind(word(row.role)?)
@@ -83,41 +80,36 @@ pub async fn insert(connection: &mut AnyConnection, row: &AccountRow) -> Result<
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(connection: &mut AnyConnection, id_or_name: &str) -> Result<Option<AccountRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM accounts WHERE id = $1 OR name = $1")
-        .bind(id_or_name)
-        .fetch_optional(connection)
-        .await?;
-    row.as_ref().map(account).transpose()
+pub async fn find(connection: &mut Connection, id_or_name: &str) -> Result<Option<AccountRow>, StoreError> {
+    sql("SELECT * FROM accounts WHERE id = $1 OR name = $1").bind(id_or_name).fetch_optional(connection, account).await
 }
 
 /// Accounts by name, after the name `after`.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(connection: &mut AnyConnection, after: &str, limit: u32) -> Result<Vec<AccountRow>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM accounts WHERE name > $1 ORDER BY name LIMIT $2")
+pub async fn list(connection: &mut Connection, after: &str, limit: u32) -> Result<Vec<AccountRow>, StoreError> {
+    sql("SELECT * FROM accounts WHERE name > $1 ORDER BY name LIMIT $2")
         .bind(after)
         .bind(i64::from(limit))
-        .fetch_all(connection)
-        .await?;
-    rows.iter().map(account).collect()
+        .fetch_all(connection, account)
+        .await
 }
 
 /// Whether any account is there.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn any(connection: &mut AnyConnection) -> Result<bool, StoreError> {
-    Ok(sqlx::query("SELECT id FROM accounts LIMIT 1").fetch_optional(connection).await?.is_some())
+pub async fn any(connection: &mut Connection) -> Result<bool, StoreError> {
+    Ok(sql("SELECT id FROM accounts LIMIT 1").fetch_optional(connection, |_| Ok(())).await?.is_some())
 }
 
 /// Closes an account: its tokens no longer work.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn close(connection: &mut AnyConnection, id: AccountId, now: Time) -> Result<(), StoreError> {
-    sqlx::query("UPDATE accounts SET closed_at = $1 WHERE id = $2 AND closed_at IS NULL")
+pub async fn close(connection: &mut Connection, id: AccountId, now: Time) -> Result<(), StoreError> {
+    sql("UPDATE accounts SET closed_at = $1 WHERE id = $2 AND closed_at IS NULL")
         .bind(now.0)
         .bind(id.to_string())
         .execute(connection)
@@ -129,18 +121,16 @@ pub async fn close(connection: &mut AnyConnection, id: AccountId, now: Time) -> 
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn insert_token(connection: &mut AnyConnection, row: &TokenRow, hash: &str) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO tokens (id, account_id, name, hash, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)",
-    )
-    .bind(row.id.to_string())
-    .bind(row.account_id.to_string())
-    .bind(row.name.clone())
-    .bind(hash)
-    .bind(row.created_at.0)
-    .bind(row.expires_at.map(|at| at.0))
-    .execute(connection)
-    .await?;
+pub async fn insert_token(connection: &mut Connection, row: &TokenRow, hash: &str) -> Result<(), StoreError> {
+    sql("INSERT INTO tokens (id, account_id, name, hash, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)")
+        .bind(row.id.to_string())
+        .bind(row.account_id.to_string())
+        .bind(row.name.clone())
+        .bind(hash)
+        .bind(row.created_at.0)
+        .bind(row.expires_at.map(|at| at.0))
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
@@ -148,25 +138,16 @@ pub async fn insert_token(connection: &mut AnyConnection, row: &TokenRow, hash: 
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn actor_by_token(
-    connection: &mut AnyConnection,
-    hash: &str,
-    now: Time,
-) -> Result<Option<Actor>, StoreError> {
-    let row = sqlx::query(
-        "SELECT a.id, a.name, a.role FROM tokens t JOIN accounts a ON a.id = t.account_id \
+pub async fn actor_by_token(connection: &mut Connection, hash: &str, now: Time) -> Result<Option<Actor>, StoreError> {
+    sql("SELECT a.id, a.name, a.role FROM tokens t JOIN accounts a ON a.id = t.account_id \
          WHERE t.hash = $1 AND t.revoked_at IS NULL AND a.closed_at IS NULL \
-         AND (t.expires_at IS NULL OR t.expires_at > $2)",
-    )
+         AND (t.expires_at IS NULL OR t.expires_at > $2)")
     .bind(hash)
     .bind(now.0)
-    .fetch_optional(connection)
-    .await?;
-    row.map(|row| {
-        let columns = Columns(&row);
-        Ok(Actor { account: columns.id("id")?, name: columns.text("name")?, role: columns.word("role")? })
+    .fetch_optional(connection, |row| {
+        Ok(Actor { account: row.id("id")?, name: row.text("name")?, role: row.word("role")? })
     })
-    .transpose()
+    .await
 }
 
 /// An account's tokens by age, after the id `after`.
@@ -174,18 +155,17 @@ pub async fn actor_by_token(
 /// # Errors
 /// Where the store fails.
 pub async fn list_tokens(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     owner: AccountId,
     after: &str,
     limit: u32,
 ) -> Result<Vec<TokenRow>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM tokens WHERE account_id = $1 AND id > $2 ORDER BY id LIMIT $3")
+    sql("SELECT * FROM tokens WHERE account_id = $1 AND id > $2 ORDER BY id LIMIT $3")
         .bind(owner.to_string())
         .bind(after)
         .bind(i64::from(limit))
-        .fetch_all(connection)
-        .await?;
-    rows.iter().map(token).collect()
+        .fetch_all(connection, token)
+        .await
 }
 
 /// Revokes a token of this account; false where there is no such token.
@@ -193,16 +173,16 @@ pub async fn list_tokens(
 /// # Errors
 /// Where the store fails.
 pub async fn revoke_token(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     owner: AccountId,
     id: TokenId,
     now: Time,
 ) -> Result<bool, StoreError> {
-    let done = sqlx::query("UPDATE tokens SET revoked_at = COALESCE(revoked_at, $1) WHERE id = $2 AND account_id = $3")
+    let done = sql("UPDATE tokens SET revoked_at = COALESCE(revoked_at, $1) WHERE id = $2 AND account_id = $3")
         .bind(now.0)
         .bind(id.to_string())
         .bind(owner.to_string())
         .execute(connection)
         .await?;
-    Ok(done.rows_affected() > 0)
+    Ok(done > 0)
 }

@@ -3,11 +3,10 @@
 use raworc_api::agent::AgentDefinition;
 use raworc_core::ids::{AgentId, SessionId};
 use raworc_core::time::Time;
-use sqlx::AnyConnection;
-use sqlx::any::AnyRow;
 
 use crate::StoreError;
-use crate::rows::Columns;
+use crate::rows::Row;
+use crate::sql::{Connection, sql};
 
 /// An agent.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,15 +25,14 @@ pub struct AgentRow {
     pub updated_at: Time,
 }
 
-fn agent(row: &AnyRow) -> Result<AgentRow, StoreError> {
-    let columns = Columns(row);
+fn agent(row: &Row<'_>) -> Result<AgentRow, StoreError> {
     Ok(AgentRow {
-        id: columns.id("id")?,
-        definition: columns.json("definition")?,
-        builtin: columns.integer("builtin")? != 0,
-        version: columns.integer("version")?,
-        created_at: columns.time("created_at")?,
-        updated_at: columns.time("updated_at")?,
+        id: row.id("id")?,
+        definition: row.json("definition")?,
+        builtin: row.integer("builtin")? != 0,
+        version: row.integer("version")?,
+        created_at: row.time("created_at")?,
+        updated_at: row.time("updated_at")?,
     })
 }
 
@@ -42,11 +40,9 @@ fn agent(row: &AnyRow) -> Result<AgentRow, StoreError> {
 ///
 /// # Errors
 /// [`StoreError::Conflict`] where the name is taken.
-pub async fn insert(connection: &mut AnyConnection, row: &AgentRow) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO agents (id, name, definition, builtin, version, created_at, updated_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
-    )
+pub async fn insert(connection: &mut Connection, row: &AgentRow) -> Result<(), StoreError> {
+    sql("INSERT INTO agents (id, name, definition, builtin, version, created_at, updated_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7)")
     .bind(row.id.to_string())
     .bind(row.definition.name.clone())
     .bind(serde_json::to_string(&row.definition)?)
@@ -63,9 +59,9 @@ pub async fn insert(connection: &mut AnyConnection, row: &AgentRow) -> Result<()
 ///
 /// # Errors
 /// [`StoreError::Conflict`] where the new name is taken.
-pub async fn update(connection: &mut AnyConnection, row: &mut AgentRow) -> Result<(), StoreError> {
+pub async fn update(connection: &mut Connection, row: &mut AgentRow) -> Result<(), StoreError> {
     row.version += 1;
-    sqlx::query("UPDATE agents SET name = $1, definition = $2, version = $3, updated_at = $4 WHERE id = $5")
+    sql("UPDATE agents SET name = $1, definition = $2, version = $3, updated_at = $4 WHERE id = $5")
         .bind(row.definition.name.clone())
         .bind(serde_json::to_string(&row.definition)?)
         .bind(row.version)
@@ -80,66 +76,54 @@ pub async fn update(connection: &mut AnyConnection, row: &mut AgentRow) -> Resul
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn delete(connection: &mut AnyConnection, id: AgentId) -> Result<bool, StoreError> {
-    let done = sqlx::query(
-        "DELETE FROM agents WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM session_agents WHERE agent_id = $1)",
-    )
-    .bind(id.to_string())
-    .execute(connection)
-    .await?;
-    Ok(done.rows_affected() > 0)
+pub async fn delete(connection: &mut Connection, id: AgentId) -> Result<bool, StoreError> {
+    let done =
+        sql("DELETE FROM agents WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM session_agents WHERE agent_id = $1)")
+            .bind(id.to_string())
+            .execute(connection)
+            .await?;
+    Ok(done > 0)
 }
 
 /// The agent of this id or name.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(connection: &mut AnyConnection, id_or_name: &str) -> Result<Option<AgentRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM agents WHERE id = $1 OR name = $1")
-        .bind(id_or_name)
-        .fetch_optional(connection)
-        .await?;
-    row.as_ref().map(agent).transpose()
+pub async fn find(connection: &mut Connection, id_or_name: &str) -> Result<Option<AgentRow>, StoreError> {
+    sql("SELECT * FROM agents WHERE id = $1 OR name = $1").bind(id_or_name).fetch_optional(connection, agent).await
 }
 
 /// Agents by name, after the name `after`.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(connection: &mut AnyConnection, after: &str, limit: u32) -> Result<Vec<AgentRow>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM agents WHERE name > $1 ORDER BY name LIMIT $2")
+pub async fn list(connection: &mut Connection, after: &str, limit: u32) -> Result<Vec<AgentRow>, StoreError> {
+    sql("SELECT * FROM agents WHERE name > $1 ORDER BY name LIMIT $2")
         .bind(after)
         .bind(i64::from(limit))
-        .fetch_all(connection)
-        .await?;
-    rows.iter().map(agent).collect()
+        .fetch_all(connection, agent)
+        .await
 }
 
 /// The agents of a session, the first one first.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn of_session(connection: &mut AnyConnection, session: SessionId) -> Result<Vec<AgentRow>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT a.* FROM session_agents s JOIN agents a ON a.id = s.agent_id WHERE s.session_id = $1 ORDER BY s.place",
-    )
-    .bind(session.to_string())
-    .fetch_all(connection)
-    .await?;
-    rows.iter().map(agent).collect()
+pub async fn of_session(connection: &mut Connection, session: SessionId) -> Result<Vec<AgentRow>, StoreError> {
+    sql("SELECT a.* FROM session_agents s JOIN agents a ON a.id = s.agent_id WHERE s.session_id = $1 ORDER BY s.place")
+        .bind(session.to_string())
+        .fetch_all(connection, agent)
+        .await
 }
 
 /// Makes these the agents of a session.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn assign(connection: &mut AnyConnection, session: SessionId, agents: &[AgentId]) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM session_agents WHERE session_id = $1")
-        .bind(session.to_string())
-        .execute(&mut *connection)
-        .await?;
+pub async fn assign(connection: &mut Connection, session: SessionId, agents: &[AgentId]) -> Result<(), StoreError> {
+    sql("DELETE FROM session_agents WHERE session_id = $1").bind(session.to_string()).execute(&mut *connection).await?;
     for (place, agent) in (0_i64..).zip(agents) {
-        sqlx::query("INSERT INTO session_agents (session_id, place, agent_id) VALUES ($1, $2, $3)")
+        sql("INSERT INTO session_agents (session_id, place, agent_id) VALUES ($1, $2, $3)")
             .bind(session.to_string())
             .bind(place)
             .bind(agent.to_string())

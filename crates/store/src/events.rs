@@ -3,11 +3,10 @@
 use raworc_core::ids::{Generation, SessionId};
 use raworc_core::time::Time;
 use serde_json::{Map, Value};
-use sqlx::AnyConnection;
-use sqlx::any::AnyRow;
 
 use crate::StoreError;
-use crate::rows::{Columns, bigint};
+use crate::rows::{Row, bigint};
+use crate::sql::{Connection, sql};
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,16 +27,15 @@ pub struct EventRow {
     pub data: Map<String, Value>,
 }
 
-fn event(row: &AnyRow) -> Result<EventRow, StoreError> {
-    let columns = Columns(row);
+fn event(row: &Row<'_>) -> Result<EventRow, StoreError> {
     Ok(EventRow {
-        session_id: columns.id("session_id")?,
-        seq: columns.count("seq")?,
-        kind: columns.text("kind")?,
-        at: columns.time("at")?,
-        actor: columns.text("actor")?,
-        generation: columns.count("generation")?,
-        data: columns.json("data")?,
+        session_id: row.id("session_id")?,
+        seq: row.count("seq")?,
+        kind: row.text("kind")?,
+        at: row.time("at")?,
+        actor: row.text("actor")?,
+        generation: row.count("generation")?,
+        data: row.json("data")?,
     })
 }
 
@@ -45,19 +43,17 @@ fn event(row: &AnyRow) -> Result<EventRow, StoreError> {
 ///
 /// # Errors
 /// [`StoreError::Conflict`] where the `seq` is taken.
-pub async fn insert(connection: &mut AnyConnection, row: &EventRow) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO events (session_id, seq, kind, at, actor, generation, data) VALUES ($1, $2, $3, $4, $5, $6, $7)",
-    )
-    .bind(row.session_id.to_string())
-    .bind(bigint(row.seq))
-    .bind(row.kind.clone())
-    .bind(row.at.0)
-    .bind(row.actor.clone())
-    .bind(i64::from(row.generation))
-    .bind(serde_json::to_string(&row.data)?)
-    .execute(connection)
-    .await?;
+pub async fn insert(connection: &mut Connection, row: &EventRow) -> Result<(), StoreError> {
+    sql("INSERT INTO events (session_id, seq, kind, at, actor, generation, data) VALUES ($1, $2, $3, $4, $5, $6, $7)")
+        .bind(row.session_id.to_string())
+        .bind(bigint(row.seq))
+        .bind(row.kind.clone())
+        .bind(row.at.0)
+        .bind(row.actor.clone())
+        .bind(i64::from(row.generation))
+        .bind(serde_json::to_string(&row.data)?)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 
@@ -66,18 +62,17 @@ pub async fn insert(connection: &mut AnyConnection, row: &EventRow) -> Result<()
 /// # Errors
 /// Where the store fails.
 pub async fn list(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     session: SessionId,
     after: u64,
     limit: u32,
 ) -> Result<Vec<EventRow>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM events WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT $3")
+    sql("SELECT * FROM events WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT $3")
         .bind(session.to_string())
         .bind(bigint(after))
         .bind(i64::from(limit))
-        .fetch_all(connection)
-        .await?;
-    rows.iter().map(event).collect()
+        .fetch_all(connection, event)
+        .await
 }
 
 /// The data of entries of one kind after `after`, in order.
@@ -85,16 +80,15 @@ pub async fn list(
 /// # Errors
 /// Where the store fails.
 pub async fn data_of_kind(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     session: SessionId,
     kind: &str,
     after: u64,
 ) -> Result<Vec<Map<String, Value>>, StoreError> {
-    let rows = sqlx::query("SELECT data FROM events WHERE session_id = $1 AND seq > $2 AND kind = $3 ORDER BY seq")
+    sql("SELECT data FROM events WHERE session_id = $1 AND seq > $2 AND kind = $3 ORDER BY seq")
         .bind(session.to_string())
         .bind(bigint(after))
         .bind(kind)
-        .fetch_all(connection)
-        .await?;
-    rows.iter().map(|row| Columns(row).json("data")).collect()
+        .fetch_all(connection, |row| row.json("data"))
+        .await
 }

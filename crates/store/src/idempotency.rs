@@ -2,10 +2,9 @@
 
 use raworc_core::ids::AccountId;
 use raworc_core::time::Time;
-use sqlx::AnyConnection;
 
 use crate::StoreError;
-use crate::rows::Columns;
+use crate::sql::{Connection, sql};
 
 /// What a key was used for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,17 +19,14 @@ pub struct Used {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(connection: &mut AnyConnection, account: AccountId, key: &str) -> Result<Option<Used>, StoreError> {
-    let row = sqlx::query("SELECT fingerprint, resource_id FROM idempotency_keys WHERE account_id = $1 AND key = $2")
+pub async fn find(connection: &mut Connection, account: AccountId, key: &str) -> Result<Option<Used>, StoreError> {
+    sql("SELECT fingerprint, resource_id FROM idempotency_keys WHERE account_id = $1 AND key = $2")
         .bind(account.to_string())
         .bind(key)
-        .fetch_optional(connection)
-        .await?;
-    row.map(|row| {
-        let columns = Columns(&row);
-        Ok(Used { fingerprint: columns.text("fingerprint")?, resource_id: columns.text("resource_id")? })
-    })
-    .transpose()
+        .fetch_optional(connection, |row| {
+            Ok(Used { fingerprint: row.text("fingerprint")?, resource_id: row.text("resource_id")? })
+        })
+        .await
 }
 
 /// Remembers what `key` was used for.
@@ -38,16 +34,14 @@ pub async fn find(connection: &mut AnyConnection, account: AccountId, key: &str)
 /// # Errors
 /// [`StoreError::Conflict`] where it was used before.
 pub async fn insert(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     account: AccountId,
     key: &str,
     used: &Used,
     now: Time,
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO idempotency_keys (account_id, key, fingerprint, resource_id, created_at) \
-         VALUES ($1, $2, $3, $4, $5)",
-    )
+    sql("INSERT INTO idempotency_keys (account_id, key, fingerprint, resource_id, created_at) \
+         VALUES ($1, $2, $3, $4, $5)")
     .bind(account.to_string())
     .bind(key)
     .bind(used.fingerprint.clone())
@@ -62,8 +56,6 @@ pub async fn insert(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn prune(connection: &mut AnyConnection, until: Time) -> Result<u64, StoreError> {
-    let done =
-        sqlx::query("DELETE FROM idempotency_keys WHERE created_at < $1").bind(until.0).execute(connection).await?;
-    Ok(done.rows_affected())
+pub async fn prune(connection: &mut Connection, until: Time) -> Result<usize, StoreError> {
+    sql("DELETE FROM idempotency_keys WHERE created_at < $1").bind(until.0).execute(connection).await
 }

@@ -1,4 +1,4 @@
-//! Records, in SQL. One set of statements serves SQLite and PostgreSQL (`$1` parameters, TEXT and BIGINT columns).
+//! Records, in SQL. One set of statements is to serve SQLite and PostgreSQL (`$1` parameters, TEXT and BIGINT columns).
 //!
 //! Reads go to a pool. Writes are jobs: closures that one writer runs in turn, many of them in one transaction (group
 //! commit), so that each is durable when it is answered and the disk is asked to flush once for all that came together.
@@ -9,9 +9,11 @@ pub mod audit;
 pub mod events;
 pub mod idempotency;
 pub mod messages;
+mod readers;
 mod rows;
 pub mod sessions;
 pub mod settings;
+mod sql;
 mod writer;
 
 use std::path::Path;
@@ -19,14 +21,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use raworc_core::ids::SessionId;
-use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::{AnyConnection, AnyPool, ConnectOptions, Executor};
-use std::str::FromStr;
+use rusqlite::ErrorCode;
+use rusqlite_migration::{M, Migrations};
 
+use readers::Readers;
+
+pub use readers::Reader;
+pub use sql::Connection;
 pub use writer::{Job, JobFuture, Transaction};
 
-/// Connections for reading.
-const READERS: u32 = 4;
+/// What brought the tables to what they are, oldest first. SQLite's `user_version` says how many have been applied.
+const MIGRATIONS: &[M<'_>] = &[M::up(include_str!("../migrations/0001_initial.sql"))];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -50,18 +55,28 @@ pub enum StoreError {
     Failed(String),
 }
 
-/// SQLite's result codes for a full disk and for failing input or output (sqlite3.h).
-const SQLITE_FULL: &str = "13";
-
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        match &error {
-            sqlx::Error::Database(database) if database.is_unique_violation() => StoreError::Conflict,
-            sqlx::Error::Database(database) if database.code().as_deref() == Some(SQLITE_FULL) => StoreError::DiskFull,
-            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed | sqlx::Error::Io(_) => {
-                StoreError::Unavailable(error.to_string())
-            }
-            _ => StoreError::Failed(error.to_string()),
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ffi::{SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_UNIQUE};
+        let text = error.to_string();
+        match error {
+            rusqlite::Error::SqliteFailure(failure, _) => match (failure.code, failure.extended_code) {
+                (_, SQLITE_CONSTRAINT_UNIQUE | SQLITE_CONSTRAINT_PRIMARYKEY) => StoreError::Conflict,
+                (ErrorCode::DiskFull, _) => StoreError::DiskFull,
+                (
+                    ErrorCode::SystemIoFailure
+                    | ErrorCode::CannotOpen
+                    | ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked
+                    | ErrorCode::ReadOnly,
+                    _,
+                ) => StoreError::Unavailable(text),
+                _ => StoreError::Failed(text),
+            },
+            rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::Utf8Error(..) => StoreError::Damaged(text),
+            _ => StoreError::Failed(text),
         }
     }
 }
@@ -78,7 +93,7 @@ pub type Listener = Arc<dyn Fn(&[SessionId]) + Send + Sync>;
 /// The records.
 #[derive(Clone)]
 pub struct Store {
-    readers: AnyPool,
+    readers: Arc<Readers>,
     writer: writer::Writer,
 }
 
@@ -87,30 +102,21 @@ impl Store {
     ///
     /// # Errors
     /// Where the file cannot be opened or is not a database of ours.
-    pub async fn open_sqlite(path: &Path, listener: Listener) -> Result<Self, StoreError> {
-        sqlx::any::install_default_drivers();
-        let url = format!("sqlite://{}?mode=rwc", path.display());
-        let options = AnyConnectOptions::from_str(&url)?.disable_statement_logging();
-        let mut connection = options.connect().await?;
-        prepare(&mut connection).await?;
-        sqlx::migrate!("./migrations")
-            .run(&mut connection)
-            .await
+    pub fn open_sqlite(path: &Path, listener: Listener) -> Result<Self, StoreError> {
+        let mut connection = open(path)?;
+        Migrations::from_slice(MIGRATIONS)
+            .to_latest(&mut connection)
             .map_err(|error| StoreError::Failed(format!("bringing the tables up to date: {error}")))?;
-        let readers = AnyPoolOptions::new()
-            .max_connections(READERS)
-            .after_connect(|connection, _| Box::pin(async move { prepare(connection).await }))
-            .connect_with(options)
-            .await?;
-        Ok(Self { readers, writer: writer::Writer::start(connection, listener) })
+        let writer = writer::Writer::start(Connection::new(connection), listener)?;
+        Ok(Self { readers: Arc::new(Readers::new(path)), writer })
     }
 
     /// A connection for reading. What it sees is what was committed when each statement began.
     ///
     /// # Errors
-    /// Where none is free in time.
-    pub async fn read(&self) -> Result<sqlx::pool::PoolConnection<sqlx::Any>, StoreError> {
-        Ok(self.readers.acquire().await?)
+    /// Where none can be opened.
+    pub async fn read(&self) -> Result<Reader, StoreError> {
+        Readers::take(&self.readers).await
     }
 
     /// Runs `job` in a transaction of its own and answers once that is durable; rolled back where the job fails. The job
@@ -133,23 +139,23 @@ impl Store {
     /// Where it does not.
     pub async fn check(&self) -> Result<(), StoreError> {
         let mut connection = self.read().await?;
-        sqlx::query("SELECT 1").execute(&mut *connection).await?;
+        sql::sql("SELECT 1").fetch_optional(&mut connection, |_| Ok(())).await?;
         Ok(())
     }
 
     /// Finishes the jobs at hand and closes the database.
     pub async fn close(&self) {
         self.writer.stop().await;
-        self.readers.close().await;
+        self.readers.close();
     }
 }
 
 /// What every connection to SQLite needs. `synchronous=FULL` flushes each commit to the disk before it is answered.
-async fn prepare(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
-    connection.execute(sqlx::query("PRAGMA journal_mode = WAL")).await?;
-    connection.execute(sqlx::query("PRAGMA synchronous = FULL")).await?;
-    connection.execute(sqlx::query("PRAGMA foreign_keys = ON")).await?;
-    let busy = format!("PRAGMA busy_timeout = {}", BUSY_TIMEOUT.as_millis());
-    connection.execute(sqlx::query(sqlx::AssertSqlSafe(busy))).await?;
-    Ok(())
+fn open(path: &Path) -> Result<rusqlite::Connection, StoreError> {
+    let connection = rusqlite::Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+    Ok(connection)
 }

@@ -4,11 +4,10 @@ use raworc_api::message::{MessageError, MessageUsage, Role, Status};
 use raworc_core::ids::{MessageId, SessionId};
 use raworc_core::time::Time;
 use serde_json::{Map, Value};
-use sqlx::AnyConnection;
-use sqlx::any::AnyRow;
 
 use crate::StoreError;
-use crate::rows::{Columns, bigint, word};
+use crate::rows::{Row, bigint, word};
+use crate::sql::{Connection, sql};
 
 /// One message.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,25 +46,24 @@ pub struct MessageRow {
     pub finished_at: Option<Time>,
 }
 
-fn message(row: &AnyRow) -> Result<MessageRow, StoreError> {
-    let columns = Columns(row);
+fn message(row: &Row<'_>) -> Result<MessageRow, StoreError> {
     Ok(MessageRow {
-        id: columns.id("id")?,
-        session_id: columns.id("session_id")?,
-        seq: columns.count("seq")?,
-        role: columns.word("role")?,
-        content: columns.text("content")?,
-        agent: columns.optional_text("agent")?,
-        status: columns.word("status")?,
-        reply_to: columns.optional_id("reply_to")?,
-        attempts: columns.count("attempts")?,
-        started_seq: columns.optional_integer("started_seq")?.and_then(|seq| u64::try_from(seq).ok()),
-        cancel_wanted: columns.integer("cancel_wanted")? != 0,
-        error: columns.optional_json("error")?,
-        usage: columns.optional_json("usage")?,
-        metadata: columns.json("metadata")?,
-        created_at: columns.time("created_at")?,
-        finished_at: columns.optional_time("finished_at")?,
+        id: row.id("id")?,
+        session_id: row.id("session_id")?,
+        seq: row.count("seq")?,
+        role: row.word("role")?,
+        content: row.text("content")?,
+        agent: row.optional_text("agent")?,
+        status: row.word("status")?,
+        reply_to: row.optional_id("reply_to")?,
+        attempts: row.count("attempts")?,
+        started_seq: row.optional_integer("started_seq")?.and_then(|seq| u64::try_from(seq).ok()),
+        cancel_wanted: row.integer("cancel_wanted")? != 0,
+        error: row.optional_json("error")?,
+        usage: row.optional_json("usage")?,
+        metadata: row.json("metadata")?,
+        created_at: row.time("created_at")?,
+        finished_at: row.optional_time("finished_at")?,
     })
 }
 
@@ -73,12 +71,10 @@ fn message(row: &AnyRow) -> Result<MessageRow, StoreError> {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn insert(connection: &mut AnyConnection, row: &MessageRow) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO messages (id, session_id, seq, role, content, agent, status, reply_to, attempts, cancel_wanted, \
+pub async fn insert(connection: &mut Connection, row: &MessageRow) -> Result<(), StoreError> {
+    sql("INSERT INTO messages (id, session_id, seq, role, content, agent, status, reply_to, attempts, cancel_wanted, \
          error, usage, metadata, created_at, finished_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
-    )
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)")
     .bind(row.id.to_string())
     .bind(row.session_id.to_string())
     .bind(bigint(row.seq))
@@ -103,11 +99,9 @@ pub async fn insert(connection: &mut AnyConnection, row: &MessageRow) -> Result<
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn update(connection: &mut AnyConnection, row: &MessageRow) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE messages SET status = $1, attempts = $2, cancel_wanted = $3, error = $4, finished_at = $5, \
-         started_seq = $6 WHERE id = $7",
-    )
+pub async fn update(connection: &mut Connection, row: &MessageRow) -> Result<(), StoreError> {
+    sql("UPDATE messages SET status = $1, attempts = $2, cancel_wanted = $3, error = $4, finished_at = $5, \
+         started_seq = $6 WHERE id = $7")
     .bind(word(row.status)?)
     .bind(i64::from(row.attempts))
     .bind(i64::from(row.cancel_wanted))
@@ -125,28 +119,26 @@ pub async fn update(connection: &mut AnyConnection, row: &MessageRow) -> Result<
 /// # Errors
 /// Where the store fails.
 pub async fn find(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     session: SessionId,
     id: MessageId,
 ) -> Result<Option<MessageRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM messages WHERE id = $1 AND session_id = $2")
+    sql("SELECT * FROM messages WHERE id = $1 AND session_id = $2")
         .bind(id.to_string())
         .bind(session.to_string())
-        .fetch_optional(connection)
-        .await?;
-    row.as_ref().map(message).transpose()
+        .fetch_optional(connection, message)
+        .await
 }
 
 /// The newest answer to a message.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn reply_to(connection: &mut AnyConnection, id: MessageId) -> Result<Option<MessageRow>, StoreError> {
-    let row = sqlx::query("SELECT * FROM messages WHERE reply_to = $1 ORDER BY seq DESC LIMIT 1")
+pub async fn reply_to(connection: &mut Connection, id: MessageId) -> Result<Option<MessageRow>, StoreError> {
+    sql("SELECT * FROM messages WHERE reply_to = $1 ORDER BY seq DESC LIMIT 1")
         .bind(id.to_string())
-        .fetch_optional(connection)
-        .await?;
-    row.as_ref().map(message).transpose()
+        .fetch_optional(connection, message)
+        .await
 }
 
 /// Messages that wait in this session, the one whose turn is next first.
@@ -154,16 +146,15 @@ pub async fn reply_to(connection: &mut AnyConnection, id: MessageId) -> Result<O
 /// # Errors
 /// Where the store fails.
 pub async fn queued(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     session: SessionId,
     limit: u32,
 ) -> Result<Vec<MessageRow>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM messages WHERE session_id = $1 AND status = 'queued' ORDER BY seq LIMIT $2")
+    sql("SELECT * FROM messages WHERE session_id = $1 AND status = 'queued' ORDER BY seq LIMIT $2")
         .bind(session.to_string())
         .bind(i64::from(limit))
-        .fetch_all(connection)
-        .await?;
-    rows.iter().map(message).collect()
+        .fetch_all(connection, message)
+        .await
 }
 
 /// Messages after the place `after`, in order.
@@ -171,7 +162,7 @@ pub async fn queued(
 /// # Errors
 /// Where the store fails.
 pub async fn list(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     session: SessionId,
     status: Option<Status>,
     after: u64,
@@ -179,13 +170,13 @@ pub async fn list(
 ) -> Result<Vec<MessageRow>, StoreError> {
     let all = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT $3";
     let some = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 AND status = $4 ORDER BY seq LIMIT $3";
-    let query = sqlx::query(if status.is_some() { some } else { all })
+    let query = sql(if status.is_some() { some } else { all })
         .bind(session.to_string())
         .bind(bigint(after))
         .bind(i64::from(limit));
-    let rows = match status {
-        Some(status) => query.bind(word(status)?).fetch_all(connection).await?,
-        None => query.fetch_all(connection).await?,
+    let query = match status {
+        Some(status) => query.bind(word(status)?),
+        None => query,
     };
-    rows.iter().map(message).collect()
+    query.fetch_all(connection, message).await
 }

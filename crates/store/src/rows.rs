@@ -5,29 +5,27 @@ use std::str::FromStr;
 use raworc_core::time::Time;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::Row;
-use sqlx::any::AnyRow;
 
 use crate::StoreError;
 
-/// Reads columns by name; says which one is damaged.
-pub(crate) struct Columns<'r>(pub &'r AnyRow);
+/// A row that was found: its columns by name.
+pub(crate) struct Row<'r>(pub(crate) &'r rusqlite::Row<'r>);
 
-impl Columns<'_> {
+impl Row<'_> {
     pub(crate) fn text(&self, name: &str) -> Result<String, StoreError> {
-        Ok(self.0.try_get::<String, _>(name)?)
+        Ok(self.0.get::<_, String>(name)?)
     }
 
     pub(crate) fn optional_text(&self, name: &str) -> Result<Option<String>, StoreError> {
-        Ok(self.0.try_get::<Option<String>, _>(name)?)
+        Ok(self.0.get::<_, Option<String>>(name)?)
     }
 
     pub(crate) fn integer(&self, name: &str) -> Result<i64, StoreError> {
-        Ok(self.0.try_get::<i64, _>(name)?)
+        Ok(self.0.get::<_, i64>(name)?)
     }
 
     pub(crate) fn optional_integer(&self, name: &str) -> Result<Option<i64>, StoreError> {
-        Ok(self.0.try_get::<Option<i64>, _>(name)?)
+        Ok(self.0.get::<_, Option<i64>>(name)?)
     }
 
     pub(crate) fn count<N: TryFrom<i64>>(&self, name: &str) -> Result<N, StoreError> {

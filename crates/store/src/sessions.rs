@@ -7,19 +7,17 @@ use raworc_core::quantity::Bytes;
 use raworc_core::session::{self, State};
 use raworc_core::time::Time;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use sqlx::any::{AnyArguments, AnyRow};
-use sqlx::query::Query;
-use sqlx::{AnyConnection, AssertSqlSafe};
+use serde_json::Map;
 
 use crate::StoreError;
-use crate::rows::{Columns, bigint, word};
+use crate::rows::{Row, bigint, word};
+use crate::sql::{Connection, Statement, Value, sql};
 
 /// What a session was told to be like, and that no state machine looks at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// The owner's.
-    pub metadata: Map<String, Value>,
+    pub metadata: Map<String, serde_json::Value>,
     /// Processors.
     pub cpu: f64,
     /// Memory.
@@ -88,24 +86,23 @@ pub struct Filter {
     pub after: Option<(Time, SessionId)>,
 }
 
-fn session(row: &AnyRow) -> Result<SessionRow, StoreError> {
-    let columns = Columns(row);
+fn session(row: &Row<'_>) -> Result<SessionRow, StoreError> {
     Ok(SessionRow {
-        id: columns.id("id")?,
-        name: columns.text("name")?,
-        starting_prompt: columns.text("starting_prompt")?,
-        owner_id: columns.id("owner_id")?,
-        owner_name: columns.text("owner_name")?,
-        settings: columns.json("settings")?,
-        parent_id: columns.optional_id("parent_id")?,
-        machine: columns.json("machine")?,
-        last_seq: columns.count("last_seq")?,
-        host_received: columns.count("host_received")?,
-        version: columns.integer("version")?,
-        messages_ended: columns.count("messages_ended")?,
-        busy_micros: columns.count("busy_micros")?,
-        created_at: columns.time("created_at")?,
-        updated_at: columns.time("updated_at")?,
+        id: row.id("id")?,
+        name: row.text("name")?,
+        starting_prompt: row.text("starting_prompt")?,
+        owner_id: row.id("owner_id")?,
+        owner_name: row.text("owner_name")?,
+        settings: row.json("settings")?,
+        parent_id: row.optional_id("parent_id")?,
+        machine: row.json("machine")?,
+        last_seq: row.count("last_seq")?,
+        host_received: row.count("host_received")?,
+        version: row.integer("version")?,
+        messages_ended: row.count("messages_ended")?,
+        busy_micros: row.count("busy_micros")?,
+        created_at: row.time("created_at")?,
+        updated_at: row.time("updated_at")?,
     })
 }
 
@@ -113,8 +110,8 @@ fn session(row: &AnyRow) -> Result<SessionRow, StoreError> {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn insert(connection: &mut AnyConnection, row: &SessionRow) -> Result<(), StoreError> {
-    sqlx::query(
+pub async fn insert(connection: &mut Connection, row: &SessionRow) -> Result<(), StoreError> {
+    sql(
         "INSERT INTO sessions (id, name, starting_prompt, owner_id, owner_name, settings, parent_id, machine, state, \
          container, deadline_at, deleted_at, last_seq, host_received, version, messages_ended, busy_micros, created_at, \
          updated_at) \
@@ -148,8 +145,8 @@ pub async fn insert(connection: &mut AnyConnection, row: &SessionRow) -> Result<
 ///
 /// # Errors
 /// [`StoreError::Conflict`] where someone else changed it since it was read.
-pub async fn update(connection: &mut AnyConnection, row: &mut SessionRow) -> Result<(), StoreError> {
-    let done = sqlx::query(
+pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result<(), StoreError> {
+    let done = sql(
         "UPDATE sessions SET name = $1, settings = $2, machine = $3, state = $4, container = $5, deadline_at = $6, \
          deleted_at = $7, last_seq = $8, host_received = $9, version = $10, messages_ended = $11, busy_micros = $12, \
          updated_at = $13 WHERE id = $14 AND version = $15",
@@ -171,7 +168,7 @@ pub async fn update(connection: &mut AnyConnection, row: &mut SessionRow) -> Res
     .bind(row.version)
     .execute(connection)
     .await?;
-    if done.rows_affected() == 0 {
+    if done == 0 {
         return Err(StoreError::Conflict);
     }
     row.version += 1;
@@ -182,17 +179,15 @@ pub async fn update(connection: &mut AnyConnection, row: &mut SessionRow) -> Res
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(connection: &mut AnyConnection, id: SessionId) -> Result<Option<SessionRow>, StoreError> {
-    let row =
-        sqlx::query("SELECT * FROM sessions WHERE id = $1").bind(id.to_string()).fetch_optional(connection).await?;
-    row.as_ref().map(session).transpose()
+pub async fn find(connection: &mut Connection, id: SessionId) -> Result<Option<SessionRow>, StoreError> {
+    sql("SELECT * FROM sessions WHERE id = $1").bind(id.to_string()).fetch_optional(connection, session).await
 }
 
 /// Sessions, newest first.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(connection: &mut AnyConnection, filter: &Filter, limit: u32) -> Result<Vec<SessionRow>, StoreError> {
+pub async fn list(connection: &mut Connection, filter: &Filter, limit: u32) -> Result<Vec<SessionRow>, StoreError> {
     let mut where_ = Where::default();
     if let Some(owner) = filter.owner {
         where_.and("owner_id = ?", [owner.to_string().into()]);
@@ -221,8 +216,7 @@ pub async fn list(connection: &mut AnyConnection, filter: &Filter, limit: u32) -
         where_.and("deleted_at IS NULL", []);
     }
     let text = format!("SELECT * FROM sessions{} ORDER BY created_at DESC, id DESC LIMIT {limit}", where_.text);
-    let rows = where_.bind(sqlx::query(AssertSqlSafe(text))).fetch_all(connection).await?;
-    rows.iter().map(session).collect()
+    where_.values.into_iter().fold(sql(text), Statement::bind).fetch_all(connection, session).await
 }
 
 /// Conditions that grow, with their values; the text never contains anything a caller wrote.
@@ -247,16 +241,6 @@ impl Where {
             }
         }
     }
-
-    fn bind(self, mut query: Query<'_, sqlx::Any, AnyArguments>) -> Query<'_, sqlx::Any, AnyArguments> {
-        for value in self.values {
-            query = match value {
-                Value::String(text) => query.bind(text),
-                other => query.bind(other.as_i64()),
-            };
-        }
-        query
-    }
 }
 
 fn escape_like(text: &str) -> String {
@@ -267,20 +251,17 @@ fn escape_like(text: &str) -> String {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn with_wanted_container(connection: &mut AnyConnection) -> Result<Vec<SessionId>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT id FROM sessions WHERE container <> 'none' AND (container = 'starting' OR container = 'stopping')",
-    )
-    .fetch_all(connection)
-    .await?;
-    rows.iter().map(|row| Columns(row).id("id")).collect()
+pub async fn with_wanted_container(connection: &mut Connection) -> Result<Vec<SessionId>, StoreError> {
+    sql("SELECT id FROM sessions WHERE container <> 'none' AND (container = 'starting' OR container = 'stopping')")
+        .fetch_all(connection, |row| row.id("id"))
+        .await
 }
 
 /// Every container that is meant to be there, whether it is being started, up, or being stopped.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn containers(connection: &mut AnyConnection) -> Result<Vec<ContainerId>, StoreError> {
+pub async fn containers(connection: &mut Connection) -> Result<Vec<ContainerId>, StoreError> {
     containers_where(connection, |_| true).await
 }
 
@@ -288,16 +269,15 @@ pub async fn containers(connection: &mut AnyConnection) -> Result<Vec<ContainerI
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn containers_up(connection: &mut AnyConnection) -> Result<Vec<ContainerId>, StoreError> {
+pub async fn containers_up(connection: &mut Connection) -> Result<Vec<ContainerId>, StoreError> {
     containers_where(connection, |container| container == session::Container::Up).await
 }
 
 async fn containers_where(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     wanted: impl Fn(session::Container) -> bool,
 ) -> Result<Vec<ContainerId>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM sessions WHERE container <> 'none'").fetch_all(connection).await?;
-    let rows: Vec<SessionRow> = rows.iter().map(session).collect::<Result<_, _>>()?;
+    let rows = sql("SELECT * FROM sessions WHERE container <> 'none'").fetch_all(connection, session).await?;
     Ok(rows
         .into_iter()
         .filter(|row| wanted(row.machine.container))
@@ -309,41 +289,31 @@ async fn containers_where(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn due(connection: &mut AnyConnection, now: Time, limit: u32) -> Result<Vec<SessionId>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT id FROM sessions WHERE deadline_at IS NOT NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2",
-    )
-    .bind(now.0)
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?;
-    rows.iter().map(|row| Columns(row).id("id")).collect()
+pub async fn due(connection: &mut Connection, now: Time, limit: u32) -> Result<Vec<SessionId>, StoreError> {
+    sql("SELECT id FROM sessions WHERE deadline_at IS NOT NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2")
+        .bind(now.0)
+        .bind(i64::from(limit))
+        .fetch_all(connection, |row| row.id("id"))
+        .await
 }
 
 /// The next deadline of any session.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn next_deadline(connection: &mut AnyConnection) -> Result<Option<Time>, StoreError> {
-    let row =
-        sqlx::query("SELECT deadline_at FROM sessions WHERE deadline_at IS NOT NULL ORDER BY deadline_at LIMIT 1")
-            .fetch_optional(connection)
-            .await?;
-    row.map(|row| Columns(&row).time("deadline_at")).transpose()
+pub async fn next_deadline(connection: &mut Connection) -> Result<Option<Time>, StoreError> {
+    sql("SELECT deadline_at FROM sessions WHERE deadline_at IS NOT NULL ORDER BY deadline_at LIMIT 1")
+        .fetch_optional(connection, |row| row.time("deadline_at"))
+        .await
 }
 
 /// How many sessions are in each state, deleted ones left out.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn count_by_state(connection: &mut AnyConnection) -> Result<BTreeMap<String, u64>, StoreError> {
-    let rows = sqlx::query("SELECT state, COUNT(*) AS n FROM sessions WHERE deleted_at IS NULL GROUP BY state")
-        .fetch_all(connection)
+pub async fn count_by_state(connection: &mut Connection) -> Result<BTreeMap<String, u64>, StoreError> {
+    let rows = sql("SELECT state, COUNT(*) AS n FROM sessions WHERE deleted_at IS NULL GROUP BY state")
+        .fetch_all(connection, |row| Ok((row.text("state")?, row.count("n")?)))
         .await?;
-    rows.iter()
-        .map(|row| {
-            let columns = Columns(row);
-            Ok((columns.text("state")?, columns.count("n")?))
-        })
-        .collect()
+    Ok(rows.into_iter().collect())
 }

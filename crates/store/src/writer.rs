@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use futures::executor::block_on;
 use futures::future::BoxFuture;
 use raworc_core::ids::SessionId;
-use sqlx::AnyConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::sql::{Connection, sql};
 use crate::{Listener, StoreError};
 
 /// Jobs that wait for the writer; who comes after waits too.
@@ -21,13 +22,13 @@ pub type JobFuture<'t, T, E> = BoxFuture<'t, Result<T, E>>;
 
 /// The connection of a job, and what it has changed.
 pub struct Transaction {
-    connection: AnyConnection,
+    connection: Connection,
     changed: BTreeSet<SessionId>,
 }
 
 impl Transaction {
     /// For statements.
-    pub fn connection(&mut self) -> &mut AnyConnection {
+    pub fn connection(&mut self) -> &mut Connection {
         &mut self.connection
     }
 
@@ -91,13 +92,18 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(connection: AnyConnection, listener: Listener) -> Self {
+    /// On a thread of its own: a commit waits for the disk, and nobody else should.
+    pub(crate) fn start(connection: Connection, listener: Listener) -> Result<Self, StoreError> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let stop = CancellationToken::new();
         let task = TaskTracker::new();
-        task.spawn(run(connection, queue, stop.clone(), listener));
+        let work = task.track_future(run(connection, queue, stop.clone(), listener));
+        std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || block_on(work))
+            .map_err(|error| StoreError::Unavailable(format!("no thread for the writer: {error}")))?;
         task.close();
-        Self { jobs, stop, task }
+        Ok(Self { jobs, stop, task })
     }
 
     pub(crate) async fn run<T, E, F>(&self, work: F) -> Result<T, E>
@@ -120,7 +126,7 @@ impl Writer {
 }
 
 async fn run(
-    connection: AnyConnection,
+    connection: Connection,
     mut queue: mpsc::Receiver<Box<dyn Job>>,
     stop: CancellationToken,
     listener: Listener,
@@ -146,7 +152,7 @@ async fn run(
             job.answer(outcome.clone());
         }
     }
-    if let Err(error) = sqlx::Connection::close(transaction.connection).await {
+    if let Err(error) = transaction.connection.close() {
         tracing::warn!(%error, "the database did not close cleanly");
     }
 }
@@ -156,7 +162,6 @@ async fn run_batch(
     batch: &mut Vec<Box<dyn Job>>,
     queue: &mut mpsc::Receiver<Box<dyn Job>>,
 ) -> Result<(), StoreError> {
-    // A transaction that failed half-way may have been rolled back by the database itself; begin from nothing.
     let begun = statement(transaction, "BEGIN IMMEDIATE").await;
     let result = match begun {
         Ok(()) => run_jobs(transaction, batch, queue).await,
@@ -168,7 +173,9 @@ async fn run_batch(
     };
     if result.is_err() {
         transaction.changed.clear();
-        let _ = statement(transaction, "ROLLBACK").await;
+        if transaction.connection.is_in_transaction() {
+            let _ = statement(transaction, "ROLLBACK").await;
+        }
     }
     result
 }
@@ -182,7 +189,13 @@ async fn run_jobs(
     while next < batch.len() {
         let changed_before = transaction.changed.clone();
         statement(transaction, "SAVEPOINT job").await?;
-        if !batch[next].run(transaction).await {
+        let keep = batch[next].run(transaction).await;
+        if !transaction.connection.is_in_transaction() {
+            // SQLite ends it where a statement meets a full or failing disk (sqlite.org/lang_transaction.html). The job says
+            // which; the others only that they have to come again.
+            return Err(StoreError::Unavailable("the database gave the transaction up".into()));
+        }
+        if !keep {
             statement(transaction, "ROLLBACK TO job").await?;
             transaction.changed = changed_before;
         }
@@ -197,6 +210,6 @@ async fn run_jobs(
 }
 
 async fn statement(transaction: &mut Transaction, text: &'static str) -> Result<(), StoreError> {
-    sqlx::query(text).execute(&mut transaction.connection).await?;
+    sql(text).execute(&mut transaction.connection).await?;
     Ok(())
 }

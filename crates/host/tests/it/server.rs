@@ -5,16 +5,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use raworc_core::ids::MessageId;
-use raworc_core::link::{
-    Ending, HostFrame, PROTOCOL, Program, Report, ServerFrame, Stream, TOKEN_VARIABLE, Work, WorkId,
-};
+use raworc_core::link::{Ending, HostFrame, PROTOCOL, Program, Report, ServerFrame, Stream, Work, WorkId};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -36,8 +34,9 @@ impl Server {
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).unwrap();
         let socket = directory.path().join("host.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        let host =
-            Command::new(env!("CARGO_BIN_EXE_raworc-host")).arg(socket).env(TOKEN_VARIABLE, TOKEN).spawn().unwrap();
+        let mut host = Command::new(env!("CARGO_BIN_EXE_raworc-host"));
+        let mut host = host.arg(socket).stdin(Stdio::piped()).spawn().unwrap();
+        writeln!(host.stdin.take().unwrap(), "{TOKEN}").unwrap();
         Self { directory, listener, host }
     }
 

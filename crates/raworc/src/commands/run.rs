@@ -153,7 +153,8 @@ fn settings(context: &Context) -> Result<Settings> {
     let given = ServeOptions::from_variables()?;
     // Only what goes wrong: the work's own output is what people want to see.
     let log = given.log.or_else(|| Some("warn".into()));
-    let options = ServeOptions { listen: Some(any), log, ..given };
+    // There is one session, and it does not wait for a container to be prepared for another.
+    let options = ServeOptions { listen: Some(any), log, spares: Some(0), ..given };
     Settings::load(&context.global.data_dir()?, &options)
 }
 

@@ -22,6 +22,7 @@ Every option has a RAWORC_* variable, and all but the data directory a key in DI
 over the variable, and that over the file:
   listen = \"127.0.0.1:9000\"
   oci_runtime = \"/usr/sbin/runc\"
+  spares = 2
   log = \"info\"
   log_format = \"json\"
 

@@ -1,6 +1,6 @@
 //! A server of our own for each test, and everything that it makes gone at the end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -218,6 +218,18 @@ impl TestServer {
         }
     }
 
+    /// The whole conversation of a session.
+    pub async fn messages(&self, id: &str) -> Vec<Value> {
+        let (mut messages, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let (status, page) = self.get(&format!("/sessions/{id}/messages?limit=500{cursor}")).await;
+            assert_eq!(status, 200, "{page}");
+            messages.extend(page["items"].as_array().unwrap().clone());
+            let Some(next) = page["next_cursor"].as_str() else { return messages };
+            cursor = format!("&cursor={next}");
+        }
+    }
+
     /// The name of a session's newest container.
     pub async fn container(&self, id: &str) -> String {
         format!("{id}-{}", self.get(&format!("/sessions/{id}")).await.1["generation"])
@@ -237,7 +249,7 @@ impl TestServer {
 
     /// The value of the first of these files that a container's cgroups have.
     pub fn cgroup_value(&self, container: &str, files: &[&str]) -> Option<String> {
-        let own: Vec<PathBuf> = self.cgroups().into_iter().filter(|path| path.ends_with(container)).collect();
+        let own = self.cgroups_of(container);
         let text = files
             .iter()
             .flat_map(|file| own.iter().map(move |path| path.join(file)))
@@ -245,11 +257,29 @@ impl TestServer {
         text.map(|text| text.trim().to_owned())
     }
 
-    /// What the runtime has of containers: names of bundles and of cgroups.
+    /// The cgroups of a container.
+    pub fn cgroups_of(&self, container: &str) -> Vec<PathBuf> {
+        let slot = self.slots().into_iter().find(|(_, bundle)| bundle == container).map(|(slot, _)| slot);
+        self.cgroups().into_iter().filter(|path| slot.as_ref().is_some_and(|slot| path.ends_with(slot))).collect()
+    }
+
+    /// What the runtime has of containers: names of bundles, and of cgroups without one. Spare ones are nobody's.
     pub fn containers(&self) -> BTreeSet<String> {
+        let slots = self.slots();
         let bundles = fs::read_dir(self.data_dir().join("run/containers")).into_iter().flatten().flatten();
         let bundles = bundles.map(|entry| entry.path());
-        bundles.chain(self.cgroups()).map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
+        let all = bundles.chain(self.cgroups()).map(|path| path.file_name().unwrap().to_string_lossy().into_owned());
+        all.map(|name| slots.get(&name).cloned().unwrap_or(name)).filter(|name| !slots.contains_key(name)).collect()
+    }
+
+    /// The names of bundles by their slots; those of spare containers are the same.
+    pub fn slots(&self) -> BTreeMap<String, String> {
+        let bundles = fs::read_dir(self.data_dir().join("run/containers")).into_iter().flatten().flatten();
+        let named = |entry: fs::DirEntry| {
+            let slot = fs::read_to_string(entry.path().join("slot")).ok()?;
+            Some((slot, entry.file_name().to_string_lossy().into_owned()))
+        };
+        bundles.filter_map(named).collect()
     }
 
     /// The processes, seen from outside, of this server's containers.

@@ -8,7 +8,9 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
 
+use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
+use sha2::Sha256;
 
 use crate::harness::PATIENCE;
 use crate::server_or_skip;
@@ -231,11 +233,14 @@ impl FakeHost {
     }
 }
 
-/// A host's token, as the machine's root can see it.
-fn token_of(host: i32) -> String {
-    let environment = fs::read(format!("/proc/{host}/environ")).unwrap();
-    let variables = environment.split(|byte| *byte == 0).map(String::from_utf8_lossy);
-    variables.into_iter().find_map(|text| text.strip_prefix("RAWORC_HOST_TOKEN=").map(str::to_owned)).unwrap()
+/// The token of a container's host, made as the server makes it: whoever may read its records can.
+fn token_of(data_dir: &Path, container: &str) -> String {
+    let records = rusqlite::Connection::open(data_dir.join("raworc.db")).unwrap();
+    let secret = "SELECT value FROM settings WHERE name = 'host_secret'";
+    let secret: String = records.query_row(secret, [], |row| row.get(0)).unwrap();
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+    mac.update(container.as_bytes());
+    format!("{container}.{}", hex::encode(mac.finalize().into_bytes()))
 }
 
 #[tokio::test]
@@ -244,7 +249,7 @@ async fn only_the_current_host_of_a_session_is_heard() {
     let data = server.data_dir();
     let mut silent = FakeHost::dial(&data);
     let id = server.session(json!({})).await;
-    let old = token_of(server.host_pid(&server.container(&id).await));
+    let old = token_of(&data, &server.container(&id).await);
     let refused = |code: &str| Some(json!({ "refused": { "code": code } }));
 
     assert_eq!(FakeHost::hello(&data, 99, &old).hear(), refused("unknown_protocol"));
@@ -274,7 +279,7 @@ async fn only_the_current_host_of_a_session_is_heard() {
     server.until(&id, |session| session["generation"] == 2 && session["state"] == "READY").await;
     assert_eq!(FakeHost::hello(&data, 1, &old).hear(), refused("fenced"));
     assert_eq!(server.output(&id, "echo fine").await, "fine\n");
-    let current = token_of(server.host_pid(&server.container(&id).await));
+    let current = token_of(&data, &server.container(&id).await);
     let (status, _) = server.post(&format!("/sessions/{id}/terminate"), json!(null)).await;
     assert_eq!(status, 200);
     assert_eq!(FakeHost::hello(&data, 1, &current).hear(), refused("fenced"), "there is no host any more");

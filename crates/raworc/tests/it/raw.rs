@@ -41,7 +41,7 @@ impl Answer {
         for member in ["type", "title", "detail"] {
             let text = problem[member].as_str().unwrap_or_default();
             assert!(!text.is_empty(), "{context}: no {member}");
-            assert!(!text.contains("sqlx") && !text.contains("src/"), "{context}: internal text: {text}");
+            assert!(!text.contains("sqlite") && !text.contains("src/"), "{context}: internal text: {text}");
         }
         match status {
             401 => assert_eq!(self.header("www-authenticate"), "Bearer", "{context}"),

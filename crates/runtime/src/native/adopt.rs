@@ -1,15 +1,16 @@
 //! Containers that were running before this server was, and the watch over all of them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use raworc_core::ids::ContainerId;
-use raworc_launcher::protocol::Status;
+use raworc_launcher::protocol::{ASSIGNED_FILE, Status};
 use tokio::sync::watch;
 
 use super::containers::Containers;
 use super::launcher::Ending;
-use super::layout::container_names;
+use super::layout::{Slot, names};
 use super::process::Handle;
 use crate::{Exit, ExitReason, RuntimeError};
 
@@ -18,20 +19,35 @@ const STATUS_MAX: Duration = Duration::from_secs(5);
 const SIGKILL: i32 = 9;
 
 impl Containers {
-    /// Takes over every container that runs, and reports those that have ended meanwhile.
+    /// Takes over every container that runs, reports those that have ended meanwhile, and removes what is nobody's: the
+    /// spare ones of the server before, and what a crash has left of others.
     pub async fn adopt(self: &Arc<Self>) -> Result<(), RuntimeError> {
         let failed = |error: std::io::Error| RuntimeError::Other(error.to_string());
+        let mut nobodys: BTreeSet<Slot> = self.cgroups.list().map_err(failed)?;
+        nobodys.extend(names::<Slot>(&self.layout.state()).map_err(failed)?);
+        nobodys.extend(names::<Slot>(&self.layout.containers()).map_err(failed)?);
         let mut gone = Vec::new();
-        for id in container_names(&self.layout.containers()).map_err(failed)? {
+        for id in names::<ContainerId>(&self.layout.containers()).map_err(failed)? {
             let bundle = self.layout.bundle(id);
+            // A bundle is renamed when it is complete, so one without a slot is none.
+            let Some(slot) = Slot::of_bundle(&bundle) else {
+                std::fs::remove_dir_all(&bundle).map_err(failed)?;
+                continue;
+            };
+            nobodys.remove(&slot);
+            let is_assigned = bundle.join(ASSIGNED_FILE).exists();
             match Handle::of_bundle(&bundle).map_err(failed)? {
-                Some(process) if process.is_started(&bundle) => self.watch(id, process, None).await,
-                // Made, but not started: whoever wants it starts it anew, otherwise it is swept away.
-                Some(_) => {}
-                None if bundle.join(raworc_launcher::protocol::PROCESS_FILE).exists() => gone.push(id),
-                // It was never started; `list` shows it.
-                None => {}
+                Some(process) if is_assigned => self.watch(id, slot, process, None),
+                process => {
+                    self.set_owned(id, slot, None);
+                    if is_assigned && process.is_none() {
+                        gone.push(id);
+                    }
+                }
             }
+        }
+        for slot in nobodys {
+            self.discard(&slot).await;
         }
         let exits = self.exits.clone();
         tokio::spawn(async move {
@@ -43,9 +59,15 @@ impl Containers {
     }
 
     /// Notes that a container runs, and reports its exit unless it is stopped before.
-    pub async fn watch(self: &Arc<Self>, id: ContainerId, process: Handle, status: Option<watch::Receiver<Ending>>) {
+    pub fn watch(
+        self: &Arc<Self>,
+        id: ContainerId,
+        slot: Slot,
+        process: Handle,
+        ending: Option<watch::Receiver<Ending>>,
+    ) {
         let process = Arc::new(process);
-        self.set_running(id, &process);
+        self.set_owned(id, slot.clone(), Some(Arc::clone(&process)));
         let containers = Arc::downgrade(self);
         tokio::spawn(async move {
             let ended = process.ended().await;
@@ -55,19 +77,15 @@ impl Containers {
             if let Err(error) = ended {
                 tracing::warn!(%id, %error, "the container can't be watched");
             }
-            containers.ended(id, &process, status).await;
+            let reason = containers.reason(&slot, ending).await;
+            if containers.clear_running(id, &process) {
+                let _ = containers.exits.send(Exit { id, reason }).await;
+            }
         });
     }
 
-    async fn ended(&self, id: ContainerId, process: &Arc<Handle>, status: Option<watch::Receiver<Ending>>) {
-        let reason = self.reason(id, status).await;
-        if self.clear_running(id, process) {
-            let _ = self.exits.send(Exit { id, reason }).await;
-        }
-    }
-
     /// Why a container ended, from what its launcher saw.
-    pub async fn reason(&self, id: ContainerId, status: Option<watch::Receiver<Ending>>) -> ExitReason {
+    async fn reason(&self, slot: &Slot, status: Option<watch::Receiver<Ending>>) -> ExitReason {
         let Some(mut status) = status else {
             return ExitReason::Unknown;
         };
@@ -79,7 +97,7 @@ impl Containers {
         match ending {
             Ending::Seen(Status::Exited(status)) => ExitReason::Exited(status),
             // A process inside can be killed for memory and the container live on: both signs are needed.
-            Ending::Seen(Status::Signalled(SIGKILL)) if self.cgroups.oom_kills(id) > 0 => ExitReason::OutOfMemory,
+            Ending::Seen(Status::Signalled(SIGKILL)) if self.cgroups.oom_kills(slot) > 0 => ExitReason::OutOfMemory,
             Ending::Seen(Status::Signalled(signal)) => ExitReason::Signalled(signal),
             Ending::Running | Ending::Unseen => ExitReason::Unknown,
         }

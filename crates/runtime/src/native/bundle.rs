@@ -3,14 +3,14 @@
 use std::io;
 use std::path::Path;
 
-use raworc_core::link::{HOST_DIRECTORY, HOST_PATH, TOKEN_VARIABLE, WORKSPACE_PATH};
-use raworc_launcher::protocol::{CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_ROOTFS, STAGE_WORKSPACE};
+use raworc_core::link::{HOST_DIRECTORY, HOST_PATH, WORKSPACE_PATH};
+use raworc_launcher::protocol::{CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_ROOTFS};
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
-use super::layout::{Layout, directory, write_file};
+use super::layout::{Layout, Slot, directory, write_file};
 use super::{ID_BASE, IDS, rootfs, seccomp};
-use crate::{ContainerSpec, Resources};
+use crate::Resources;
 
 /// What the host needs: to run agents as another user, and to end them. Agents themselves have none.
 const CAPABILITIES: [&str; 3] = ["CAP_KILL", "CAP_SETUID", "CAP_SETGID"];
@@ -45,28 +45,29 @@ pub fn limits(resources: &Resources) -> Limits {
     }
 }
 
-/// Writes the bundle. `stage` is where the launcher has mounted the parts.
-pub fn write(layout: &Layout, spec: &ContainerSpec, stage: &Path) -> io::Result<()> {
-    let bundle = layout.bundle(spec.id);
+/// Writes the bundle of a container that is nobody's yet. `stage` is where the launcher has mounted the parts.
+pub fn write(layout: &Layout, slot: &Slot, resources: &Resources, stage: &Path) -> io::Result<()> {
+    let bundle = layout.spare(slot);
     directory(&bundle, 0o700)?;
-    let config = config(layout, spec, stage);
+    slot.write(&bundle)?;
+    let config = config(layout, slot, resources, stage);
     write_file(&bundle.join("config.json"), &serde_json::to_vec(&config)?, 0o600)
 }
 
-fn config(layout: &Layout, spec: &ContainerSpec, stage: &Path) -> Value {
+fn config(layout: &Layout, slot: &Slot, resources: &Resources, stage: &Path) -> Value {
     let ids = json!([{ "containerID": 0, "hostID": ID_BASE, "size": IDS }]);
     json!({
         "ociVersion": "1.0.2",
         "root": { "path": stage.join(STAGE_ROOTFS), "readonly": true },
-        "hostname": spec.hostname,
-        "process": process(spec),
-        "mounts": mounts(spec, stage),
+        "hostname": "raworc",
+        "process": process(),
+        "mounts": mounts(resources.memory_bytes, stage),
         "linux": {
             "namespaces": NAMESPACES.map(|kind| json!({ "type": kind })),
             "uidMappings": ids,
             "gidMappings": ids,
-            "cgroupsPath": Path::new("/").join(layout.cgroup(spec.id)),
-            "resources": resources(&limits(&spec.resources)),
+            "cgroupsPath": Path::new("/").join(layout.cgroup(slot)),
+            "resources": resource_limits(&limits(resources)),
             "seccomp": seccomp::profile(),
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
@@ -74,20 +75,20 @@ fn config(layout: &Layout, spec: &ContainerSpec, stage: &Path) -> Value {
     })
 }
 
-fn process(spec: &ContainerSpec) -> Value {
+fn process() -> Value {
     // An unprivileged process can't raise its hard limit, so ours is the most there is.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     json!({
         "terminal": false,
         "user": { "uid": 0, "gid": 0, "umask": 0o022 },
         "args": [HOST_PATH],
-        "cwd": WORKSPACE_PATH,
+        // The workspace comes later.
+        "cwd": "/",
         "env": [
             "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             format!("HOME={WORKSPACE_PATH}"),
             "LANG=C.UTF-8",
             "TERM=dumb",
-            format!("{TOKEN_VARIABLE}={}", spec.token),
         ],
         "capabilities": {
             "bounding": CAPABILITIES,
@@ -106,8 +107,7 @@ fn process(spec: &ContainerSpec) -> Value {
 
 /// There is no `/sys`: nothing an agent needs is in it, and much that would have to be masked. tmpfs counts as the
 /// container's memory; the sizes only keep one of them from taking all of it.
-fn mounts(spec: &ContainerSpec, stage: &Path) -> Value {
-    let memory = spec.resources.memory_bytes;
+fn mounts(memory: u64, stage: &Path) -> Value {
     let tmpfs = |path: &str, mode: &str, bytes: u64| {
         let options = ["nosuid".into(), "nodev".into(), format!("mode={mode}"), format!("size={bytes}")];
         json!({ "destination": path, "type": "tmpfs", "source": "tmpfs", "options": options })
@@ -127,13 +127,12 @@ fn mounts(spec: &ContainerSpec, stage: &Path) -> Value {
         tmpfs("/run", "755", memory / 8),
         tmpfs("/tmp", "1777", memory / 2),
         bind(&stage.join(STAGE_HOST), Path::new(HOST_DIRECTORY), "ro"),
-        bind(&stage.join(STAGE_WORKSPACE), Path::new(WORKSPACE_PATH), "rw"),
     ]);
     Value::Array(mounts)
 }
 
 /// For an external runtime; the embedded one is started in a cgroup that has these limits already.
-fn resources(limits: &Limits) -> Value {
+fn resource_limits(limits: &Limits) -> Value {
     json!({
         "cpu": { "quota": limits.cpu_quota_micros, "period": CPU_PERIOD_MICROS },
         // On version 1, `swap` is memory and swap together, and refused without swap accounting.

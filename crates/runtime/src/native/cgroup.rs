@@ -1,5 +1,5 @@
 //! Cgroups of containers, from outside: counters, killing, removal. Making them is the launcher's (or an external
-//! runtime's) work; they are always at `raworc/INSTANCE/CONTAINER` of each hierarchy.
+//! runtime's) work; they are always at `raworc/INSTANCE/SLOT` of each hierarchy.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,9 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use raworc_core::ids::ContainerId;
-
-use super::layout::container_names;
+use super::layout::{Slot, names};
 
 /// How often, and how long apart, the removal of an emptied cgroup is tried: a process that has ended leaves its cgroup
 /// a moment after it can be waited for, and version 1 has nothing that tells when.
@@ -40,15 +38,15 @@ impl Cgroups {
     }
 
     /// Every container that has a cgroup.
-    pub fn list(&self) -> io::Result<BTreeSet<ContainerId>> {
-        let names = self.directories.iter().map(|directory| container_names(directory));
+    pub fn list(&self) -> io::Result<BTreeSet<Slot>> {
+        let names = self.directories.iter().map(|directory| names(directory));
         names.collect::<io::Result<Vec<_>>>().map(|lists| lists.into_iter().flatten().collect())
     }
 
     /// How many processes the kernel has killed because the container's memory was used up.
-    pub fn oom_kills(&self, id: ContainerId) -> u64 {
+    pub fn oom_kills(&self, slot: &Slot) -> u64 {
         let files = ["memory.events", "memory.oom_control"];
-        let texts = self.of(id).flat_map(|path| files.map(|file| fs::read_to_string(path.join(file))));
+        let texts = self.of(slot).flat_map(|path| files.map(|file| fs::read_to_string(path.join(file))));
         let counts = texts.flatten().filter_map(|text| {
             text.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|count| count.trim().parse().ok())
         });
@@ -56,10 +54,10 @@ impl Cgroups {
     }
 
     /// Kills everything in the container and removes its cgroups.
-    pub async fn remove(&self, id: ContainerId) -> io::Result<()> {
+    pub async fn remove(&self, slot: &Slot) -> io::Result<()> {
         for attempt in 1.. {
-            self.kill(id);
-            let results: Vec<_> = self.of(id).map(fs::remove_dir).collect();
+            self.kill(slot);
+            let results: Vec<_> = self.of(slot).map(fs::remove_dir).collect();
             let worst = results.into_iter().filter_map(Result::err).find(|e| e.kind() != io::ErrorKind::NotFound);
             match worst {
                 None => break,
@@ -78,8 +76,8 @@ impl Cgroups {
         }
     }
 
-    fn kill(&self, id: ContainerId) {
-        for path in self.of(id) {
+    fn kill(&self, slot: &Slot) {
+        for path in self.of(slot) {
             if fs::write(path.join("cgroup.kill"), "1").is_ok() {
                 continue;
             }
@@ -92,9 +90,8 @@ impl Cgroups {
         }
     }
 
-    fn of(&self, id: ContainerId) -> impl Iterator<Item = PathBuf> + '_ {
-        let name = id.to_string();
-        self.directories.iter().map(move |directory| directory.join(&name))
+    fn of<'a>(&'a self, slot: &'a Slot) -> impl Iterator<Item = PathBuf> + 'a {
+        self.directories.iter().map(move |directory| directory.join(slot.as_str()))
     }
 }
 

@@ -1,21 +1,23 @@
 //! Starting, stopping and listing.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use raworc_core::ids::ContainerId;
-use raworc_launcher::protocol::{Action, Outcome, Start};
+use raworc_launcher::protocol::{Action, Assign, Outcome};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use tokio::sync::{OwnedMutexGuard, mpsc};
 
+use super::blocking;
 use super::cgroup::Cgroups;
 use super::launcher::Launcher;
-use super::layout::{Layout, container_names};
+use super::layout::{Layout, Slot};
 use super::process::Handle;
-use super::{blocking, bundle};
+use super::spare::{Spare, Stock};
 use crate::{ContainerSpec, Exit, RuntimeError};
 
 /// Every container of this data directory.
@@ -26,42 +28,49 @@ pub struct Containers {
     pub launcher: Launcher,
     /// Their cgroups.
     pub cgroups: Cgroups,
+    /// Those that are nobody's yet.
+    pub stock: Stock,
     /// Where ends are reported.
     pub exits: mpsc::Sender<Exit>,
-    running: Mutex<HashMap<ContainerId, Arc<Handle>>>,
+    /// Those of which anything is there.
+    owned: Mutex<HashMap<ContainerId, Owned>>,
     /// One start or stop at a time for each container.
     gates: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
+/// A container that is a session's.
+struct Owned {
+    slot: Slot,
+    /// Its first process while that runs.
+    process: Option<Arc<Handle>>,
+}
+
 impl Containers {
     /// None are known yet; see [`Containers::adopt`].
-    pub fn new(layout: Layout, launcher: Launcher, cgroups: Cgroups, exits: mpsc::Sender<Exit>) -> Self {
-        Self { layout, launcher, cgroups, exits, running: Mutex::default(), gates: Mutex::default() }
+    pub fn new(layout: Layout, launcher: Launcher, cgroups: Cgroups, stock: Stock, exits: mpsc::Sender<Exit>) -> Self {
+        Self { layout, launcher, cgroups, stock, exits, owned: Mutex::default(), gates: Mutex::default() }
     }
 
     /// Starts a container, or leaves it alone where it runs.
     pub async fn start(self: &Arc<Self>, spec: &ContainerSpec) -> Result<(), RuntimeError> {
-        let id = spec.id;
-        let gate = self.enter(id).await;
-        let result = if locked(&self.running).contains_key(&id) { Ok(()) } else { self.start_anew(spec).await };
-        self.leave(id, gate);
+        let gate = self.enter(spec.id).await;
+        let result = if self.is_running(spec.id) { Ok(()) } else { self.start_anew(spec).await };
+        self.leave(spec.id, gate);
         result
     }
 
     async fn start_anew(self: &Arc<Self>, spec: &ContainerSpec) -> Result<(), RuntimeError> {
-        let failed = |error: io::Error| RuntimeError::Other(error.to_string());
-        let bundle = self.layout.bundle(spec.id);
-        if let Some(process) = Handle::of_bundle(&bundle).map_err(failed)?
-            && process.is_started(&bundle)
-        {
-            // Its start was the last thing that an earlier launcher did.
-            self.watch(spec.id, process, None).await;
-            return Ok(());
-        }
-        if self.remains(spec.id) {
+        self.remove(spec.id).await?;
+        if let Some(spare) = self.take_spare(spec).await {
+            match self.assign(spare, spec).await {
+                Ok(()) => return Ok(()),
+                // Whatever was wrong with it, one that is made for this session may be right.
+                Err(error) => tracing::warn!(id = %spec.id, %error, "a spare container could not be used"),
+            }
             self.remove(spec.id).await?;
         }
-        let result = self.launch(spec).await;
+        let fresh = self.prepare(&spec.resources).await?;
+        let result = self.assign(fresh, spec).await;
         if result.is_err()
             && let Err(error) = self.remove(spec.id).await
         {
@@ -70,35 +79,40 @@ impl Containers {
         result
     }
 
-    async fn launch(self: &Arc<Self>, spec: &ContainerSpec) -> Result<(), RuntimeError> {
-        let (id, failed) = (spec.id, |error: io::Error| RuntimeError::Start(error.to_string()));
-        let stage = self.launcher.stage().await?;
+    /// A spare one that lives: all of them die with their launcher.
+    async fn take_spare(&self, spec: &ContainerSpec) -> Option<Spare> {
+        while let Some(spare) = self.stock.take(&spec.resources) {
+            if !spare.process.has_ended() {
+                return Some(spare);
+            }
+            self.discard(&spare.slot).await;
+        }
+        None
+    }
+
+    /// Makes a prepared container the session's. Where that fails, what is left of it is known by its id.
+    async fn assign(self: &Arc<Self>, spare: Spare, spec: &ContainerSpec) -> Result<(), RuntimeError> {
+        let (id, slot) = (spec.id, spare.slot);
+        let bundle = self.layout.bundle(id);
+        // From here on, whoever finds it after a crash finds it as this session's: not assigned, and so to be removed.
+        let renamed = std::fs::rename(self.layout.spare(&slot), &bundle);
+        if let Err(error) = renamed {
+            self.discard(&slot).await;
+            return Err(RuntimeError::Start(error.to_string()));
+        }
+        self.set_owned(id, slot.clone(), None);
         // The workspace travels as a detached mount: the launcher need not see the path, nor may an id without rights.
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let workspace = open_tree(CWD, &spec.workspace, flags)
             .map_err(|error| RuntimeError::Start(format!("workspace {}: {error}", spec.workspace.display())))?;
-        bundle::write(&self.layout, spec, &stage).map_err(failed)?;
-        let status = self.launcher.expect(id);
-        let start = Start {
-            container: id.to_string(),
-            bundle: self.layout.bundle(id),
-            cgroup: self.layout.cgroup(id),
-            limits: bundle::limits(&spec.resources),
-        };
-        let process = match self.launcher.request(Action::Start(start), Some(workspace)).await? {
-            Outcome::Started(process) => process,
+        let assign =
+            Assign { container: slot.to_string(), bundle, hostname: spec.hostname.clone(), token: spec.token.clone() };
+        match self.launcher.request(Action::Assign(assign), Some(workspace)).await? {
+            Outcome::Assigned => {}
             Outcome::Failed(message) => return Err(RuntimeError::Start(message)),
-            Outcome::Deleted => {
-                return Err(RuntimeError::Start("the launcher answered something else".into()));
-            }
-        };
-        match Handle::open(process).map_err(failed)? {
-            Some(handle) => self.watch(id, handle, Some(status)).await,
-            None => {
-                let reason = self.reason(id, Some(status)).await;
-                let _ = self.exits.send(Exit { id, reason }).await;
-            }
+            other => return Err(RuntimeError::Start(format!("the launcher answered {other:?}"))),
         }
+        self.watch(id, slot, spare.process, Some(spare.ending));
         Ok(())
     }
 
@@ -106,7 +120,7 @@ impl Containers {
     pub async fn stop(&self, id: ContainerId, grace: Duration) -> Result<(), RuntimeError> {
         let gate = self.enter(id).await;
         // Whoever watches it finds it taken, and reports nothing.
-        let running = locked(&self.running).remove(&id);
+        let running = locked(&self.owned).get_mut(&id).and_then(|owned| owned.process.take());
         let ended = match running {
             Some(process) => process.end(grace).await,
             None => Ok(()),
@@ -121,55 +135,58 @@ impl Containers {
 
     /// Removes what is there of a container, whatever state that is in.
     async fn remove(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        let slot = locked(&self.owned).get(&id).map(|owned| owned.slot.clone());
+        let Some(slot) = slot else { return Ok(()) };
+        self.remove_slot(&slot, &self.layout.bundle(id)).await?;
+        locked(&self.owned).remove(&id);
+        Ok(())
+    }
+
+    /// Removes the container of a slot, with its bundle.
+    pub async fn remove_slot(&self, slot: &Slot, bundle: &Path) -> Result<(), RuntimeError> {
         let failed = |error: io::Error| RuntimeError::Other(error.to_string());
-        let bundle = self.layout.bundle(id);
-        if let Some(process) = Handle::of_bundle(&bundle).map_err(failed)? {
+        if let Some(process) = Handle::of_bundle(bundle).map_err(failed)? {
             process.end(Duration::ZERO).await.map_err(failed)?;
         }
-        self.cgroups.remove(id).await.map_err(failed)?;
+        self.cgroups.remove(slot).await.map_err(failed)?;
         if self.layout.oci_runtime.is_some() {
-            let action = Action::Delete { container: id.to_string() };
+            let action = Action::Delete { container: slot.to_string() };
             if let Outcome::Failed(message) = self.launcher.request(action, None).await? {
                 return Err(RuntimeError::Other(message));
             }
             // An external runtime may have made its cgroup again after the removal above.
-            self.cgroups.remove(id).await.map_err(failed)?;
+            self.cgroups.remove(slot).await.map_err(failed)?;
         }
-        self.launcher.forget(id);
-        let state = self.layout.state().join(id.to_string());
-        blocking(move || [state, bundle].iter().try_for_each(remove_tree)).await
+        self.launcher.forget(slot);
+        // The bundle last: it is what the rest is found by.
+        let trees = [self.layout.state().join(slot.as_str()), bundle.to_owned()];
+        blocking(move || trees.iter().try_for_each(remove_tree)).await
     }
 
     /// Every container of which anything is there.
-    pub async fn list(&self) -> Result<Vec<ContainerId>, RuntimeError> {
-        let (containers, state, cgroups) = (self.layout.containers(), self.layout.state(), self.cgroups.clone());
-        blocking(move || {
-            let mut all: BTreeSet<ContainerId> = cgroups.list()?;
-            all.extend(container_names(&containers)?);
-            all.extend(container_names(&state)?);
-            Ok(all.into_iter().collect())
-        })
-        .await
+    pub fn list(&self) -> Vec<ContainerId> {
+        locked(&self.owned).keys().copied().collect()
     }
 
-    fn remains(&self, id: ContainerId) -> bool {
-        let (bundle, state) = (self.layout.bundle(id), self.layout.state().join(id.to_string()));
-        bundle.exists() || state.exists() || self.cgroups.list().map_or(true, |all| all.contains(&id))
+    fn is_running(&self, id: ContainerId) -> bool {
+        locked(&self.owned).get(&id).is_some_and(|owned| owned.process.is_some())
     }
 
-    /// Notes that a container runs.
-    pub fn set_running(&self, id: ContainerId, process: &Arc<Handle>) {
-        locked(&self.running).insert(id, Arc::clone(process));
+    /// Notes whose a slot is, and its first process if that runs.
+    pub fn set_owned(&self, id: ContainerId, slot: Slot, process: Option<Arc<Handle>>) {
+        locked(&self.owned).insert(id, Owned { slot, process });
     }
 
     /// Notes that it has ended; false where it was stopped (or started anew) in the meantime.
     pub fn clear_running(&self, id: ContainerId, process: &Arc<Handle>) -> bool {
-        let mut running = locked(&self.running);
-        let same = running.get(&id).is_some_and(|known| Arc::ptr_eq(known, process));
-        if same {
-            running.remove(&id);
+        let mut owned = locked(&self.owned);
+        let known = owned.get_mut(&id).map(|owned| &mut owned.process);
+        let Some(running) = known else { return false };
+        let is_same = running.as_ref().is_some_and(|known| Arc::ptr_eq(known, process));
+        if is_same {
+            *running = None;
         }
-        same
+        is_same
     }
 
     async fn enter(&self, id: ContainerId) -> OwnedMutexGuard<()> {

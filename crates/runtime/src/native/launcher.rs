@@ -7,13 +7,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use raworc_core::ids::ContainerId;
 use raworc_core::limits::START_TIMEOUT;
 use raworc_launcher::protocol::{Action, Event, Outcome, Process, Request, Setup, Status};
 use tokio::process::Command;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::layout::{Layout, write_file};
+use super::layout::{Layout, Slot, write_file};
 use super::process::Handle;
 use super::seccomp;
 use socket::Socket;
@@ -114,15 +113,15 @@ impl Launcher {
     }
 
     /// Will tell how a container that is about to be started ended.
-    pub fn expect(&self, id: ContainerId) -> watch::Receiver<Ending> {
+    pub fn expect(&self, slot: &Slot) -> watch::Receiver<Ending> {
         let (sender, receiver) = watch::channel(Ending::Running);
-        self.endings.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_string(), sender);
+        self.endings.lock().unwrap_or_else(PoisonError::into_inner).insert(slot.to_string(), sender);
         receiver
     }
 
     /// Nobody wants to know any more.
-    pub fn forget(&self, id: ContainerId) {
-        self.endings.lock().unwrap_or_else(PoisonError::into_inner).remove(&id.to_string());
+    pub fn forget(&self, slot: &Slot) {
+        self.endings.lock().unwrap_or_else(PoisonError::into_inner).remove(slot.as_str());
     }
 
     /// In a few words, for an operator.
@@ -237,11 +236,11 @@ impl Keeper {
         }
     }
 
-    /// A start that waited while one launcher died and another came up will be seen by the new one.
+    /// A request that waited while one launcher died and another came up will be seen by the new one.
     fn expect_again(&self, action: &Action) {
-        let Action::Start(start) = action else { return };
+        let Action::Prepare(prepare) = action else { return };
         let endings = self.endings.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ending) = endings.get(&start.container) {
+        if let Some(ending) = endings.get(&prepare.container) {
             ending.send_replace(Ending::Running);
         }
     }

@@ -75,14 +75,66 @@ impl Layout {
         self.containers().join(id.to_string())
     }
 
+    /// The bundle of a container that is nobody's yet.
+    pub fn spare(&self, slot: &Slot) -> PathBuf {
+        self.containers().join(slot.as_str())
+    }
+
     /// A container's cgroup, relative to the root of a hierarchy.
-    pub fn cgroup(&self, id: ContainerId) -> PathBuf {
-        PathBuf::from(format!("raworc/{}/{id}", self.instance))
+    pub fn cgroup(&self, slot: &Slot) -> PathBuf {
+        PathBuf::from(format!("raworc/{}/{slot}", self.instance))
     }
 }
 
-/// The containers that have an entry in `path`.
-pub fn container_names(path: &Path) -> io::Result<Vec<ContainerId>> {
+/// What a container is called before it is known whose it will be: its cgroup and the OCI runtime's records keep this
+/// name. Its bundle is renamed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(String);
+
+/// Begins every slot's name, which so is never that of a container.
+const SLOT: &str = "slot-";
+/// The file in a bundle that names its slot.
+const SLOT_FILE: &str = "slot";
+
+impl Slot {
+    /// A name that nothing has yet.
+    pub fn new() -> Self {
+        Self(format!("{SLOT}{}", uuid::Uuid::new_v4().simple()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Notes it in its bundle.
+    pub fn write(&self, bundle: &Path) -> io::Result<()> {
+        write_file(&bundle.join(SLOT_FILE), self.0.as_bytes(), 0o600)
+    }
+
+    /// The slot of a bundle, if that got so far.
+    pub fn of_bundle(bundle: &Path) -> Option<Self> {
+        fs::read_to_string(bundle.join(SLOT_FILE)).ok()?.parse().ok()
+    }
+}
+
+impl std::fmt::Display for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::str::FromStr for Slot {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let digits = text.strip_prefix(SLOT).ok_or(())?;
+        let valid = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+        if valid { Ok(Self(text.to_owned())) } else { Err(()) }
+    }
+}
+
+/// The containers, or slots, that have an entry in `path`.
+pub fn names<T: std::str::FromStr>(path: &Path) -> io::Result<Vec<T>> {
     let entries = match fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,

@@ -5,11 +5,11 @@
 //!   instance           a short random name, so that two servers on one machine don't touch each other's cgroups
 //!   rootfs/            the root of every container, read-only there
 //!   host/              the host program and the server's socket; appears as /run/raworc
-//!   containers/ID/     an OCI bundle, and the record of its process
+//!   containers/ID/     an OCI bundle, the record of its process, and its slot; SLOT/ while it is nobody's
 //!   state/             the OCI runtime's own
 //! ```
 //!
-//! The limits of a container are in the cgroup `/raworc/INSTANCE/ID`. Starting one is the launcher's work; everything
+//! The limits of a container are in the cgroup `/raworc/INSTANCE/SLOT`. Starting one is the launcher's work; everything
 //! else, above all stopping, works on what the kernel and the directories above say, so that it works after any crash.
 
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use crate::{ContainerSpec, Exit, Runtime, RuntimeError};
+use crate::{ContainerSpec, Exit, Resources, Runtime, RuntimeError};
 
 mod adopt;
 mod bundle;
@@ -37,6 +37,7 @@ mod layout;
 mod process;
 mod rootfs;
 mod seccomp;
+mod spare;
 
 pub use doctor::{Check, Status, doctor};
 
@@ -44,6 +45,7 @@ use cgroup::Cgroups;
 use containers::Containers;
 use launcher::Launcher;
 use layout::Layout;
+use spare::Stock;
 
 /// The id outside (of users and of groups) that is 0 in a container. Ids 0 to [`IDS`] inside follow one another from
 /// here. So far up nothing else gives out ids: useradd and systemd stay far below. A workspace's files belong to
@@ -65,6 +67,10 @@ pub struct NativeConfig {
     pub launcher: PathBuf,
     /// Another OCI runtime to use in place of the embedded one.
     pub oci_runtime: Option<PathBuf>,
+    /// Containers that are kept prepared for sessions to come; each costs about as much memory as one that rests READY.
+    pub spares: usize,
+    /// What the spare ones may use: only sessions that want the same can have one.
+    pub spare_resources: Resources,
 }
 
 /// Runs containers on this machine. Needs root.
@@ -80,12 +86,14 @@ impl NativeRuntime {
             let message = "containers on this machine need root; `raworc doctor` says what else";
             return Err(RuntimeError::Unavailable(message.into()));
         }
+        let stock = Stock::new(config.spares, config.spare_resources);
         let layout = blocking(move || Layout::prepare(&config)).await?;
         let launcher = Launcher::start(&layout).await?;
         let (sender, receiver) = mpsc::channel(EXITS_MAX);
         let cgroups = Cgroups::find(&layout.instance).map_err(|e| RuntimeError::Unavailable(e.to_string()))?;
-        let containers = Arc::new(Containers::new(layout, launcher, cgroups, sender));
+        let containers = Arc::new(Containers::new(layout, launcher, cgroups, stock, sender));
         containers.adopt().await?;
+        tokio::spawn(spare::keep_full(Arc::downgrade(&containers)));
         Ok(Self { containers, exits: Mutex::new(Some(receiver)) })
     }
 
@@ -110,7 +118,7 @@ impl Runtime for NativeRuntime {
     }
 
     async fn list(&self) -> Result<Vec<ContainerId>, RuntimeError> {
-        self.containers.list().await
+        Ok(self.containers.list())
     }
 
     fn exits(&self) -> mpsc::Receiver<Exit> {
@@ -118,12 +126,20 @@ impl Runtime for NativeRuntime {
         taken.unwrap_or_else(|| mpsc::channel(1).1)
     }
 
+    fn spares(&self) -> usize {
+        self.containers.stock.len()
+    }
+
+    async fn close(&self) {
+        self.containers.close().await;
+    }
+
     async fn check(&self) -> Result<BTreeMap<String, String>, RuntimeError> {
         let containers = &self.containers;
         let runtime = containers.layout.oci_runtime.as_deref().map(Path::to_string_lossy);
         Ok(BTreeMap::from([
             ("cgroup_version".into(), containers.cgroups.version().to_string()),
-            ("containers".into(), self.list().await?.len().to_string()),
+            ("containers".into(), containers.list().len().to_string()),
             ("launcher".into(), containers.launcher.state()),
             ("oci_runtime".into(), runtime.map_or("embedded".into(), |path| path.into_owned())),
         ]))

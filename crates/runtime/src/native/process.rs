@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use raworc_core::link::HOST_PATH;
-use raworc_launcher::protocol::{PROCESS_FILE, Process, STARTED_FILE};
+use futures::FutureExt;
+use raworc_launcher::protocol::{PROCESS_FILE, Process};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -19,7 +19,6 @@ const KILL_MAX: Duration = Duration::from_secs(20);
 /// A process that can be waited for and signalled, and never mistaken for another.
 #[derive(Debug)]
 pub struct Handle {
-    pid: i32,
     pidfd: AsyncFd<OwnedFd>,
 }
 
@@ -38,7 +37,7 @@ impl Handle {
         if Process::find(process.pid) != Some(process) {
             return Ok(None);
         }
-        Ok(Some(Self { pid: process.pid, pidfd: pollable(pidfd, Interest::READABLE)? }))
+        Ok(Some(Self { pidfd: pollable(pidfd, Interest::READABLE)? }))
     }
 
     /// The process of a bundle, if it has one that lives.
@@ -56,17 +55,14 @@ impl Handle {
         text.parse().map_or(Ok(None), Self::open)
     }
 
-    /// Whether the container of this bundle, whose process this is, has been started. Until then the process is the
-    /// runtime's own program, which waits: for ever, if the launcher has died. A host whose launcher died before it could
-    /// write down that it started it tells by itself.
-    pub fn is_started(&self, bundle: &Path) -> bool {
-        let words = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
-        bundle.join(STARTED_FILE).exists() || words.split(|byte| *byte == 0).any(|word| word == HOST_PATH.as_bytes())
-    }
-
     /// Waits until the process has ended, and with it everything in its pid namespace.
     pub async fn ended(&self) -> io::Result<()> {
         self.pidfd.readable().await.map(drop)
+    }
+
+    /// Whether it has ended already.
+    pub fn has_ended(&self) -> bool {
+        self.ended().now_or_never().is_some()
     }
 
     /// Asks it to end, and makes it after `grace`.

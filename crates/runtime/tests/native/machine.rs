@@ -12,8 +12,11 @@ use raworc_runtime::{ContainerSpec, Exit, Resources, Runtime};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-/// Runs what a test has put into the workspace.
-const HOST: &str = "#!/bin/sh\nexec /bin/sh /workspace/script\n";
+/// Runs what a test has put into the workspace, once there is one.
+const HOST: &str =
+    "#!/bin/sh\nread -r TOKEN || exit 77\nexport TOKEN\ncd /workspace\nexec /bin/sh /workspace/script </dev/null\n";
+/// What containers of tests may use.
+const RESOURCES: Resources = Resources { cpu: 1.5, memory_bytes: 64 << 20, pids: 40 };
 /// How long anything here may take (on an emulated machine as well).
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -21,6 +24,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Machine {
     directory: tempfile::TempDir,
     oci_runtime: Option<PathBuf>,
+    /// See [`NativeConfig::spares`].
+    pub spares: usize,
     runtime: Option<NativeRuntime>,
     exits: Option<mpsc::Receiver<Exit>>,
 }
@@ -39,7 +44,7 @@ impl Machine {
         // A temporary directory is 0700: nobody but root gets to the data directory below it.
         let directory = tempfile::tempdir().unwrap();
         let oci_runtime = oci_runtime.map(PathBuf::from);
-        let mut machine = Self { directory, oci_runtime, runtime: None, exits: None };
+        let mut machine = Self { directory, oci_runtime, spares: 0, runtime: None, exits: None };
         machine.reopen().await;
         Some(machine)
     }
@@ -61,6 +66,8 @@ impl Machine {
             host_binary: HOST.into(),
             launcher: launcher.into(),
             oci_runtime: self.oci_runtime.clone(),
+            spares: self.spares,
+            spare_resources: RESOURCES,
         });
         let runtime = runtime.await.unwrap();
         self.exits = Some(runtime.exits());
@@ -82,7 +89,7 @@ impl Machine {
         ContainerSpec {
             id: ContainerId { session: SessionId(Uuid::from_u128(number)), generation: 1 },
             workspace,
-            resources: Resources { cpu: 1.5, memory_bytes: 64 << 20, pids: 40 },
+            resources: RESOURCES,
             token: format!("token-{number}-of-{}", self.directory.path().display()),
             hostname: "box".into(),
         }
@@ -104,7 +111,20 @@ impl Machine {
 
     /// The container's cgroup directories.
     pub fn cgroups(&self, id: ContainerId) -> Vec<PathBuf> {
-        instances(&self.data()).into_iter().map(|path| path.join(id.to_string())).filter(|path| path.exists()).collect()
+        let slot = fs::read_to_string(self.bundle(id).join("slot"));
+        let Ok(slot) = slot else { return Vec::new() };
+        self.all_cgroups().into_iter().filter(|path| path.ends_with(&slot)).collect()
+    }
+
+    /// All containers' cgroup directories.
+    pub fn all_cgroups(&self) -> Vec<PathBuf> {
+        let entries = instances(&self.data()).into_iter().flat_map(|path| fs::read_dir(path).unwrap().flatten());
+        entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    }
+
+    /// The container's bundle.
+    pub fn bundle(&self, id: ContainerId) -> PathBuf {
+        self.data().join("run/containers").join(id.to_string())
     }
 
     /// The value of a cgroup file, wherever it is.
@@ -113,13 +133,20 @@ impl Machine {
         texts.map(|text| text.trim().to_owned()).next()
     }
 
+    /// Checks that nothing of any container is left, but its workspace.
+    pub fn assert_nothing_left(&self) {
+        assert_eq!(self.all_cgroups(), Vec::<PathBuf>::new());
+        for path in ["run/containers", "run/state"] {
+            let left: Vec<_> = fs::read_dir(self.data().join(path)).unwrap().flatten().map(|e| e.path()).collect();
+            assert_eq!(left, Vec::<PathBuf>::new(), "{path}");
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(self.directory.path().to_str().unwrap()), "{mounts}");
+    }
+
     /// Checks that nothing of a container is left.
     pub fn assert_gone(&self, spec: &ContainerSpec) {
-        let id = spec.id;
-        assert_eq!(self.cgroups(id), Vec::<PathBuf>::new());
-        for path in ["run/containers", "run/state"] {
-            assert!(!self.data().join(path).join(id.to_string()).exists(), "{path}");
-        }
+        assert!(!self.bundle(spec.id).exists());
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(self.directory.path().to_str().unwrap()), "{mounts}");
         assert_eq!(processes(&spec.token), Vec::<i32>::new());

@@ -19,6 +19,12 @@ const RUNC: &str = "/usr/sbin/runc";
 const ENDLESS: &str = "exec sleep 1000";
 
 async fn findings(machine: &mut Machine, number: u128) -> BTreeMap<String, String> {
+    let findings = findings_of(machine, number).await;
+    machine.assert_nothing_left();
+    findings
+}
+
+async fn findings_of(machine: &mut Machine, number: u128) -> BTreeMap<String, String> {
     let spec = machine.container(number, &format!("DATA={}\n{PROBE}", machine.data().display()));
     machine.runtime().start(&spec).await.unwrap();
     let exit = machine.exit().await;
@@ -174,7 +180,7 @@ async fn a_kill_from_outside_is_told() {
 }
 
 fn record(machine: &Machine, spec: &ContainerSpec) -> String {
-    fs::read_to_string(machine.data().join("run/containers").join(spec.id.to_string()).join("process")).unwrap()
+    fs::read_to_string(machine.bundle(spec.id).join("process")).unwrap()
 }
 
 #[tokio::test]
@@ -230,24 +236,102 @@ async fn leftovers_of_every_kind_are_found_and_removed() {
         return;
     };
     let spec = machine.container(12, ENDLESS);
-    machine.runtime().start(&spec).await.unwrap();
-    // As after a kill -9 in the middle of a start: a bundle without a record, a cgroup with a process in it.
-    machine.close();
-    let bundle = machine.data().join("run/containers").join(spec.id.to_string());
-    fs::remove_file(bundle.join("process")).unwrap();
-    machine.reopen().await;
-    assert_eq!(machine.runtime().list().await.unwrap(), [spec.id]);
-    machine.stop(&spec).await;
-    machine.assert_gone(&spec);
-    // A cgroup without a bundle, then a start over leftovers.
+    let bundle = machine.bundle(spec.id);
+    // As after a kill -9 in the middle of a start: a container that runs and was not assigned, and one without a record.
+    for missing in ["assigned", "process"] {
+        machine.runtime().start(&spec).await.unwrap();
+        machine.close();
+        fs::remove_file(bundle.join(missing)).unwrap();
+        machine.reopen().await;
+        assert_eq!(machine.runtime().list().await.unwrap(), [spec.id], "without {missing}");
+        assert!(!machine.exit_waits());
+        // A start over leftovers is a start.
+        machine.runtime().start(&spec).await.unwrap();
+        machine.stop(&spec).await;
+        machine.assert_gone(&spec);
+        machine.assert_nothing_left();
+    }
+    // A cgroup whose bundle has gone is nobody's, and removed at once; so is a bundle that is none.
     machine.runtime().start(&spec).await.unwrap();
     machine.close();
     fs::remove_dir_all(&bundle).unwrap();
+    fs::create_dir(&bundle).unwrap();
     machine.reopen().await;
-    assert_eq!(machine.runtime().list().await.unwrap(), [spec.id]);
+    assert_eq!(machine.runtime().list().await.unwrap(), []);
+    machine.assert_gone(&spec);
+    machine.assert_nothing_left();
+}
+
+/// Waits until the runtime has so many spare containers.
+async fn until_spares(machine: &Machine, wanted: usize) {
+    let all = async {
+        while machine.runtime().spares() != wanted {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all).await.unwrap();
+}
+
+async fn spare_containers(runtime: Option<&str>) {
+    let Some(mut machine) = Machine::new(runtime).await else {
+        return;
+    };
+    machine.spares = 2;
+    machine.reopen().await;
+    until_spares(&machine, 2).await;
+    assert_eq!(machine.runtime().list().await.unwrap(), [], "they are nobody's");
+    let prepared: Vec<_> = machine.all_cgroups();
+    // They serve as well as any other, once.
+    assert_confined(&findings_of(&mut machine, 20).await);
+    let spec = machine.container(21, ENDLESS);
     machine.runtime().start(&spec).await.unwrap();
+    assert!(machine.cgroups(spec.id).iter().all(|path| prepared.contains(path)), "it was there before");
+    until_spares(&machine, 2).await;
+    // Who wants something else gets something else.
+    let mut other = machine.container(22, ENDLESS);
+    other.resources.memory_bytes *= 2;
+    machine.runtime().start(&other).await.unwrap();
+    assert_eq!(machine.runtime().spares(), 2);
+    // A server that ends takes them along; one that is killed leaves directories that the next removes.
+    machine.stop(&other).await;
+    machine.runtime().close().await;
+    assert_eq!(machine.all_cgroups().len(), machine.cgroups(spec.id).len());
+    machine.reopen().await;
+    until_spares(&machine, 2).await;
+    machine.spares = 0;
+    machine.reopen().await;
     machine.stop(&spec).await;
     machine.assert_gone(&spec);
+    machine.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn spare_containers_serve_one_session_each() {
+    spare_containers(None).await;
+}
+
+#[tokio::test]
+async fn spare_containers_of_runc_serve_one_session_each() {
+    spare_containers(Some(RUNC)).await;
+}
+
+#[tokio::test]
+async fn a_spare_container_that_died_is_not_used() {
+    let Some(mut machine) = Machine::new(None).await else {
+        return;
+    };
+    machine.spares = 1;
+    machine.reopen().await;
+    until_spares(&machine, 1).await;
+    let cgroup = machine.all_cgroups().into_iter().find(|path| path.join("cgroup.procs").exists()).unwrap();
+    let pid = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+    let spec = machine.container(23, "exit 6");
+    machine.runtime().start(&spec).await.unwrap();
+    assert_eq!(machine.exit().await, Exit { id: spec.id, reason: ExitReason::Exited(6) });
+    machine.stop(&spec).await;
+    machine.runtime().close().await;
+    machine.assert_nothing_left();
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ say uid_map "$(cat /proc/self/uid_map)"
 say gid_map "$(cat /proc/self/gid_map)"
 say umask "$(umask)"
 say core "$(ulimit -c)"
-say token "$RAWORC_HOST_TOKEN"
+say token "$TOKEN"
 ls -l /proc/1/fd >/workspace/descriptors
 say leaked_descriptors "$(sed -n 's/.* -> //p' /workspace/descriptors | grep -v -e '^/dev/null$' -e '^/workspace/')"
 grep -E '^(Cap...|NoNewPrivs|Seccomp):' /proc/self/status | while IFS=: read -r name value; do say "host_$name" "$value"; done

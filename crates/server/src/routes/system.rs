@@ -52,7 +52,7 @@ async fn metrics(State(app): State<Shared>, Caller(actor): Caller) -> Result<Res
         let mut connection = app.store.read().await?;
         sessions::count_by_state(&mut connection).await?
     };
-    let text = app.metrics.text(&counts, app.hosts.connected(), app.started.elapsed());
+    let text = app.metrics.text(&counts, app.hosts.connected(), app.runtime.spares(), app.started.elapsed());
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
 }

@@ -8,7 +8,7 @@ use raworc_core::names;
 use raworc_core::permissions::{Action, Actor};
 use raworc_core::time::Time;
 use raworc_store::agents::{self, AgentRow};
-use raworc_store::{StoreError, audit};
+use raworc_store::{Connection, StoreError, audit};
 use uuid::Uuid;
 
 use super::check::Checks;
@@ -141,7 +141,7 @@ pub async fn list(app: &Shared, actor: &Actor, after: &str, limit: u32) -> Resul
     Ok(agents::list(&mut connection, after, limit).await?)
 }
 
-async fn changeable(connection: &mut sqlx::AnyConnection, id_or_name: &str) -> Result<AgentRow, Failure> {
+async fn changeable(connection: &mut Connection, id_or_name: &str) -> Result<AgentRow, Failure> {
     let row = agents::find(connection, id_or_name).await?.ok_or_else(|| Failure::not_found("agent", id_or_name))?;
     if row.builtin {
         let detail = format!("the agent {:?} came with Raworc and cannot be changed", row.definition.name);

@@ -10,7 +10,7 @@ use raworc_core::permissions::{Action, Actor};
 use raworc_core::session;
 use raworc_core::time::Time;
 use raworc_store::sessions::{self, SessionRow, Settings};
-use raworc_store::{agents, audit};
+use raworc_store::{Connection, agents, audit};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -68,7 +68,7 @@ pub async fn create_session(
 }
 
 async fn made_before(
-    connection: &mut sqlx::AnyConnection,
+    connection: &mut Connection,
     actor: &Actor,
     key: Option<&Key>,
 ) -> Result<Option<SessionRow>, Failure> {

@@ -3,8 +3,8 @@
 use raworc_api::problem::Code;
 use raworc_core::ids::SessionId;
 use raworc_core::permissions::{Action, Actor, Role};
+use raworc_store::Connection;
 use raworc_store::sessions::{self, Filter, SessionRow};
-use sqlx::AnyConnection;
 
 use crate::app::permit;
 use crate::error::Failure;
@@ -23,7 +23,7 @@ pub enum Purpose {
 /// # Errors
 /// 404 where there is none for this actor; 409 where the name is not unique.
 pub async fn session(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     actor: &Actor,
     id_or_name: &str,
     purpose: Purpose,
@@ -43,7 +43,7 @@ pub async fn session(
 }
 
 /// A name means a session that is there; only where there is none, a deleted one.
-async fn by_name(connection: &mut AnyConnection, actor: &Actor, name: &str) -> Result<Option<SessionRow>, Failure> {
+async fn by_name(connection: &mut Connection, actor: &Actor, name: &str) -> Result<Option<SessionRow>, Failure> {
     for include_deleted in [false, true] {
         let filter = Filter {
             owner: (actor.role != Role::Admin).then_some(actor.account),
@@ -68,7 +68,7 @@ async fn by_name(connection: &mut AnyConnection, actor: &Actor, name: &str) -> R
 /// # Errors
 /// 422 where one is not there, or there are none or too many.
 pub async fn agents(
-    connection: &mut AnyConnection,
+    connection: &mut Connection,
     names: &[String],
 ) -> Result<Vec<raworc_store::agents::AgentRow>, Failure> {
     use raworc_api::problem::Problem;

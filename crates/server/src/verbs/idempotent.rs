@@ -4,10 +4,10 @@ use raworc_api::problem::{Code, Problem};
 use raworc_core::limits::IDEMPOTENCY_KEY_BYTES_MAX;
 use raworc_core::permissions::Actor;
 use raworc_core::time::Time;
+use raworc_store::Connection;
 use raworc_store::idempotency::{self, Used};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use sqlx::AnyConnection;
 
 use crate::error::Failure;
 
@@ -40,7 +40,7 @@ impl Key {
     ///
     /// # Errors
     /// 422 where the key was used for another request.
-    pub async fn made_before(&self, connection: &mut AnyConnection, actor: &Actor) -> Result<Option<String>, Failure> {
+    pub async fn made_before(&self, connection: &mut Connection, actor: &Actor) -> Result<Option<String>, Failure> {
         match idempotency::find(connection, actor.account, &self.key).await? {
             None => Ok(None),
             Some(used) if used.fingerprint == self.fingerprint => Ok(Some(used.resource_id)),
@@ -57,7 +57,7 @@ impl Key {
     /// Where the store fails.
     pub async fn remember(
         &self,
-        connection: &mut AnyConnection,
+        connection: &mut Connection,
         actor: &Actor,
         made: String,
         now: Time,

@@ -1,0 +1,101 @@
+//! `cargo run --release -p raworc-bench`: measures Raworc on this machine, over HTTP as a client would, and what else is
+//! installed here that starts containers, in the same run. docs/performance.md says what each line means.
+
+mod durable;
+mod http;
+mod latency;
+mod many;
+mod memory;
+mod peers;
+mod report;
+mod server;
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Parser;
+
+use report::Report;
+use server::Server;
+
+/// Measures Raworc on this machine: a table of medians, 99th percentiles and ratios.
+#[derive(Parser)]
+struct Options {
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// The program to measure [default: the one of this workspace, built first].
+    #[arg(long, value_name = "PATH")]
+    raworc: Option<PathBuf>,
+    /// How often each thing that takes milliseconds is done.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    rounds: usize,
+    /// Only these: latency, burst, durable, memory, idle, scale.
+    #[arg(long, value_delimiter = ',', value_name = "PART,…")]
+    only: Vec<String>,
+    /// Leave the server's data here, and use what is there; otherwise in a temporary directory.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl Options {
+    fn wants(&self, part: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == part)
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let program = match &options.raworc {
+        Some(path) => path.clone(),
+        None => server::build().context("the program could not be built")?,
+    };
+    let temporary = tempfile::tempdir()?;
+    let data_dir = options.data_dir.clone().unwrap_or_else(|| temporary.path().join("data"));
+    let mut report = Report::new();
+    let result = measure(&options, &program, &data_dir, &mut report).await;
+    // What has been measured is shown, also where the rest failed.
+    report.print(options.json)?;
+    result
+}
+
+async fn measure(
+    options: &Options,
+    program: &std::path::Path,
+    data_dir: &std::path::Path,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    if options.wants("latency") {
+        let server = Server::start(program, data_dir, &["--spares", "2"]).await?;
+        latency::measure(&server, options.rounds, report).await?;
+        server.stop().await?;
+        let server = Server::start(program, data_dir, &["--spares", "0"]).await?;
+        latency::without_spares(&server, options.rounds, report).await?;
+        server.stop().await?;
+    }
+    if options.wants("burst") {
+        let server = Server::start(program, data_dir, &[]).await?;
+        many::burst(&server, report).await?;
+        server.stop().await?;
+    }
+    if options.wants("durable") {
+        let server = Server::start(program, data_dir, &[]).await?;
+        durable::measure(&server, report).await?;
+        server.stop().await?;
+    }
+    if options.wants("memory") {
+        let server = Server::start(program, data_dir, &["--spares", "0"]).await?;
+        memory::ready(&server, report).await?;
+        server.stop().await?;
+    }
+    if options.wants("idle") {
+        let server = Server::start(program, data_dir, &["--spares", "0"]).await?;
+        memory::idle(&server, report).await?;
+        server.stop().await?;
+    }
+    if options.wants("scale") {
+        many::scale(program, report).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! Memory, everything counted: the server, its launcher, and what runs in containers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use crate::report::Report;
+use crate::server::Server;
+
+/// Sessions that are READY.
+const READY: usize = 50;
+/// Sessions that rest.
+const IDLE: usize = 1_000;
+/// Created at the same time.
+const AT_ONCE: usize = 20;
+
+/// How much more all processes together have for each session that is READY.
+pub async fn ready(server: &Server, report: &mut Report) -> anyhow::Result<()> {
+    // Whatever the first one makes once and for all is not counted with the others.
+    server.session(&json!({})).await?;
+    let before = pss_of_tree(server.pid())?;
+    for _ in 0..READY {
+        server.session(&json!({})).await?;
+    }
+    let after = pss_of_tree(server.pid())?;
+    report.figure("PSS for each READY session", (after - before) / READY as f64, "MiB");
+    Ok(())
+}
+
+/// What the server has with 1 000 sessions at rest, all of which have run.
+pub async fn idle(server: &Server, report: &mut Report) -> anyhow::Result<()> {
+    let mut ids = Vec::new();
+    for _ in 0..IDLE / AT_ONCE {
+        let mut batch = tokio::task::JoinSet::new();
+        for _ in 0..AT_ONCE {
+            let (mut http, events) = (server.http().await?, server.http().await?);
+            batch.spawn(async move {
+                let body = json!({ "waiting_timeout_seconds": 1 });
+                let id = http.post("/sessions", &body).await?["id"].as_str().context("no id")?.to_owned();
+                events.until_event(&id, 0, "\"to\":\"READY\"").await?;
+                anyhow::Ok(id)
+            });
+        }
+        while let Some(id) = batch.join_next().await {
+            ids.push(id??);
+        }
+    }
+    for id in ids {
+        server.http().await?.until_event(&id, 0, "\"to\":\"IDLE\"").await?;
+    }
+    report.figure("server with 1 000 IDLE sessions, PSS with its launcher", pss_of_tree(server.pid())?, "MiB");
+    Ok(())
+}
+
+/// The proportional set size of a process and all its descendants, in MiB.
+fn pss_of_tree(root: i32) -> anyhow::Result<f64> {
+    let mut parents = BTreeMap::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<i32>().ok());
+        parents.extend(parent.map(|parent| (pid, parent)));
+    }
+    let mut tree = BTreeSet::from([root]);
+    loop {
+        let more: Vec<i32> = parents
+            .iter()
+            .filter(|(pid, parent)| tree.contains(parent) && !tree.contains(pid))
+            .map(|(pid, _)| *pid)
+            .collect();
+        if more.is_empty() {
+            break;
+        }
+        tree.extend(more);
+    }
+    let pss = |pid: &i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("Pss:"))?.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    let total: f64 = tree.iter().filter_map(pss).sum();
+    Ok(total / 1024.0)
+}

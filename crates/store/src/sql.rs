@@ -1,0 +1,142 @@
+//! Statements on a connection.
+//!
+//! The functions are async, since a database in another process has to be waited for. SQLite is not: a statement runs
+//! where it is called, in tens of microseconds. Handing each to another thread and waiting for it, as asynchronous
+//! wrappers of SQLite do, costs several times the statement itself.
+
+use std::borrow::Cow;
+
+use rusqlite::CachedStatement;
+use rusqlite::types::{ToSql, ToSqlOutput};
+
+use crate::StoreError;
+use crate::rows::Row;
+
+/// Prepared statements that a connection keeps: more than there are different ones.
+const STATEMENTS: usize = 128;
+
+/// A connection to the database.
+#[derive(Debug)]
+pub struct Connection {
+    sqlite: rusqlite::Connection,
+}
+
+impl Connection {
+    pub(crate) fn new(sqlite: rusqlite::Connection) -> Self {
+        sqlite.set_prepared_statement_cache_capacity(STATEMENTS);
+        Self { sqlite }
+    }
+
+    /// Whether a transaction has begun and not ended. SQLite ends one by itself where, for example, the disk is full.
+    pub(crate) fn is_in_transaction(&self) -> bool {
+        !self.sqlite.is_autocommit()
+    }
+
+    pub(crate) fn close(self) -> Result<(), StoreError> {
+        self.sqlite.close().map_err(|(_, error)| error.into())
+    }
+}
+
+/// A value for a column.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value {
+    Text(String),
+    Integer(i64),
+    Null,
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<i64> for Value {
+    fn from(number: i64) -> Self {
+        Self::Integer(number)
+    }
+}
+
+impl<T: Into<Value>> From<Option<T>> for Value {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Null, Into::into)
+    }
+}
+
+impl ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(match self {
+            Self::Text(text) => text.as_str().into(),
+            Self::Integer(number) => (*number).into(),
+            Self::Null => rusqlite::types::Null.into(),
+        })
+    }
+}
+
+/// A statement and its values.
+pub(crate) struct Statement {
+    text: Cow<'static, str>,
+    values: Vec<Value>,
+}
+
+/// A statement. `$1`, `$2`, … stand for the values bound to it, in that order.
+pub(crate) fn sql(text: impl Into<Cow<'static, str>>) -> Statement {
+    Statement { text: text.into(), values: Vec::new() }
+}
+
+impl Statement {
+    /// The next value.
+    pub(crate) fn bind(mut self, value: impl Into<Value>) -> Self {
+        self.values.push(value.into());
+        self
+    }
+
+    /// How many rows it changed.
+    pub(crate) async fn execute(self, connection: &mut Connection) -> Result<usize, StoreError> {
+        Ok(self.prepare(connection)?.raw_execute()?)
+    }
+
+    /// Its first row.
+    pub(crate) async fn fetch_optional<T>(
+        self,
+        connection: &mut Connection,
+        decode: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let mut statement = self.prepare(connection)?;
+        let mut rows = statement.raw_query();
+        rows.next()?.map(|row| decode(&Row(row))).transpose()
+    }
+
+    /// All its rows.
+    pub(crate) async fn fetch_all<T>(
+        self,
+        connection: &mut Connection,
+        decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut statement = self.prepare(connection)?;
+        let mut rows = statement.raw_query();
+        let mut all = Vec::new();
+        while let Some(row) = rows.next()? {
+            all.push(decode(&Row(row))?);
+        }
+        Ok(all)
+    }
+
+    /// To SQLite `$2` is a name, numbered by where it first occurs.
+    fn prepare<'c>(&self, connection: &'c mut Connection) -> Result<CachedStatement<'c>, StoreError> {
+        let mut statement = connection.sqlite.prepare_cached(&self.text)?;
+        for place in 1..=statement.parameter_count() {
+            let number = statement.parameter_name(place).and_then(|name| name.get(1..)?.parse::<usize>().ok());
+            let value = number.and_then(|number| self.values.get(number.checked_sub(1)?));
+            let value = value.ok_or_else(|| StoreError::Failed(format!("no value for parameter {place}")))?;
+            statement.raw_bind_parameter(place, value)?;
+        }
+        Ok(statement)
+    }
+}
