@@ -8,6 +8,7 @@ use raworc_core::time::Time;
 use raworc_runtime::Runtime;
 use raworc_store::Store;
 use raworc_workspace::Workspaces;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -39,6 +40,16 @@ pub struct App {
     pub stopping: CancellationToken,
     /// When it started.
     pub started: Instant,
+    /// Tells the time.
+    pub clock: Clock,
+}
+
+/// What tells the time of day. It may jump.
+pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
+
+/// The machine's clock.
+pub fn system_clock() -> Clock {
+    Arc::new(|| jiff::Timestamp::now().into())
 }
 
 /// A shared [`App`].
@@ -47,8 +58,20 @@ pub type Shared = Arc<App>;
 impl App {
     /// The time.
     pub fn now(&self) -> Time {
-        jiff::Timestamp::now().into()
+        (self.clock)()
     }
+}
+
+/// Runs what may wait for a disk where nobody else has to. On a runtime of one thread, as the simulator's, that is here:
+/// then nothing happens at the same time, and the order is always the same.
+///
+/// # Errors
+/// Where the work panicked.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> std::io::Result<T> {
+    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)
 }
 
 /// Lets the actor go on, or says why not. Every verb asks.

@@ -2,14 +2,14 @@
 //!
 //! Kept in memory only. After a restart every host that the records call running gets a full lease to come back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
-use std::time::Instant;
 
 use raworc_core::ids::ContainerId;
 use raworc_core::limits::{EXECS_MAX, LEASE};
 use raworc_core::link::{Report, ServerFrame, Work, WorkId};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::hub::lock;
@@ -38,7 +38,7 @@ struct Host {
 
 /// All hosts.
 pub struct Hosts {
-    hosts: Mutex<HashMap<ContainerId, Host>>,
+    hosts: Mutex<BTreeMap<ContainerId, Host>>,
     connections: watch::Sender<u64>,
 }
 

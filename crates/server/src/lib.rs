@@ -1,8 +1,10 @@
 //! The server: verbs that decide and record, loops that carry out, routes that people call. See ARCHITECTURE.md.
 
+mod admin_token;
 mod app;
 mod auth;
 mod change;
+pub mod engine;
 mod error;
 mod extract;
 mod hosts;
@@ -15,24 +17,20 @@ mod verbs;
 mod view;
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use raworc_core::time::Time;
 use raworc_runtime::Runtime;
-use raworc_store::{Store, StoreError, agents, sessions, settings};
-use raworc_workspace::Workspaces;
+use raworc_store::{Store, StoreError};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use app::{App, Shared};
+use engine::Engine;
 use error::Failure;
 
+pub use app::Clock;
 pub use routes::openapi;
 
 /// What is under way gets this long to end when the server stops; longer than stopping a container takes.
@@ -102,9 +100,8 @@ pub fn lock(data_dir: &Path) -> Result<DataLock, StartError> {
 
 /// A running server.
 pub struct Server {
-    app: Shared,
+    engine: Engine,
     address: SocketAddr,
-    admin_token: String,
     _lock: DataLock,
 }
 
@@ -114,34 +111,26 @@ impl Server {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: Config, lock: DataLock, runtime: Arc<dyn Runtime>) -> Result<Self, StartError> {
-        let hub = Arc::new(hub::Hub::default());
-        let store = Store::open_sqlite(&config.data_dir.join("raworc.db"), hub::listener(&hub))?;
-        let now: Time = jiff::Timestamp::now().into();
-        let admin_token = admin_token(&store, &config.data_dir.join("admin.token"), now).await?;
-        let host_secret = first_records(&store, now).await?;
-        let workspaces = Workspaces::open(&config.data_dir, config.agent_owner)
-            .map_err(|error| StartError::File(config.data_dir.clone(), error))?;
-        let app: Shared = Arc::new(App {
-            store,
-            runtime,
-            workspaces,
-            hub,
-            hosts: hosts::Hosts::default(),
-            host_tokens: auth::HostTokens::new(&host_secret),
-            metrics: metrics::Metrics::default(),
-            tasks: TaskTracker::new(),
-            stopping: CancellationToken::new(),
-            started: Instant::now(),
-        });
-        let hosts_listener = link::listen(&config.host_socket, config.host_owner)
-            .map_err(|error| StartError::File(config.host_socket.clone(), error))?;
+        // First, so that nothing has been started where someone else has the address.
         let listener =
             TcpListener::bind(config.listen).await.map_err(|error| StartError::Listen(config.listen, error))?;
         let address = listener.local_addr().map_err(|error| StartError::Listen(config.listen, error))?;
-        expect_hosts(&app).await?;
-        reconcile::sweep::once(&app).await?;
-        spawn(&app, hosts_listener, listener);
-        Ok(Self { app, address, admin_token, _lock: lock })
+        let hosts = link::listen(&config.host_socket, config.host_owner)
+            .map_err(|error| StartError::File(config.host_socket.clone(), error))?;
+        let records = config.data_dir.join("raworc.db");
+        let (agent_owner, clock) = (config.agent_owner, app::system_clock());
+        let parts = engine::Parts { data_dir: &config.data_dir, runtime, agent_owner, clock };
+        let engine = Engine::start(parts, |listener| Store::open_sqlite(&records, listener)).await?;
+        let (app, router) = (&engine.app, engine.router());
+        app.tasks.spawn(link::accept(app.clone(), hosts));
+        let stopping = app.stopping.clone();
+        app.tasks.spawn(async move {
+            let serve = axum::serve(listener, router).with_graceful_shutdown(stopping.cancelled_owned());
+            if let Err(error) = serve.await {
+                tracing::error!(%error, "the server stopped listening");
+            }
+        });
+        Ok(Self { engine, address, _lock: lock })
     }
 
     /// Where it listens.
@@ -151,86 +140,18 @@ impl Server {
 
     /// The administrator's token, as in `admin.token`.
     pub fn admin_token(&self) -> &str {
-        &self.admin_token
+        self.engine.admin_token()
     }
 
     /// Stops serving: ends streams, lets requests and what is being started or stopped end, closes the records. Other
     /// containers go on.
     pub async fn stop(self) {
-        self.app.stopping.cancel();
-        self.app.tasks.close();
-        if tokio::time::timeout(DRAIN, self.app.tasks.wait()).await.is_err() {
+        let app = &self.engine.app;
+        app.stopping.cancel();
+        app.tasks.close();
+        if tokio::time::timeout(DRAIN, app.tasks.wait()).await.is_err() {
             tracing::warn!("not everything ended in time");
         }
-        self.app.store.close().await;
+        app.store.close().await;
     }
-}
-
-/// The administrator's token from its file; made at first start, made anew where the file was lost.
-async fn admin_token(store: &Store, path: &Path, now: Time) -> Result<String, StartError> {
-    let failed = |error| StartError::File(path.to_owned(), error);
-    if let Some(secret) = verbs::accounts::first_start(store, now).await? {
-        write_secret(path, &secret).map_err(failed)?;
-        return Ok(secret);
-    }
-    match std::fs::read_to_string(path) {
-        Ok(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
-        Ok(_) => replace_admin_token(store, path, now).await,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => replace_admin_token(store, path, now).await,
-        Err(error) => Err(failed(error)),
-    }
-}
-
-async fn replace_admin_token(store: &Store, path: &Path, now: Time) -> Result<String, StartError> {
-    let secret = verbs::accounts::replace_admin_token(store, now).await?;
-    write_secret(path, &secret).map_err(|error| StartError::File(path.to_owned(), error))?;
-    Ok(secret)
-}
-
-fn write_secret(path: &Path, secret: &str) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(format!("{secret}\n").as_bytes())?;
-    file.sync_all()
-}
-
-/// What has to be in the records before anyone calls: the built-in agents and the secret behind hosts' tokens.
-async fn first_records(store: &Store, now: Time) -> Result<String, StartError> {
-    Ok(store
-        .write(move |transaction| {
-            Box::pin(async move {
-                for agent in verbs::agents::builtin(now) {
-                    if agents::find(transaction.connection(), &agent.definition.name).await?.is_none() {
-                        agents::insert(transaction.connection(), &agent).await?;
-                    }
-                }
-                settings::get_or_insert(transaction.connection(), "host_secret", auth::new_secret()).await
-            })
-        })
-        .await?)
-}
-
-/// Every host that was running when the last server ended gets a full lease to come back.
-async fn expect_hosts(app: &Shared) -> Result<(), StartError> {
-    let mut connection = app.store.read().await?;
-    for container in sessions::containers_up(&mut connection).await? {
-        app.hosts.expect(container);
-    }
-    Ok(())
-}
-
-fn spawn(app: &Shared, hosts: tokio::net::UnixListener, listener: TcpListener) {
-    let tasks = &app.tasks;
-    tasks.spawn(link::accept(app.clone(), hosts));
-    tasks.spawn(reconcile::containers::run(app.clone()));
-    tasks.spawn(reconcile::deadlines::run(app.clone()));
-    tasks.spawn(reconcile::exits::run(app.clone()));
-    tasks.spawn(reconcile::leases::run(app.clone()));
-    tasks.spawn(reconcile::sweep::run(app.clone()));
-    let (router, stopping) = (routes::router(app.clone()), app.stopping.clone());
-    tasks.spawn(async move {
-        let serve = axum::serve(listener, router).with_graceful_shutdown(stopping.cancelled_owned());
-        if let Err(error) = serve.await {
-            tracing::error!(%error, "the server stopped listening");
-        }
-    });
 }

@@ -12,7 +12,8 @@ use raworc_core::link::{HostFrame, PROTOCOL, Report, ServerFrame, WorkId};
 use raworc_core::session::{Container, State};
 use raworc_store::sessions::SessionRow;
 use raworc_store::{agents, messages, sessions};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
 use tokio_util::codec::{Framed, LinesCodec};
 
 use crate::app::Shared;
@@ -24,7 +25,12 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Reports stored in one go.
 const REPORTS_BATCH: usize = 64;
 
-type Frames = Framed<UnixStream, LinesCodec>;
+/// Whatever leads to a host.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static> Stream for T {}
+
+type Frames = Framed<Box<dyn Stream>, LinesCodec>;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +79,7 @@ pub async fn accept(app: Shared, listener: UnixListener) {
         };
         match accepted {
             Ok((stream, _)) => {
-                app.tasks.spawn(serve(app.clone(), stream));
+                app.tasks.spawn(serve(app.clone(), Box::new(stream)));
             }
             Err(error) => {
                 tracing::error!(%error, "a host could not be accepted");
@@ -84,7 +90,8 @@ pub async fn accept(app: Shared, listener: UnixListener) {
     }
 }
 
-async fn serve(app: Shared, stream: UnixStream) {
+/// Talks to the host at the other end of `stream` until one of the two goes.
+pub async fn serve(app: Shared, stream: Box<dyn Stream>) {
     let mut frames = Framed::new(stream, LinesCodec::new_with_max_length(FRAME_BYTES_MAX));
     let (container, works) = match hello(&app, &mut frames).await {
         Ok(hello) => hello,
@@ -172,9 +179,10 @@ impl Link {
         self.look().await?;
         let stopping = self.app.stopping.clone();
         loop {
+            // What the host sends comes last: it may send without end.
             tokio::select! {
+                biased;
                 () = stopping.cancelled() => return Err(Ended::Stopping),
-                frame = receive(&mut self.frames) => self.handle(frame?).await?,
                 frame = outgoing.recv() => match frame {
                     Some(frame) => send(&mut self.frames, &frame).await?,
                     // A newer connection of the same host took over.
@@ -184,6 +192,7 @@ impl Link {
                     changed.map_err(|_| Ended::Stopping)?;
                     self.look().await?;
                 }
+                frame = receive(&mut self.frames) => self.handle(frame?).await?,
             }
         }
     }

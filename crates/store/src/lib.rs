@@ -16,10 +16,11 @@ pub mod settings;
 mod sql;
 mod writer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use raworc_core::ids::SessionId;
 use rusqlite::ErrorCode;
 use rusqlite_migration::{M, Migrations};
@@ -90,6 +91,14 @@ impl From<serde_json::Error> for StoreError {
 /// Told, after each commit, which sessions changed.
 pub type Listener = Arc<dyn Fn(&[SessionId]) + Send + Sync>;
 
+/// A disk that may be slow or full; what [`Store::open_memory`] has in place of one.
+pub trait Disk: Send + Sync + 'static {
+    /// Before a transaction. Where it fails, so does the transaction, which then has changed nothing.
+    fn before(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// After a transaction was committed, before anyone hears of it.
+    fn after(&self) -> BoxFuture<'_, ()>;
+}
+
 /// The records.
 #[derive(Clone)]
 pub struct Store {
@@ -103,12 +112,21 @@ impl Store {
     /// # Errors
     /// Where the file cannot be opened or is not a database of ours.
     pub fn open_sqlite(path: &Path, listener: Listener) -> Result<Self, StoreError> {
-        let mut connection = open(path)?;
-        Migrations::from_slice(MIGRATIONS)
-            .to_latest(&mut connection)
-            .map_err(|error| StoreError::Failed(format!("bringing the tables up to date: {error}")))?;
-        let writer = writer::Writer::start(Connection::new(connection), listener)?;
+        let connection = prepare(path)?;
+        let writer = writer::Writer::start_thread(connection, listener)?;
         Ok(Self { readers: Arc::new(Readers::new(path)), writer })
+    }
+
+    /// The same on memory that all who open `name` in this process share, for as long as one of them does; everything runs
+    /// in the tasks that call, so that a simulation is in command of the order. `disk` is asked around each transaction.
+    ///
+    /// # Errors
+    /// Where the memory does not suffice.
+    pub fn open_memory(name: &str, listener: Listener, disk: Arc<dyn Disk>) -> Result<Self, StoreError> {
+        let path = PathBuf::from(format!("file:/{name}?vfs=memdb"));
+        let connection = prepare(&path)?;
+        let writer = writer::Writer::start_task(connection, listener, disk);
+        Ok(Self { readers: Arc::new(Readers::new(&path)), writer })
     }
 
     /// A connection for reading. What it sees is what was committed when each statement began.
@@ -148,6 +166,15 @@ impl Store {
         self.writer.stop().await;
         self.readers.close();
     }
+}
+
+/// A connection to a database with all its tables.
+fn prepare(path: &Path) -> Result<Connection, StoreError> {
+    let mut connection = open(path)?;
+    Migrations::from_slice(MIGRATIONS)
+        .to_latest(&mut connection)
+        .map_err(|error| StoreError::Failed(format!("bringing the tables up to date: {error}")))?;
+    Ok(Connection::new(connection))
 }
 
 /// What every connection to SQLite needs. `synchronous=FULL` flushes each commit to the disk before it is answered.

@@ -1,6 +1,7 @@
 //! The one writer: runs jobs in turn, many in one transaction, and answers each after the commit.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use futures::executor::block_on;
 use futures::future::BoxFuture;
@@ -10,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::sql::{Connection, sql};
-use crate::{Listener, StoreError};
+use crate::{Disk, Listener, StoreError};
 
 /// Jobs that wait for the writer; who comes after waits too.
 const QUEUE: usize = 1024;
@@ -93,17 +94,34 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// On a thread of its own: a commit waits for the disk, and nobody else should.
-    pub(crate) fn start(connection: Connection, listener: Listener) -> Result<Self, StoreError> {
+    pub(crate) fn start_thread(connection: Connection, listener: Listener) -> Result<Self, StoreError> {
+        let (writer, run) = Self::new(connection, listener, None);
+        let run = writer.task.track_future(run);
+        std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || block_on(run))
+            .map_err(|error| StoreError::Unavailable(format!("no thread for the writer: {error}")))?;
+        Ok(writer)
+    }
+
+    /// As a task of the caller's runtime.
+    pub(crate) fn start_task(connection: Connection, listener: Listener, disk: Arc<dyn Disk>) -> Self {
+        let (writer, run) = Self::new(connection, listener, Some(disk));
+        writer.task.spawn(run);
+        writer
+    }
+
+    fn new(
+        connection: Connection,
+        listener: Listener,
+        disk: Option<Arc<dyn Disk>>,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let stop = CancellationToken::new();
         let task = TaskTracker::new();
-        let work = task.track_future(run(connection, queue, stop.clone(), listener));
-        std::thread::Builder::new()
-            .name("store-writer".into())
-            .spawn(move || block_on(work))
-            .map_err(|error| StoreError::Unavailable(format!("no thread for the writer: {error}")))?;
         task.close();
-        Ok(Self { jobs, stop, task })
+        let run = run(connection, queue, stop.clone(), listener, disk);
+        (Self { jobs, stop, task }, run)
     }
 
     pub(crate) async fn run<T, E, F>(&self, work: F) -> Result<T, E>
@@ -130,10 +148,12 @@ async fn run(
     mut queue: mpsc::Receiver<Box<dyn Job>>,
     stop: CancellationToken,
     listener: Listener,
+    disk: Option<Arc<dyn Disk>>,
 ) {
     let mut transaction = Transaction { connection, changed: BTreeSet::new() };
     loop {
         let first = tokio::select! {
+            biased;
             job = queue.recv() => job,
             () = stop.cancelled(), if !queue.is_closed() => {
                 // No new jobs; those that are in the queue are still done.
@@ -143,7 +163,10 @@ async fn run(
         };
         let Some(first) = first else { break };
         let mut batch = vec![first];
-        let outcome = run_batch(&mut transaction, &mut batch, &mut queue).await;
+        let outcome = match &disk {
+            None => run_batch(&mut transaction, &mut batch, &mut queue).await,
+            Some(disk) => run_on(&**disk, &mut transaction, &mut batch, &mut queue).await,
+        };
         let changed: Vec<SessionId> = std::mem::take(&mut transaction.changed).into_iter().collect();
         if outcome.is_ok() && !changed.is_empty() {
             listener(&changed);
@@ -155,6 +178,18 @@ async fn run(
     if let Err(error) = transaction.connection.close() {
         tracing::warn!(%error, "the database did not close cleanly");
     }
+}
+
+async fn run_on(
+    disk: &dyn Disk,
+    transaction: &mut Transaction,
+    batch: &mut Vec<Box<dyn Job>>,
+    queue: &mut mpsc::Receiver<Box<dyn Job>>,
+) -> Result<(), StoreError> {
+    disk.before().await?;
+    let outcome = run_batch(transaction, batch, queue).await;
+    disk.after().await;
+    outcome
 }
 
 async fn run_batch(

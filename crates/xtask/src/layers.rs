@@ -9,7 +9,7 @@ use crate::Faults;
 use crate::house::House;
 
 /// The order: a crate may use those before it, never those after it. The ones that are yet to come keep their place.
-const ORDER: [&str; 12] = [
+const ORDER: [&str; 13] = [
     "raworc-core",
     "raworc-api",
     "raworc-store",
@@ -21,6 +21,7 @@ const ORDER: [&str; 12] = [
     "raworc-server",
     "raworc",
     "raworc-bench",
+    "raworc-sim",
     "raworc-xtask",
 ];
 /// All that `core` may use from elsewhere: none of it does anything.
@@ -29,7 +30,7 @@ const CORE_USES: [&str; 5] = ["jiff", "serde", "serde_json", "thiserror", "uuid"
 const ONLY: [(&str, &[&str]); 4] = [
     ("libcontainer", &["raworc-launcher"]),
     ("libseccomp", &["raworc-launcher"]),
-    ("clap", &["raworc", "raworc-bench"]),
+    ("clap", &["raworc", "raworc-bench", "raworc-sim"]),
     ("miette", &["raworc"]),
 ];
 /// Where a backend is chosen, and where it lives.

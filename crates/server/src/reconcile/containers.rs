@@ -11,7 +11,7 @@ use raworc_runtime::{ContainerSpec, ExitReason, Resources, RuntimeError};
 use raworc_store::sessions::{self, SessionRow};
 use tokio::sync::Semaphore;
 
-use crate::app::Shared;
+use crate::app::{Shared, blocking};
 use crate::error::Failure;
 use crate::hub::lock;
 use crate::verbs::observe;
@@ -40,6 +40,7 @@ pub async fn run(app: Shared) {
     }
     loop {
         let changed = tokio::select! {
+            biased;
             () = app.stopping.cancelled() => return,
             changed = app.hub.next_changed() => changed,
         };
@@ -64,6 +65,7 @@ async fn look_after(app: Shared, session: SessionId, in_flight: Arc<Mutex<InFlig
         if let Err(error) = look(&app, session, &in_flight, &slots).await {
             tracing::error!(%session, %error, "a container could not be looked after; trying again");
             tokio::select! {
+            biased;
                 () = app.stopping.cancelled() => return,
                 () = tokio::time::sleep(RETRY) => lock(&in_flight).again.insert(session),
             };
@@ -119,10 +121,7 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slo
 async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result<(), NotYet> {
     let workspaces = app.workspaces.clone();
     let session = row.id;
-    tokio::task::spawn_blocking(move || workspaces.create(session))
-        .await
-        .map_err(|error| NotYet::Workspace(std::io::Error::other(error)))?
-        .map_err(NotYet::Workspace)?;
+    blocking(move || workspaces.create(session)).await.flatten().map_err(NotYet::Workspace)?;
     let spec = ContainerSpec {
         id: container,
         workspace: app.workspaces.path(row.id),

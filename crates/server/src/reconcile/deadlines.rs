@@ -29,6 +29,7 @@ pub async fn run(app: Shared) {
             }
         };
         tokio::select! {
+            biased;
             () = app.stopping.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
             () = app.hub.deadlines_changed() => tokio::time::sleep(COALESCE).await,

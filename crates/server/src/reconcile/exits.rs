@@ -13,6 +13,7 @@ pub async fn run(app: Shared) {
     let mut exits = app.runtime.exits();
     loop {
         let exit = tokio::select! {
+            biased;
             () = app.stopping.cancelled() => return,
             exit = exits.recv() => exit,
         };

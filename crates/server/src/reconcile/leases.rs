@@ -9,6 +9,7 @@ use crate::verbs::observe;
 pub async fn run(app: Shared) {
     loop {
         tokio::select! {
+            biased;
             () = app.stopping.cancelled() => return,
             () = tokio::time::sleep(HEARTBEAT_INTERVAL / 2) => {}
         }

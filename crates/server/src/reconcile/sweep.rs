@@ -21,6 +21,7 @@ const KEYS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 pub async fn run(app: Shared) {
     loop {
         tokio::select! {
+            biased;
             () = app.stopping.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }

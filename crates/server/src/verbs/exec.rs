@@ -95,7 +95,7 @@ impl Drop for Course<'_> {
         }
         if let Err(unseen) = self.outcome {
             let (app, actor, session, id) = (self.app.clone(), self.actor.to_owned(), self.session, self.id);
-            tokio::spawn(async move {
+            self.app.tasks.spawn(async move {
                 let data = json!({ "exit_code": null, "error": unseen.as_str() });
                 if let Err(error) = end(&app, &actor, session, id, data).await {
                     tracing::error!(%session, %error, "the end of an exec could not be recorded");

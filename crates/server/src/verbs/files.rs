@@ -10,7 +10,7 @@ use raworc_workspace::{FileError, Found, Workspace};
 use serde_json::json;
 
 use super::find::{self, Purpose};
-use crate::app::Shared;
+use crate::app::{Shared, blocking};
 use crate::change::Change;
 use crate::error::Failure;
 
@@ -77,12 +77,12 @@ async fn in_workspace<T: Send + 'static>(
     work: impl FnOnce(&Workspace) -> Result<T, FileError> + Send + 'static,
 ) -> Result<T, Failure> {
     let (workspaces, session) = (app.workspaces.clone(), row.id);
-    let outcome = tokio::task::spawn_blocking(move || {
+    let outcome = blocking(move || {
         workspaces.create(session)?;
         work(&workspaces.get(session)?)
     })
     .await
-    .map_err(|error| FileError::Io(std::io::Error::other(error)))?;
+    .map_err(FileError::Io)?;
     Ok(outcome?)
 }
 

@@ -1,0 +1,116 @@
+//! A server without its sockets: what decides, records and carries out. The simulator runs it, too.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use raworc_core::time::Time;
+use raworc_runtime::Runtime;
+use raworc_store::{Listener, Store, StoreError, agents, sessions, settings};
+use raworc_workspace::Workspaces;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::app::{App, Clock, Shared};
+use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, verbs};
+
+/// What an engine is made of.
+pub struct Parts<'p> {
+    /// Everything it keeps that is no record.
+    pub data_dir: &'p Path,
+    /// Containers.
+    pub runtime: Arc<dyn Runtime>,
+    /// Outside, the id of containers' agents; workspaces belong to it.
+    pub agent_owner: Option<u32>,
+    /// Tells the time.
+    pub clock: Clock,
+}
+
+/// An engine that runs.
+pub struct Engine {
+    /// What verbs, loops and routes share.
+    pub(crate) app: Shared,
+    /// The administrator's token.
+    pub(crate) admin_token: String,
+}
+
+impl Engine {
+    /// Opens the records, finds the containers that are there, and starts the loops.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(
+        parts: Parts<'_>,
+        open: impl FnOnce(Listener) -> Result<Store, StoreError>,
+    ) -> Result<Self, StartError> {
+        let hub = Arc::new(hub::Hub::default());
+        let store = open(hub::listener(&hub))?;
+        let now = (parts.clock)();
+        let admin_token = admin_token::find_or_make(&store, &parts.data_dir.join("admin.token"), now).await?;
+        let host_secret = first_records(&store, now).await?;
+        let workspaces = Workspaces::open(parts.data_dir, parts.agent_owner)
+            .map_err(|error| StartError::File(parts.data_dir.to_owned(), error))?;
+        let app: Shared = Arc::new(App {
+            store,
+            runtime: parts.runtime,
+            workspaces,
+            hub,
+            hosts: hosts::Hosts::default(),
+            host_tokens: auth::HostTokens::new(&host_secret),
+            metrics: metrics::Metrics::default(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            started: Instant::now(),
+            clock: parts.clock,
+        });
+        expect_hosts(&app).await?;
+        reconcile::sweep::once(&app).await?;
+        let tasks = &app.tasks;
+        tasks.spawn(reconcile::containers::run(app.clone()));
+        tasks.spawn(reconcile::deadlines::run(app.clone()));
+        tasks.spawn(reconcile::exits::run(app.clone()));
+        tasks.spawn(reconcile::leases::run(app.clone()));
+        tasks.spawn(reconcile::sweep::run(app.clone()));
+        Ok(Self { app, admin_token })
+    }
+
+    /// The administrator's token, as in `admin.token`.
+    pub fn admin_token(&self) -> &str {
+        &self.admin_token
+    }
+
+    /// What answers requests.
+    pub fn router(&self) -> axum::Router {
+        routes::router(self.app.clone())
+    }
+
+    /// A host dials: `stream` leads to it.
+    pub fn accept_host(&self, stream: impl link::Stream) {
+        self.app.tasks.spawn(link::serve(self.app.clone(), Box::new(stream)));
+    }
+}
+
+/// What has to be in the records before anyone calls: the built-in agents and the secret behind hosts' tokens.
+async fn first_records(store: &Store, now: Time) -> Result<String, StartError> {
+    Ok(store
+        .write(move |transaction| {
+            Box::pin(async move {
+                for agent in verbs::agents::builtin(now) {
+                    if agents::find(transaction.connection(), &agent.definition.name).await?.is_none() {
+                        agents::insert(transaction.connection(), &agent).await?;
+                    }
+                }
+                settings::get_or_insert(transaction.connection(), "host_secret", auth::new_secret()).await
+            })
+        })
+        .await?)
+}
+
+/// Every host that was running when the last server ended gets a full lease to come back.
+async fn expect_hosts(app: &Shared) -> Result<(), StartError> {
+    let mut connection = app.store.read().await?;
+    for container in sessions::containers_up(&mut connection).await? {
+        app.hosts.expect(container);
+    }
+    Ok(())
+}

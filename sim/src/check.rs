@@ -1,0 +1,149 @@
+//! What must hold when the bad days are over.
+
+use anyhow::{Context as _, bail, ensure};
+use axum::Router;
+use axum::http::Method;
+use raworc_core::session::State;
+use serde_json::Value;
+
+use crate::people::call;
+use crate::world::World;
+
+/// Whether nothing is left to be done: no session is on its way anywhere, and the containers are those that are wanted.
+pub async fn is_settled(world: &World, router: &Router) -> anyhow::Result<bool> {
+    let mut wanted = Vec::new();
+    for session in sessions(world, router).await? {
+        let waits = session["queued_messages"] != 0 && session["paused_at"].is_null();
+        match session["state"].as_str().context("no state")? {
+            "READY" if !waits => wanted.push(format!("{}-{}", text(&session["id"]), session["generation"])),
+            "IDLE" if !waits => {}
+            "ERROR" if session["error"]["restarts_at"].is_null() => {}
+            _ => return Ok(false),
+        }
+    }
+    wanted.sort();
+    let state = world.state();
+    let there: Vec<String> = state.containers.keys().map(ToString::to_string).collect();
+    Ok(wanted == there && state.containers.values().all(crate::host::Model::is_alive))
+}
+
+/// What is not settled, in words.
+pub async fn describe(world: &World, router: &Router) -> anyhow::Result<String> {
+    let mut lines = Vec::new();
+    for session in sessions(world, router).await? {
+        lines.push(format!(
+            "{}-{} {} queued={} paused={} error={}",
+            text(&session["id"]),
+            session["generation"],
+            text(&session["state"]),
+            session["queued_messages"],
+            session["paused_at"],
+            session["error"],
+        ));
+    }
+    lines.extend(
+        world.state().containers.iter().map(|(id, model)| format!("container {id} alive={}", model.is_alive())),
+    );
+    Ok(lines.join("\n"))
+}
+
+/// Looks at every log and every conversation.
+pub async fn invariants(world: &World, router: &Router) -> anyhow::Result<()> {
+    for session in sessions(world, router).await? {
+        let id = text(&session["id"]);
+        let events =
+            all(world, router, &format!("/sessions/{id}/events"), "after", |event| event["seq"].to_string()).await?;
+        let messages =
+            all(world, router, &format!("/sessions/{id}/messages"), "cursor", |message| message["seq"].to_string())
+                .await?;
+        edges(&events).with_context(|| format!("the log of {id}"))?;
+        for message in messages.iter().filter(|message| message["role"] == "user") {
+            told_once(world, message, &events, &messages).with_context(|| format!("{message:#}"))?;
+        }
+        let known: Vec<&str> = messages.iter().map(|message| text(&message["id"])).collect();
+        let state = world.state();
+        for (message, _) in state.people.acknowledged.iter().filter(|(_, session)| *session == id) {
+            ensure!(known.contains(&message.as_str()), "the acknowledged message {message} of {id} is lost");
+        }
+        let waiting = messages.iter().filter(|message| message["status"] == "queued").count();
+        ensure!(
+            session["queued_messages"] == waiting,
+            "{id} counts {} waiting of {waiting}",
+            session["queued_messages"]
+        );
+        ensure!(messages.iter().all(|message| message["status"] != "processing"), "a message of {id} is stuck");
+    }
+    Ok(())
+}
+
+/// Numbers without a gap, states along the edges, and nobody who speaks for a container that is no more.
+fn edges(events: &[Value]) -> anyhow::Result<()> {
+    let (mut state, mut generation) = (State::Init, 0);
+    for (place, event) in (1_u64..).zip(events) {
+        ensure!(event["seq"] == place, "event {place} is {event}");
+        let own = event["generation"].as_u64().context("no generation")?;
+        ensure!(own >= generation, "an event of generation {own} after one of {generation}: {event}");
+        generation = own;
+        if event["type"] == "session.state_changed" {
+            let (from, to) = (word(&event["data"]["from"])?, word(&event["data"]["to"])?);
+            ensure!(from == state && from.may_become(to), "{from} → {to} in {state}");
+            state = to;
+        }
+    }
+    Ok(())
+}
+
+/// Begun once for each attempt, ended once, answered once, and never worked on more often than is told.
+fn told_once(world: &World, message: &Value, events: &[Value], messages: &[Value]) -> anyhow::Result<()> {
+    let id = text(&message["id"]);
+    let count =
+        |kind: &str| events.iter().filter(|event| event["type"] == kind && event["data"]["message_id"] == id).count();
+    let (started, finished) = (count("message.started"), count("message.finished"));
+    let replies = messages.iter().filter(|reply| reply["reply_to"] == id).count();
+    let executions = world.state().executions.get(&id.parse()?).copied().unwrap_or(0);
+    ensure!(count("message.queued") == 1, "queued other than once");
+    ensure!(message["attempts"] == started, "begun {started} times in the log");
+    ensure!(u64::from(executions) <= started as u64, "worked on {executions} times");
+    match text(&message["status"]) {
+        "queued" => ensure!(finished == 0 && replies == 0, "it waits, and has ended {finished} times"),
+        "done" => ensure!(
+            finished == 1 && replies == 1 && executions >= 1,
+            "{finished} ends, {replies} answers, {executions} tries"
+        ),
+        "failed" | "cancelled" => ensure!(finished == 1 && replies <= 1, "{finished} ends, {replies} answers"),
+        other => bail!("it is {other}"),
+    }
+    Ok(())
+}
+
+async fn sessions(world: &World, router: &Router) -> anyhow::Result<Vec<Value>> {
+    let (_, page) =
+        call(world, router, Method::GET, "/sessions?include_deleted=true&limit=500", None, &Value::Null).await?;
+    Ok(page["items"].as_array().context("no sessions")?.clone())
+}
+
+async fn all(
+    world: &World,
+    router: &Router,
+    path: &str,
+    parameter: &str,
+    key: impl Fn(&Value) -> String,
+) -> anyhow::Result<Vec<Value>> {
+    let (mut items, mut after) = (Vec::new(), "0".to_owned());
+    loop {
+        let path = format!("{path}?limit=500&{parameter}={after}");
+        let (_, page) = call(world, router, Method::GET, &path, None, &Value::Null).await?;
+        let page = page["items"].as_array().context("no items")?.clone();
+        let Some(last) = page.last() else { return Ok(items) };
+        after = key(last);
+        items.extend(page);
+    }
+}
+
+fn word(value: &Value) -> anyhow::Result<State> {
+    Ok(serde_json::from_value(value.clone())?)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}

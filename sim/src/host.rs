@@ -1,0 +1,249 @@
+//! A container and its host, as the server meets them: it may die, hang, lose its connection, and say things late.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures::{SinkExt as _, StreamExt as _};
+use raworc_core::ids::ContainerId;
+use raworc_core::limits::{FRAME_BYTES_MAX, HEARTBEAT_INTERVAL};
+use raworc_core::link::{Ending, HostFrame, PROTOCOL, Report, ServerFrame, Stream, Work, WorkId};
+use raworc_runtime::ExitReason;
+use tokio::io::DuplexStream;
+use tokio::time::Instant;
+use tokio_util::codec::{Framed, LinesCodec};
+use tokio_util::sync::CancellationToken;
+
+use crate::world::World;
+
+type Frames = Framed<DuplexStream, LinesCodec>;
+
+/// What a host remembers, whatever becomes of its connections.
+pub struct Model {
+    token: String,
+    gone: CancellationToken,
+    next: u64,
+    unacknowledged: VecDeque<(u64, Report)>,
+    job: Option<Job>,
+}
+
+struct Job {
+    id: WorkId,
+    outputs: usize,
+    ending: Ending,
+}
+
+impl Model {
+    /// A host that was just started.
+    pub fn new(token: String) -> Self {
+        Self { token, gone: CancellationToken::new(), next: 1, unacknowledged: VecDeque::new(), job: None }
+    }
+
+    /// Whether it runs.
+    pub fn is_alive(&self) -> bool {
+        !self.gone.is_cancelled()
+    }
+
+    /// It ends.
+    pub fn end(&self) {
+        self.gone.cancel();
+    }
+
+    fn works(&self) -> Vec<WorkId> {
+        let finished = self.unacknowledged.iter().filter_map(|(_, report)| match report {
+            Report::Finished { work, .. } => Some(*work),
+            Report::Output { .. } => None,
+        });
+        self.job.iter().map(|job| job.id).chain(finished).collect()
+    }
+
+    fn report(&mut self, report: Report) -> HostFrame {
+        let n = self.next;
+        self.next += 1;
+        self.unacknowledged.push_back((n, report.clone()));
+        HostFrame::Report { n, report }
+    }
+
+    fn forget(&mut self, acknowledged: u64) {
+        self.unacknowledged.retain(|(n, _)| *n > acknowledged);
+    }
+}
+
+/// Why a connection ended.
+enum Talk {
+    /// It is dialled again.
+    Lost,
+    /// There is no host any more.
+    Over,
+}
+
+/// Lives as the host of `id` for as long as the present server.
+pub async fn live(world: World, id: ContainerId) {
+    let gone = match world.state().containers.get(&id) {
+        Some(model) => model.gone.clone(),
+        None => return,
+    };
+    loop {
+        let engine = world.state().engine.clone();
+        let Some(engine) = engine else { return };
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        engine.accept_host(theirs);
+        drop(engine);
+        let frames = Framed::new(ours, LinesCodec::new_with_max_length(FRAME_BYTES_MAX));
+        let mut host = Host { world: world.clone(), id, frames, is_welcome: false, has_polled: false };
+        tokio::select! {
+            biased;
+            () = gone.cancelled() => return,
+            talk = host.talk() => if matches!(talk, Talk::Over) { return },
+        }
+        world.pass(200).await;
+    }
+}
+
+struct Host {
+    world: World,
+    id: ContainerId,
+    frames: Frames,
+    is_welcome: bool,
+    has_polled: bool,
+}
+
+impl Host {
+    async fn talk(&mut self) -> Talk {
+        self.world.pass(3).await;
+        let (token, works) = self.model(|model| (model.token.clone(), model.works()));
+        if self.send(HostFrame::Hello { protocol: PROTOCOL, token, works }).await.is_none() {
+            return Talk::Lost;
+        }
+        let mut heartbeat = Instant::now();
+        loop {
+            let work = self.model(|model| model.job.is_some());
+            let progress = self.world.millis(if self.world.chance(0.05) { 3_000 } else { 40 });
+            tokio::select! {
+                biased;
+                line = self.frames.next() => {
+                    let Some(Ok(line)) = line else { return Talk::Lost };
+                    match self.hear(&line).await {
+                        Some(None) => {}
+                        Some(Some(talk)) => return talk,
+                        None => return Talk::Lost,
+                    }
+                }
+                () = tokio::time::sleep(progress), if work => {
+                    if self.work().await.is_none() { return Talk::Lost }
+                }
+                () = tokio::time::sleep_until(heartbeat), if self.is_welcome => {
+                    heartbeat = Instant::now() + HEARTBEAT_INTERVAL;
+                    if self.send(HostFrame::Heartbeat { background_processes: 0 }).await.is_none() { return Talk::Lost }
+                }
+            }
+            if let Some(talk) = self.misfortune().await {
+                return talk;
+            }
+        }
+    }
+
+    /// What goes wrong now, if anything.
+    async fn misfortune(&mut self) -> Option<Talk> {
+        if self.world.fault(0.006) {
+            self.world.exit(self.id, ExitReason::Signalled(9));
+            return Some(Talk::Over);
+        }
+        if self.world.fault(0.01) {
+            self.world.tell(&format!("{} loses its connection", self.id));
+            return Some(Talk::Lost);
+        }
+        if self.world.fault(0.004) {
+            self.world.tell(&format!("{} hangs", self.id));
+            tokio::time::sleep(Duration::from_secs(self.world.below(20) as u64)).await;
+        }
+        None
+    }
+
+    async fn hear(&mut self, line: &str) -> Option<Option<Talk>> {
+        let frame: ServerFrame = serde_json::from_str(line).ok()?;
+        match frame {
+            ServerFrame::Welcome { received } => {
+                self.is_welcome = true;
+                let again = self.model(|model| {
+                    model.forget(received);
+                    model.unacknowledged.clone()
+                });
+                for (n, report) in again {
+                    self.send(HostFrame::Report { n, report }).await?;
+                }
+            }
+            ServerFrame::Refused { code } => {
+                self.world.tell(&format!("{} is refused: {code}", self.id));
+                self.world.exit(self.id, ExitReason::Exited(3));
+                return Some(Some(Talk::Over));
+            }
+            ServerFrame::Ack { n } => self.model(|model| model.forget(n)),
+            ServerFrame::Run(work) => self.start(&work),
+            ServerFrame::Cancel(work) => self.model(|model| {
+                if let Some(job) = model.job.as_mut().filter(|job| job.id == work) {
+                    (job.outputs, job.ending) = (0, Ending::Cancelled);
+                }
+            }),
+            ServerFrame::Stop => {
+                self.world.exit(self.id, ExitReason::Exited(0));
+                return Some(Some(Talk::Over));
+            }
+        }
+        self.poll().await?;
+        Some(None)
+    }
+
+    fn start(&mut self, work: &Work) {
+        let WorkId::Message(message) = work.id else { return };
+        if self.model(|model| model.works().contains(&work.id) || model.job.is_some()) {
+            return;
+        }
+        let (outputs, ending) = (self.world.below(4), Ending::Exited(i32::from(self.world.chance(0.1))));
+        self.world.tell(&format!("{} begins {message}", self.id));
+        *self.world.state().executions.entry(message).or_default() += 1;
+        self.has_polled = false;
+        self.model(|model| model.job = Some(Job { id: work.id, outputs, ending }));
+    }
+
+    /// The next thing that the job says.
+    async fn work(&mut self) -> Option<()> {
+        let frame = self.model(|model| {
+            let job = model.job.as_mut()?;
+            let work = job.id;
+            if job.outputs == 0 {
+                let ending = job.ending;
+                model.job = None;
+                let finished = Report::Finished { work, ending, duration_micros: 1, dropped_bytes: 0 };
+                return Some(model.report(finished));
+            }
+            job.outputs -= 1;
+            let text = format!("{}\n", job.outputs);
+            Some(model.report(Report::Output { work, stream: Stream::Stdout, text }))
+        })?;
+        if self.is_welcome {
+            self.send(frame).await?;
+        }
+        self.poll().await
+    }
+
+    async fn poll(&mut self) -> Option<()> {
+        let works = self.model(|model| model.job.is_some());
+        if self.is_welcome && !works && !self.has_polled {
+            self.has_polled = true;
+            self.send(HostFrame::Poll).await?;
+        }
+        Some(())
+    }
+
+    async fn send(&mut self, frame: HostFrame) -> Option<()> {
+        self.world.pass(2).await;
+        self.frames.send(serde_json::to_string(&frame).ok()?).await.ok()
+    }
+
+    fn model<T>(&self, with: impl FnOnce(&mut Model) -> T) -> T
+    where
+        T: Default,
+    {
+        self.world.state().containers.get_mut(&self.id).map(with).unwrap_or_default()
+    }
+}

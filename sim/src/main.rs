@@ -1,0 +1,39 @@
+//! `cargo run --release -p raworc-sim`: runs seeds until one fails.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Runs the server through simulated bad days.
+#[derive(Parser)]
+struct Options {
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// How many seeds.
+    #[arg(long, default_value_t = 10_000)]
+    seeds: u64,
+    /// Only this one, telling what happens while it does.
+    #[arg(long, conflicts_with_all = ["from", "seeds"])]
+    seed: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let seeds = options.seed.map_or(options.from..options.from + options.seeds, |seed| seed..seed + 1);
+    let (first, mut passed, mut steps) = (seeds.start, 0_u64, 0);
+    for seed in seeds {
+        let story = raworc_sim::run(seed, options.seed.is_some());
+        steps += story.trace.len();
+        if let Err(error) = story.result {
+            eprintln!("seed {seed} fails: {error:#}\nsee it with --seed {seed}");
+            return ExitCode::FAILURE;
+        }
+        passed += 1;
+        if passed.is_multiple_of(1_000) {
+            eprintln!("{passed} seeds from {first} on have passed, {steps} things happened in them");
+        }
+    }
+    eprintln!("{passed} seeds from {first} on have passed, {steps} things happened in them");
+    ExitCode::SUCCESS
+}

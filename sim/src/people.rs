@@ -1,0 +1,154 @@
+//! Those who use the server: they make sessions, send messages, change their minds, and ask again when no answer came.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, ensure};
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use crate::world::World;
+
+/// Sessions at most.
+const SESSIONS: usize = 3;
+
+/// What they know.
+#[derive(Default)]
+pub struct People {
+    /// The administrator's token.
+    pub token: String,
+    /// Ids of sessions.
+    pub sessions: Vec<String>,
+    /// Messages that were acknowledged: id, and of which session.
+    pub acknowledged: BTreeMap<String, String>,
+    /// A request that was not answered: its session, its key, its text.
+    pending: Option<(String, String)>,
+    /// Counts requests, for their keys.
+    requests: u64,
+}
+
+/// One call: status and answer.
+pub async fn call(
+    world: &World,
+    router: &Router,
+    method: Method,
+    path: &str,
+    key: Option<&str>,
+    body: &Value,
+) -> anyhow::Result<(StatusCode, Value)> {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(format!("/api/v0{path}"))
+        .header("authorization", format!("Bearer {}", world.state().people.token));
+    if let Some(key) = key {
+        request = request.header("idempotency-key", key);
+    }
+    let text = if body.is_null() { String::new() } else { body.to_string() };
+    let request = request.header("content-type", "application/json").body(Body::from(text))?;
+    let response = router.clone().oneshot(request).await?;
+    let status = response.status();
+    let bytes = response.into_body().collect().await?.to_bytes();
+    ensure!(status != StatusCode::INTERNAL_SERVER_ERROR, "{path}: {}", String::from_utf8_lossy(&bytes));
+    Ok((status, serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
+}
+
+/// Does things until `count` are done.
+pub async fn act(world: &World, router: &Router, count: usize) -> anyhow::Result<()> {
+    ask_again(world, router).await?;
+    for _ in 0..count {
+        world.pass(if world.chance(0.1) { 3_000 } else { 150 }).await;
+        match world.below(100) {
+            0..15 => create(world, router).await?,
+            15..70 => send(world, router).await?,
+            70..73 => jump(world),
+            number => wish(world, router, number).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn create(world: &World, router: &Router) -> anyhow::Result<()> {
+    if world.state().people.sessions.len() >= SESSIONS {
+        return Ok(());
+    }
+    let prompt = if world.chance(0.3) { "echo first" } else { "" };
+    let rest = 1 + world.below(5);
+    let body = json!({ "starting_prompt": prompt, "waiting_timeout_seconds": rest });
+    let (status, session) = call(world, router, Method::POST, "/sessions", None, &body).await?;
+    if status == StatusCode::CREATED {
+        let id = session["id"].as_str().context("no id")?.to_owned();
+        let mut state = world.state();
+        state.tell(&format!("{id} is created"));
+        state.people.sessions.push(id);
+    }
+    Ok(())
+}
+
+fn any_session(world: &World) -> Option<String> {
+    let place = world.below(SESSIONS);
+    world.state().people.sessions.get(place).cloned()
+}
+
+async fn send(world: &World, router: &Router) -> anyhow::Result<()> {
+    let Some(session) = any_session(world) else { return Ok(()) };
+    let key = {
+        let people = &mut world.state().people;
+        people.requests += 1;
+        let key = format!("request-{}", people.requests);
+        people.pending = Some((session.clone(), key.clone()));
+        key
+    };
+    post(world, router, &session, &key).await
+}
+
+/// Whoever got no answer asks again, with the same key.
+async fn ask_again(world: &World, router: &Router) -> anyhow::Result<()> {
+    let pending = world.state().people.pending.clone();
+    match pending {
+        Some((session, key)) if world.chance(0.7) => post(world, router, &session, &key).await,
+        _ => Ok(()),
+    }
+}
+
+async fn post(world: &World, router: &Router, session: &str, key: &str) -> anyhow::Result<()> {
+    let path = format!("/sessions/{session}/messages");
+    let (status, message) = call(world, router, Method::POST, &path, Some(key), &json!({ "content": "echo" })).await?;
+    let mut state = world.state();
+    state.people.pending = None;
+    if status == StatusCode::CREATED {
+        let id = message["id"].as_str().context("no id")?.to_owned();
+        state.tell(&format!("{id} is acknowledged for {session}"));
+        state.people.acknowledged.insert(id, session.to_owned());
+    } else {
+        state.tell(&format!("a message for {session} is refused: {}", message["code"]));
+    }
+    Ok(())
+}
+
+fn jump(world: &World) {
+    let seconds = [-3_600, -60, -5, 5, 60, 3_600][world.below(6)];
+    if world.fault(1.0) {
+        let mut state = world.state();
+        state.skew += seconds * 1_000_000;
+        state.tell(&format!("the clock jumps by {seconds} s"));
+    }
+}
+
+async fn wish(world: &World, router: &Router, number: usize) -> anyhow::Result<()> {
+    let Some(session) = any_session(world) else { return Ok(()) };
+    let (method, path) = match number {
+        73..78 => (Method::POST, format!("/sessions/{session}/pause")),
+        78..84 => (Method::POST, format!("/sessions/{session}/resume")),
+        84..88 => (Method::POST, format!("/sessions/{session}/cancel")),
+        88..92 => (Method::POST, format!("/sessions/{session}/restart")),
+        92..94 => (Method::POST, format!("/sessions/{session}/terminate")),
+        94..96 => (Method::DELETE, format!("/sessions/{session}")),
+        _ => (Method::POST, format!("/sessions/{session}/restore")),
+    };
+    let (status, _) = call(world, router, method.clone(), &path, None, &Value::Null).await?;
+    world.tell(&format!("{method} of {session} {}: {status}", path.rsplit('/').next().unwrap_or_default()));
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! The runtime of the simulation: containers are entries in the world.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use raworc_core::ids::ContainerId;
+use raworc_runtime::{ContainerSpec, Exit, ExitReason, Runtime, RuntimeError};
+use tokio::sync::mpsc;
+
+use crate::host::{self, Model};
+use crate::world::World;
+
+/// The present server's way to containers.
+pub struct SimRuntime {
+    world: World,
+    exits: std::sync::Mutex<Option<mpsc::Receiver<Exit>>>,
+}
+
+impl SimRuntime {
+    /// Finds the containers that are there; those that ended meanwhile are reported.
+    pub fn open(world: &World) -> Self {
+        let (sender, receiver) = mpsc::channel(64);
+        let ended: Vec<ContainerId> = {
+            let mut state = world.state();
+            state.exits = Some(sender.clone());
+            state.containers.iter().filter(|(_, model)| !model.is_alive()).map(|(id, _)| *id).collect()
+        };
+        let world = world.clone();
+        let late = world.clone();
+        tokio::spawn(async move {
+            for id in ended {
+                late.pass(50).await;
+                let _ = sender.send(Exit { id, reason: ExitReason::Unknown }).await;
+            }
+        });
+        Self { world, exits: std::sync::Mutex::new(Some(receiver)) }
+    }
+
+    /// The hosts that live go on, once there is a server for them.
+    pub fn wake_hosts(world: &World) {
+        let state = world.state();
+        for (id, _) in state.containers.iter().filter(|(_, model)| model.is_alive()) {
+            tokio::spawn(host::live(world.clone(), *id));
+        }
+    }
+}
+
+#[async_trait]
+impl Runtime for SimRuntime {
+    async fn start(&self, spec: &ContainerSpec) -> Result<(), RuntimeError> {
+        let world = &self.world;
+        world.pass(15).await;
+        if world.fault(0.04) {
+            world.tell(&format!("{} cannot be started", spec.id));
+            return Err(RuntimeError::Start("bad luck".into()));
+        }
+        if world.fault(0.02) {
+            return Err(RuntimeError::Unavailable("away for a moment".into()));
+        }
+        let is_there = {
+            let mut state = world.state();
+            let is_there = state.containers.get(&spec.id).is_some_and(Model::is_alive);
+            if !is_there {
+                state.tell(&format!("{} starts", spec.id));
+                state.containers.insert(spec.id, Model::new(spec.token.clone()));
+            }
+            is_there
+        };
+        if !is_there {
+            tokio::spawn(host::live(world.clone(), spec.id));
+        }
+        world.pass(5).await;
+        Ok(())
+    }
+
+    async fn stop(&self, id: ContainerId, _: Duration) -> Result<(), RuntimeError> {
+        self.world.pass(10).await;
+        if self.world.fault(0.02) {
+            return Err(RuntimeError::Other("it does not end yet".into()));
+        }
+        {
+            let mut state = self.world.state();
+            if let Some(model) = state.containers.remove(&id) {
+                model.end();
+                state.tell(&format!("{id} is stopped"));
+            }
+        }
+        self.world.pass(5).await;
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<ContainerId>, RuntimeError> {
+        if self.world.fault(0.05) {
+            return Err(RuntimeError::Unavailable("away for a moment".into()));
+        }
+        Ok(self.world.state().containers.keys().copied().collect())
+    }
+
+    fn exits(&self) -> mpsc::Receiver<Exit> {
+        let taken = self.exits.lock().ok().and_then(|mut exits| exits.take());
+        taken.unwrap_or_else(|| mpsc::channel(1).1)
+    }
+
+    fn spares(&self) -> usize {
+        0
+    }
+
+    async fn close(&self) {}
+
+    async fn check(&self) -> Result<BTreeMap<String, String>, RuntimeError> {
+        Ok(BTreeMap::new())
+    }
+}

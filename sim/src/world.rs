@@ -1,0 +1,181 @@
+//! The world around the server: time, luck, and what goes on when no server runs.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use raworc_core::ids::{ContainerId, MessageId};
+use raworc_core::time::Time;
+use raworc_runtime::{Exit, ExitReason};
+use raworc_server::Clock;
+use raworc_server::engine::Engine;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::host::Model;
+use crate::people::People;
+
+/// When it all begins: 2030-01-01.
+const BEGINNING: Time = Time(1_893_456_000_000_000);
+
+/// The world; everybody has a handle.
+#[derive(Clone)]
+pub struct World(Arc<Mutex<State>>);
+
+/// All there is.
+pub struct State {
+    rng: StdRng,
+    /// What happened, as told.
+    pub trace: Vec<String>,
+    /// Tells it while it happens.
+    pub is_loud: bool,
+    /// Short names for ids, which differ from run to run.
+    names: BTreeMap<String, String>,
+    /// Time before the present server.
+    elapsed: Duration,
+    /// When the present server's runtime began.
+    born: Option<Instant>,
+    /// What the machine's clock says beside the truth, in microseconds.
+    pub skew: i64,
+    /// Whether things go wrong.
+    pub has_faults: bool,
+    /// Containers, also those that have ended and were not removed.
+    pub containers: BTreeMap<ContainerId, Model>,
+    /// How often a host began to work on a message.
+    pub executions: BTreeMap<MessageId, u32>,
+    /// The present server.
+    pub engine: Option<Arc<Engine>>,
+    /// Where it hears of ends.
+    pub exits: Option<mpsc::Sender<Exit>>,
+    /// Who uses it.
+    pub people: People,
+}
+
+impl World {
+    /// A world in which everything follows from `seed`.
+    pub fn new(seed: u64, is_loud: bool) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            rng: StdRng::seed_from_u64(seed),
+            trace: Vec::new(),
+            is_loud,
+            names: BTreeMap::new(),
+            elapsed: Duration::ZERO,
+            born: None,
+            skew: 0,
+            has_faults: true,
+            containers: BTreeMap::new(),
+            executions: BTreeMap::new(),
+            engine: None,
+            exits: None,
+            people: People::default(),
+        })))
+    }
+
+    /// Everything. Nobody may wait while holding it.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether something of this probability happens.
+    pub fn chance(&self, probability: f64) -> bool {
+        self.state().rng.random_bool(probability)
+    }
+
+    /// Whether a fault of this probability happens.
+    pub fn fault(&self, probability: f64) -> bool {
+        let mut state = self.state();
+        let happens = state.rng.random_bool(probability);
+        happens && state.has_faults
+    }
+
+    /// A number below `end`.
+    pub fn below(&self, end: usize) -> usize {
+        self.state().rng.random_range(0..end.max(1))
+    }
+
+    /// A time of up to `millis` milliseconds.
+    pub fn millis(&self, millis: u64) -> Duration {
+        Duration::from_micros(self.state().rng.random_range(0..=millis * 1000))
+    }
+
+    /// Lets up to `millis` milliseconds pass.
+    pub async fn pass(&self, millis: u64) {
+        tokio::time::sleep(self.millis(millis)).await;
+    }
+
+    /// A server begins on a runtime of its own, in which this is called.
+    pub fn begin(&self) {
+        self.state().born = Some(Instant::now());
+    }
+
+    /// The server has ended; so long until there is another one.
+    pub fn end(&self, after: Duration, pause: Duration) {
+        let mut state = self.state();
+        (state.born, state.engine, state.exits) = (None, None, None);
+        state.elapsed += after + pause;
+    }
+
+    /// What the server takes for the time.
+    pub fn clock(&self) -> Clock {
+        let world = self.clone();
+        Arc::new(move || {
+            let state = world.state();
+            let time = BEGINNING + state.true_time();
+            Time(time.0 + state.skew)
+        })
+    }
+
+    /// Notes what happened. Ids are named in the order in which they are met.
+    pub fn tell(&self, what: &str) {
+        self.state().tell(what);
+    }
+
+    /// A container's first process ends by itself.
+    pub fn exit(&self, id: ContainerId, reason: ExitReason) {
+        let delays = [self.millis(if self.chance(0.2) { 2_000 } else { 5 }), self.millis(500)];
+        let twice = self.fault(0.1);
+        let mut state = self.state();
+        let Some(model) = state.containers.get_mut(&id).filter(|model| model.is_alive()) else { return };
+        model.end();
+        state.tell(&format!("{id} ends: {reason:?}"));
+        let Some(exits) = state.exits.clone() else { return };
+        drop(state);
+        tokio::spawn(async move {
+            for delay in delays.into_iter().take(if twice { 2 } else { 1 }) {
+                tokio::time::sleep(delay).await;
+                let _ = exits.send(Exit { id, reason }).await;
+            }
+        });
+    }
+}
+
+impl State {
+    fn true_time(&self) -> Duration {
+        self.elapsed + self.born.map_or(Duration::ZERO, |born| born.elapsed())
+    }
+
+    /// See [`World::tell`].
+    pub fn tell(&mut self, what: &str) {
+        let words: Vec<String> = what.split(' ').map(|word| self.named(word)).collect();
+        let line = format!("{:>9.3} {}", self.true_time().as_secs_f64(), words.join(" "));
+        if self.is_loud {
+            eprintln!("{line}");
+        }
+        self.trace.push(line);
+    }
+
+    fn named(&mut self, word: &str) -> String {
+        const LENGTH: usize = 36;
+        let is_id = |text: &str| text.bytes().filter(|byte| *byte == b'-').count() == 4;
+        match word.get(..LENGTH).filter(|id| is_id(id)) {
+            Some(id) => {
+                let next = self.names.len() + 1;
+                let name = self.names.entry(id.to_owned()).or_insert_with(|| format!("#{next}"));
+                format!("{name}{}", &word[LENGTH..])
+            }
+            None => word.to_owned(),
+        }
+    }
+}
