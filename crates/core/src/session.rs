@@ -12,6 +12,8 @@ mod types;
 
 pub use types::*;
 
+use std::time::Duration;
+
 use crate::ids::{Generation, MessageId};
 use crate::limits::{MESSAGE_ATTEMPTS_MAX, QUEUED_MESSAGES_MAX, RESTART_BACKOFF, RESTARTS_MAX, STABLE, START_TIMEOUT};
 use crate::time::Time;
@@ -23,6 +25,7 @@ use crate::time::Time;
 /// [`Refused`] where the event is not possible; then nothing happened.
 pub fn step(session: &Session, event: &Event, now: Time) -> Result<(Session, Vec<Effect>), Refused> {
     let mut next = Step { session: session.clone(), effects: Vec::new(), now };
+    next.doubt_the_future();
     next.apply(event)?;
     next.settle();
     Ok((next.session, next.effects))
@@ -301,6 +304,17 @@ impl Step {
         }
     }
 
+    /// What is further away than it can be was written by a clock that has been set back since.
+    fn doubt_the_future(&mut self) {
+        let now = self.now;
+        let longest = match self.session.state {
+            State::Error => self.backoff(),
+            State::Init | State::Ready | State::Idle | State::Busy => START_TIMEOUT,
+        };
+        self.session.due_at = self.session.due_at.map(|at| at.min(now + longest));
+        self.session.last_activity_at = self.session.last_activity_at.min(now);
+    }
+
     // --- moves ------------------------------------------------------------------------------------------------------
 
     /// Walks on, along legal edges, as far as the facts ask for and allow without anyone else.
@@ -361,6 +375,11 @@ impl Step {
         self.go(State::Idle, reason);
     }
 
+    /// Time until the next restart.
+    fn backoff(&self) -> Duration {
+        RESTART_BACKOFF * 2_u32.saturating_pow(self.session.restarts)
+    }
+
     /// To ERROR, with a restart planned unless there were too many.
     fn fail(&mut self, fault: Fault) {
         let was_stable = self.session.state == State::Ready || self.session.state == State::Busy;
@@ -368,8 +387,7 @@ impl Step {
             self.session.restarts = 0;
         }
         let tries_left = self.session.restarts < RESTARTS_MAX;
-        self.session.due_at =
-            tries_left.then(|| self.now + RESTART_BACKOFF * 2_u32.saturating_pow(self.session.restarts));
+        self.session.due_at = tries_left.then(|| self.now + self.backoff());
         self.session.wake = false;
         self.effects.push(Effect::Failed(fault.clone()));
         self.go(State::Error, Reason::Fault(fault.code));

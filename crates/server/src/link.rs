@@ -273,21 +273,20 @@ impl Link {
         }
     }
 
-    /// The host wants a message: it is READY, or it never got the one it is to work on.
+    /// The host wants a message: the session is READY, or the host never got the one it is to work on.
     async fn poll(&mut self) -> Result<(), Ended> {
         let row = load(&self.app, self.container).await?;
-        if let (State::Busy, Some(running)) = (row.machine.state, row.machine.running) {
-            return self.send_again(&row, running.message).await;
-        }
-        let is_ready = row.machine.state == State::Ready && row.machine.container == Container::Up;
-        if !is_ready && !observe::host_polled(&self.app, self.container).await? {
+        let is_known =
+            matches!(row.machine.state, State::Ready | State::Busy) && row.machine.container == Container::Up;
+        if !is_known && !observe::host_polled(&self.app, self.container).await? {
             return Err(Ended::Refused("fenced"));
         }
         self.polled = true;
         self.look().await
     }
 
-    /// The message was given to the host just before the connection or the server broke, and did not arrive.
+    /// The message was given to the host, which waits for one: the connection or the server broke in between, or an
+    /// earlier connection took it at the same time and could not pass it on.
     async fn send_again(&mut self, row: &SessionRow, id: MessageId) -> Result<(), Ended> {
         let mut connection = self.app.store.read().await?;
         let message = messages::find(&mut connection, row.id, id).await?;
@@ -323,8 +322,13 @@ impl Link {
             send(&mut self.frames, &ServerFrame::Cancel(WorkId::Message(message.id))).await?;
         }
         drop(connection);
-        if self.polled
-            && row.machine.state == State::Ready
+        if !self.polled {
+            return Ok(());
+        }
+        if let (State::Busy, Some(running)) = (row.machine.state, row.machine.running) {
+            self.polled = false;
+            self.send_again(&row, running.message).await?;
+        } else if row.machine.state == State::Ready
             && row.machine.queued > 0
             && let Some(work) = take_message::take_message(&self.app, self.container).await?
         {

@@ -297,6 +297,16 @@ pub async fn due(connection: &mut Connection, now: Time, limit: u32) -> Result<V
         .await
 }
 
+/// Sessions that wait for something that may not take long: all but those that only wait for the end of their time.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn waiting(connection: &mut Connection) -> Result<Vec<SessionId>, StoreError> {
+    sql("SELECT id FROM sessions WHERE deadline_at IS NOT NULL AND (container <> 'none' OR state = 'ERROR')")
+        .fetch_all(connection, |row| row.id("id"))
+        .await
+}
+
 /// The next deadline of any session.
 ///
 /// # Errors

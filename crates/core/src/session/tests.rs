@@ -38,7 +38,7 @@ fn situations() -> Vec<(&'static str, Session)> {
         state: State::Error,
         container: Container::None,
         error: Some(fault()),
-        due_at: Some(NOW + Duration::from_secs(1)),
+        due_at: Some(NOW + RESTART_BACKOFF),
         ..ready.clone()
     };
     let termination = Some(Termination { at: NOW, reason: TerminationReason::Manual });
@@ -356,4 +356,17 @@ fn a_message_that_kills_its_host_is_given_up_and_the_next_one_gets_its_turn() {
 #[test]
 fn a_lease_outlasts_a_few_missed_heartbeats() {
     assert!(LEASE >= 3 * crate::limits::HEARTBEAT_INTERVAL);
+}
+
+#[test]
+fn a_clock_that_is_set_back_holds_nobody_up() {
+    let hour = Duration::from_secs(3600);
+    let now = Time(0) + hour * 2;
+    let starting = Session::new(Duration::from_secs(5), None, now);
+    let (failed, _) = step(&starting, &Event::StartFailed { generation: 1, fault: fault() }, now).unwrap();
+    let (ready, _) = step(&starting, &Event::HostPolled { generation: 1 }, now).unwrap();
+    for (session, longest) in [(starting, START_TIMEOUT), (failed, RESTART_BACKOFF), (ready, Duration::from_secs(5))] {
+        let (told, _) = step(&session, &Event::Tick { active_inside: false }, now - hour).unwrap();
+        assert_eq!(deadline(&told), Some(now - hour + longest), "{session:?}");
+    }
 }

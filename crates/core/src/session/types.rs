@@ -280,7 +280,7 @@ pub enum Event {
         /// Of this container.
         generation: Generation,
     },
-    /// A [`deadline`](super::deadline) may have come.
+    /// A [`deadline`](super::deadline) may have come, or the clock has been set back.
     Tick {
         /// An exec or a background process keeps the session from resting.
         active_inside: bool,

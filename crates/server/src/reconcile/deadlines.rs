@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use raworc_core::ids::SessionId;
 use raworc_core::time::Time;
 use raworc_store::sessions;
+
+use tokio::time::Instant;
 
 use crate::app::Shared;
 use crate::error::Failure;
@@ -12,7 +15,9 @@ use crate::verbs::observe;
 /// Deadlines are looked at this long after a change, so that many changes cost one look.
 const COALESCE: Duration = Duration::from_millis(20);
 /// And at least this often, should the clock have jumped.
-const LOOK_AT_LEAST: Duration = Duration::from_secs(30);
+const LOOK_AT_LEAST: Duration = Duration::from_secs(5);
+/// A clock that is behind by more than this has been set back.
+const SET_BACK: Duration = Duration::from_secs(1);
 /// Wait after something failed.
 const RETRY: Duration = Duration::from_secs(1);
 /// Sessions told in one round.
@@ -20,8 +25,13 @@ const ROUND: u32 = 256;
 
 /// Runs until the server stops.
 pub async fn run(app: Shared) {
+    // It may have been set back while no server ran.
+    let mut doubt = true;
     loop {
-        let wait = match round(&app).await {
+        let (began, at) = (Instant::now(), app.now());
+        let result = if doubt { tell_all(&app).await } else { round(&app).await };
+        doubt &= result.is_err();
+        let wait = match result {
             Ok(next) => next.map_or(LOOK_AT_LEAST, |at| at.since(app.now())).min(LOOK_AT_LEAST),
             Err(error) => {
                 tracing::error!(%error, "deadlines could not be looked at");
@@ -34,6 +44,7 @@ pub async fn run(app: Shared) {
             () = tokio::time::sleep(wait) => {}
             () = app.hub.deadlines_changed() => tokio::time::sleep(COALESCE).await,
         }
+        doubt |= app.now() + SET_BACK < at + began.elapsed();
     }
 }
 
@@ -44,19 +55,28 @@ async fn round(app: &Shared) -> Result<Option<Time>, Failure> {
         let due = sessions::due(&mut connection, app.now(), ROUND).await?;
         (due, sessions::next_deadline(&mut connection).await?)
     };
-    if due.is_empty() {
-        return Ok(next);
-    }
-    let mut has_failed = false;
-    for session in due {
+    if due.is_empty() { Ok(next) } else { tell(app, due).await }
+}
+
+/// Tells everyone who waits for something that cannot be far away, whatever the records say; the next deadline after that.
+async fn tell_all(app: &Shared) -> Result<Option<Time>, Failure> {
+    let waiting = {
+        let mut connection = app.store.read().await?;
+        sessions::waiting(&mut connection).await?
+    };
+    tell(app, waiting).await
+}
+
+/// Tells each of them. Where one could not be told, the others are, and it fails.
+async fn tell(app: &Shared, waiting: Vec<SessionId>) -> Result<Option<Time>, Failure> {
+    let mut result = Ok(());
+    for session in waiting {
         if let Err(error) = observe::tick(app, session).await {
             tracing::error!(%session, %error, "a session could not be told that its time has come");
-            has_failed = true;
+            result = Err(error);
         }
     }
-    if has_failed {
-        return Ok(Some(app.now() + RETRY));
-    }
+    result?;
     let mut connection = app.store.read().await?;
     Ok(sessions::next_deadline(&mut connection).await?)
 }
