@@ -43,19 +43,20 @@ pub enum Cgroup {
 }
 
 impl Cgroups {
-    /// Finds the hierarchies.
-    pub fn open() -> Result<Self, String> {
+    /// Finds the hierarchies, and `parent` in each.
+    pub fn open(parent: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| format!("/proc/self/mountinfo: {e}"))?;
         let mounts: Vec<Mount<'_>> = text.lines().filter_map(Mount::parse).collect();
         if let Some(unified) = mounts.iter().find(|m| m.kind == "cgroup2" && m.path == Path::new(ROOT)) {
-            return open(CWD, &unified.path).map(Self::V2).map_err(|e| format!("{ROOT}: {e}"));
+            return open(CWD, &unified.path.join(parent)).map(Self::V2).map_err(|e| format!("{ROOT}: {e}"));
         }
         let mut hierarchies = Vec::new();
         for mount in mounts.iter().filter(|m| m.kind == "cgroup") {
             let wanted = CONTROLLERS.iter().filter(|c| mount.options.split(',').any(|o| o == **c));
             let controllers: Vec<String> = wanted.map(ToString::to_string).collect();
             if !controllers.is_empty() {
-                let directory = open(CWD, &mount.path).map_err(|e| format!("{}: {e}", mount.path.display()))?;
+                let directory =
+                    open(CWD, &mount.path.join(parent)).map_err(|e| format!("{}: {e}", mount.path.display()))?;
                 hierarchies.push(Hierarchy { controllers, directory });
             }
         }

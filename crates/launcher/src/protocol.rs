@@ -39,6 +39,8 @@ pub struct Setup {
     pub host: PathBuf,
     /// Where the OCI runtime keeps its state.
     pub state: PathBuf,
+    /// The cgroup below which containers' are made, relative to the root of each hierarchy.
+    pub cgroup_parent: PathBuf,
     /// Another OCI runtime to use in place of the embedded one.
     pub oci_runtime: Option<PathBuf>,
     /// The system call filter (`linux.seccomp` of an OCI configuration), compiled once by the launcher.
@@ -79,7 +81,7 @@ pub struct Prepare {
     pub container: String,
     /// The directory of its `config.json`.
     pub bundle: PathBuf,
-    /// Its cgroup, relative to the root of each hierarchy.
+    /// Its cgroup, relative to [`Setup::cgroup_parent`].
     pub cgroup: PathBuf,
     /// What it may use.
     pub limits: Limits,

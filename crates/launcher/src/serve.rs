@@ -49,7 +49,7 @@ fn open(packet: &[u8]) -> Result<Workshop, String> {
     let filter = seccomp::compile(&profile)?;
     let stage = stage::prepare(&setup)?;
     let cgroups = if setup.oci_runtime.is_none() {
-        let cgroups = Cgroups::open()?;
+        let cgroups = Cgroups::open(&setup.cgroup_parent)?;
         stage::hide_cgroups()?;
         Some(cgroups)
     } else {

@@ -35,7 +35,8 @@ pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
 /// which is what we want: the worker enters the cgroup before, without the wait that moving a process costs.
 pub fn hide_cgroups() -> Result<(), String> {
     let hide = || {
-        umount2(CGROUP_ROOT, MntFlags::MNT_DETACH)?;
+        // In a user namespace, what was mounted outside stays; then it is covered.
+        let _ = umount2(CGROUP_ROOT, MntFlags::MNT_DETACH);
         mount(Some("tmpfs"), CGROUP_ROOT, Some("tmpfs"), MsFlags::MS_RDONLY, Some("size=4k,mode=755"))
     };
     hide().map_err(|e| format!("{CGROUP_ROOT} can't be hidden: {e}"))

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use raworc_runtime::native::rootless;
 
 use crate::commands::{self, account, agent, run, serve, session, token};
 use crate::config::Global;
@@ -86,16 +87,10 @@ enum Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
+    let prepared = prepare(&mut cli);
     let context = Context::new(cli.global);
-    let result = tokio::runtime::Runtime::new()
-        .map_err(|error| Failure::failed(format!("this process could not start its threads: {error}")))
-        .and_then(|runtime| {
-            let result = runtime.block_on(dispatch(&context, cli.command));
-            // A read of standard input that nobody waits for any more must not hold up the end.
-            runtime.shutdown_background();
-            result
-        });
+    let result = prepared.and_then(|()| execute(&context, cli.command));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -103,6 +98,27 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.exit_status())
         }
     }
+}
+
+/// What has to be done before there is a second thread: a server of an ordinary user becomes root of its own namespace.
+fn prepare(cli: &mut Cli) -> Result<()> {
+    if matches!(cli.command, Command::Run(_) | Command::Serve(_)) {
+        // In there, the user would have another home.
+        cli.global.data_dir = Some(cli.global.data_dir()?);
+        rootless::enter().map_err(|obstacle| Failure::failed(obstacle.found).help(obstacle.remedy))?;
+    }
+    Ok(())
+}
+
+fn execute(context: &Context, command: Command) -> Result<()> {
+    tokio::runtime::Runtime::new()
+        .map_err(|error| Failure::failed(format!("this process could not start its threads: {error}")))
+        .and_then(|runtime| {
+            let result = runtime.block_on(dispatch(context, command));
+            // A read of standard input that nobody waits for any more must not hold up the end.
+            runtime.shutdown_background();
+            result
+        })
 }
 
 async fn dispatch(context: &Context, command: Command) -> Result<()> {

@@ -7,8 +7,7 @@ use std::sync::Arc;
 
 use miette::{IntoDiagnostic, WrapErr, miette};
 use raworc_core::limits::{CPU_DEFAULT, MEMORY_BYTES_DEFAULT, PIDS_DEFAULT};
-use raworc_core::link::AGENT_UID;
-use raworc_runtime::native::{ID_BASE, NativeConfig, NativeRuntime};
+use raworc_runtime::native::{NativeConfig, NativeRuntime};
 use raworc_runtime::{Resources, Runtime as _};
 use raworc_server::{Config, Server, StartError};
 
@@ -49,8 +48,8 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         data_dir: data_dir.clone(),
         listen: settings.listen,
         host_socket: runtime.host_socket(),
-        host_owner: Some(ID_BASE),
-        agent_owner: Some(ID_BASE + AGENT_UID),
+        host_owner: Some(runtime.ids().base),
+        agent_owner: Some(runtime.ids().agent()),
     };
     let runtime = Arc::new(runtime);
     let server = Server::start(config, lock, runtime.clone()).await.map_err(advise)?;

@@ -36,7 +36,7 @@ async fn an_agent_sees_and_reaches_nothing_but_its_session() {
     let none = "0000000000000000";
     let mut expected = vec![
         ("uid", "1000:1000:1000"),
-        ("uid_map", "0 2000000000 65536"),
+        ("uid_map", "0 2000000000 65535"),
         ("hostname", "my-session"),
         ("CapEff", none),
         ("CapPrm", none),

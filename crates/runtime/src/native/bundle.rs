@@ -9,7 +9,7 @@ use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
 use super::layout::{Layout, Slot, directory, write_file};
-use super::{ID_BASE, IDS, rootfs, seccomp};
+use super::{Ids, rootfs, seccomp};
 use crate::Resources;
 
 /// What the host needs: to run agents as another user, and to end them. Agents themselves have none.
@@ -55,7 +55,7 @@ pub fn write(layout: &Layout, slot: &Slot, resources: &Resources, stage: &Path) 
 }
 
 fn config(layout: &Layout, slot: &Slot, resources: &Resources, stage: &Path) -> Value {
-    let ids = json!([{ "containerID": 0, "hostID": ID_BASE, "size": IDS }]);
+    let ids = json!([{ "containerID": 0, "hostID": layout.ids.base, "size": Ids::COUNT }]);
     json!({
         "ociVersion": "1.0.2",
         "root": { "path": stage.join(STAGE_ROOTFS), "readonly": true },
@@ -66,7 +66,7 @@ fn config(layout: &Layout, slot: &Slot, resources: &Resources, stage: &Path) -> 
             "namespaces": NAMESPACES.map(|kind| json!({ "type": kind })),
             "uidMappings": ids,
             "gidMappings": ids,
-            "cgroupsPath": Path::new("/").join(layout.cgroup(slot)),
+            "cgroupsPath": Path::new("/").join(&layout.cgroup_parent).join(layout.cgroup(slot)),
             "resources": resource_limits(&limits(resources)),
             "seccomp": seccomp::profile(),
             "maskedPaths": MASKED,

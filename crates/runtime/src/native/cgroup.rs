@@ -23,12 +23,13 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
-    /// Finds the hierarchies.
-    pub fn find(instance: &str) -> io::Result<Self> {
+    /// Finds the hierarchies; those of this instance are below `parent` in each.
+    pub fn find(parent: &Path, instance: &str) -> io::Result<Self> {
         let mounts = mounts(&fs::read_to_string("/proc/self/mountinfo")?);
         let version =
             if mounts.iter().any(|(kind, path)| kind == "cgroup2" && path == "/sys/fs/cgroup") { 2 } else { 1 };
-        let directories = mounts.iter().map(|(_, path)| Path::new(path).join("raworc").join(instance)).collect();
+        let directories =
+            mounts.iter().map(|(_, path)| Path::new(path).join(parent).join("raworc").join(instance)).collect();
         Ok(Self { directories, version })
     }
 

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use rustix::fs::{StatVfs, statvfs};
 
+use super::rootless;
+
 mod cgroups;
 
 /// Free space below which sessions soon can't write, in bytes.
@@ -55,17 +57,21 @@ impl Check {
 /// Looks at everything that containers need. Changes nothing. Takes a few milliseconds, on the calling thread.
 #[must_use]
 pub fn doctor(data_dir: &Path) -> Vec<Check> {
-    let mut checks = vec![root(), kernel(), user_namespaces(), seccomp(), proc_mountable(), overlayfs()];
+    let mut checks = vec![user(), kernel(), user_namespaces(), seccomp(), proc_mountable(), overlayfs()];
     checks.extend(cgroups::checks());
     checks.extend(disk(data_dir));
     checks
 }
 
-fn root() -> Check {
+fn user() -> Check {
+    const NAME: &str = "user";
     if rustix::process::geteuid().is_root() {
-        return Check::ok("root", "running as root");
+        return Check::ok(NAME, "running as root");
     }
-    Check::missing("root", "running as an ordinary user", "Run raworc as root. Containers are not root outside.")
+    match rootless::check() {
+        Ok(()) => Check::ok(NAME, "an ordinary user, who may run containers"),
+        Err(obstacle) => Check::missing(NAME, obstacle.found, obstacle.remedy),
+    }
 }
 
 /// The newest of the system calls that starting a container needs came with Linux 5.12 (mount_setattr).

@@ -73,6 +73,7 @@ impl Launcher {
             rootfs: layout.rootfs(),
             host: layout.host(),
             state: layout.state(),
+            cgroup_parent: layout.cgroup_parent.clone(),
             oci_runtime: layout.oci_runtime.clone(),
             seccomp: seccomp::profile(),
         };

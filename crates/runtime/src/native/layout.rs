@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use raworc_core::ids::ContainerId;
 
-use super::{NativeConfig, rootfs};
+use super::{Ids, NativeConfig, rootfs, rootless};
 
 /// Where everything is.
 #[derive(Clone, Debug)]
@@ -15,6 +15,10 @@ pub struct Layout {
     run: PathBuf,
     /// The name of this data directory's cgroups.
     pub instance: String,
+    /// What those are below: nothing for root, otherwise what systemd has delegated.
+    pub cgroup_parent: PathBuf,
+    /// The ids of containers.
+    pub ids: Ids,
     /// See [`NativeConfig::launcher`].
     pub launcher: PathBuf,
     /// See [`NativeConfig::oci_runtime`].
@@ -30,7 +34,13 @@ impl Layout {
         directory(&run, 0o700)?;
         let instance = instance(&run.join("instance"))?;
         let (launcher, oci_runtime) = (config.launcher.clone(), config.oci_runtime.clone());
-        let layout = Self { run, instance, launcher, oci_runtime };
+        let ids = rootless::ids()?;
+        let cgroup_parent = match ids.base {
+            Ids::BASE_OF_ROOT => PathBuf::new(),
+            _ => rootless::delegated().ok_or_else(|| io::Error::other("no cgroup has been delegated to this user"))?,
+        };
+        rootless::make_room(&cgroup_parent)?;
+        let layout = Self { run, instance, cgroup_parent, ids, launcher, oci_runtime };
         for path in [layout.containers(), layout.state()] {
             directory(&path, 0o700)?;
         }
@@ -80,7 +90,7 @@ impl Layout {
         self.containers().join(slot.as_str())
     }
 
-    /// A container's cgroup, relative to the root of a hierarchy.
+    /// A container's cgroup, relative to [`Layout::cgroup_parent`].
     pub fn cgroup(&self, slot: &Slot) -> PathBuf {
         PathBuf::from(format!("raworc/{}/{slot}", self.instance))
     }

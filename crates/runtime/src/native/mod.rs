@@ -9,7 +9,8 @@
 //!   state/             the OCI runtime's own
 //! ```
 //!
-//! The limits of a container are in the cgroup `/raworc/INSTANCE/SLOT`. Starting one is the launcher's work; everything
+//! The limits of a container are in the cgroup `/raworc/INSTANCE/SLOT`, below the cgroup that systemd gave the user where
+//! this is no real root. Starting one is the launcher's work; everything
 //! else, above all stopping, works on what the kernel and the directories above say, so that it works after any crash.
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use raworc_core::ids::ContainerId;
+use raworc_core::link::AGENT_UID;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -36,6 +38,7 @@ mod launcher;
 mod layout;
 mod process;
 mod rootfs;
+pub mod rootless;
 mod seccomp;
 mod spare;
 
@@ -47,12 +50,27 @@ use launcher::Launcher;
 use layout::Layout;
 use spare::Stock;
 
-/// The id outside (of users and of groups) that is 0 in a container. Ids 0 to [`IDS`] inside follow one another from
-/// here. So far up nothing else gives out ids: useradd and systemd stay far below. A workspace's files belong to
-/// `ID_BASE + 1000` (see [`AGENT_UID`](raworc_core::link::AGENT_UID)).
-pub const ID_BASE: u32 = 2_000_000_000;
-/// How many ids a container has.
-pub const IDS: u32 = 65_536;
+/// The ids outside, of users and of groups, that a container has: 0 inside is `base` outside, and so on upwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ids {
+    /// The id outside that is 0 inside.
+    pub base: u32,
+}
+
+impl Ids {
+    /// How many a container has: 0 to 65534, which is nobody.
+    pub const COUNT: u32 = 65_535;
+    /// The first one where this process is root of the machine. So far up nothing else gives out ids: useradd and systemd
+    /// stay far below.
+    pub const BASE_OF_ROOT: u32 = 2_000_000_000;
+
+    /// The id outside of agents, to whom the files of workspaces belong.
+    #[must_use]
+    pub fn agent(self) -> u32 {
+        self.base + AGENT_UID
+    }
+}
+
 /// Exits that wait for the reconcile loop.
 const EXITS_MAX: usize = 1024;
 
@@ -73,7 +91,7 @@ pub struct NativeConfig {
     pub spare_resources: Resources,
 }
 
-/// Runs containers on this machine. Needs root.
+/// Runs containers on this machine. Needs root, if only of a user namespace: see [`rootless::enter`].
 pub struct NativeRuntime {
     containers: Arc<Containers>,
     exits: Mutex<Option<mpsc::Receiver<Exit>>>,
@@ -83,18 +101,25 @@ impl NativeRuntime {
     /// Prepares the directories, starts the launcher and adopts the containers that are there.
     pub async fn open(config: NativeConfig) -> Result<Self, RuntimeError> {
         if !rustix::process::geteuid().is_root() {
-            let message = "containers on this machine need root; `raworc doctor` says what else";
+            let message = "containers need root, if only in a user namespace; `raworc doctor` says what else";
             return Err(RuntimeError::Unavailable(message.into()));
         }
         let stock = Stock::new(config.spares, config.spare_resources);
         let layout = blocking(move || Layout::prepare(&config)).await?;
         let launcher = Launcher::start(&layout).await?;
         let (sender, receiver) = mpsc::channel(EXITS_MAX);
-        let cgroups = Cgroups::find(&layout.instance).map_err(|e| RuntimeError::Unavailable(e.to_string()))?;
+        let cgroups = Cgroups::find(&layout.cgroup_parent, &layout.instance)
+            .map_err(|e| RuntimeError::Unavailable(e.to_string()))?;
         let containers = Arc::new(Containers::new(layout, launcher, cgroups, stock, sender));
         containers.adopt().await?;
         tokio::spawn(spare::keep_full(Arc::downgrade(&containers)));
         Ok(Self { containers, exits: Mutex::new(Some(receiver)) })
+    }
+
+    /// The ids outside that containers have.
+    #[must_use]
+    pub fn ids(&self) -> Ids {
+        self.containers.layout.ids
     }
 
     /// Where the server has to listen for hosts. The socket must be writable for everybody (`0666`); connecting is

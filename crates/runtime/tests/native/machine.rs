@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use raworc_core::ids::{ContainerId, SessionId};
-use raworc_runtime::native::{ID_BASE, NativeConfig, NativeRuntime};
+use raworc_runtime::native::{Ids, NativeConfig, NativeRuntime};
 use raworc_runtime::{ContainerSpec, Exit, Resources, Runtime};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -83,7 +83,7 @@ impl Machine {
     pub fn container(&self, number: u128, script: &str) -> ContainerSpec {
         let workspace = self.directory.path().join(format!("workspace{number}"));
         fs::create_dir_all(&workspace).unwrap();
-        chown(&workspace, Some(ID_BASE), Some(ID_BASE)).unwrap();
+        chown(&workspace, Some(Ids::BASE_OF_ROOT), Some(Ids::BASE_OF_ROOT)).unwrap();
         fs::set_permissions(&workspace, Permissions::from_mode(0o777)).unwrap();
         fs::write(workspace.join("script"), script).unwrap();
         ContainerSpec {

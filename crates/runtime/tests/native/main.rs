@@ -40,8 +40,8 @@ fn assert_confined(findings: &BTreeMap<String, String>) {
     let three = "00000000000000e0";
     let nothing = "0000000000000000";
     let expected = [
-        ("uid_map", "0 2000000000 65536"),
-        ("gid_map", "0 2000000000 65536"),
+        ("uid_map", "0 2000000000 65535"),
+        ("gid_map", "0 2000000000 65535"),
         ("host_CapBnd", three),
         ("host_CapEff", three),
         ("host_CapInh", nothing),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
-use super::Check;
+use super::{Check, rootless};
 
 const ROOT: &str = "/sys/fs/cgroup";
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -26,7 +26,13 @@ pub fn checks() -> Vec<Check> {
 }
 
 fn unified() -> Check {
-    let root = Path::new(ROOT);
+    // An ordinary user has what systemd gives it: this process's own cgroup need not be the one that a server will be in.
+    let user = format!("user.slice/user-{0}.slice/user@{0}.service", rustix::process::getuid().as_raw());
+    let root = match rustix::process::geteuid().is_root() {
+        true => PathBuf::from(ROOT),
+        false => Path::new(ROOT).join(rootless::delegated().unwrap_or(user.into())),
+    };
+    let root = root.as_path();
     let there = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
     let lacking = lacking(|name| there.split_whitespace().any(|controller| controller == name));
     verdict(&lacking, &[root.to_path_buf()])
