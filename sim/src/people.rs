@@ -57,13 +57,16 @@ pub async fn call(
 
 /// Does things until `count` are done.
 pub async fn act(world: &World, router: &Router, count: usize) -> anyhow::Result<()> {
+    let other = json!({ "name": "other" });
+    call(world, router, Method::POST, "/agents", None, &other).await?;
     ask_again(world, router).await?;
     for _ in 0..count {
         world.pass(if world.chance(0.1) { 3_000 } else { 150 }).await;
         match world.below(100) {
             0..15 => create(world, router).await?,
             15..70 => send(world, router).await?,
-            70..73 => jump(world),
+            70 => jump(world),
+            71..73 => assign(world, router).await?,
             number => wish(world, router, number).await?,
         }
     }
@@ -115,7 +118,10 @@ async fn ask_again(world: &World, router: &Router) -> anyhow::Result<()> {
 
 async fn post(world: &World, router: &Router, session: &str, key: &str) -> anyhow::Result<()> {
     let path = format!("/sessions/{session}/messages");
-    let (status, message) = call(world, router, Method::POST, &path, Some(key), &json!({ "content": "echo" })).await?;
+    // Which one follows from the key: the same request has the same body.
+    let agent = if key.ends_with('3') { json!("shell") } else { json!(null) };
+    let body = json!({ "content": "echo", "agent": agent });
+    let (status, message) = call(world, router, Method::POST, &path, Some(key), &body).await?;
     let mut state = world.state();
     state.people.pending = None;
     if status == StatusCode::CREATED {
@@ -135,6 +141,16 @@ fn jump(world: &World) {
         state.skew += seconds * 1_000_000;
         state.tell(&format!("the clock jumps by {seconds} s"));
     }
+}
+
+/// Gives a session other agents, so that messages may wait for one that it no longer has.
+async fn assign(world: &World, router: &Router) -> anyhow::Result<()> {
+    let Some(session) = any_session(world) else { return Ok(()) };
+    let agent = if world.chance(0.5) { "shell" } else { "other" };
+    let body = json!({ "agent_ids": [agent] });
+    let (status, _) = call(world, router, Method::PUT, &format!("/sessions/{session}/agents"), None, &body).await?;
+    world.tell(&format!("{session} has the agent {agent}: {status}"));
+    Ok(())
 }
 
 async fn wish(world: &World, router: &Router, number: usize) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use raworc_core::ids::ContainerId;
-use raworc_runtime::{ContainerSpec, Exit, ExitReason, Runtime, RuntimeError};
+use raworc_runtime::{ContainerSpec, Exit, ExitReason, Listed, Runtime, RuntimeError};
 use tokio::sync::mpsc;
 
 use crate::host::{self, Model};
@@ -90,11 +90,13 @@ impl Runtime for SimRuntime {
         Ok(())
     }
 
-    async fn list(&self) -> Result<Vec<ContainerId>, RuntimeError> {
+    async fn list(&self) -> Result<Vec<Listed>, RuntimeError> {
         if self.world.fault(0.05) {
             return Err(RuntimeError::Unavailable("away for a moment".into()));
         }
-        Ok(self.world.state().containers.keys().copied().collect())
+        let state = self.world.state();
+        let all = state.containers.iter();
+        Ok(all.map(|(id, model)| Listed { id: *id, is_running: model.is_alive() }).collect())
     }
 
     fn exits(&self) -> mpsc::Receiver<Exit> {

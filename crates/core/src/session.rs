@@ -406,7 +406,7 @@ impl Step {
     fn requeue(&mut self, running: Running, reason: Reason) {
         self.session.running = None;
         self.session.queued += 1;
-        self.effects.push(Effect::Requeue(running.message));
+        self.effects.push(Effect::Requeue { message: running.message, is_lost: false });
         self.effects.push(Effect::TellCancel(running.message));
         self.go(State::Ready, reason);
     }
@@ -418,7 +418,7 @@ impl Step {
         };
         if running.attempt < MESSAGE_ATTEMPTS_MAX {
             self.session.queued += 1;
-            self.effects.push(Effect::Requeue(running.message));
+            self.effects.push(Effect::Requeue { message: running.message, is_lost: true });
         } else {
             // The culprit is dealt with: what comes after it starts with a clean record.
             self.session.restarts = 0;

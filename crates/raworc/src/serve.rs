@@ -10,6 +10,7 @@ use raworc_core::limits::{CPU_DEFAULT, MEMORY_BYTES_DEFAULT, PIDS_DEFAULT};
 use raworc_runtime::native::{NativeConfig, NativeRuntime};
 use raworc_runtime::{Resources, Runtime as _};
 use raworc_server::{Config, Server, StartError};
+use rustix::process::{Resource, Rlimit};
 
 use crate::config::Settings;
 use crate::connect::URL_FILE;
@@ -32,6 +33,7 @@ pub struct Running {
 pub async fn start(settings: &Settings) -> miette::Result<Running> {
     let data_dir = &settings.data_dir;
     prepare(data_dir)?;
+    raise_open_files();
     let lock = raworc_server::lock(data_dir).map_err(advise)?;
     let runtime = NativeRuntime::open(NativeConfig {
         data_dir: data_dir.clone(),
@@ -59,6 +61,13 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         .into_diagnostic()
         .wrap_err_with(|| format!("{} cannot be written", url_file.display()))?;
     Ok(Running { url, token: server.admin_token().to_owned(), server, runtime, url_file })
+}
+
+/// A session at work needs two descriptors; what shells give (1024) would do for five hundred. Where it cannot be raised
+/// it stays as it is.
+fn raise_open_files() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Whoever reads the file finds the old text or the new one, never the beginning of it.

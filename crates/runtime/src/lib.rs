@@ -24,6 +24,15 @@ pub struct ContainerSpec {
     pub hostname: String,
 }
 
+/// A container that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Which.
+    pub id: ContainerId,
+    /// Whether it runs; otherwise something of it is left over.
+    pub is_running: bool,
+}
+
 /// Limits of one container.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Resources {
@@ -82,7 +91,7 @@ pub trait Runtime: Send + Sync + 'static {
     async fn stop(&self, id: ContainerId, grace: std::time::Duration) -> Result<(), RuntimeError>;
 
     /// Every container there is, running or with something of it left over.
-    async fn list(&self) -> Result<Vec<ContainerId>, RuntimeError>;
+    async fn list(&self) -> Result<Vec<Listed>, RuntimeError>;
 
     /// Containers that end by themselves, from those that were found at start as well. Taken once, by the reconcile loop.
     fn exits(&self) -> mpsc::Receiver<Exit>;

@@ -9,6 +9,7 @@ use raworc_runtime::Runtime;
 use raworc_store::Store;
 use raworc_workspace::Workspaces;
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -34,6 +35,8 @@ pub struct App {
     pub host_tokens: HostTokens,
     /// Counters.
     pub metrics: Metrics,
+    /// Files that may be uploaded at the same time: each holds a thread, and containers are started with the same ones.
+    pub uploads: Semaphore,
     /// Everything that has to end before the records are closed.
     pub tasks: TaskTracker,
     /// Ends streams and loops.
@@ -43,6 +46,9 @@ pub struct App {
     /// Tells the time.
     pub clock: Clock,
 }
+
+/// Uploads at the same time.
+pub const UPLOADS_MAX: usize = 64;
 
 /// What tells the time of day. It may jump.
 pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;

@@ -145,8 +145,9 @@ impl<'t> Change<'t> {
                 let data = json!({ "code": fault.code, "message": fault.message, "restarts_at": restarts_at });
                 self.log("session.failed", data).await?;
             }
-            Effect::Requeue(id) => {
+            Effect::Requeue { message: id, is_lost } => {
                 let mut message = self.message(id).await?;
+                message.losses += u32::from(is_lost);
                 message.status = Status::Queued;
                 message.cancel_wanted = false;
                 messages::update(self.connection(), &message).await?;
@@ -207,7 +208,10 @@ impl<'t> Change<'t> {
         let why = fault.map_or("the container was lost", |fault| fault.message.as_str());
         MessageError {
             code: code.into(),
-            message: format!("the container died {} times while working on it; the last time: {why}", message.attempts),
+            message: format!(
+                "the container died {} times while working on it; the last time: {why}",
+                message.losses + 1
+            ),
         }
     }
 }

@@ -8,10 +8,11 @@ use raworc_core::time::Time;
 use raworc_runtime::Runtime;
 use raworc_store::{Listener, Store, StoreError, agents, sessions, settings};
 use raworc_workspace::Workspaces;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::app::{App, Clock, Shared};
+use crate::app::{App, Clock, Shared, UPLOADS_MAX};
 use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, verbs};
 
 /// What an engine is made of.
@@ -58,6 +59,7 @@ impl Engine {
             hosts: hosts::Hosts::default(),
             host_tokens: auth::HostTokens::new(&host_secret),
             metrics: metrics::Metrics::default(),
+            uploads: Semaphore::new(UPLOADS_MAX),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             started: Instant::now(),

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use raworc_core::ids::ContainerId;
 use raworc_core::limits::{EXECS_MAX, LEASE};
@@ -34,6 +35,8 @@ struct Host {
     /// Which connection speaks for it, and the way to it; absent while it is away.
     connection: Option<(u64, mpsc::Sender<ServerFrame>)>,
     execs: HashMap<Uuid, mpsc::Sender<Report>>,
+    /// The newest report of an exec that was passed on: what comes again after a broken connection is not.
+    passed_on: u64,
 }
 
 /// All hosts.
@@ -51,7 +54,7 @@ impl Default for Hosts {
 impl Hosts {
     /// A host is expected, and has a full lease from now on.
     pub fn expect(&self, container: ContainerId) {
-        let host = Host { heard: Instant::now(), background: 0, connection: None, execs: HashMap::new() };
+        let host = Host { heard: Instant::now(), background: 0, connection: None, execs: HashMap::new(), passed_on: 0 };
         lock(&self.hosts).entry(container).or_insert(host);
     }
 
@@ -80,6 +83,24 @@ impl Hosts {
         {
             host.connection = None;
         }
+        self.connections.send_modify(|_| ());
+    }
+
+    /// Waits until no connection speaks for this host, for `patience` at most: until then it may have something to say.
+    pub async fn until_disconnected(&self, container: ContainerId, patience: Duration) {
+        let mut changes = self.connections.subscribe();
+        let is_connected = || lock(&self.hosts).get(&container).is_some_and(|host| host.connection.is_some());
+        let gone = async { while is_connected() && changes.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(patience, gone).await;
+    }
+
+    /// Whether this report of an exec was not passed on yet; it counts as passed on from now on.
+    pub fn is_new_report(&self, container: ContainerId, n: u64) -> bool {
+        let mut hosts = lock(&self.hosts);
+        let Some(host) = hosts.get_mut(&container) else { return false };
+        let is_new = n > host.passed_on;
+        host.passed_on = host.passed_on.max(n);
+        is_new
     }
 
     /// The host lives.
@@ -153,7 +174,7 @@ impl Hosts {
         lock(&self.hosts).get(&container)?.execs.get(&id).cloned()
     }
 
-    /// Changes whenever a host connects.
+    /// Changes whenever a host connects or goes.
     pub fn connections(&self) -> watch::Receiver<u64> {
         self.connections.subscribe()
     }

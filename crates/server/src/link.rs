@@ -10,11 +10,12 @@ use raworc_core::ids::{ContainerId, MessageId};
 use raworc_core::limits::FRAME_BYTES_MAX;
 use raworc_core::link::{HostFrame, PROTOCOL, Report, ServerFrame, WorkId};
 use raworc_core::session::{Container, State};
+use raworc_store::messages::MessageRow;
 use raworc_store::sessions::SessionRow;
 use raworc_store::{agents, messages, sessions};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
-use tokio_util::codec::{Framed, LinesCodec};
+use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
 
 use crate::app::Shared;
 use crate::error::Failure;
@@ -142,15 +143,15 @@ async fn load(app: &Shared, container: ContainerId) -> Result<SessionRow, Ended>
 }
 
 async fn receive(frames: &mut Frames) -> Result<HostFrame, Ended> {
-    match frames.next().await {
-        Some(Ok(line)) => parse(&line),
+    frame(frames.next().await)
+}
+
+fn frame(line: Option<Result<String, LinesCodecError>>) -> Result<HostFrame, Ended> {
+    match line {
+        Some(Ok(line)) => serde_json::from_str(&line).map_err(|error| Ended::Malformed(error.to_string())),
         Some(Err(error)) => Err(Ended::Malformed(error.to_string())),
         None => Err(Ended::Gone),
     }
-}
-
-fn parse(line: &str) -> Result<HostFrame, Ended> {
-    serde_json::from_str(line).map_err(|error| Ended::Malformed(error.to_string()))
 }
 
 async fn send(frames: &mut Frames, frame: &ServerFrame) -> Result<(), Ended> {
@@ -225,7 +226,7 @@ impl Link {
         }
     }
 
-    /// Stores this report together with those that have arrived behind it.
+    /// Stores this report together with those that have arrived behind it; also where the connection ends behind them.
     async fn reports(&mut self, n: u64, report: Report) -> Result<(), Ended> {
         let mut batch = vec![(n, report)];
         let mut next = None;
@@ -233,16 +234,12 @@ impl Link {
             let Some(line) = self.frames.next().now_or_never() else {
                 break;
             };
-            match line {
-                Some(Ok(line)) => match parse(&line)? {
-                    HostFrame::Report { n, report } => batch.push((n, report)),
-                    other => {
-                        next = Some(other);
-                        break;
-                    }
-                },
-                Some(Err(error)) => return Err(Ended::Malformed(error.to_string())),
-                None => return Err(Ended::Gone),
+            match frame(line) {
+                Ok(HostFrame::Report { n, report }) => batch.push((n, report)),
+                other => {
+                    next = Some(other);
+                    break;
+                }
             }
         }
         let last = batch.last().map_or(n, |(n, _)| *n);
@@ -250,22 +247,23 @@ impl Link {
             let (Report::Output { work, .. } | Report::Finished { work, .. }) = report;
             matches!(work, WorkId::Message(_))
         });
-        for (_, report) in of_execs {
-            self.pass_on(report).await;
-        }
         if !of_message.is_empty() {
             store_reports::store_reports(&self.app, self.container, of_message).await?;
         }
+        for (n, report) in of_execs {
+            self.pass_on(n, report).await;
+        }
         send(&mut self.frames, &ServerFrame::Ack { n: last }).await?;
         match next {
-            Some(frame) => Box::pin(self.handle(frame)).await,
+            Some(frame) => Box::pin(self.handle(frame?)).await,
             None => Ok(()),
         }
     }
 
-    async fn pass_on(&self, report: Report) {
+    async fn pass_on(&self, n: u64, report: Report) {
         let (Report::Output { work, .. } | Report::Finished { work, .. }) = &report;
         if let WorkId::Exec(id) = work
+            && self.app.hosts.is_new_report(self.container, n)
             && let Some(sink) = self.app.hosts.exec_reports(self.container, *id)
         {
             // Whoever asked may have gone; then nobody misses it.
@@ -287,48 +285,48 @@ impl Link {
 
     /// The message was given to the host, which waits for one: the connection or the server broke in between, or an
     /// earlier connection took it at the same time and could not pass it on.
-    async fn send_again(&mut self, row: &SessionRow, id: MessageId) -> Result<(), Ended> {
-        let mut connection = self.app.store.read().await?;
-        let message = messages::find(&mut connection, row.id, id).await?;
-        let agents = agents::of_session(&mut connection, row.id).await?;
-        drop(connection);
-        let Some(message) = message else {
-            return Ok(());
+    async fn send_again(&mut self, row: &SessionRow, message: &MessageRow) -> Result<(), Ended> {
+        let agent = {
+            let mut connection = self.app.store.read().await?;
+            match &message.agent {
+                // It may have been taken from the session since.
+                Some(name) => agents::find(&mut connection, name).await?,
+                None => agents::of_session(&mut connection, row.id).await?.into_iter().next(),
+            }
         };
-        let agent = match &message.agent {
-            Some(name) => agents.iter().find(|agent| agent.definition.name == *name),
-            None => agents.first(),
-        };
-        if let Some(agent) = agent.or(agents.first()) {
-            let work = take_message::work(row, &message, agent);
+        if let Some(agent) = agent {
+            let work = take_message::work(row, message, &agent);
             send(&mut self.frames, &ServerFrame::Run(work)).await?;
+            // A host that did not have it has not heard that it is to end, either.
+            self.cancelled.remove(&message.id);
         }
         Ok(())
     }
 
     /// Something may have changed: a message to work on, or one to end.
     async fn look(&mut self) -> Result<(), Ended> {
-        let mut connection = self.app.store.read().await?;
-        let row = sessions::find(&mut connection, self.container.session).await?.ok_or(Ended::Gone)?;
+        let (row, running) = {
+            let mut connection = self.app.store.read().await?;
+            let row = sessions::find(&mut connection, self.container.session).await?.ok_or(Ended::Gone)?;
+            let running = match row.machine.running {
+                Some(running) => messages::find(&mut connection, row.id, running.message).await?,
+                None => None,
+            };
+            (row, running)
+        };
         if row.machine.generation != self.container.generation {
             return Err(Ended::Refused("fenced"));
         }
-        if let Some(running) = row.machine.running
-            && !self.cancelled.contains(&running.message)
-            && let Some(message) = messages::find(&mut connection, row.id, running.message).await?
-            && message.cancel_wanted
-        {
-            self.cancelled.insert(message.id);
-            send(&mut self.frames, &ServerFrame::Cancel(WorkId::Message(message.id))).await?;
-        }
-        drop(connection);
-        if !self.polled {
-            return Ok(());
-        }
-        if let (State::Busy, Some(running)) = (row.machine.state, row.machine.running) {
-            self.polled = false;
-            self.send_again(&row, running.message).await?;
-        } else if row.machine.state == State::Ready
+        if let Some(message) = running {
+            if self.polled && row.machine.state == State::Busy {
+                self.polled = false;
+                self.send_again(&row, &message).await?;
+            }
+            if message.cancel_wanted && self.cancelled.insert(message.id) {
+                send(&mut self.frames, &ServerFrame::Cancel(WorkId::Message(message.id))).await?;
+            }
+        } else if self.polled
+            && row.machine.state == State::Ready
             && row.machine.queued > 0
             && let Some(work) = take_message::take_message(&self.app, self.container).await?
         {

@@ -16,6 +16,8 @@ pub mod settings;
 mod sql;
 mod writer;
 
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +34,8 @@ pub use sql::Connection;
 pub use writer::{Job, JobFuture, Transaction};
 
 /// What brought the tables to what they are, oldest first. SQLite's `user_version` says how many have been applied.
-const MIGRATIONS: &[M<'_>] = &[M::up(include_str!("../migrations/0001_initial.sql"))];
+const MIGRATIONS: &[M<'_>] =
+    &[M::up(include_str!("../migrations/0001_initial.sql")), M::up(include_str!("../migrations/0002_losses.sql"))];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -112,6 +115,10 @@ impl Store {
     /// # Errors
     /// Where the file cannot be opened or is not a database of ours.
     pub fn open_sqlite(path: &Path, listener: Listener) -> Result<Self, StoreError> {
+        // All messages are in there. SQLite gives the files beside it the same mode.
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+        file.and_then(|file| file.set_permissions(Permissions::from_mode(0o600)))
+            .map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
         let connection = prepare(path)?;
         let writer = writer::Writer::start_thread(connection, listener)?;
         Ok(Self { readers: Arc::new(Readers::new(path)), writer })

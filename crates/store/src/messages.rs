@@ -30,6 +30,8 @@ pub struct MessageRow {
     pub reply_to: Option<MessageId>,
     /// How often work on it began.
     pub attempts: u32,
+    /// How often its container died under it.
+    pub losses: u32,
     /// The event at which work on it last began; its output follows.
     pub started_seq: Option<u64>,
     /// Someone asked to end it.
@@ -57,6 +59,7 @@ fn message(row: &Row<'_>) -> Result<MessageRow, StoreError> {
         status: row.word("status")?,
         reply_to: row.optional_id("reply_to")?,
         attempts: row.count("attempts")?,
+        losses: row.count("losses")?,
         started_seq: row.optional_integer("started_seq")?.and_then(|seq| u64::try_from(seq).ok()),
         cancel_wanted: row.integer("cancel_wanted")? != 0,
         error: row.optional_json("error")?,
@@ -101,13 +104,14 @@ pub async fn insert(connection: &mut Connection, row: &MessageRow) -> Result<(),
 /// Where the store fails.
 pub async fn update(connection: &mut Connection, row: &MessageRow) -> Result<(), StoreError> {
     sql("UPDATE messages SET status = $1, attempts = $2, cancel_wanted = $3, error = $4, finished_at = $5, \
-         started_seq = $6 WHERE id = $7")
+         started_seq = $6, losses = $7 WHERE id = $8")
     .bind(word(row.status)?)
     .bind(i64::from(row.attempts))
     .bind(i64::from(row.cancel_wanted))
     .bind(row.error.as_ref().map(serde_json::to_string).transpose()?)
     .bind(row.finished_at.map(|at| at.0))
     .bind(row.started_seq.map(bigint))
+    .bind(i64::from(row.losses))
     .bind(row.id.to_string())
     .execute(connection)
     .await?;

@@ -125,7 +125,12 @@ impl Workspace {
         let directory = self.beneath(parent, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())?;
         // Out of the container's reach first, so that nothing moves while it is taken apart.
         let grave = self.trash.join(Uuid::new_v4().simple().to_string());
-        renameat_with(&directory, name, rustix::fs::CWD, &grave, RenameFlags::NOREPLACE)?;
+        fs::create_dir(&grave)?;
+        let moved = renameat_with(&directory, name, rustix::fs::CWD, grave.join("0"), RenameFlags::NOREPLACE);
+        if let Err(error) = moved {
+            fs::remove_dir(&grave)?;
+            return Err(error.into());
+        }
         File::from(directory).sync_all()?;
         bury(&grave);
         Ok(())
@@ -186,20 +191,36 @@ impl Workspace {
     }
 }
 
-/// Removes what was put into the trash. A process that was in there may go on making files while it is taken apart; what is
+/// Removes a directory of the trash, however deep it is: directories in it are moved up, one after the other, so that two
+/// are open at any time and no path becomes long. A process that was in there may go on making files meanwhile; what is
 /// left then is out of every workspace, and is tried again when the server starts.
 pub(crate) fn bury(grave: &Path) {
-    for _ in 0..BURY_TRIES {
-        let is_directory = fs::symlink_metadata(grave).is_ok_and(|metadata| metadata.is_dir());
-        let outcome = if is_directory { fs::remove_dir_all(grave) } else { fs::remove_file(grave) };
-        if outcome.is_ok() {
-            return;
+    let mut failures = 0;
+    while failures < BURY_FAILURES_MAX && fs::remove_dir(grave).is_err() {
+        let Ok(entries) = fs::read_dir(grave) else { return };
+        for entry in entries.flatten() {
+            failures += usize::from(take_apart(grave, &entry.path()).is_err());
         }
     }
 }
 
-/// How often a tree is taken apart while someone keeps adding to it.
-const BURY_TRIES: u32 = 4;
+fn take_apart(grave: &Path, path: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(path)?.is_dir() {
+        return fs::remove_file(path);
+    }
+    for entry in fs::read_dir(path)? {
+        let inner = entry?.path();
+        if fs::symlink_metadata(&inner)?.is_dir() {
+            fs::rename(&inner, grave.join(Uuid::new_v4().simple().to_string()))?;
+        } else {
+            fs::remove_file(&inner)?;
+        }
+    }
+    fs::remove_dir(path)
+}
+
+/// How often something may have been added while a tree is taken apart.
+const BURY_FAILURES_MAX: usize = 64;
 /// How often a path is tried while someone keeps renaming what is on it.
 const BENEATH_TRIES: u32 = 16;
 
@@ -339,6 +360,21 @@ mod tests {
         for path in ["", "/", ".", "a/."] {
             assert!(matches!(workspace.remove(path), Err(FileError::BadPath(_))), "{path:?}");
         }
+    }
+
+    #[test]
+    fn a_tree_of_any_depth_is_removed() {
+        let Fixture { directory, workspace } = fixture();
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let mut at = rustix::fs::open(directory.path().join("w"), flags, Mode::empty()).unwrap();
+        for _ in 0..20_000 {
+            mkdirat(&at, "d", Mode::RWXU).unwrap();
+            let inner = rustix::fs::openat(&at, "d", flags, Mode::empty()).unwrap();
+            rustix::fs::openat(&inner, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap();
+            at = inner;
+        }
+        workspace.remove("d").unwrap();
+        assert_eq!(fs::read_dir(directory.path().join("trash")).unwrap().count(), 0);
     }
 
     #[test]

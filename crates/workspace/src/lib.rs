@@ -80,8 +80,11 @@ impl Workspaces {
         let (root, trash) = (data_dir.join("workspaces"), data_dir.join("trash"));
         DirBuilder::new().recursive(true).mode(0o711).create(&root)?;
         // What an earlier run was removing when it ended.
-        for entry in fs::read_dir(&trash).into_iter().flatten().flatten() {
-            files::bury(&entry.path());
+        let left: Vec<PathBuf> =
+            fs::read_dir(&trash).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        if !left.is_empty() {
+            // Nobody waits for it, and it may be much.
+            std::thread::spawn(move || left.iter().for_each(|grave| files::bury(grave)));
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&trash)?;
         Ok(Self { root, trash, owner })

@@ -107,7 +107,8 @@ fn describe(before: &Session, after: &Session, effects: &[Effect]) -> String {
             Effect::StateChanged { from, to, reason } => {
                 let _ = write!(text, "; {from}→{to} {}", reason.as_str());
             }
-            Effect::Requeue(_) => text.push_str("; requeue"),
+            Effect::Requeue { is_lost: true, .. } => text.push_str("; requeue, lost"),
+            Effect::Requeue { .. } => text.push_str("; requeue"),
             Effect::GiveUp(_) => text.push_str("; give up"),
             Effect::CancelRunning(_) => text.push_str("; cancel running"),
             Effect::TellCancel(_) => text.push_str("; tell host to cancel"),
@@ -190,7 +191,7 @@ impl World {
                     assert!(from.may_become(*to), "{from}→{to} is not an edge");
                     state = *to;
                 }
-                Effect::Requeue(id) => self.messages.get_mut(id).unwrap().0 = Status::Queued,
+                Effect::Requeue { message: id, .. } => self.messages.get_mut(id).unwrap().0 = Status::Queued,
                 Effect::GiveUp(id) => {
                     let entry = self.messages.get_mut(id).unwrap();
                     assert!(entry.1 >= MESSAGE_ATTEMPTS_MAX, "given up too early");

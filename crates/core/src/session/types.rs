@@ -140,7 +140,7 @@ impl Session {
 pub struct Running {
     /// Which.
     pub message: MessageId,
-    /// For the how many-th time, from 1.
+    /// For the how many-th time, from 1; not counting those that someone wished to end.
     pub attempt: u32,
 }
 
@@ -304,7 +304,12 @@ pub enum Effect {
     /// The session failed; to be seen in the log.
     Failed(Fault),
     /// The message goes back to the head of the queue.
-    Requeue(MessageId),
+    Requeue {
+        /// Which.
+        message: MessageId,
+        /// Its container died under it; otherwise someone wished it.
+        is_lost: bool,
+    },
     /// The message failed: its host died under it too often.
     GiveUp(MessageId),
     /// The running message is cancelled.

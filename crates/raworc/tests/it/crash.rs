@@ -347,7 +347,9 @@ async fn sessions_go_on_when_the_launcher_dies() {
     assert_eq!(server.container(&old).await, format!("{old}-1"));
     // The ends of old and new containers are noticed; how the old one ended, nobody could see.
     for (id, code) in [(&old, "container_gone"), (&new, "container_killed")] {
-        server.signal_host(&format!("{id}-1"), Signal::SIGKILL);
+        // One whose start was under way when the launcher died may be in its second.
+        let container = server.container(id).await;
+        server.signal_host(&container, Signal::SIGKILL);
         let session = server.until(id, |session| session["state"] == "ERROR").await;
         assert_eq!(session["error"]["code"], code, "{session:#}");
         server.until(id, |session| session["state"] == "READY").await;

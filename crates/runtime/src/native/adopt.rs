@@ -37,7 +37,7 @@ impl Containers {
             nobodys.remove(&slot);
             let is_assigned = bundle.join(ASSIGNED_FILE).exists();
             match Handle::of_bundle(&bundle).map_err(failed)? {
-                Some(process) if is_assigned => self.watch(id, slot, process, None),
+                Some(process) if is_assigned => self.watch(id, slot, Arc::new(process), None),
                 process => {
                     self.set_owned(id, slot, None);
                     if is_assigned && process.is_none() {
@@ -63,10 +63,9 @@ impl Containers {
         self: &Arc<Self>,
         id: ContainerId,
         slot: Slot,
-        process: Handle,
+        process: Arc<Handle>,
         ending: Option<watch::Receiver<Ending>>,
     ) {
-        let process = Arc::new(process);
         self.set_owned(id, slot.clone(), Some(Arc::clone(&process)));
         let containers = Arc::downgrade(self);
         tokio::spawn(async move {

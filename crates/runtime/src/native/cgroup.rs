@@ -77,7 +77,8 @@ impl Cgroups {
         }
     }
 
-    fn kill(&self, slot: &Slot) {
+    /// Kills everything in the container.
+    pub fn kill(&self, slot: &Slot) {
         for path in self.of(slot) {
             if fs::write(path.join("cgroup.kill"), "1").is_ok() {
                 continue;

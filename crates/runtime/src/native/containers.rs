@@ -18,7 +18,7 @@ use super::launcher::Launcher;
 use super::layout::{Layout, Slot};
 use super::process::Handle;
 use super::spare::{Spare, Stock};
-use crate::{ContainerSpec, Exit, RuntimeError};
+use crate::{ContainerSpec, Exit, Listed, RuntimeError};
 
 /// Every container of this data directory.
 pub struct Containers {
@@ -62,19 +62,21 @@ impl Containers {
     async fn start_anew(self: &Arc<Self>, spec: &ContainerSpec) -> Result<(), RuntimeError> {
         self.remove(spec.id).await?;
         if let Some(spare) = self.take_spare(spec).await {
-            match self.assign(spare, spec).await {
-                Ok(()) => return Ok(()),
-                // Whatever was wrong with it, one that is made for this session may be right.
-                Err(error) => tracing::warn!(id = %spec.id, %error, "a spare container could not be used"),
-            }
-            self.remove(spec.id).await?;
+            let result = self.assign(spare, spec).await;
+            return self.or_remove(spec.id, result).await;
         }
         let fresh = self.prepare(&spec.resources).await?;
         let result = self.assign(fresh, spec).await;
+        self.or_remove(spec.id, result).await
+    }
+
+    /// A start that failed leaves nothing. It is not tried again under the same id: the host may have got its token, and then
+    /// have said something that counts.
+    async fn or_remove(&self, id: ContainerId, result: Result<(), RuntimeError>) -> Result<(), RuntimeError> {
         if result.is_err()
-            && let Err(error) = self.remove(spec.id).await
+            && let Err(error) = self.remove(id).await
         {
-            tracing::warn!(id = %spec.id, %error, "something of a container that did not start is left");
+            tracing::warn!(%id, %error, "something of a container that did not start is left");
         }
         result
     }
@@ -107,10 +109,11 @@ impl Containers {
             .map_err(|error| RuntimeError::Start(format!("workspace {}: {error}", spec.workspace.display())))?;
         let assign =
             Assign { container: slot.to_string(), bundle, hostname: spec.hostname.clone(), token: spec.token.clone() };
-        match self.launcher.request(Action::Assign(assign), Some(workspace)).await? {
-            Outcome::Assigned => {}
-            Outcome::Failed(message) => return Err(RuntimeError::Start(message)),
-            other => return Err(RuntimeError::Start(format!("the launcher answered {other:?}"))),
+        match self.launcher.request(Action::Assign(assign), Some(workspace)).await {
+            Ok(Outcome::Assigned) => {}
+            Ok(Outcome::Failed(message)) => return Err(RuntimeError::Start(message)),
+            Ok(other) => return Err(RuntimeError::Start(format!("the launcher answered {other:?}"))),
+            Err(error) => return Err(RuntimeError::Start(error.to_string())),
         }
         self.watch(id, slot, spare.process, Some(spare.ending));
         Ok(())
@@ -121,14 +124,10 @@ impl Containers {
         let gate = self.enter(id).await;
         // Whoever watches it finds it taken, and reports nothing.
         let running = locked(&self.owned).get_mut(&id).and_then(|owned| owned.process.take());
-        let ended = match running {
-            Some(process) => process.end(grace).await,
-            None => Ok(()),
-        };
-        let result = match ended {
-            Ok(()) => self.remove(id).await,
-            Err(error) => Err(RuntimeError::Other(error.to_string())),
-        };
+        if let Some(process) = running {
+            process.ask_to_end(grace).await;
+        }
+        let result = self.remove(id).await;
         self.leave(id, gate);
         result
     }
@@ -145,8 +144,11 @@ impl Containers {
     /// Removes the container of a slot, with its bundle.
     pub async fn remove_slot(&self, slot: &Slot, bundle: &Path) -> Result<(), RuntimeError> {
         let failed = |error: io::Error| RuntimeError::Other(error.to_string());
-        if let Some(process) = Handle::of_bundle(bundle).map_err(failed)? {
-            process.end(Duration::ZERO).await.map_err(failed)?;
+        let process = Handle::of_bundle(bundle).map_err(failed)?;
+        // Through the cgroup, too: a server that follows another in a user namespace of its own may not signal it.
+        self.cgroups.kill(slot);
+        if let Some(process) = process {
+            process.kill().await.map_err(failed)?;
         }
         self.cgroups.remove(slot).await.map_err(failed)?;
         if self.layout.oci_runtime.is_some() {
@@ -163,9 +165,10 @@ impl Containers {
         blocking(move || trees.iter().try_for_each(remove_tree)).await
     }
 
-    /// Every container of which anything is there.
-    pub fn list(&self) -> Vec<ContainerId> {
-        locked(&self.owned).keys().copied().collect()
+    /// Every container of which anything is there, and whether its first process is.
+    pub fn list(&self) -> Vec<Listed> {
+        let listed = |(id, owned): (&ContainerId, &Owned)| Listed { id: *id, is_running: owned.process.is_some() };
+        locked(&self.owned).iter().map(listed).collect()
     }
 
     fn is_running(&self, id: ContainerId) -> bool {

@@ -81,7 +81,7 @@ impl Launcher {
         // A server that was killed may have left one that is still starting containers. Its workers end with it.
         let failed = |error: io::Error| RuntimeError::Other(format!("the launcher before this one: {error}"));
         if let Some(earlier) = Handle::of_record(&record).map_err(failed)? {
-            earlier.end(Duration::ZERO).await.map_err(failed)?;
+            earlier.kill().await.map_err(failed)?;
         }
         let keeper =
             Keeper { program, record, setup, jobs: jobs_receiver, state: state_sender, endings: Arc::clone(&endings) };
@@ -211,6 +211,10 @@ impl Keeper {
                 }
                 job = self.jobs.recv(), if waiting.is_none() => {
                     let Some(job) = job else { return Ok(()) };
+                    if job.answer.is_closed() {
+                        // Whoever asked has given up, and cleaned up.
+                        continue;
+                    }
                     self.expect_again(&job.action);
                     next += 1;
                     asked.insert(next, job.answer);

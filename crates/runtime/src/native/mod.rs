@@ -27,7 +27,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use crate::{ContainerSpec, Exit, Resources, Runtime, RuntimeError};
+use crate::{ContainerSpec, Exit, Listed, Resources, Runtime, RuntimeError};
 
 mod adopt;
 mod bundle;
@@ -122,8 +122,8 @@ impl NativeRuntime {
         self.containers.layout.ids
     }
 
-    /// Where the server has to listen for hosts. The socket must be writable for everybody (`0666`); connecting is
-    /// possible for containers only, since the directories above are root's, and for those a token decides.
+    /// Where the server has to listen for hosts: a socket that belongs to the containers' root ([`Ids::base`]) and is `0600`,
+    /// so that agents cannot speak for their host.
     #[must_use]
     pub fn host_socket(&self) -> PathBuf {
         self.containers.layout.host_socket()
@@ -142,7 +142,7 @@ impl Runtime for NativeRuntime {
         detached(async move { containers.stop(id, grace).await }).await
     }
 
-    async fn list(&self) -> Result<Vec<ContainerId>, RuntimeError> {
+    async fn list(&self) -> Result<Vec<Listed>, RuntimeError> {
         Ok(self.containers.list())
     }
 

@@ -65,21 +65,22 @@ impl Handle {
         self.ended().now_or_never().is_some()
     }
 
-    /// Asks it to end, and makes it after `grace`.
-    pub async fn end(&self, grace: Duration) -> io::Result<()> {
-        if !grace.is_zero() {
-            self.signal(Signal::TERM);
-            if let Ok(ended) = tokio::time::timeout(grace, self.ended()).await {
-                return ended;
-            }
+    /// Asks it to end, and gives it `grace` for that.
+    pub async fn ask_to_end(&self, grace: Duration) {
+        if !grace.is_zero() && self.signal(Signal::TERM) {
+            let _ = tokio::time::timeout(grace, self.ended()).await;
         }
+    }
+
+    /// Kills it, and waits until it has gone.
+    pub async fn kill(&self) -> io::Result<()> {
         self.signal(Signal::KILL);
         let ended = tokio::time::timeout(KILL_MAX, self.ended()).await;
         ended.unwrap_or_else(|_| Err(io::Error::other("the process does not end although it was killed")))
     }
 
-    fn signal(&self, signal: Signal) {
-        // The one way this fails is that the process has ended.
-        let _ = pidfd_send_signal(self.pidfd.get_ref(), signal);
+    /// False where it has ended, or may not be signalled.
+    fn signal(&self, signal: Signal) -> bool {
+        pidfd_send_signal(self.pidfd.get_ref(), signal).is_ok()
     }
 }

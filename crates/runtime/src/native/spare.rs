@@ -30,7 +30,7 @@ pub struct Spare {
     /// What it is called.
     pub slot: Slot,
     /// Its first process.
-    pub process: Handle,
+    pub process: Arc<Handle>,
     /// How that ends.
     pub ending: watch::Receiver<Ending>,
 }
@@ -63,6 +63,13 @@ impl Stock {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.spares().len()
+    }
+
+    fn take_dead(&self) -> Vec<Spare> {
+        let mut spares = self.spares();
+        let (dead, alive) = spares.drain(..).partition(|spare| spare.process.has_ended());
+        *spares = alive;
+        Vec::from(dead)
     }
 
     fn spares(&self) -> MutexGuard<'_, VecDeque<Spare>> {
@@ -98,10 +105,19 @@ impl Containers {
     /// Prepares one more for the stock; false where that is full.
     async fn add_spare(&self) -> Result<bool, RuntimeError> {
         let wanted = self.stock.wanted.lock().await;
+        for dead in self.stock.take_dead() {
+            self.discard(&dead.slot).await;
+        }
         if self.stock.len() >= *wanted {
             return Ok(false);
         }
         let spare = self.prepare(&self.stock.resources).await?;
+        // All of them end when their launcher does.
+        let (process, changed) = (Arc::clone(&spare.process), Arc::clone(&self.stock.changed));
+        tokio::spawn(async move {
+            let _ = process.ended().await;
+            changed.notify_one();
+        });
         self.stock.spares().push_back(spare);
         Ok(true)
     }
@@ -134,7 +150,7 @@ impl Containers {
         };
         let process = Handle::open(process).map_err(failed)?;
         let process = process.ok_or_else(|| RuntimeError::Start("its first process ended at once".into()))?;
-        Ok(Spare { slot: slot.clone(), process, ending })
+        Ok(Spare { slot: slot.clone(), process: Arc::new(process), ending })
     }
 
     /// Removes a container that became nobody's.

@@ -109,6 +109,11 @@ impl Machine {
         self.runtime().stop(spec.id, Duration::ZERO).await.unwrap();
     }
 
+    /// The containers that the runtime knows.
+    pub async fn listed(&self) -> Vec<ContainerId> {
+        self.runtime().list().await.unwrap().into_iter().map(|listed| listed.id).collect()
+    }
+
     /// The container's cgroup directories.
     pub fn cgroups(&self, id: ContainerId) -> Vec<PathBuf> {
         let slot = fs::read_to_string(self.bundle(id).join("slot"));

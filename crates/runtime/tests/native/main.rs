@@ -172,11 +172,11 @@ async fn a_kill_from_outside_is_told() {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     assert_eq!(machine.exit().await, Exit { id: spec.id, reason: ExitReason::Signalled(9) });
-    assert_eq!(machine.runtime().list().await.unwrap(), [spec.id]);
+    assert_eq!(machine.listed().await, [spec.id]);
     machine.stop(&spec).await;
     machine.stop(&spec).await;
     machine.assert_gone(&spec);
-    assert_eq!(machine.runtime().list().await.unwrap(), []);
+    assert_eq!(machine.listed().await, []);
 }
 
 fn record(machine: &Machine, spec: &ContainerSpec) -> String {
@@ -215,7 +215,7 @@ async fn containers_outlive_the_runtime_and_are_adopted() {
     machine.reopen().await;
     // One ended while nobody looked (or just now: how it ended was seen by nobody).
     assert_eq!(machine.exit().await, Exit { id: specs[2].id, reason: ExitReason::Unknown });
-    let mut listed = machine.runtime().list().await.unwrap();
+    let mut listed = machine.listed().await;
     listed.sort();
     assert_eq!(listed, specs.iter().map(|spec| spec.id).collect::<Vec<_>>());
     machine.runtime().start(&specs[0]).await.unwrap();
@@ -243,7 +243,7 @@ async fn leftovers_of_every_kind_are_found_and_removed() {
         machine.close();
         fs::remove_file(bundle.join(missing)).unwrap();
         machine.reopen().await;
-        assert_eq!(machine.runtime().list().await.unwrap(), [spec.id], "without {missing}");
+        assert_eq!(machine.listed().await, [spec.id], "without {missing}");
         assert!(!machine.exit_waits());
         // A start over leftovers is a start.
         machine.runtime().start(&spec).await.unwrap();
@@ -257,7 +257,7 @@ async fn leftovers_of_every_kind_are_found_and_removed() {
     fs::remove_dir_all(&bundle).unwrap();
     fs::create_dir(&bundle).unwrap();
     machine.reopen().await;
-    assert_eq!(machine.runtime().list().await.unwrap(), []);
+    assert_eq!(machine.listed().await, []);
     machine.assert_gone(&spec);
     machine.assert_nothing_left();
 }
@@ -279,7 +279,7 @@ async fn spare_containers(runtime: Option<&str>) {
     machine.spares = 2;
     machine.reopen().await;
     until_spares(&machine, 2).await;
-    assert_eq!(machine.runtime().list().await.unwrap(), [], "they are nobody's");
+    assert_eq!(machine.listed().await, [], "they are nobody's");
     let prepared: Vec<_> = machine.all_cgroups();
     // They serve as well as any other, once.
     assert_confined(&findings_of(&mut machine, 20).await);
@@ -344,7 +344,7 @@ async fn a_start_that_fails_leaves_nothing() {
     let error = machine.runtime().start(&spec).await.unwrap_err();
     assert!(matches!(&error, RuntimeError::Start(text) if text.contains("/nonexistent")), "{error:?}");
     machine.assert_gone(&spec);
-    assert_eq!(machine.runtime().list().await.unwrap(), []);
+    assert_eq!(machine.listed().await, []);
 }
 
 #[tokio::test]
@@ -468,7 +468,7 @@ async fn many_at_once() {
     let specs: Vec<_> = (100..130).map(|number| machine.container(number, ENDLESS)).collect();
     let all = futures::future::join_all(specs.iter().map(|spec| machine.runtime().start(spec))).await;
     all.into_iter().for_each(Result::unwrap);
-    assert_eq!(machine.runtime().list().await.unwrap().len(), specs.len());
+    assert_eq!(machine.listed().await.len(), specs.len());
     futures::future::join_all(specs.iter().map(|spec| machine.stop(spec))).await;
     specs.iter().for_each(|spec| machine.assert_gone(spec));
 }

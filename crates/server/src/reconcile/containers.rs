@@ -16,10 +16,18 @@ use crate::error::Failure;
 use crate::hub::lock;
 use crate::verbs::observe;
 
-/// Containers being started or stopped at the same time.
-const AT_ONCE: usize = 16;
+/// Containers being started at the same time.
+const STARTS: usize = 16;
+/// Containers being stopped at the same time. Most of them are given time to end by themselves; starts don't wait for that.
+const STOPS: usize = 64;
 /// Wait before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How much is done at the same time.
+struct Slots {
+    starts: Semaphore,
+    stops: Semaphore,
+}
 
 #[derive(Default)]
 struct InFlight {
@@ -33,7 +41,7 @@ struct InFlight {
 /// Runs until the server stops.
 pub async fn run(app: Shared) {
     let in_flight = Arc::new(Mutex::new(InFlight::default()));
-    let slots = Arc::new(Semaphore::new(AT_ONCE));
+    let slots = Arc::new(Slots { starts: Semaphore::new(STARTS), stops: Semaphore::new(STOPS) });
     match wanted(&app).await {
         Ok(wanted) => wanted.into_iter().for_each(|id| app.hub.look_again(id)),
         Err(error) => tracing::error!(%error, "the containers that are wanted could not be read"),
@@ -60,7 +68,7 @@ async fn wanted(app: &Shared) -> Result<Vec<SessionId>, Failure> {
     Ok(sessions::with_wanted_container(&mut connection).await?)
 }
 
-async fn look_after(app: Shared, session: SessionId, in_flight: Arc<Mutex<InFlight>>, slots: Arc<Semaphore>) {
+async fn look_after(app: Shared, session: SessionId, in_flight: Arc<Mutex<InFlight>>, slots: Arc<Slots>) {
     loop {
         if let Err(error) = look(&app, session, &in_flight, &slots).await {
             tracing::error!(%session, %error, "a container could not be looked after; trying again");
@@ -89,7 +97,7 @@ enum NotYet {
     Workspace(std::io::Error),
 }
 
-async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slots: &Semaphore) -> Result<(), NotYet> {
+async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slots: &Slots) -> Result<(), NotYet> {
     let row = {
         let mut connection = app.store.read().await.map_err(Failure::from)?;
         sessions::find(&mut connection, session).await.map_err(Failure::from)?
@@ -102,13 +110,13 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slo
             if lock(in_flight).started.get(&session) == Some(&container.generation) {
                 return Ok(());
             }
-            let _slot = slots.acquire().await;
+            let _slot = slots.starts.acquire().await;
             start(app, &row, container).await?;
             lock(in_flight).started.insert(session, container.generation);
             Ok(())
         }
         Container::Stopping => {
-            let _slot = slots.acquire().await;
+            let _slot = slots.stops.acquire().await;
             app.runtime.stop(container, STOP_GRACE).await?;
             lock(in_flight).started.remove(&session);
             app.hosts.forget(container);

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use raworc_api::problem::Code;
+use raworc_runtime::Exit;
 
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::verbs::observe;
+
+/// How long the connection of a host that has ended may take to end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Runs until the server stops.
 pub async fn run(app: Shared) {
@@ -18,19 +22,26 @@ pub async fn run(app: Shared) {
             exit = exits.recv() => exit,
         };
         let Some(exit) = exit else { return };
-        app.hosts.forget(exit.id);
-        if let Err(error) = app.runtime.stop(exit.id, Duration::ZERO).await {
-            tracing::warn!(container = %exit.id, %error, "what is left of a container could not be removed; the sweep will");
+        // Each by itself: one whose remains do not go away must not hold up the truth about others.
+        app.tasks.spawn(gone(app.clone(), exit));
+    }
+}
+
+async fn gone(app: Shared, exit: Exit) {
+    // What its host said last may still be on its way to the records.
+    app.hosts.until_disconnected(exit.id, LAST_WORDS).await;
+    app.hosts.forget(exit.id);
+    match observe::container_gone(&app, exit.id, exit.reason).await {
+        Ok(_) => {}
+        Err(Failure::Problem(problem)) if problem.code == Code::NotFound => {
+            tracing::debug!(container = %exit.id, "a container ended that no session owns");
         }
-        match observe::container_gone(&app, exit.id, exit.reason).await {
-            Ok(_) => {}
-            Err(Failure::Problem(problem)) if problem.code == Code::NotFound => {
-                tracing::debug!(container = %exit.id, "a container ended that no session owns");
-            }
-            // The sweep finds it again.
-            Err(error) => {
-                tracing::error!(container = %exit.id, %error, "the end of a container could not be recorded");
-            }
+        // The sweep finds it again.
+        Err(error) => {
+            tracing::error!(container = %exit.id, %error, "the end of a container could not be recorded");
         }
+    }
+    if let Err(error) = app.runtime.stop(exit.id, Duration::ZERO).await {
+        tracing::warn!(container = %exit.id, %error, "what is left of a container could not be removed; the sweep will");
     }
 }

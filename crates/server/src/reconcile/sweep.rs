@@ -37,8 +37,8 @@ pub async fn run(app: Shared) {
 /// Where the records or the runtime fail; whatever was not done is done by the next one.
 pub async fn once(app: &Shared) -> Result<(), Failure> {
     let before = meant_to_be(app).await?;
-    let there: BTreeSet<ContainerId> = match app.runtime.list().await {
-        Ok(list) => list.into_iter().collect(),
+    let there = match app.runtime.list().await {
+        Ok(list) => list,
         Err(error) => {
             tracing::warn!(%error, "the containers could not be listed");
             return Ok(());
@@ -46,18 +46,26 @@ pub async fn once(app: &Shared) -> Result<(), Failure> {
     };
     // One that came to be wanted after the first look is no orphan, one that was listed before it was wanted cannot be.
     let after = meant_to_be(app).await?;
-    for orphan in there.difference(&after) {
+    let all: BTreeSet<ContainerId> = there.iter().map(|listed| listed.id).collect();
+    for orphan in all.difference(&after) {
         tracing::info!(container = %orphan, "removing a container that no session owns");
         if let Err(error) = app.runtime.stop(*orphan, STOP_GRACE).await {
             tracing::warn!(container = %orphan, %error, "it could not be removed; the next sweep tries again");
         }
     }
-    for missing in before.difference(&there) {
+    let running = there.iter().filter(|listed| listed.is_running).map(|listed| listed.id).collect();
+    for missing in before.difference(&running) {
         if is_up(app, *missing).await? {
             app.hosts.forget(*missing);
             observe::container_gone(app, *missing, ExitReason::Unknown).await?;
         }
     }
+    // Nothing that is wanted is forgotten, whatever became of the first attempt.
+    let wanted = {
+        let mut connection = app.store.read().await?;
+        sessions::with_wanted_container(&mut connection).await?
+    };
+    wanted.into_iter().for_each(|id| app.hub.look_again(id));
     let until = app.now() - KEYS_KEPT;
     app.store
         .write(move |transaction| {

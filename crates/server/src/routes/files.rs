@@ -1,10 +1,12 @@
 //! `/sessions/{id}/files`
 
-use axum::body::Body;
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures::TryStreamExt;
+use futures::{Stream, StreamExt as _};
 use raworc_api::workspace::{FileEntry, FileKind, Listing};
 use raworc_core::limits::FILE_BYTES_MAX;
 use raworc_workspace::{Entry, FileError, Found, Kind};
@@ -18,6 +20,8 @@ use crate::error::Failure;
 use crate::extract::{Caller, Path};
 use crate::verbs::files;
 
+/// An upload that brings nothing for so long is given up.
+const UPLOAD_IDLE_MAX: Duration = Duration::from_secs(30);
 /// Says whether an answer is a `file` or a `directory`.
 const KIND: HeaderName = HeaderName::from_static("raworc-kind");
 
@@ -63,10 +67,20 @@ async fn put(
     if announced.is_some_and(|bytes| bytes > FILE_BYTES_MAX) {
         return Err(FileError::TooLarge.into());
     }
-    let stream = body.into_data_stream().map_err(std::io::Error::other);
-    let reader = SyncIoBridge::new(StreamReader::new(stream));
+    let _one = app.uploads.acquire().await;
+    let reader = SyncIoBridge::new(StreamReader::new(Box::pin(impatient(body.into_data_stream()))));
     let is_new = files::write(&app, &actor, &id, path, reader).await?;
     Ok(if is_new { StatusCode::CREATED } else { StatusCode::NO_CONTENT })
+}
+
+/// The body as it comes, for as long as it comes.
+fn impatient(body: BodyDataStream) -> impl Stream<Item = std::io::Result<Bytes>> {
+    futures::stream::unfold(body, |mut body| async {
+        match tokio::time::timeout(UPLOAD_IDLE_MAX, body.next()).await {
+            Ok(next) => next.map(|chunk| (chunk.map_err(std::io::Error::other), body)),
+            Err(late) => Some((Err(std::io::Error::other(late)), body)),
+        }
+    })
 }
 
 /// Remove a file, or a directory with all that is in it.

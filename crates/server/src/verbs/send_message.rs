@@ -94,6 +94,7 @@ pub async fn queue(change: &mut Change<'_>, new: NewMessage) -> Result<MessageRo
         status: Status::Queued,
         reply_to: None,
         attempts: 0,
+        losses: 0,
         started_seq: None,
         cancel_wanted: false,
         error: None,

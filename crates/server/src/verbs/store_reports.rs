@@ -134,6 +134,7 @@ async fn answer(change: &mut Change<'_>, message: &MessageRow, usage: &MessageUs
         status: Status::Done,
         reply_to: Some(message.id),
         attempts: message.attempts,
+        losses: 0,
         started_seq: None,
         cancel_wanted: false,
         error: None,

@@ -27,8 +27,10 @@ pub async fn take_message(app: &Shared, container: ContainerId) -> Result<Option
         .write(move |transaction| {
             Box::pin(async move {
                 let mut change = Change::load(transaction, container.session, now, SYSTEM).await?;
+                let before = change.row.last_seq;
                 let work = take(&mut change, container).await?;
-                if work.is_some() {
+                // Also where the message ended instead, because its agent has gone.
+                if change.row.last_seq != before {
                     change.save().await?;
                 }
                 Ok(work)
@@ -47,7 +49,7 @@ async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<
         return Ok(None);
     };
     message.attempts += 1;
-    let running = Running { message: message.id, attempt: message.attempts };
+    let running = Running { message: message.id, attempt: message.losses + 1 };
     change.step(&Event::MessageTaken { generation: container.generation, running }).await?;
     let assigned = agents::of_session(change.connection(), session).await?;
     let agent = match &message.agent {
