@@ -390,6 +390,66 @@ async fn a_container_that_cannot_start_waits_for_a_person_in_the_end() {
 }
 
 #[tokio::test]
+async fn a_full_disk_refuses_new_work_and_corrupts_nothing() {
+    if !crate::harness::can_run_containers() {
+        return;
+    }
+    let mut server = TestServer::start_on_disk(48);
+    let (filling, other) = (server.session(json!({})).await, server.session(json!({})).await);
+    let filler = post(&server, &filling, "cat /dev/zero >big; ls -s big | cut -d' ' -f2").await;
+    let path = format!("/sessions/{other}/messages");
+    let (mut sent, deadline) = (0, Instant::now() + crate::harness::PATIENCE);
+    let problem = loop {
+        let (status, answer) = server.post(&path, json!({ "content": format!("echo {sent} >>order") })).await;
+        if status != 201 {
+            assert_eq!((status.as_u16(), &answer["code"]), (503, &json!("disk_full")), "{answer}");
+            break answer;
+        }
+        sent += 1;
+        assert!(Instant::now() < deadline, "the disk never fills up");
+    };
+    assert!(problem["detail"].as_str().unwrap().contains("disk"), "{problem}");
+    // What is there can be read, and room be made.
+    assert_eq!(server.get(&format!("/sessions/{filling}/files")).await.0, 200);
+    fs::remove_file(server.data_dir().join("workspaces").join(&filling).join("big")).unwrap();
+    assert_eq!(
+        ended(&server, &filling, &filler).await["reply"]["content"].as_str().map(|text| text.ends_with("big\n")),
+        Some(true)
+    );
+    server.until(&other, |session| session["queued_messages"] == 0 && session["state"] == "READY").await;
+    let done: String = (0..sent).map(|n| format!("{n}\n")).collect();
+    assert_eq!(server.output(&other, "cat order").await, done, "what was accepted was done, once and in order");
+    server.stop();
+    let records = rusqlite::Connection::open(server.data_dir().join("raworc.db")).unwrap();
+    let verdict: String = records.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(verdict, "ok");
+    drop(records);
+    server.start_again();
+    assert_eq!(server.output(&other, "cat order | wc -l").await, format!("{sent}\n"));
+}
+
+#[tokio::test]
+async fn a_message_whose_agent_was_taken_away_ends_and_says_so() {
+    let server = server_or_skip!();
+    let (status, _) = server.post("/agents", json!({ "name": "second" })).await;
+    assert_eq!(status, 201);
+    let id = server.session(json!({ "agent_ids": ["shell", "second"] })).await;
+    server.post(&format!("/sessions/{id}/pause"), json!(null)).await;
+    let (_, message) =
+        server.post(&format!("/sessions/{id}/messages"), json!({ "content": "echo", "agent": "second" })).await;
+    let message = message["id"].as_str().unwrap().to_owned();
+    let request =
+        server.request(Method::PUT, &format!("/sessions/{id}/agents")).json(&json!({ "agent_ids": ["shell"] }));
+    assert_eq!(request.send().await.unwrap().status(), 200);
+    server.post(&format!("/sessions/{id}/resume"), json!(null)).await;
+    let message = ended(&server, &id, &message).await;
+    assert_eq!((&message["status"], &message["error"]["code"]), (&json!("failed"), &json!("not_started")));
+    assert_eq!(server.output(&id, "echo goes on").await, "goes on\n");
+    // The log has no gap: all of it was stored, or none.
+    server.events(&id).await;
+}
+
+#[tokio::test]
 async fn a_data_directory_has_one_server() {
     let server = server_or_skip!();
     let id = server.session(json!({})).await;

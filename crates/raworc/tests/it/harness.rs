@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reqwest::{Method, StatusCode};
@@ -41,6 +42,8 @@ macro_rules! server_or_skip {
 /// A running server on a data directory of its own.
 pub struct TestServer {
     directory: tempfile::TempDir,
+    /// The data directory is mounted.
+    has_disk: bool,
     arguments: Vec<String>,
     child: Option<Child>,
     /// Where it listens.
@@ -53,17 +56,33 @@ pub struct TestServer {
 impl TestServer {
     /// Starts one with these arguments besides the usual ones.
     pub fn start(arguments: &[&str]) -> Self {
+        let mut server = Self::new(arguments);
+        server.start_again();
+        server
+    }
+
+    /// Starts one whose data directory is a disk of its own, of so many mebibytes.
+    pub fn start_on_disk(mebibytes: u32) -> Self {
+        let mut server = Self::new(&[]);
+        fs::create_dir(server.data_dir()).unwrap();
+        let size = format!("size={mebibytes}m,mode=711");
+        mount(Some("tmpfs"), &server.data_dir(), Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+        server.has_disk = true;
+        server.start_again();
+        server
+    }
+
+    fn new(arguments: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("raworc-test-").tempdir().unwrap();
-        let mut server = Self {
+        Self {
             directory,
+            has_disk: false,
             arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
             child: None,
             url: String::new(),
             token: String::new(),
             client: reqwest::Client::new(),
-        };
-        server.start_again();
-        server
+        }
     }
 
     /// The data directory.
@@ -362,6 +381,9 @@ impl Drop for TestServer {
             for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
                 let _ = fs::remove_dir(hierarchy.path().join(&own));
             }
+        }
+        if self.has_disk {
+            let _ = umount2(&self.data_dir(), MntFlags::MNT_DETACH);
         }
     }
 }
