@@ -99,17 +99,24 @@ fn told_once(world: &World, message: &Value, events: &[Value], messages: &[Value
     let count =
         |kind: &str| events.iter().filter(|event| event["type"] == kind && event["data"]["message_id"] == id).count();
     let (started, finished) = (count("message.started"), count("message.finished"));
-    let replies = messages.iter().filter(|reply| reply["reply_to"] == id).count();
+    let answers: Vec<&Value> = messages.iter().filter(|reply| reply["reply_to"] == id).collect();
+    let replies = answers.len();
     let executions = world.state().executions.get(&id.parse()?).copied().unwrap_or(0);
     ensure!(count("message.queued") == 1, "queued other than once");
     ensure!(message["attempts"] == started, "begun {started} times in the log");
     ensure!(u64::from(executions) <= started as u64, "worked on {executions} times");
     match text(&message["status"]) {
         "queued" => ensure!(finished == 0 && replies == 0, "it waits, and has ended {finished} times"),
-        "done" => ensure!(
-            finished == 1 && replies == 1 && executions >= 1,
-            "{finished} ends, {replies} answers, {executions} tries"
-        ),
+        "done" => {
+            // A host counts down; what it wrote is there whole, and once.
+            let answer = answers.first().map_or("", |answer| text(&answer["content"]));
+            let whole: String = (0..answer.lines().count()).rev().map(|n| format!("{n}\n")).collect();
+            ensure!(answer == whole, "it wrote {answer:?}");
+            ensure!(
+                finished == 1 && replies == 1 && executions >= 1,
+                "{finished} ends, {replies} answers, {executions} tries"
+            );
+        }
         "failed" | "cancelled" => ensure!(finished == 1 && replies <= 1, "{finished} ends, {replies} answers"),
         other => bail!("it is {other}"),
     }

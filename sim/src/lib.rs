@@ -138,9 +138,9 @@ mod tests {
 
     /// Every bug that a seed has found stays here under its name.
     const FOUND: [(u64, &str); 3] = [
-        (190, "a restart was planned by a clock that was then set back by an hour"),
-        (759, "two connections of a host: the one that took the message was lost, the other waited for ever"),
-        (1301, "as 190, but the container was being removed when the clock was set back"),
+        (740, "a restart was planned by a clock that was then set back by an hour"),
+        (18, "two connections of a host: the one that took the message was lost, the other waited for ever"),
+        (436, "a message whose agent had been taken away was ended, but not the session's record of it"),
     ];
 
     #[test]
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_seed_is_one_story() {
-        for seed in [759, 1301] {
+        for seed in [18, 740] {
             assert_eq!(run(seed, false).trace, run(seed, false).trace);
         }
     }
