@@ -26,7 +26,27 @@ pub async fn ready(server: &Server, report: &mut Report) -> anyhow::Result<()> {
     }
     let after = pss_of_tree(server.pid())?;
     report.figure("PSS for each READY session", (after - before) / READY as f64, "MiB");
+    let charged: Vec<f64> = tree(server.pid())?.into_iter().filter_map(charged).collect();
+    let mean = charged.iter().sum::<f64>() / charged.len().max(1) as f64;
+    report.figure("memory charged to each READY session's cgroup, the kernel's part included", mean, "MiB");
     Ok(())
+}
+
+/// What the kernel charges the container of a process for, in MiB: its pages, files it was first to read, and the kernel's
+/// own records of it. `None` where the process is in no container of ours.
+fn charged(pid: i32) -> Option<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = |line: &str| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        match controllers {
+            "" => Some(format!("/sys/fs/cgroup{path}/memory.current")),
+            "memory" => Some(format!("/sys/fs/cgroup/memory{path}/memory.usage_in_bytes")),
+            _ => None,
+        }
+    };
+    let files = text.lines().filter(|line| line.contains("/slot-")).filter_map(path);
+    let bytes = files.filter_map(|file| fs::read_to_string(file).ok()?.trim().parse::<f64>().ok()).next()?;
+    Some(bytes / 1024.0 / 1024.0)
 }
 
 /// What the server has with 1 000 sessions at rest, all of which have run.
@@ -54,8 +74,8 @@ pub async fn idle(server: &Server, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The proportional set size of a process and all its descendants, in MiB.
-fn pss_of_tree(root: i32) -> anyhow::Result<f64> {
+/// A process and all its descendants.
+fn tree(root: i32) -> anyhow::Result<BTreeSet<i32>> {
     let mut parents = BTreeMap::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
@@ -75,10 +95,15 @@ fn pss_of_tree(root: i32) -> anyhow::Result<f64> {
         }
         tree.extend(more);
     }
+    Ok(tree)
+}
+
+/// The proportional set size of a process and all its descendants, in MiB.
+fn pss_of_tree(root: i32) -> anyhow::Result<f64> {
     let pss = |pid: &i32| {
         let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
         text.lines().find_map(|line| line.strip_prefix("Pss:"))?.split_whitespace().next()?.parse::<f64>().ok()
     };
-    let total: f64 = tree.iter().filter_map(pss).sum();
+    let total: f64 = tree(root)?.iter().filter_map(pss).sum();
     Ok(total / 1024.0)
 }
