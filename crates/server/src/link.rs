@@ -23,6 +23,8 @@ use crate::verbs::{observe, store_reports, take_message};
 
 /// A connection says who it is by then.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a host is left waiting when its connection failed on our side.
+const FAILED_PAUSE: Duration = Duration::from_secs(1);
 /// Reports stored in one go.
 const REPORTS_BATCH: usize = 64;
 
@@ -112,7 +114,11 @@ pub async fn serve(app: Shared, stream: Box<dyn Stream>) {
         Err(Ended::Gone | Ended::Stopping) | Ok(()) => {
             tracing::debug!(%container, "a host's connection ended")
         }
-        Err(ended) => tracing::warn!(%container, %ended, "a host's connection ended"),
+        Err(ended) => {
+            tracing::warn!(%container, %ended, "a host's connection ended");
+            // A host dials again at once. Where the disk is full, for example, once a second is enough.
+            tokio::time::sleep(FAILED_PAUSE).await;
+        }
     }
 }
 

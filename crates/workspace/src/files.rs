@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
 use std::time::SystemTime;
 
 use raworc_core::limits::LISTING_ENTRIES_MAX;
@@ -21,6 +22,8 @@ pub struct Workspace {
     root: OwnedFd,
     trash: PathBuf,
     owner: Option<u32>,
+    /// To whoever buries what is in the trash.
+    graves: Sender<PathBuf>,
 }
 
 /// What a path is.
@@ -63,10 +66,15 @@ pub enum Found {
 }
 
 impl Workspace {
-    pub(crate) fn open(path: &Path, trash: &Path, owner: Option<u32>) -> Result<Self, FileError> {
+    pub(crate) fn open(
+        path: &Path,
+        trash: &Path,
+        owner: Option<u32>,
+        graves: Sender<PathBuf>,
+    ) -> Result<Self, FileError> {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self { root, trash: trash.to_owned(), owner })
+        Ok(Self { root, trash: trash.to_owned(), owner, graves })
     }
 
     /// What is at `path` (relative; empty: the workspace itself). Symbolic links are followed inside the workspace.
@@ -132,7 +140,8 @@ impl Workspace {
             return Err(error.into());
         }
         File::from(directory).sync_all()?;
-        bury(&grave);
+        // Where nobody buries it any more, the next start does.
+        let _ = self.graves.send(grave);
         Ok(())
     }
 
@@ -298,6 +307,15 @@ mod tests {
     struct Fixture {
         directory: tempfile::TempDir,
         workspace: Workspace,
+        buried: std::sync::mpsc::Receiver<PathBuf>,
+    }
+
+    impl Fixture {
+        /// Nothing is left in the trash once it has been buried.
+        fn assert_buried(&self) {
+            self.buried.try_iter().for_each(|grave| bury(&grave));
+            assert_eq!(fs::read_dir(self.directory.path().join("trash")).unwrap().count(), 0);
+        }
     }
 
     fn fixture() -> Fixture {
@@ -306,8 +324,10 @@ mod tests {
             fs::create_dir(directory.path().join(name)).unwrap();
         }
         fs::write(directory.path().join("secret"), "secret").unwrap();
-        let workspace = Workspace::open(&directory.path().join("w"), &directory.path().join("trash"), None).unwrap();
-        Fixture { directory, workspace }
+        let (graves, buried) = std::sync::mpsc::channel();
+        let (path, trash) = (directory.path().join("w"), directory.path().join("trash"));
+        let workspace = Workspace::open(&path, &trash, None, graves).unwrap();
+        Fixture { directory, workspace, buried }
     }
 
     fn read(workspace: &Workspace, path: &str) -> Result<String, FileError> {
@@ -324,22 +344,24 @@ mod tests {
 
     #[test]
     fn files_are_written_listed_replaced_and_removed() {
-        let Fixture { directory, workspace } = fixture();
+        let fixture = fixture();
+        let Fixture { workspace, .. } = &fixture;
         assert!(workspace.write("a/b/c.txt", &mut "one".as_bytes(), 3).unwrap());
         assert!(!workspace.write("/a/b/c.txt", &mut "two".as_bytes(), 3).unwrap());
-        assert_eq!(read(&workspace, "a/b/c.txt").unwrap(), "two");
-        assert_eq!(read(&workspace, "").unwrap(), "a");
+        assert_eq!(read(workspace, "a/b/c.txt").unwrap(), "two");
+        assert_eq!(read(workspace, "").unwrap(), "a");
         assert!(matches!(workspace.write("a/b/c.txt", &mut "four".as_bytes(), 3), Err(FileError::TooLarge)));
-        assert_eq!(read(&workspace, "a/b").unwrap(), "c.txt", "nothing is left of a write that failed");
+        assert_eq!(read(workspace, "a/b").unwrap(), "c.txt", "nothing is left of a write that failed");
         assert!(matches!(workspace.write("a/b", &mut "x".as_bytes(), 3), Err(FileError::WrongKind(_))));
         workspace.remove("a").unwrap();
         assert!(matches!(workspace.look("a"), Err(FileError::NotFound)));
-        assert_eq!(fs::read_dir(directory.path().join("trash")).unwrap().count(), 0);
+        fixture.assert_buried();
     }
 
     #[test]
     fn nothing_leads_out() {
-        let Fixture { directory, workspace } = fixture();
+        let fixture = fixture();
+        let Fixture { directory, workspace, .. } = &fixture;
         let inside = directory.path().join("w");
         symlink(directory.path().join("secret"), inside.join("absolute")).unwrap();
         symlink("../secret", inside.join("relative")).unwrap();
@@ -364,7 +386,8 @@ mod tests {
 
     #[test]
     fn a_tree_of_any_depth_is_removed() {
-        let Fixture { directory, workspace } = fixture();
+        let fixture = fixture();
+        let Fixture { directory, workspace, .. } = &fixture;
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let mut at = rustix::fs::open(directory.path().join("w"), flags, Mode::empty()).unwrap();
         for _ in 0..20_000 {
@@ -374,12 +397,13 @@ mod tests {
             at = inner;
         }
         workspace.remove("d").unwrap();
-        assert_eq!(fs::read_dir(directory.path().join("trash")).unwrap().count(), 0);
+        fixture.assert_buried();
     }
 
     #[test]
     fn a_pipe_does_not_hold_us() {
-        let Fixture { directory, workspace } = fixture();
+        let fixture = fixture();
+        let Fixture { directory, workspace, .. } = &fixture;
         let pipe = directory.path().join("w/pipe");
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
         assert!(matches!(workspace.look("pipe"), Err(FileError::WrongKind(_))));

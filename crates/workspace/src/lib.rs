@@ -9,6 +9,7 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 
 use raworc_core::ids::SessionId;
 
@@ -69,6 +70,7 @@ pub struct Workspaces {
     root: PathBuf,
     trash: PathBuf,
     owner: Option<u32>,
+    graves: mpsc::Sender<PathBuf>,
 }
 
 impl Workspaces {
@@ -79,15 +81,17 @@ impl Workspaces {
     pub fn open(data_dir: &Path, owner: Option<u32>) -> io::Result<Self> {
         let (root, trash) = (data_dir.join("workspaces"), data_dir.join("trash"));
         DirBuilder::new().recursive(true).mode(0o711).create(&root)?;
-        // What an earlier run was removing when it ended.
-        let left: Vec<PathBuf> =
-            fs::read_dir(&trash).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-        if !left.is_empty() {
-            // Nobody waits for it, and it may be much.
-            std::thread::spawn(move || left.iter().for_each(|grave| files::bury(grave)));
-        }
         DirBuilder::new().recursive(true).mode(0o700).create(&trash)?;
-        Ok(Self { root, trash, owner })
+        // Nobody waits for what is being removed, and it may be much. The thread ends with the last of us, or the process.
+        let (graves, buried) = mpsc::channel::<PathBuf>();
+        std::thread::Builder::new()
+            .name("trash".into())
+            .spawn(move || buried.iter().for_each(|grave| files::bury(&grave)))?;
+        // What an earlier run was removing when it ended.
+        for entry in fs::read_dir(&trash)?.flatten() {
+            let _ = graves.send(entry.path());
+        }
+        Ok(Self { root, trash, owner, graves })
     }
 
     /// Where a session's workspace is.
@@ -122,6 +126,6 @@ impl Workspaces {
     /// # Errors
     /// [`FileError::NotFound`] where it has none yet.
     pub fn get(&self, session: SessionId) -> Result<Workspace, FileError> {
-        Workspace::open(&self.path(session), &self.trash, self.owner)
+        Workspace::open(&self.path(session), &self.trash, self.owner, self.graves.clone())
     }
 }

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::{Stream, StreamExt as _};
+use raworc_api::problem::Code;
 use raworc_api::workspace::{FileEntry, FileKind, Listing};
 use raworc_core::limits::FILE_BYTES_MAX;
 use raworc_workspace::{Entry, FileError, Found, Kind};
@@ -20,8 +21,10 @@ use crate::error::Failure;
 use crate::extract::{Caller, Path};
 use crate::verbs::files;
 
+/// How long an upload waits for others to end.
+const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(5);
 /// An upload that brings nothing for so long is given up.
-const UPLOAD_IDLE_MAX: Duration = Duration::from_secs(30);
+const UPLOAD_IDLE_MAX: Duration = Duration::from_secs(10);
 /// Says whether an answer is a `file` or a `directory`.
 const KIND: HeaderName = HeaderName::from_static("raworc-kind");
 
@@ -67,7 +70,9 @@ async fn put(
     if announced.is_some_and(|bytes| bytes > FILE_BYTES_MAX) {
         return Err(FileError::TooLarge.into());
     }
-    let _one = app.uploads.acquire().await;
+    let Ok(_one) = tokio::time::timeout(UPLOAD_WAIT_MAX, app.uploads.acquire()).await else {
+        return Err(Failure::new(Code::Busy, "too many files are being uploaded at the same time; try again later"));
+    };
     let reader = SyncIoBridge::new(StreamReader::new(Box::pin(impatient(body.into_data_stream()))));
     let is_new = files::write(&app, &actor, &id, path, reader).await?;
     Ok(if is_new { StatusCode::CREATED } else { StatusCode::NO_CONTENT })

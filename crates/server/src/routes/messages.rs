@@ -46,8 +46,15 @@ async fn send(
     Json(body): Json<SendMessage>,
 ) -> Result<Response, Failure> {
     let wait = wait(query)?;
-    let what = format!("POST /sessions/{id}/messages");
-    let key = idempotency_key(&headers)?.map(|key| Key::new(key, &what, &body)).transpose()?;
+    let key = match idempotency_key(&headers)? {
+        Some(key) => {
+            // By its id: a name may mean another session another time.
+            let mut connection = app.store.read().await?;
+            let session = find::session(&mut connection, &actor, &id, Purpose::Use).await?.id;
+            Some(Key::new(key, &format!("POST /sessions/{session}/messages"), &body)?)
+        }
+        None => None,
+    };
     let row = send_message::send_message(&app, &actor, id, body, key).await?;
     let Some(wait) = wait else {
         let body = MessageWithReply { message: view::message(row), reply: None };

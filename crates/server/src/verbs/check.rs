@@ -24,6 +24,9 @@ const PIDS_MAX: u32 = 4_194_304;
 /// Largest `memory`, in bytes; more than any machine has.
 const MEMORY_BYTES_MAX: u64 = 1 << 50;
 
+/// Deepest `metadata`. Whoever reads a list of sessions has to read it, and JSON parsers stop at a hundred or so.
+const METADATA_DEPTH_MAX: usize = 32;
+
 /// What was found wrong so far.
 #[derive(Default)]
 pub struct Checks {
@@ -55,6 +58,10 @@ impl Checks {
         let bytes = metadata.map_or(0, |map| serde_json::to_string(map).map_or(usize::MAX, |text| text.len()));
         if bytes > METADATA_BYTES_MAX {
             self.fault("metadata", format!("{bytes} bytes as JSON, at most {METADATA_BYTES_MAX} are allowed"));
+        }
+        let depth = metadata.into_iter().flat_map(Map::values).map(depth).max().unwrap_or(0);
+        if depth > METADATA_DEPTH_MAX {
+            self.fault("metadata", format!("{depth} levels deep, at most {METADATA_DEPTH_MAX} are allowed"));
         }
     }
 
@@ -96,6 +103,15 @@ pub fn resources_or_default(wanted: Option<ResourcesWanted>) -> (f64, Bytes, u32
         wanted.memory.unwrap_or(Bytes(MEMORY_BYTES_DEFAULT)),
         wanted.pids.unwrap_or(PIDS_DEFAULT),
     )
+}
+
+/// How many lists and objects are around the innermost value. What was parsed is no deeper than the parser's own bound.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
 }
 
 /// The rows of a page.
