@@ -62,16 +62,22 @@ impl Containers {
     async fn start_anew(self: &Arc<Self>, spec: &ContainerSpec) -> Result<(), RuntimeError> {
         self.remove(spec.id).await?;
         if let Some(spare) = self.take_spare(spec).await {
-            let result = self.assign(spare, spec).await;
-            return self.or_remove(spec.id, result).await;
+            match self.assign(spare, spec).await {
+                // It was not told anything, so one that is made for this session may take its place.
+                Err(RuntimeError::Start(error)) => {
+                    tracing::warn!(id = %spec.id, %error, "a spare container could not be used");
+                    self.remove(spec.id).await?;
+                }
+                result => return self.or_remove(spec.id, result).await,
+            }
         }
         let fresh = self.prepare(&spec.resources).await?;
         let result = self.assign(fresh, spec).await;
         self.or_remove(spec.id, result).await
     }
 
-    /// A start that failed leaves nothing. It is not tried again under the same id: the host may have got its token, and then
-    /// have said something that counts.
+    /// A start that failed leaves nothing. One of which nobody knows how it went is not tried again under the same id: the host
+    /// may have got its token, and then have said something that counts.
     async fn or_remove(&self, id: ContainerId, result: Result<(), RuntimeError>) -> Result<(), RuntimeError> {
         if result.is_err()
             && let Err(error) = self.remove(id).await
@@ -92,7 +98,8 @@ impl Containers {
         None
     }
 
-    /// Makes a prepared container the session's. Where that fails, what is left of it is known by its id.
+    /// Makes a prepared container the session's. Where that fails, what is left of it is known by its id; with
+    /// [`RuntimeError::Start`], its host has not been told anything.
     async fn assign(self: &Arc<Self>, spare: Spare, spec: &ContainerSpec) -> Result<(), RuntimeError> {
         let (id, slot) = (spec.id, spare.slot);
         let bundle = self.layout.bundle(id);
@@ -113,7 +120,7 @@ impl Containers {
             Ok(Outcome::Assigned) => {}
             Ok(Outcome::Failed(message)) => return Err(RuntimeError::Start(message)),
             Ok(other) => return Err(RuntimeError::Start(format!("the launcher answered {other:?}"))),
-            Err(error) => return Err(RuntimeError::Start(error.to_string())),
+            Err(error) => return Err(RuntimeError::Other(error.to_string())),
         }
         self.watch(id, slot, spare.process, Some(spare.ending));
         Ok(())
