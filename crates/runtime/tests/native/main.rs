@@ -316,7 +316,7 @@ async fn spare_containers_of_runc_serve_one_session_each() {
 }
 
 #[tokio::test]
-async fn a_spare_container_that_died_is_not_used() {
+async fn a_spare_container_that_died_is_replaced() {
     let Some(mut machine) = Machine::new(None).await else {
         return;
     };
@@ -326,6 +326,13 @@ async fn a_spare_container_that_died_is_not_used() {
     let cgroup = machine.all_cgroups().into_iter().find(|path| path.join("cgroup.procs").exists()).unwrap();
     let pid = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap().trim().parse().unwrap();
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+    let replaced = async {
+        while cgroup.exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, replaced).await.unwrap();
+    until_spares(&machine, 1).await;
     let spec = machine.container(23, "exit 6");
     machine.runtime().start(&spec).await.unwrap();
     assert_eq!(machine.exit().await, Exit { id: spec.id, reason: ExitReason::Exited(6) });
