@@ -7,6 +7,7 @@ use raworc_runtime::native::rootless;
 
 use crate::commands::{self, account, agent, run, serve, session, token};
 use crate::config::Global;
+use crate::connect;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 
@@ -102,7 +103,12 @@ pub fn main() -> ExitCode {
 
 /// What has to be done before there is a second thread: a server of an ordinary user becomes root of its own namespace.
 fn prepare(cli: &mut Cli) -> Result<()> {
-    if matches!(cli.command, Command::Run(_) | Command::Serve(_)) {
+    let starts_a_server = match &cli.command {
+        Command::Serve(_) => true,
+        Command::Run(_) => !connect::is_there(&cli.global),
+        _ => false,
+    };
+    if starts_a_server {
         // In there, the user would have another home.
         cli.global.data_dir = Some(cli.global.data_dir()?);
         rootless::enter().map_err(|obstacle| Failure::failed(obstacle.found).help(obstacle.remedy))?;

@@ -1,7 +1,9 @@
 //! Which server to talk to, and with which token.
 
 use std::io::ErrorKind;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use raworc_api::client::Client;
 
@@ -12,6 +14,9 @@ use crate::failure::{EXIT_NO_SERVER, Failure, Result};
 pub const URL_FILE: &str = "server.url";
 /// Where a server keeps the first administrator's token, in its data directory.
 pub const TOKEN_FILE: &str = "admin.token";
+
+/// How long a server on this machine may take to accept a connection.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A server, as far as it is known without asking.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +76,15 @@ pub fn find(global: &Global) -> Result<Target> {
 pub fn find_here(global: &Global) -> Result<Option<Target>> {
     let is_known = given(&global.url).is_some() || written(&global.data_dir()?.join(URL_FILE))?.is_some();
     if is_known { find(global).map(Some) } else { Ok(None) }
+}
+
+/// Whether there is a server to use: one that was named, or one on this machine that takes connections.
+pub fn is_there(global: &Global) -> bool {
+    let takes_connections = |target: Target| {
+        let address = target.url.trim_start_matches("http://").parse().ok();
+        address.is_some_and(|address| TcpStream::connect_timeout(&address, PATIENCE).is_ok())
+    };
+    given(&global.url).is_some() || find_here(global).ok().flatten().is_some_and(takes_connections)
 }
 
 /// What to say where no server answers.

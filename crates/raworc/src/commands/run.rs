@@ -1,6 +1,7 @@
 //! `raworc run`: one piece of work, with or without a server.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 
 use clap::Args;
 use raworc_api::client::{Client, ClientError};
@@ -111,7 +112,8 @@ impl UseOfServer {
         let data_dir = context.global.data_dir()?;
         serve::prepare(&data_dir)?;
         let path = data_dir.join("runs.lock");
-        let opened = File::options().create(true).append(true).open(&path);
+        // Whoever may lock it could hold every run up.
+        let opened = File::options().create(true).append(true).mode(0o600).open(&path);
         let file = opened.map_err(|error| Failure::usage(format!("{} can't be used: {error}", path.display())))?;
         lock(&file, FlockOperation::LockShared).await?;
         Ok(Self { file: Some(file) })

@@ -35,11 +35,14 @@ impl Layout {
         let instance = instance(&run.join("instance"))?;
         let (launcher, oci_runtime) = (config.launcher.clone(), config.oci_runtime.clone());
         let ids = rootless::ids()?;
-        let cgroup_parent = match ids.base {
-            Ids::BASE_OF_ROOT => PathBuf::new(),
-            _ => rootless::delegated().ok_or_else(|| io::Error::other("no cgroup has been delegated to this user"))?,
+        let cgroup_parent = if ids.base == Ids::BASE_OF_ROOT {
+            PathBuf::new()
+        } else {
+            let parent = rootless::delegated();
+            let parent = parent.ok_or_else(|| io::Error::other("no cgroup has been delegated to this user"))?;
+            rootless::make_room(&parent)?;
+            parent
         };
-        rootless::make_room(&cgroup_parent)?;
         let layout = Self { run, instance, cgroup_parent, ids, launcher, oci_runtime };
         for path in [layout.containers(), layout.state()] {
             directory(&path, 0o700)?;
