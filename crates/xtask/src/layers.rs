@@ -9,10 +9,11 @@ use crate::Faults;
 use crate::house::House;
 
 /// The order: a crate may use those before it, never those after it. The ones that are yet to come keep their place.
-const ORDER: [&str; 13] = [
+const ORDER: [&str; 14] = [
     "raworc-core",
     "raworc-api",
     "raworc-store",
+    "raworc-oci",
     "raworc-workspace",
     "raworc-launcher",
     "raworc-runtime",

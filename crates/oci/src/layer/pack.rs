@@ -1,0 +1,272 @@
+//! From a layer directory to a layer tar.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek as _, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat, statat};
+use rustix::io::Errno;
+use tar::EntryType;
+
+use super::pax::{self, Entry, Records};
+use super::walk::{Walk, id};
+use super::{
+    ATTRIBUTE_BYTES_MAX, EXTENSION_BYTES_MAX, Format, OPAQUE, OVERLAY_ATTRIBUTES, PATH_BYTES_MAX, Packed, Skipped,
+    USER_ATTRIBUTES,
+};
+use super::{WHITEOUT, sparse};
+use crate::Error;
+use crate::digest::Digesting;
+
+/// How much is gathered before it is written on, in bytes.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// Writes the layer directory `directory` to `writer` as a tar (POSIX pax format). The same directory always becomes the
+/// same bytes: names are sorted, and nothing of the machine is written but what `format` maps.
+///
+/// Sockets, devices, names that begin with `.wh.`, paths longer than 64 KiB and attributes whose name contains `=` have no
+/// form in a layer; they are left out and told in [`Packed::skipped`]. Attributes other than `user.*` are left out silently.
+///
+/// # Errors
+/// [`Error::Changed`] where someone changes the directory meanwhile, and whatever reading or writing says.
+pub fn pack(directory: &Path, format: &Format, writer: impl Write) -> Result<Packed, Error> {
+    let mut packer = Packer {
+        out: Digesting::new(BufWriter::with_capacity(BUFFER_BYTES, writer)),
+        format: *format,
+        links: HashMap::new(),
+        entries: 0,
+        skipped: Skipped::default(),
+        buffer: vec![0; BUFFER_BYTES],
+    };
+    let mut walk = Walk::begin(directory)?;
+    let root = fstat(walk.directory())?;
+    packer.directory(walk.directory(), b"./", &root)?;
+    loop {
+        match walk.next() {
+            Some(name) => packer.visit(&mut walk, &name)?,
+            None if walk.leave()? => {}
+            None => break,
+        }
+    }
+    packer.finish()
+}
+
+struct Packer<W: Write> {
+    out: Digesting<BufWriter<W>>,
+    format: Format,
+    /// Where a file with several names was written first.
+    links: HashMap<(u64, u64), Box<[u8]>>,
+    entries: u64,
+    skipped: Skipped,
+    buffer: Vec<u8>,
+}
+
+impl<W: Write> Packer<W> {
+    fn visit(&mut self, walk: &mut Walk, name: &CString) -> Result<(), Error> {
+        let stat = statat(walk.directory(), name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+        let mut path = walk.path_of(name);
+        if name.as_bytes().starts_with(WHITEOUT) {
+            self.skipped.add(&path, "its name is one that marks a deleted file");
+            return Ok(());
+        }
+        if path.len() >= PATH_BYTES_MAX - WHITEOUT.len() - OPAQUE.len() {
+            self.skipped.add(&path[..256], "its path is too long");
+            return Ok(());
+        }
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                walk.enter(name, &stat)?;
+                path.push(b'/');
+                self.directory(walk.directory(), &path, &stat)
+            }
+            FileType::CharacterDevice if stat.st_rdev == 0 => {
+                let parent = path.len() - name.as_bytes().len();
+                path.splice(parent..parent, WHITEOUT.iter().copied());
+                self.mark(&path)
+            }
+            FileType::RegularFile | FileType::Symlink | FileType::Fifo => {
+                if stat.st_nlink > 1 {
+                    if let Some(first) = self.links.get(&id(&stat)).cloned() {
+                        return self.entry(EntryType::Link, &path, &first, &stat, 0, Records::default());
+                    }
+                    self.links.insert(id(&stat), path.clone().into());
+                }
+                self.leaf(walk.directory(), name, &path, &stat)
+            }
+            FileType::Socket => {
+                self.skipped.add(&path, "it is a socket");
+                Ok(())
+            }
+            _ => {
+                self.skipped.add(&path, "it is a device");
+                Ok(())
+            }
+        }
+    }
+
+    fn directory(&mut self, directory: BorrowedFd<'_>, path: &[u8], stat: &Stat) -> Result<(), Error> {
+        let records = self.attributes(directory, path)?;
+        self.entry(EntryType::Directory, path, b"", stat, 0, records)?;
+        let mut value = [0; 1];
+        match fgetxattr(directory, self.format.marks.opaque(), &mut value) {
+            Ok(1) if value == *b"y" => {
+                let mut mark = if path == b"./" { Vec::new() } else { path.to_vec() };
+                mark.extend_from_slice(OPAQUE);
+                self.mark(&mark)
+            }
+            // There are other values of later kernels ("x"), which hide nothing.
+            Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn leaf(&mut self, directory: BorrowedFd<'_>, name: &CString, path: &[u8], stat: &Stat) -> Result<(), Error> {
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Symlink => {
+                let target = readlinkat(directory, name.as_c_str(), Vec::new())?;
+                self.entry(EntryType::Symlink, path, target.as_bytes(), stat, 0, Records::default())
+            }
+            FileType::Fifo => self.entry(EntryType::Fifo, path, b"", stat, 0, Records::default()),
+            _ => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+                let file = File::from(openat(directory, name.as_c_str(), flags, Mode::empty())?);
+                self.file(file, path, stat)
+            }
+        }
+    }
+
+    fn file(&mut self, mut file: File, path: &[u8], seen: &Stat) -> Result<(), Error> {
+        let stat = fstat(&file)?;
+        if id(&stat) != id(seen) || !FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Err(changed(path));
+        }
+        let mut records = self.attributes(file.as_fd(), path)?;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        // Only a hint that spares most files the look: what is data is what the file system says.
+        let maybe_sparse = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) < size;
+        let segments = if maybe_sparse { sparse::segments(&file, size)? } else { None };
+        let Some(segments) = segments else {
+            self.entry(EntryType::Regular, path, b"", &stat, size, records)?;
+            self.copy(&mut file, size, path)?;
+            return Ok(pax::pad(&mut self.out, size)?);
+        };
+        let mut map = sparse::encode(&segments);
+        map.resize(map.len() + pax::padding(map.len() as u64) as usize, 0);
+        let data = map.len() as u64 + segments.iter().map(|(_, length)| length).sum::<u64>();
+        records.add(b"GNU.sparse.major", b"1");
+        records.add(b"GNU.sparse.minor", b"0");
+        records.add(b"GNU.sparse.name", path);
+        records.add(b"GNU.sparse.realsize", size.to_string().as_bytes());
+        // Who does not know sparse files unpacks map and data under this name (GNU tar writes its like).
+        self.entry(EntryType::Regular, &sparse_name(path), b"", &stat, data, records)?;
+        self.out.write_all(&map)?;
+        for (start, length) in segments {
+            file.seek(SeekFrom::Start(start))?;
+            self.copy(&mut file, length, path)?;
+        }
+        Ok(pax::pad(&mut self.out, data)?)
+    }
+
+    fn copy(&mut self, file: &mut File, size: u64, path: &[u8]) -> Result<(), Error> {
+        let mut left = size;
+        while left > 0 {
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            let count = file.read(&mut self.buffer[..wanted])?;
+            if count == 0 {
+                return Err(changed(path));
+            }
+            self.out.write_all(&self.buffer[..count])?;
+            left -= count as u64;
+        }
+        Ok(())
+    }
+
+    /// An empty file of root's that stands for something that is gone.
+    fn mark(&mut self, path: &[u8]) -> Result<(), Error> {
+        self.entries += 1;
+        let kind = EntryType::Regular;
+        let records = Records::default();
+        let mark = Entry { kind, path, link: b"", mode: 0, uid: 0, gid: 0, mtime: (0, 0), size: 0, records };
+        Ok(pax::write_header(&mut self.out, mark)?)
+    }
+
+    fn entry(
+        &mut self,
+        kind: EntryType,
+        path: &[u8],
+        link: &[u8],
+        stat: &Stat,
+        size: u64,
+        records: Records,
+    ) -> Result<(), Error> {
+        self.entries += 1;
+        let ids = self.format.ids;
+        let entry = Entry {
+            kind,
+            path,
+            link,
+            mode: stat.st_mode & 0o7777,
+            uid: ids.inside(stat.st_uid),
+            gid: ids.inside(stat.st_gid),
+            mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
+            size,
+            records,
+        };
+        Ok(pax::write_header(&mut self.out, entry)?)
+    }
+
+    fn attributes(&mut self, file: BorrowedFd<'_>, path: &[u8]) -> Result<Records, Error> {
+        let mut records = Records::default();
+        let mut list = vec![0; ATTRIBUTE_BYTES_MAX];
+        let count = match flistxattr(file, &mut list[..]) {
+            Ok(count) => count,
+            Err(Errno::OPNOTSUPP) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        let mut names: Vec<&[u8]> = list[..count].split(|byte| *byte == 0).filter(|name| is_content(name)).collect();
+        names.sort_unstable();
+        let mut value = vec![0; if names.is_empty() { 0 } else { ATTRIBUTE_BYTES_MAX }];
+        for name in names {
+            if name.contains(&b'=') {
+                self.skipped.add(path, "the name of an attribute of it contains '='");
+                continue;
+            }
+            let count = match fgetxattr(file, name, &mut value[..]) {
+                Ok(count) => count,
+                Err(Errno::NODATA) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            if records.len() + name.len() + count > EXTENSION_BYTES_MAX / 2 {
+                self.skipped.add(path, "it has too many attributes");
+                break;
+            }
+            records.add(&[b"SCHILY.xattr.", name].concat(), &value[..count]);
+        }
+        Ok(records)
+    }
+
+    fn finish(mut self) -> Result<Packed, Error> {
+        // Two empty blocks are the end.
+        self.out.write_all(&[0; 2 * pax::BLOCK as usize])?;
+        self.out.flush()?;
+        let (_, diff_id, bytes) = self.out.finish();
+        Ok(Packed { diff_id, bytes, entries: self.entries, skipped: self.skipped })
+    }
+}
+
+/// Whether an attribute is part of what a file is.
+pub fn is_content(name: &[u8]) -> bool {
+    name.starts_with(USER_ATTRIBUTES) && !name.starts_with(OVERLAY_ATTRIBUTES)
+}
+
+fn sparse_name(path: &[u8]) -> Vec<u8> {
+    let split = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    [&path[..split], b"GNUSparseFile.0/", &path[split..]].concat()
+}
+
+fn changed(path: &[u8]) -> Error {
+    Error::Changed(String::from_utf8_lossy(path).into_owned())
+}

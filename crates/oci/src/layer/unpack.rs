@@ -1,0 +1,304 @@
+//! From a layer tar to a layer directory.
+
+use std::fs::File;
+use std::io::{Read, Seek as _, SeekFrom, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, XattrFlags};
+use rustix::fs::{chmodat, chownat, fchmod, flistxattr, fremovexattr, fsetxattr, futimens, linkat, mknodat};
+use rustix::fs::{openat2, symlinkat, utimensat};
+use rustix::io::Errno;
+
+use super::pack::is_content;
+use super::read::{Found, Kind, Reader};
+use super::tree::{Node, ROOT, Tree, blocked, is_whiteout, look, times};
+use super::{ATTRIBUTE_BYTES_MAX, Bounds, Format, OPAQUE, Skipped, Unpacked, WHITEOUT, sparse};
+use crate::Error;
+
+/// How much is read at once, in bytes.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// Unpacks the (uncompressed) tar that `reader` yields into the empty directory `directory`, as a layer directory.
+/// `progress` is told now and then how many bytes of the tar have been read.
+///
+/// The tar may be hostile: nothing outside the directory is touched, and no more is written than `bounds` says. Absolute
+/// names mean names from the root of the layer. A later entry replaces an earlier one of the same name. Where it fails, the
+/// directory holds what was unpacked so far. Nothing is flushed to disk.
+///
+/// # Errors
+/// [`Error::BadArchive`] for what no honest archive does (`..`, NUL bytes, links to what is not in it),
+/// [`Error::Blocked`] for a name beneath something that is no directory, [`Error::TooLarge`] beyond `bounds`.
+pub fn unpack(
+    reader: impl Read,
+    directory: &Path,
+    format: &Format,
+    bounds: &Bounds,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Unpacked, Error> {
+    let mut unpacker = Unpacker {
+        reader: Reader::new(reader, bounds.bytes),
+        tree: Tree::begin(directory, *format, bounds.entries)?,
+        disk_left: bounds.bytes,
+        entries: 0,
+        skipped: Skipped::default(),
+        buffer: vec![0; BUFFER_BYTES],
+        progress,
+    };
+    while let Some(found) = unpacker.reader.next()? {
+        unpacker.tree.charge()?;
+        unpacker.entries += 1;
+        unpacker.entry(&found)?;
+        (unpacker.progress)(unpacker.reader.bytes());
+    }
+    let (diff_id, bytes) = unpacker.reader.finish()?;
+    let implied = unpacker.tree.finish()?;
+    (unpacker.progress)(bytes);
+    Ok(Unpacked { diff_id, bytes, entries: unpacker.entries, skipped: unpacker.skipped, implied })
+}
+
+struct Unpacker<'a, R: Read> {
+    reader: Reader<R>,
+    tree: Tree,
+    /// What sparse files may still take on disk, in bytes.
+    disk_left: u64,
+    entries: u64,
+    skipped: Skipped,
+    buffer: Vec<u8>,
+    progress: &'a mut dyn FnMut(u64),
+}
+
+impl<R: Read> Unpacker<'_, R> {
+    fn entry(&mut self, found: &Found) -> Result<(), Error> {
+        if found.kind == Kind::Other {
+            self.skipped.add(&found.path, "it is of a kind that means nothing in a layer");
+            return Ok(());
+        }
+        let path = clean(&found.path)?;
+        let Some((parent, name)) = split(&path) else {
+            return self.root(found);
+        };
+        if parent.split(|byte| *byte == b'/').any(|name| name.starts_with(WHITEOUT)) {
+            return Err(Error::BadArchive("something is in a directory that marks a deleted name".into()));
+        }
+        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            return self.mark(&path, parent, name, hidden);
+        }
+        if found.kind == Kind::Device {
+            self.skipped.add(&path, "it is a device");
+            return Ok(());
+        }
+        let parent_node = self.tree.make_directories(parent)?;
+        match found.kind {
+            Kind::Directory => self.directory(parent_node, name, found),
+            Kind::Link => self.link(parent_node, &path, name, found),
+            Kind::Symlink => self.symlink(parent_node, name, found),
+            Kind::Fifo => self.fifo(parent_node, name, found),
+            _ => self.file(parent_node, name, found),
+        }
+    }
+
+    fn root(&mut self, found: &Found) -> Result<(), Error> {
+        if found.kind != Kind::Directory {
+            return Err(Error::BadArchive("something without a name".into()));
+        }
+        self.describe(ROOT, found)
+    }
+
+    /// `.wh.HIDDEN`, which says something about what is below, never about what is in the same tar.
+    fn mark(&mut self, path: &[u8], parent: &[u8], name: &[u8], hidden: &[u8]) -> Result<(), Error> {
+        if name != OPAQUE && hidden.starts_with(WHITEOUT) {
+            self.skipped.add(path, "it is a mark of another union file system");
+            return Ok(());
+        }
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(Error::BadArchive("a mark that hides nothing that could have a name".into()));
+        }
+        let node = self.tree.make_directories(parent)?;
+        if name == OPAQUE {
+            return self.tree.make_opaque(node);
+        }
+        if let Some(inside) = self.tree.inside(node, hidden) {
+            return self.tree.make_opaque(inside);
+        }
+        let directory = self.tree.open(node)?;
+        if look(&directory, hidden)?.is_none() {
+            mknodat(&directory, hidden, FileType::CharacterDevice, Mode::empty(), 0)?;
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, parent: Node, name: &[u8], found: &Found) -> Result<(), Error> {
+        let node = match self.tree.inside(parent, name) {
+            Some(node) => node,
+            None => {
+                let directory = self.tree.open(parent)?;
+                // A whiteout is left to make_directory, which remembers it.
+                if look(&directory, name)?.is_some_and(|stat| !is_whiteout(&stat)) {
+                    self.tree.make_room(parent, name)?;
+                }
+                self.tree.make_directory(parent, name)?
+            }
+        };
+        self.describe(node, found)
+    }
+
+    fn describe(&mut self, node: Node, found: &Found) -> Result<(), Error> {
+        let directory = self.tree.open(node)?;
+        remove_attributes(directory.as_fd())?;
+        self.attributes(directory.as_fd(), found)?;
+        self.tree.own(directory.as_fd(), found.uid, found.gid)?;
+        fchmod(&directory, Mode::from_raw_mode(found.mode))?;
+        self.tree.described(node, found.mtime);
+        Ok(())
+    }
+
+    fn link(&mut self, parent: Node, path: &[u8], name: &[u8], found: &Found) -> Result<(), Error> {
+        let target = clean(&found.link)?;
+        let gone =
+            || Error::BadArchive(format!("a hard link to {:?}, which is not in it", String::from_utf8_lossy(&target)));
+        let (above, target_name) = split(&target).ok_or_else(gone)?;
+        if target == path {
+            return Err(Error::BadArchive("a hard link to itself".into()));
+        }
+        let node = self.tree.find(above).ok_or_else(gone)?;
+        self.tree.make_room(parent, name)?;
+        let from = self.tree.open(node)?;
+        let stat = look(&from, target_name)?.ok_or_else(gone)?;
+        // Not directories, and not the devices that are marks.
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile | FileType::Symlink | FileType::Fifo => {}
+            _ => return Err(gone()),
+        }
+        let to = self.tree.open(parent)?;
+        Ok(linkat(&from, target_name, &to, name, AtFlags::empty())?)
+    }
+
+    fn symlink(&mut self, parent: Node, name: &[u8], found: &Found) -> Result<(), Error> {
+        if found.link.is_empty() || found.link.contains(&0) {
+            return Err(Error::BadArchive("a symbolic link that leads nowhere".into()));
+        }
+        self.tree.make_room(parent, name)?;
+        let directory = self.tree.open(parent)?;
+        symlinkat(&found.link[..], &directory, name)?;
+        self.own_by_name(&directory, name, found)
+    }
+
+    fn fifo(&mut self, parent: Node, name: &[u8], found: &Found) -> Result<(), Error> {
+        self.tree.make_room(parent, name)?;
+        let directory = self.tree.open(parent)?;
+        mknodat(&directory, name, FileType::Fifo, Mode::RUSR, 0)?;
+        self.own_by_name(&directory, name, found)?;
+        chmodat(&directory, name, Mode::from_raw_mode(found.mode), AtFlags::empty())?;
+        Ok(utimensat(&directory, name, &times(found.mtime), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    fn own_by_name(&self, directory: &OwnedFd, name: &[u8], found: &Found) -> Result<(), Error> {
+        let (uid, gid) = self.tree.owner(found.uid, found.gid);
+        chownat(directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(utimensat(directory, name, &times(found.mtime), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    fn file(&mut self, parent: Node, name: &[u8], found: &Found) -> Result<(), Error> {
+        if let Some(segments) = &found.segments {
+            let left = self.disk_left.checked_sub(sparse::on_disk(segments));
+            self.disk_left = left.ok_or_else(|| Error::TooLarge("what sparse files hold".into()))?;
+        }
+        self.tree.make_room(parent, name)?;
+        let directory = self.tree.open(parent)?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let mut file = File::from(openat2(&*directory, name, flags, Mode::RUSR | Mode::WUSR, resolve)?);
+        self.attributes(file.as_fd(), found)?;
+        match &found.segments {
+            None => self.copy(&mut file, found.size)?,
+            Some(segments) => {
+                file.set_len(found.size)?;
+                for (start, length) in segments {
+                    file.seek(SeekFrom::Start(*start))?;
+                    self.copy(&mut file, *length)?;
+                }
+            }
+        }
+        // Giving a file away takes its setuid bit, so that comes after.
+        self.tree.own(file.as_fd(), found.uid, found.gid)?;
+        fchmod(&file, Mode::from_raw_mode(found.mode))?;
+        Ok(futimens(&file, &times(found.mtime))?)
+    }
+
+    fn copy(&mut self, file: &mut File, size: u64) -> Result<(), Error> {
+        let mut left = size;
+        while left > 0 {
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            let count = self.reader.read_data(&mut self.buffer[..wanted])?;
+            if count == 0 {
+                return Err(Error::BadArchive("it ends in the middle of a file".into()));
+            }
+            file.write_all(&self.buffer[..count])?;
+            left -= count as u64;
+            (self.progress)(self.reader.bytes());
+        }
+        Ok(())
+    }
+
+    fn attributes(&mut self, file: BorrowedFd<'_>, found: &Found) -> Result<(), Error> {
+        for (name, value) in found.attributes.iter().filter(|(name, _)| is_content(name)) {
+            match fsetxattr(file, &name[..], value, XattrFlags::empty()) {
+                Ok(()) => {}
+                Err(Errno::OPNOTSUPP) => self.skipped.add(&found.path, "an attribute of it cannot be kept here"),
+                Err(Errno::INVAL | Errno::RANGE | Errno::TOOBIG) => {
+                    return Err(Error::BadArchive("an extended attribute that cannot be one".into()));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes the attributes that an earlier entry gave a directory.
+fn remove_attributes(file: BorrowedFd<'_>) -> Result<(), Error> {
+    let mut list = vec![0; ATTRIBUTE_BYTES_MAX];
+    let count = match flistxattr(file, &mut list[..]) {
+        Ok(count) => count,
+        Err(Errno::OPNOTSUPP) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    for name in list[..count].split(|byte| *byte == 0).filter(|name| is_content(name)) {
+        fremovexattr(file, name)?;
+    }
+    Ok(())
+}
+
+/// A path without empty names and `.`, so that each place has one spelling. Empty for the root.
+fn clean(path: &[u8]) -> Result<Vec<u8>, Error> {
+    if path.is_empty() || path.contains(&0) {
+        return Err(Error::BadArchive("a name that is empty or has a NUL byte".into()));
+    }
+    let mut clean = Vec::with_capacity(path.len());
+    for name in path.split(|byte| *byte == b'/') {
+        match name {
+            b"" | b"." => continue,
+            b".." => return Err(Error::BadArchive(format!("{:?} leads upwards", String::from_utf8_lossy(path)))),
+            _ if name.len() > NAME_BYTES_MAX => return Err(blocked(&path[..NAME_BYTES_MAX])),
+            _ => {}
+        }
+        if !clean.is_empty() {
+            clean.push(b'/');
+        }
+        clean.extend_from_slice(name);
+    }
+    Ok(clean)
+}
+
+/// Linux, `NAME_MAX`.
+const NAME_BYTES_MAX: usize = 255;
+
+/// The directory that a clean path is in, and its name there. `None` for the root.
+fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => Some((&path[..slash], &path[slash + 1..])),
+        None if path.is_empty() => None,
+        None => Some((b"", path)),
+    }
+}

@@ -1,0 +1,249 @@
+//! Layer directories and tars.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use raworc_oci::{Bounds, Error, Format, Ids, Marks, unpack};
+use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, mkdirat, mknodat, openat, setxattr};
+
+use crate::support::{AMPLE, PLAIN, able, assert_same, look, packed, run, unpacked};
+
+/// A layer with one of everything.
+pub fn full_layer(root: &Path) {
+    fs::create_dir_all(root.join("dir/empty")).unwrap();
+    fs::write(root.join("dir/file"), "content").unwrap();
+    fs::set_permissions(root.join("dir/file"), fs::Permissions::from_mode(0o4751)).unwrap();
+    fs::set_permissions(root.join("dir/empty"), fs::Permissions::from_mode(0o1777)).unwrap();
+    fs::hard_link(root.join("dir/file"), root.join("a link")).unwrap();
+    symlink("dir/file", root.join("symlink")).unwrap();
+    symlink("/nowhere/at/all", root.join("dangling")).unwrap();
+    fs::write(root.join("empty"), "").unwrap();
+    let odd = OsStr::from_bytes(b"odd \xff\n name");
+    fs::write(root.join(odd), "odd").unwrap();
+    symlink(odd, root.join("to odd")).unwrap();
+    fs::hard_link(root.join(odd), root.join("z odd link")).unwrap();
+    fs::write(root.join("long".repeat(50)), "long").unwrap();
+    symlink("target".repeat(100), root.join("long target")).unwrap();
+    std::os::unix::fs::chown(root.join("empty"), Some(1000), Some(4711)).unwrap();
+    let mut sparse = fs::File::create(root.join("sparse")).unwrap();
+    sparse.write_all(b"begin").unwrap();
+    sparse.seek(SeekFrom::Start(5 << 20)).unwrap();
+    sparse.write_all(b"middle").unwrap();
+    sparse.set_len(8 << 20).unwrap();
+    fs::File::create(root.join("all hole")).unwrap().set_len(1 << 20).unwrap();
+    mknodat(CWD, root.join("fifo"), FileType::Fifo, Mode::from_raw_mode(0o640), 0).unwrap();
+    setxattr(root.join("dir/file"), "user.note", b"a\0b\n=", XattrFlags::empty()).unwrap();
+    setxattr(root.join("dir"), "user.note", b"", XattrFlags::empty()).unwrap();
+    fs::File::open(root.join("dir/file")).unwrap().set_modified(time(1_700_000_000, 123_456_789)).unwrap();
+    fs::File::open(root.join("dir/empty")).unwrap().set_modified(time(1, 0)).unwrap();
+}
+
+/// What only a layer has.
+fn marks(root: &Path, format: &Format) {
+    let opaque = match format.marks {
+        Marks::Trusted => "trusted.overlay.opaque",
+        Marks::User => "user.overlay.opaque",
+    };
+    mknodat(CWD, root.join("dir/deleted"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+    fs::create_dir(root.join("opaque")).unwrap();
+    fs::write(root.join("opaque/new"), "new").unwrap();
+    setxattr(root.join("opaque"), opaque, b"y", XattrFlags::empty()).unwrap();
+}
+
+fn time(seconds: u64, nanos: u32) -> std::time::SystemTime {
+    std::time::UNIX_EPOCH + std::time::Duration::new(seconds, nanos)
+}
+
+fn two() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    let scratch = tempfile::tempdir().unwrap();
+    let (from, to) = (scratch.path().join("from"), scratch.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    fs::create_dir(&to).unwrap();
+    (scratch, from, to)
+}
+
+#[test]
+fn a_layer_comes_back_as_it_was() {
+    if !able(&[]) {
+        return;
+    }
+    for marks_at in [Marks::Trusted, Marks::User] {
+        let format = Format { marks: marks_at, ids: Ids::UNMAPPED };
+        let (_scratch, from, to) = two();
+        full_layer(&from);
+        marks(&from, &format);
+        let (tar, first) = packed(&from, &format);
+        assert_eq!(first.skipped.count, 0);
+        assert_eq!(packed(&from, &format).0, tar, "the same directory is the same tar");
+        assert!(tar.len() < 200_000, "holes are not written: {}", tar.len());
+        let back = unpacked(&tar, &to, &format);
+        assert_eq!(back.entries, first.entries);
+        assert!(back.implied.is_empty() && back.skipped.count == 0);
+        assert_same(&look(&from), &look(&to));
+        assert!(fs::metadata(to.join("sparse")).unwrap().blocks() * 512 < 100_000);
+        assert_eq!(packed(&to, &format).0, tar);
+    }
+}
+
+#[test]
+fn owners_are_mapped() {
+    if !able(&[]) {
+        return;
+    }
+    let (scratch, from, to) = two();
+    let based = Format { marks: Marks::Trusted, ids: Ids::based(100_000) };
+    for (name, id) in [("root", 100_000), ("agent", 101_000), ("last", 165_534), ("beyond", 165_535), ("host", 0)] {
+        fs::write(from.join(name), "").unwrap();
+        std::os::unix::fs::chown(from.join(name), Some(id), Some(id)).unwrap();
+    }
+    let (tar, _) = packed(&from, &based);
+    unpacked(&tar, &to, &PLAIN);
+    let owner = |path: &Path, name: &str| fs::metadata(path.join(name)).unwrap().uid();
+    let inside: Vec<u32> = ["root", "agent", "last", "beyond", "host"].map(|name| owner(&to, name)).into();
+    assert_eq!(inside, [0, 1000, 65534, 65534, 65534]);
+    std::os::unix::fs::chown(to.join("beyond"), Some(70_000), None).unwrap();
+    let (tar, _) = packed(&to, &PLAIN);
+    let again = scratch.path().join("again");
+    fs::create_dir(&again).unwrap();
+    unpacked(&tar, &again, &based);
+    let outside: Vec<u32> = ["root", "agent", "last", "beyond"].map(|name| owner(&again, name)).into();
+    assert_eq!(outside, [100_000, 101_000, 165_534, 165_534]);
+}
+
+#[test]
+fn what_has_no_form_is_left_out_and_named() {
+    if !able(&[]) {
+        return;
+    }
+    let (_scratch, from, to) = two();
+    fs::write(from.join(".wh.name"), "x").unwrap();
+    mknodat(CWD, from.join("device"), FileType::CharacterDevice, Mode::RUSR, rustix::fs::makedev(1, 3)).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(from.join("socket")).unwrap();
+    fs::write(from.join("kept"), "x").unwrap();
+    setxattr(from.join("kept"), "user.a=b", b"", XattrFlags::empty()).unwrap();
+    setxattr(from.join("kept"), "trusted.overlay.origin", b"", XattrFlags::empty()).unwrap();
+    setxattr(from.join("kept"), "user.overlay.origin", b"", XattrFlags::empty()).unwrap();
+    setxattr(from.join("kept"), "trusted.other", b"", XattrFlags::empty()).unwrap();
+    let (tar, packed) = packed(&from, &PLAIN);
+    let names: Vec<&str> = packed.skipped.named.iter().map(|(path, _)| path.to_str().unwrap()).collect();
+    assert_eq!(names, [".wh.name", "device", "kept", "socket"]);
+    assert_eq!(packed.skipped.count, 4);
+    unpacked(&tar, &to, &PLAIN);
+    let seen = look(&to);
+    assert_eq!(seen.len(), 2, "the directory and what is kept");
+    assert!(seen[&b"kept"[..]].attributes.is_empty());
+}
+
+#[test]
+fn a_deep_tree_is_no_problem() {
+    if !able(&[]) {
+        return;
+    }
+    const DEPTH: usize = 10_000;
+    let (_scratch, from, to) = two();
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let mut at = rustix::fs::open(&from, flags, Mode::empty()).unwrap();
+    for _ in 0..DEPTH {
+        mkdirat(&at, "d", Mode::RWXU).unwrap();
+        at = openat(&at, "d", flags, Mode::empty()).unwrap();
+    }
+    rustix::fs::openat(&at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap();
+    let (tar, packed) = packed(&from, &PLAIN);
+    assert_eq!((packed.entries, packed.skipped.count), (DEPTH as u64 + 2, 0));
+    unpacked(&tar, &to, &PLAIN);
+    let (again, _) = crate::support::packed(&to, &PLAIN);
+    assert!(again == tar);
+    // The temporary directory removes itself with long paths.
+    for tree in [&from, &to] {
+        run(Command::new("rm").arg("-rf").arg(tree));
+    }
+}
+
+#[test]
+fn gnu_tar_reads_what_is_packed_and_the_other_way_round() {
+    if !able(&["tar"]) {
+        return;
+    }
+    let (scratch, from, to) = two();
+    full_layer(&from);
+    let (tar, _) = packed(&from, &PLAIN);
+    let file = scratch.path().join("layer.tar");
+    fs::write(&file, &tar).unwrap();
+    let extract = ["--extract", "--preserve-permissions", "--numeric-owner", "--xattrs", "--xattrs-include=user.*"];
+    run(Command::new("tar").args(extract).arg("-C").arg(&to).arg("-f").arg(&file));
+    assert_same(&look(&from), &look(&to));
+    for options in [
+        &["--format=pax", "--sparse-version=1.0"][..],
+        &["--format=pax", "--sparse-version=0.1"],
+        &["--format=pax", "--sparse-version=0.0"],
+        &["--format=gnu"],
+    ] {
+        let to = tempfile::tempdir().unwrap();
+        let create = ["--create", "--sparse", "--numeric-owner"];
+        let mut command = Command::new("tar");
+        command.args(create).args(options).arg("-C").arg(&from).arg("-f").arg(&file);
+        let gnu = options[0] == "--format=gnu";
+        if !gnu {
+            command.args(["--xattrs", "--xattrs-include=user.*"]);
+        }
+        run(command.arg("."));
+        unpacked(&fs::read(&file).unwrap(), to.path(), &PLAIN);
+        let (mut left, mut right) = (look(&from), look(to.path()));
+        if gnu {
+            // That format knows whole seconds and no attributes.
+            for seen in left.values_mut().chain(right.values_mut()) {
+                seen.mtime.1 = 0;
+                seen.attributes.clear();
+            }
+        }
+        assert_same(&left, &right);
+        assert!(fs::metadata(to.path().join("sparse")).unwrap().blocks() * 512 < 200_000, "{options:?}");
+    }
+}
+
+#[test]
+fn compressed_layers_are_read() {
+    let text = b"some text that is compressed".repeat(1000);
+    let mut gz = raworc_oci::gzip(Vec::new());
+    gz.write_all(&text).unwrap();
+    let gz = gz.finish().unwrap();
+    let mut twice = gz.clone();
+    twice.extend_from_slice(&gz);
+    let zst = zstd::encode_all(&text[..], 3).unwrap();
+    for (bytes, times) in [(&text, 1), (&gz, 1), (&twice, 2), (&zst, 1)] {
+        let mut read = Vec::new();
+        std::io::Read::read_to_end(&mut raworc_oci::decompress(&bytes[..], None).unwrap(), &mut read).unwrap();
+        assert!(read == text.repeat(times));
+    }
+}
+
+#[test]
+fn bounds_hold_before_anything_is_written() {
+    if !able(&[]) {
+        return;
+    }
+    let (scratch, from, _) = two();
+    full_layer(&from);
+    let (tar, first) = packed(&from, &PLAIN);
+    let exact = Bounds { bytes: first.bytes, entries: first.entries };
+    let bounds = [
+        (exact, true),
+        (Bounds { bytes: exact.bytes - 1, ..exact }, false),
+        (Bounds { entries: exact.entries - 1, ..exact }, false),
+    ];
+    for (at, (bounds, fits)) in bounds.into_iter().enumerate() {
+        let to = scratch.path().join(at.to_string());
+        fs::create_dir(&to).unwrap();
+        match unpack(&tar[..], &to, &PLAIN, &bounds, &mut |_| {}) {
+            Ok(_) => assert!(fits),
+            Err(Error::TooLarge(_)) => assert!(!fits),
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(unpack(&tar[..], &from, &PLAIN, &AMPLE, &mut |_| {}).is_err(), "only an empty directory is unpacked to");
+}
