@@ -10,7 +10,7 @@
 
 mod pack;
 mod pax;
-mod read;
+pub(crate) mod read;
 mod sparse;
 mod tree;
 mod unpack;

@@ -1,0 +1,372 @@
+//! Configs and manifests of images (OCI image specification, "Image Configuration" and "Image Manifest Specification";
+//! what Docker calls image manifest version 2, schema 2, is read too).
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+
+use oci_spec::image::{Arch, ConfigBuilder, HistoryBuilder, ImageConfigurationBuilder, Os, RootFsBuilder};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::layout::{Blob, Layout};
+use crate::{Bounds, Compression, Digest, Error, Format, Packed, Unpacked, decompress, gzip, pack, unpack};
+
+/// Media type of an image's manifest.
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Media type of an index of manifests.
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Media type of an image's config.
+pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// What Docker calls a manifest.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// What Docker calls an index.
+pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// What Docker calls a config.
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// How large what we add to a config may be, in bytes of JSON.
+pub const EXTRA_BYTES_MAX: usize = 3 << 20;
+/// The key of it in the config.
+pub const EXTRA: &str = "raworc";
+/// How many layers an image may have.
+const LAYERS_MAX: usize = 1024;
+
+/// Says what a blob is, and where (OCI image specification, "Content Descriptors").
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// What it is.
+    pub media_type: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    /// Which machine it is for, as the specification writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Value>,
+    /// Whatever is said of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Descriptor {
+    /// A descriptor that says no more than it must.
+    pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
+        Self { media_type: media_type.into(), digest, size, platform: None, annotations: BTreeMap::new() }
+    }
+}
+
+/// A layer of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// The layer as it is stored.
+    pub blob: Descriptor,
+    /// The digest of its uncompressed tar.
+    pub diff_id: Digest,
+    /// What made it.
+    pub created_by: String,
+    /// When it was made (RFC 3339).
+    pub created: Option<String>,
+}
+
+/// An image, without what its layers hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Image {
+    /// Its layers, the lowest first.
+    pub layers: Vec<Layer>,
+    /// When it was made (RFC 3339).
+    pub created: Option<String>,
+    /// Labels of the config.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// What the config has below `raworc`: at most 3 MiB of JSON.
+    pub extra: Option<Value>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest {
+    schema_version: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    media_type: Option<String>,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    manifests: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    rootfs: RootFs,
+    #[serde(default)]
+    created: Option<String>,
+    #[serde(default)]
+    config: Option<Value>,
+    #[serde(default)]
+    history: Option<Vec<History>>,
+    #[serde(default)]
+    raworc: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Vec<Digest>,
+}
+
+#[derive(Default, Deserialize)]
+struct History {
+    #[serde(default)]
+    created: Option<String>,
+    #[serde(default)]
+    created_by: Option<String>,
+    #[serde(default)]
+    empty_layer: bool,
+}
+
+impl Layer {
+    /// Packs a layer directory into a layout, compressed with gzip.
+    ///
+    /// # Errors
+    /// What [`pack`] and [`Layout::writer`] say.
+    pub fn pack(directory: &Path, format: &Format, layout: &Layout) -> Result<(Self, Packed), Error> {
+        let mut compressor = gzip(std::io::BufWriter::with_capacity(64 << 10, layout.writer()?));
+        let packed = pack(directory, format, &mut compressor)?;
+        let buffered = compressor.finish()?;
+        let mut writer = buffered.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        writer.flush()?;
+        let (digest, size) = writer.commit(None)?;
+        let blob = Descriptor::new(Compression::Gzip.media_type(), digest, size);
+        Ok((Self { blob, diff_id: packed.diff_id, created_by: String::new(), created: None }, packed))
+    }
+}
+
+impl Layer {
+    /// Unpacks the layer from a layout into the empty directory `directory` (see [`crate::unpack`]).
+    ///
+    /// # Errors
+    /// What [`crate::unpack`] says; [`Error::Missing`] and [`Error::Damaged`] for the layer, also where it is damaged so that
+    /// it cannot be decompressed.
+    pub fn unpack(
+        &self,
+        layout: &Layout,
+        directory: &Path,
+        format: &Format,
+        bounds: &Bounds,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Unpacked, Error> {
+        let mut blob = layout.get(&self.blob.digest)?;
+        let compression = Compression::of_media_type(&self.blob.media_type);
+        let outcome = decompress(&mut blob, compression)
+            .map_err(Error::from_io)
+            .and_then(|reader| unpack(reader, directory, format, bounds, progress));
+        match outcome {
+            Ok(unpacked) if unpacked.diff_id != self.diff_id => Err(Error::Damaged { digest: self.diff_id }),
+            Err(Error::Io(_) | Error::BadArchive(_) | Error::Blocked(_)) if is_damaged(&mut blob) => {
+                Err(Error::Damaged { digest: self.blob.digest })
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+/// Whether reading on to the end shows that a blob is something else than it should be.
+fn is_damaged(blob: &mut Blob) -> bool {
+    let end = std::io::copy(blob, &mut std::io::sink()).map_err(Error::from_io);
+    matches!(end, Err(Error::Damaged { .. }))
+}
+
+impl Image {
+    /// Stores the config and the manifest of an image whose layers are in the layout. The same image always becomes the
+    /// same bytes.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] where a layer is not there; [`Error::TooLarge`] where `extra` is.
+    pub fn store(&self, layout: &Layout) -> Result<Descriptor, Error> {
+        for layer in &self.layers {
+            if layout.size(&layer.blob.digest)? != Some(layer.blob.size) {
+                return Err(Error::Missing { digest: layer.blob.digest });
+            }
+        }
+        let config = self.config()?;
+        let (digest, size) = layout.put(&config[..], config.len() as u64, None)?;
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: Some(MANIFEST.into()),
+            config: Descriptor::new(CONFIG, digest, size),
+            layers: self.layers.iter().map(|layer| layer.blob.clone()).collect(),
+            annotations: self.annotations.clone(),
+        };
+        let manifest = canonical(&serde_json::to_value(&manifest).map_err(bad)?);
+        let (digest, size) = layout.put(&manifest[..], manifest.len() as u64, None)?;
+        Ok(Descriptor::new(MANIFEST, digest, size))
+    }
+
+    fn config(&self) -> Result<Vec<u8>, Error> {
+        let rootfs = RootFsBuilder::default()
+            .typ("layers")
+            .diff_ids(self.layers.iter().map(|layer| layer.diff_id.to_string()).collect::<Vec<_>>())
+            .build()
+            .map_err(bad)?;
+        let mut history = Vec::new();
+        for layer in &self.layers {
+            let mut step = HistoryBuilder::default().created_by(&layer.created_by);
+            if let Some(created) = &layer.created {
+                step = step.created(created);
+            }
+            history.push(step.build().map_err(bad)?);
+        }
+        let labels: std::collections::HashMap<String, String> = self.labels.clone().into_iter().collect();
+        let mut config = ImageConfigurationBuilder::default()
+            .os(Os::Linux)
+            .architecture(Arch::from(architecture()))
+            .config(ConfigBuilder::default().labels(labels).build().map_err(bad)?)
+            .rootfs(rootfs)
+            .history(history);
+        if let Some(created) = &self.created {
+            config = config.created(created);
+        }
+        let mut config = serde_json::to_value(config.build().map_err(bad)?).map_err(bad)?;
+        if let Some(extra) = &self.extra {
+            if canonical(extra).len() > EXTRA_BYTES_MAX {
+                return Err(Error::TooLarge("what is added to the config".into()));
+            }
+            config[EXTRA] = extra.clone();
+        }
+        Ok(canonical(&config))
+    }
+
+    /// Reads the image that a manifest describes; of an index, the one for Linux and this machine.
+    ///
+    /// # Errors
+    /// [`Error::BadImage`] where it makes no sense, [`Error::Missing`] and [`Error::Damaged`] for its parts. Layers are not
+    /// looked at.
+    pub fn load(layout: &Layout, manifest: &Digest) -> Result<Self, Error> {
+        let parsed = match Document::parse(&layout.document(manifest)?)? {
+            Document::Manifest { config, layers, annotations } => (config, layers, annotations),
+            Document::Index(entries) => {
+                let chosen = choose(&entries)?;
+                match Document::parse(&layout.document(&chosen.digest)?)? {
+                    Document::Manifest { config, layers, annotations } => (config, layers, annotations),
+                    Document::Index(_) => return Err(Error::BadImage("an index in an index".into())),
+                }
+            }
+        };
+        let (config, layers, annotations) = parsed;
+        let config: Config = serde_json::from_slice(&layout.document(&config.digest)?).map_err(bad)?;
+        if config.rootfs.diff_ids.len() != layers.len() {
+            return Err(Error::BadImage("manifest and config have different numbers of layers".into()));
+        }
+        let labels = config.config.as_ref().and_then(|config| config.get("Labels")).cloned().unwrap_or_default();
+        let mut history = config.history.unwrap_or_default().into_iter().filter(|step| !step.empty_layer);
+        let layers = layers.into_iter().zip(config.rootfs.diff_ids).map(|(blob, diff_id)| {
+            let step = history.next().unwrap_or_default();
+            Layer { blob, diff_id, created_by: step.created_by.unwrap_or_default(), created: step.created }
+        });
+        Ok(Self {
+            layers: layers.collect(),
+            created: config.created,
+            labels: serde_json::from_value(labels).unwrap_or_default(),
+            annotations,
+            extra: config.raworc,
+        })
+    }
+}
+
+/// A manifest or an index, whoever wrote it.
+pub(crate) enum Document {
+    Manifest { config: Descriptor, layers: Vec<Descriptor>, annotations: BTreeMap<String, String> },
+    Index(Vec<Descriptor>),
+}
+
+impl Document {
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let value: Value = serde_json::from_slice(bytes).map_err(bad)?;
+        if value["schemaVersion"] != 2 {
+            return Err(Error::BadImage("a manifest of a version other than 2".into()));
+        }
+        let said = value["mediaType"].as_str().unwrap_or_default();
+        // What is both could be read as one thing here and as another elsewhere.
+        let is_index = value.get("manifests").is_some();
+        if is_index == value.get("layers").is_some() {
+            return Err(Error::BadImage("neither a manifest nor an index".into()));
+        }
+        let expected = if is_index { ["", INDEX, DOCKER_INDEX] } else { ["", MANIFEST, DOCKER_MANIFEST] };
+        if !expected.contains(&said) {
+            return Err(Error::BadImage(format!("a manifest of the kind {said:?}")));
+        }
+        if is_index {
+            let index: Index = serde_json::from_value(value).map_err(bad)?;
+            return Ok(Document::Index(index.manifests));
+        }
+        let manifest: Manifest = serde_json::from_value(value).map_err(bad)?;
+        if ![CONFIG, DOCKER_CONFIG].contains(&&*manifest.config.media_type) {
+            return Err(Error::BadImage(format!("its config is of the kind {:?}", manifest.config.media_type)));
+        }
+        let strange = manifest.layers.iter().find(|layer| Compression::of_media_type(&layer.media_type).is_none());
+        if let Some(layer) = strange {
+            return Err(Error::BadImage(format!("a layer of the kind {:?}", layer.media_type)));
+        }
+        if manifest.layers.len() > LAYERS_MAX {
+            return Err(Error::TooLarge("the number of layers".into()));
+        }
+        Ok(Document::Manifest { config: manifest.config, layers: manifest.layers, annotations: manifest.annotations })
+    }
+
+    /// What a manifest's media type is, where its bytes do not say.
+    pub fn media_type(bytes: &[u8]) -> String {
+        let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
+        let default = if value.get("manifests").is_some() { INDEX } else { MANIFEST };
+        value["mediaType"].as_str().unwrap_or(default).to_owned()
+    }
+}
+
+/// The entry of an index for Linux on this machine.
+pub(crate) fn choose(entries: &[Descriptor]) -> Result<&Descriptor, Error> {
+    let fits = |entry: &&Descriptor| {
+        let platform = entry.platform.as_ref();
+        platform.is_some_and(|platform| platform["os"] == "linux" && platform["architecture"] == architecture())
+    };
+    // What says nothing of machines, and is alone, can only be meant for all.
+    let alone = || entries.first().filter(|entry| entries.len() == 1 && entry.platform.is_none());
+    entries
+        .iter()
+        .find(fits)
+        .or_else(alone)
+        .ok_or_else(|| Error::BadImage(format!("there is none for linux and {}", architecture())))
+}
+
+/// This machine, as images name it.
+pub(crate) fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+        other => other,
+    }
+}
+
+/// JSON with sorted keys, so that the same content has one digest, whatever order maps have.
+pub(crate) fn canonical(value: &Value) -> Vec<u8> {
+    fn sorted(value: &Value) -> Value {
+        match value {
+            Value::Object(map) => {
+                let ordered: BTreeMap<&String, Value> = map.iter().map(|(key, value)| (key, sorted(value))).collect();
+                Value::Object(ordered.into_iter().map(|(key, value)| (key.clone(), value)).collect())
+            }
+            Value::Array(values) => Value::Array(values.iter().map(sorted).collect()),
+            other => other.clone(),
+        }
+    }
+    sorted(value).to_string().into_bytes()
+}
+
+fn bad(error: impl std::fmt::Display) -> Error {
+    Error::BadImage(error.to_string())
+}

@@ -1,0 +1,399 @@
+//! OCI image layouts (OCI image specification, "Image Layout"): `oci-layout`, `index.json`, `blobs/sha256/HEX`.
+//!
+//! A blob is written to `uploads/`, flushed, and renamed to its place, so that a kill at any moment leaves a whole blob
+//! or none. A writer holds a lock (`flock`) on its file: the collector leaves what somebody is writing.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{FlockOperation, flock};
+use serde_json::Value;
+
+use crate::digest::Digesting;
+use crate::image::{Descriptor, canonical};
+use crate::{Digest, Error};
+
+/// The annotation that names a manifest in `index.json`.
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// How large a manifest, index or config may be, in bytes.
+pub const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
+/// How large `index.json` may be, in bytes.
+const INDEX_BYTES_MAX: u64 = 64 << 20;
+/// How much is read at once, in bytes.
+const BUFFER_BYTES: usize = 64 << 10;
+/// Makes the names of files being written different within a process.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A directory of blobs, some of them named.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+/// What a collection has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Blobs and leftovers of writers that are gone.
+    pub removed: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Layout {
+    /// Opens the layout at `root`, which is made where it is not there.
+    ///
+    /// # Errors
+    /// [`Error::BadImage`] where it is a layout of another version; where it cannot be made.
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        for name in ["blobs/sha256", "uploads"] {
+            fs::create_dir_all(root.join(name))?;
+        }
+        let layout = Self { root: root.to_owned() };
+        match fs::read(root.join("oci-layout")) {
+            Ok(bytes) => {
+                let header: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+                if header["imageLayoutVersion"] != "1.0.0" {
+                    return Err(Error::BadImage("the layout is of a version other than 1.0.0".into()));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                layout.replace(
+                    "index.json",
+                    br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#,
+                )?;
+                // Last, since it says that all is there.
+                layout.replace("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(layout)
+    }
+
+    /// Where a blob is, if it is there.
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs/sha256").join(digest.hex())
+    }
+
+    /// Begins to write a blob.
+    ///
+    /// # Errors
+    /// Where the file cannot be made.
+    pub fn writer(&self) -> Result<BlobWriter, Error> {
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = self.root.join("uploads").join(format!(
+                "{}-{number}-{:08x}",
+                std::process::id(),
+                rand::random::<u32>()
+            ));
+            let file = match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                outcome => outcome?,
+            };
+            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            // A collector may have come between making and locking.
+            if path.exists() {
+                let file = Digesting::new(file);
+                return Ok(BlobWriter { layout: self.clone(), path, file: Some(file) });
+            }
+        }
+    }
+
+    /// Stores what `reader` yields, at most `bytes_max`, and says what it is. It must be `expected`, where that is said.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::Damaged`] where it is something else than expected; then nothing is stored.
+    pub fn put(&self, reader: impl Read, bytes_max: u64, expected: Option<&Digest>) -> Result<(Digest, u64), Error> {
+        let mut writer = self.writer()?;
+        let mut limited = reader.take(bytes_max.saturating_add(1));
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            let count = match limited.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Error::from_io(error)),
+            };
+            writer.write_all(&buffer[..count])?;
+            if writer.bytes() > bytes_max {
+                return Err(Error::TooLarge("a blob".into()));
+            }
+        }
+        writer.commit(expected)
+    }
+
+    /// Opens a blob; what is read is compared with the digest, and its end is an error where it is something else.
+    ///
+    /// # Errors
+    /// [`Error::Missing`].
+    pub fn get(&self, digest: &Digest) -> Result<Blob, Error> {
+        match File::open(self.path(digest)) {
+            Ok(file) => {
+                let size = file.metadata()?.len();
+                Ok(Blob { inner: Some(Digesting::new(file)), digest: *digest, size })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Missing { digest: *digest }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A small blob whole: a manifest or a config, at most 4 MiB.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Damaged`], [`Error::TooLarge`].
+    pub fn document(&self, digest: &Digest) -> Result<Vec<u8>, Error> {
+        let blob = self.get(digest)?;
+        if blob.size > DOCUMENT_BYTES_MAX {
+            return Err(Error::TooLarge(digest.to_string()));
+        }
+        let mut bytes = Vec::new();
+        blob.take(DOCUMENT_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(Error::from_io)?;
+        Ok(bytes)
+    }
+
+    /// The size of a blob in bytes, if it is there. Its content is not looked at.
+    ///
+    /// # Errors
+    /// Where it cannot be said.
+    pub fn size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        match fs::metadata(self.path(digest)) {
+            Ok(metadata) => Ok(Some(metadata.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes a blob. False where it was not there.
+    ///
+    /// # Errors
+    /// Where it cannot be removed.
+    pub fn delete(&self, digest: &Digest) -> Result<bool, Error> {
+        match fs::remove_file(self.path(digest)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The digests of all blobs.
+    ///
+    /// # Errors
+    /// Where the directory cannot be read.
+    pub fn blobs(&self) -> Result<BTreeSet<Digest>, Error> {
+        let mut found = BTreeSet::new();
+        for entry in fs::read_dir(self.root.join("blobs/sha256"))? {
+            // What has another name is none of ours.
+            found.extend(format!("sha256:{}", entry?.file_name().to_string_lossy()).parse::<Digest>());
+        }
+        Ok(found)
+    }
+
+    /// Gives a manifest or index a name in `index.json`, which is taken from any other.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] where the manifest is not there.
+    pub fn tag(&self, name: &str, manifest: &Descriptor) -> Result<(), Error> {
+        if self.size(&manifest.digest)?.is_none() {
+            return Err(Error::Missing { digest: manifest.digest });
+        }
+        let mut manifest = manifest.clone();
+        manifest.annotations.insert(REF_NAME.into(), name.into());
+        let entry = serde_json::to_value(&manifest).map_err(|error| Error::BadImage(error.to_string()))?;
+        self.change_index(|manifests| {
+            manifests.retain(|known| name_of(known) != Some(name));
+            manifests.push(entry);
+        })
+    }
+
+    /// Takes a name away. The manifest stays until it is collected.
+    ///
+    /// # Errors
+    /// Where `index.json` cannot be read or written.
+    pub fn untag(&self, name: &str) -> Result<(), Error> {
+        self.change_index(|manifests| manifests.retain(|known| name_of(known) != Some(name)))
+    }
+
+    /// What has `name`.
+    ///
+    /// # Errors
+    /// Where `index.json` cannot be read.
+    pub fn find(&self, name: &str) -> Result<Option<Descriptor>, Error> {
+        Ok(self.list()?.into_iter().find(|(known, _)| known.as_deref() == Some(name)).map(|(_, descriptor)| descriptor))
+    }
+
+    /// All that `index.json` lists, with names where there are.
+    ///
+    /// # Errors
+    /// [`Error::BadImage`] where `index.json` is broken.
+    pub fn list(&self) -> Result<Vec<(Option<String>, Descriptor)>, Error> {
+        let index = self.index()?;
+        let manifests = index["manifests"].as_array().map(Vec::as_slice).unwrap_or_default();
+        manifests
+            .iter()
+            .map(|entry| {
+                let descriptor: Descriptor = serde_json::from_value(entry.clone())
+                    .map_err(|error| Error::BadImage(format!("index.json: {error}")))?;
+                Ok((name_of(entry).map(str::to_owned), descriptor))
+            })
+            .collect()
+    }
+
+    /// Removes all blobs but those in `keep`, and what writers left that are gone. Blobs that are being written stay;
+    /// but a blob is anybody's once it is committed, so whoever commits and collects at once has to agree on `keep`.
+    ///
+    /// # Errors
+    /// Where a directory cannot be read or a file not removed.
+    pub fn collect(&self, keep: &BTreeSet<Digest>) -> Result<Collected, Error> {
+        let mut collected = Collected::default();
+        for digest in self.blobs()?.difference(keep) {
+            let bytes = self.size(digest)?.unwrap_or(0);
+            if self.delete(digest)? {
+                collected.removed += 1;
+                collected.bytes += bytes;
+            }
+        }
+        for entry in fs::read_dir(self.root.join("uploads"))? {
+            let path = entry?.path();
+            let file = match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                outcome => outcome?,
+            };
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                collected.removed += 1;
+                collected.bytes += file.metadata()?.len();
+                remove_if_there(&path)?;
+            }
+        }
+        Ok(collected)
+    }
+
+    fn index(&self) -> Result<Value, Error> {
+        let mut bytes = Vec::new();
+        File::open(self.root.join("index.json"))?.take(INDEX_BYTES_MAX).read_to_end(&mut bytes)?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::BadImage(format!("index.json: {error}")))
+    }
+
+    fn change_index(&self, change: impl FnOnce(&mut Vec<Value>)) -> Result<(), Error> {
+        // Two that change it at once would lose one change. The lock is on a file that is never replaced.
+        let lock = File::open(self.root.join("oci-layout"))?;
+        flock(&lock, FlockOperation::LockExclusive)?;
+        let mut index = self.index()?;
+        let broken = || Error::BadImage("index.json has no list of manifests".into());
+        change(index.get_mut("manifests").and_then(Value::as_array_mut).ok_or_else(broken)?);
+        self.replace("index.json", &canonical(&index))
+    }
+
+    fn replace(&self, name: &str, content: &[u8]) -> Result<(), Error> {
+        let mut writer = self.writer()?;
+        writer.write_all(content)?;
+        writer.place(&self.root.join(name), &self.root)
+    }
+}
+
+fn name_of(entry: &Value) -> Option<&str> {
+    entry.get("annotations")?.get(REF_NAME)?.as_str()
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// A blob that is being written. Dropped, it is gone.
+pub struct BlobWriter {
+    layout: Layout,
+    path: PathBuf,
+    file: Option<Digesting<File>>,
+}
+
+impl BlobWriter {
+    /// How many bytes have been written.
+    pub fn bytes(&self) -> u64 {
+        self.file.as_ref().map_or(0, Digesting::passed)
+    }
+
+    /// Puts the blob in its place, durably. It must be `expected`, where that is said.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] where it is something else.
+    pub fn commit(mut self, expected: Option<&Digest>) -> Result<(Digest, u64), Error> {
+        let file = self.file.take().ok_or_else(|| io::Error::other("written already"))?;
+        let (file, digest, bytes) = file.finish();
+        if let Some(expected) = expected
+            && *expected != digest
+        {
+            return Err(Error::Damaged { digest: *expected });
+        }
+        self.file = Some(Digesting::new(file));
+        let (to, directory) = (self.layout.path(&digest), self.layout.root.join("blobs/sha256"));
+        self.place(&to, &directory)?;
+        Ok((digest, bytes))
+    }
+
+    fn place(mut self, to: &Path, directory: &Path) -> Result<(), Error> {
+        let file = self.file.take().ok_or_else(|| io::Error::other("written already"))?.finish().0;
+        file.sync_all()?;
+        fs::rename(&self.path, to)?;
+        File::open(directory)?.sync_all()?;
+        Ok(())
+    }
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.file.as_mut().ok_or_else(|| io::Error::other("written already"))?.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for BlobWriter {
+    fn drop(&mut self) {
+        // Where it has been renamed, there is nothing of this name; what cannot be removed is collected later.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// A blob that is being read.
+#[derive(Debug)]
+pub struct Blob {
+    inner: Option<Digesting<File>>,
+    digest: Digest,
+    size: u64,
+}
+
+impl std::fmt::Debug for Digesting<File> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Digesting").field("passed", &self.passed()).finish_non_exhaustive()
+    }
+}
+
+impl Blob {
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+impl Read for Blob {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(inner) = &mut self.inner else { return Ok(0) };
+        let count = inner.read(buffer)?;
+        // The end has been seen only when nothing is left to read into a buffer that could take something.
+        if count == 0
+            && !buffer.is_empty()
+            && let Some(inner) = self.inner.take()
+            && inner.finish().1 != self.digest
+        {
+            return Err(Error::Damaged { digest: self.digest }.into_io());
+        }
+        Ok(count)
+    }
+}

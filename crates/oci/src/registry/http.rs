@@ -1,0 +1,350 @@
+//! Requests: over TLS or not, again when something went wrong in passing, with credentials where they belong.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, HeaderName, LOCATION, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use serde_json::Value;
+use url::Url;
+
+use super::Options;
+use super::auth::{self, Challenge, Token};
+use crate::Error;
+
+/// The longest wait before another try.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// The longest wait that a registry may ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+/// How often a registry may send us elsewhere for one request.
+const REDIRECTS_MAX: u32 = 5;
+/// How much of an answer about a failure, or with a token, is read, in bytes.
+const ANSWER_BYTES_MAX: u64 = 256 << 10;
+/// How much of what a registry says is passed on, in characters.
+const WHY_CHARS_MAX: usize = 300;
+/// What an upload is expected to make at least, in bytes a second, on top of the time to wait.
+const UPLOAD_BYTES_PER_SECOND: u64 = 8 << 10;
+
+/// What went wrong with a request.
+pub enum Fault {
+    /// It may go right when tried again.
+    Passing { why: String, after: Option<Duration> },
+    /// It will not.
+    Final(Error),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Fault::Final(error)
+    }
+}
+
+/// One request.
+#[derive(Clone)]
+pub struct Call {
+    pub method: Method,
+    pub url: Url,
+    pub headers: Vec<(HeaderName, String)>,
+    pub body: Bytes,
+}
+
+impl Call {
+    pub fn new(method: Method, url: Url) -> Self {
+        Self { method, url, headers: Vec::new(), body: Bytes::new() }
+    }
+
+    pub fn header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+}
+
+/// Speaks to one registry.
+pub struct Http {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    base: Url,
+    credentials: Option<(String, String)>,
+    /// What has let us in so far.
+    authorization: Mutex<Option<String>>,
+    options: Options,
+}
+
+impl Http {
+    pub fn new(base: Url, credentials: Option<(String, String)>, options: &Options) -> Result<Self, Error> {
+        let mut roots = rustls::RootCertStore::empty();
+        if base.scheme() == "https" {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        for certificate in CertificateDer::pem_slice_iter(options.certificates.as_deref().unwrap_or_default()) {
+            let certificate = certificate.map_err(|error| bad_certificate(&error))?;
+            roots.add(certificate).map_err(|error| bad_certificate(&error))?;
+        }
+        // The provider is named here, so that nothing depends on what the program has installed.
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| bad_certificate(&error))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(options.connect_timeout));
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(connector);
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        Ok(Self { client, base, credentials, authorization: Mutex::new(None), options: options.clone() })
+    }
+
+    /// Sends a request that does no harm when sent twice, as often as it takes.
+    pub async fn call(&self, call: &Call) -> Result<Response<Incoming>, Error> {
+        let mut patience = Patience::new(&self.options);
+        loop {
+            match self.once(call).await {
+                Ok(response) => return Ok(response),
+                Err(fault) => patience.again(fault).await?,
+            }
+        }
+    }
+
+    /// Sends a request once; credentials are shown where the registry asks for them, and reading follows where it sends us.
+    pub async fn once(&self, call: &Call) -> Result<Response<Incoming>, Fault> {
+        let mut url = call.url.clone();
+        let mut redirects = 0;
+        let mut asked = false;
+        loop {
+            let response = self.send(call, &url).await?;
+            let status = response.status();
+            let is_reading = matches!(call.method, Method::GET | Method::HEAD);
+            if is_reading && status.is_redirection() && response.headers().contains_key(LOCATION) {
+                redirects += 1;
+                if redirects > REDIRECTS_MAX {
+                    return Err(refused(status, "it redirects without end").into());
+                }
+                url = self.location(&url, &response)?;
+            } else if status == StatusCode::UNAUTHORIZED && !asked && self.is_ours(&url) {
+                asked = true;
+                self.authorize(&response).await?;
+            } else if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+                return Err(Error::Unauthorized(self.why(response).await).into());
+            } else if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
+                let after = retry_after(&response);
+                let why = format!("status {}: {}", status.as_u16(), self.why(response).await);
+                return Err(Fault::Passing { why, after });
+            } else {
+                return Ok(response);
+            }
+        }
+    }
+
+    /// Where an answer says that something is.
+    pub fn location(&self, from: &Url, response: &Response<Incoming>) -> Result<Url, Error> {
+        let said = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+        let location = said.and_then(|said| from.join(said).ok());
+        let location = location.ok_or_else(|| refused(response.status(), "it does not say where to go on"))?;
+        let is_downgrade = from.scheme() == "https" && location.scheme() != "https";
+        if is_downgrade || !matches!(location.scheme(), "http" | "https") {
+            return Err(refused(response.status(), "it redirects to where there is no TLS"));
+        }
+        Ok(location)
+    }
+
+    /// The error for an answer that is none of those expected.
+    pub async fn unexpected(&self, response: Response<Incoming>, what: &str) -> Error {
+        let status = response.status();
+        if status == StatusCode::NOT_FOUND {
+            return Error::NotFound(what.to_owned());
+        }
+        let why = self.why(response).await;
+        Error::Refused { status: status.as_u16(), why: format!("{what}: {why}") }
+    }
+
+    /// The next piece of an answer, or `None` at its end.
+    pub async fn piece(&self, body: &mut Incoming) -> Result<Option<Bytes>, Fault> {
+        loop {
+            let frame = self.in_time(self.options.idle_timeout, body.frame()).await?;
+            match frame {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+                Some(Err(error)) => return Err(passing(&error)),
+            }
+        }
+    }
+
+    /// An answer whole. `None` where it is larger than `bytes_max`.
+    pub async fn whole(&self, body: &mut Incoming, bytes_max: u64) -> Result<Option<Vec<u8>>, Fault> {
+        let mut whole = Vec::new();
+        while let Some(piece) = self.piece(body).await? {
+            if (whole.len() + piece.len()) as u64 > bytes_max {
+                return Ok(None);
+            }
+            whole.extend_from_slice(&piece);
+        }
+        Ok(Some(whole))
+    }
+
+    async fn send(&self, call: &Call, url: &Url) -> Result<Response<Incoming>, Fault> {
+        let shown = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // Credentials are for the registry alone, wherever it sends us.
+        let shown = shown.filter(|_| self.is_ours(url));
+        self.send_as(call, url, shown).await
+    }
+
+    async fn send_as(&self, call: &Call, url: &Url, shown: Option<String>) -> Result<Response<Incoming>, Fault> {
+        let mut request = Request::builder().method(&call.method).uri(url.as_str());
+        request = request.header(USER_AGENT, concat!("raworc/", env!("CARGO_PKG_VERSION")));
+        for (name, value) in &call.headers {
+            request = request.header(name, value);
+        }
+        if let Some(shown) = shown {
+            request = request.header(AUTHORIZATION, shown);
+        }
+        let bytes = call.body.len() as u64;
+        let request = request.body(Full::new(call.body.clone()));
+        let request = request.map_err(|error| Error::BadReference(format!("{url}: {error}")))?;
+        let time = self.options.idle_timeout + Duration::from_secs(bytes / UPLOAD_BYTES_PER_SECOND);
+        self.in_time(time, self.client.request(request)).await?.map_err(|error| passing(&error))
+    }
+
+    fn is_ours(&self, url: &Url) -> bool {
+        url.origin() == self.base.origin()
+    }
+
+    /// Does what the registry asks for, so that the next request may be let in.
+    async fn authorize(&self, response: &Response<Incoming>) -> Result<(), Fault> {
+        let headers = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+        let header = match auth::challenge(headers) {
+            Some(Challenge::Basic) => self.credentials.as_ref().map(auth::basic),
+            Some(Challenge::Bearer { realm, service, scope }) => Some(self.token(&realm, service, scope).await?),
+            None => None,
+        };
+        let header = header.ok_or_else(|| Error::Unauthorized("it asks for a user and a password".into()))?;
+        *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(header);
+        Ok(())
+    }
+
+    async fn token(&self, realm: &str, service: Option<String>, scope: Option<String>) -> Result<String, Fault> {
+        let denied = |why: &str| Fault::Final(Error::Unauthorized(why.to_owned()));
+        let mut url = Url::parse(realm).map_err(|_| denied("it does not say where to get a token"))?;
+        // Whoever hands out tokens is told the password, so not in the clear where the registry itself is not.
+        if url.scheme() != "https" && url.scheme() != self.base.scheme() {
+            return Err(denied("it asks to get a token from where there is no TLS"));
+        }
+        for (key, value) in [("service", service), ("scope", scope)] {
+            if let Some(value) = value {
+                url.query_pairs_mut().append_pair(key, &value);
+            }
+        }
+        let shown = self.credentials.as_ref().map(auth::basic);
+        let mut response = self.send_as(&Call::new(Method::GET, url.clone()), &url, shown).await?;
+        let status = response.status();
+        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
+            let why = format!("the server of tokens says status {}", status.as_u16());
+            return Err(Fault::Passing { why, after: retry_after(&response) });
+        }
+        if !status.is_success() {
+            return Err(Error::Unauthorized(self.why(response).await).into());
+        }
+        let bytes = self.whole(response.body_mut(), ANSWER_BYTES_MAX).await?.unwrap_or_default();
+        let token = serde_json::from_slice::<Token>(&bytes).ok().and_then(Token::header);
+        token.ok_or_else(|| denied("the server of tokens sent none"))
+    }
+
+    /// What an answer says, shortened, as one line.
+    async fn why(&self, mut response: Response<Incoming>) -> String {
+        let status = response.status();
+        let bytes = match self.whole(response.body_mut(), ANSWER_BYTES_MAX).await {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) | Err(_) => Vec::new(),
+        };
+        let said: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let first = &said["errors"][0];
+        let texts: Vec<&str> = ["code", "message"].iter().filter_map(|key| first[*key].as_str()).collect();
+        let text =
+            if texts.is_empty() { status.canonical_reason().unwrap_or("no reason").into() } else { texts.join(": ") };
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WHY_CHARS_MAX).collect()
+    }
+
+    async fn in_time<T>(&self, time: Duration, work: impl Future<Output = T>) -> Result<T, Fault> {
+        tokio::time::timeout(time, work)
+            .await
+            .map_err(|_| Fault::Passing { why: "nothing came in time".into(), after: None })
+    }
+}
+
+/// How often something is still tried.
+pub struct Patience {
+    tries: u32,
+    tried: u32,
+    first: Duration,
+}
+
+impl Patience {
+    pub fn new(options: &Options) -> Self {
+        Self { tries: options.tries.max(1), tried: 0, first: options.backoff }
+    }
+
+    /// Something has been achieved since the last fault.
+    pub fn renew(&mut self) {
+        self.tried = 0;
+    }
+
+    /// Waits until it may be tried again.
+    pub async fn again(&mut self, fault: Fault) -> Result<(), Error> {
+        let (why, after) = match fault {
+            Fault::Passing { why, after } => (why, after),
+            Fault::Final(error) => return Err(error),
+        };
+        self.tried += 1;
+        if self.tried >= self.tries {
+            return Err(Error::Away { tries: self.tried, why });
+        }
+        let wait = self.first.saturating_mul(1 << (self.tried - 1).min(16)).min(BACKOFF_MAX);
+        // Those who failed together do not come back together.
+        let wait = wait.mul_f64(rand::random_range(0.5..1.5)).max(after.unwrap_or_default());
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+}
+
+pub fn refused(status: StatusCode, why: &str) -> Error {
+    Error::Refused { status: status.as_u16(), why: why.to_owned() }
+}
+
+fn retry_after(response: &Response<Incoming>) -> Option<Duration> {
+    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
+}
+
+/// An error with its causes, each of which says what the one before leaves out.
+pub fn passing(error: &dyn std::error::Error) -> Fault {
+    let mut why = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        why = format!("{why}: {inner}");
+        cause = inner.source();
+    }
+    Fault::Passing { why, after: None }
+}
+
+fn bad_certificate(error: &dyn std::fmt::Display) -> Error {
+    Error::BadReference(format!("the certificates to trust cannot be used: {error}"))
+}

@@ -1,0 +1,205 @@
+//! From a registry to a layout.
+
+use std::io::Write as _;
+
+use bytes::Bytes;
+use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
+use hyper::{Method, Response, StatusCode};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::http::{Call, Fault, Patience};
+use super::push::blocking;
+use super::{MANIFEST_PROGRESS, Progress, Registry, Which};
+use crate::image::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Document, INDEX, MANIFEST, choose};
+use crate::layout::{BlobWriter, DOCUMENT_BYTES_MAX, Layout};
+use crate::{Digest, Error};
+
+/// How many pieces of a download may wait to be written. Each has what one read of a connection yields, 400 KiB at most.
+const PIECES_MAX: usize = 8;
+/// What answers to requests for digests are called.
+const CONTENT_DIGEST: &str = "docker-content-digest";
+
+impl Registry {
+    /// Downloads an image and all its blobs; what the layout has is not asked for. Of an index, the image for Linux and this
+    /// machine comes with it. Returns what the reference stands for; nothing has been tagged.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Unauthorized`], [`Error::Away`], [`Error::Refused`]; [`Error::Damaged`] and
+    /// [`Error::TooLarge`] where the registry sends something else than it should.
+    pub async fn pull(&self, layout: &Layout, progress: &dyn Progress) -> Result<Descriptor, Error> {
+        let (top, bytes) = self.pull_manifest(self.reference.which(), None, layout, progress).await?;
+        let (config, layers) = match Document::parse(&bytes)? {
+            Document::Manifest { config, layers, .. } => (config, layers),
+            Document::Index(entries) => {
+                let chosen = choose(&entries)?;
+                let which = Which::Digest(chosen.digest);
+                let (_, bytes) = self.pull_manifest(&which, Some(chosen.size), layout, progress).await?;
+                match Document::parse(&bytes)? {
+                    Document::Manifest { config, layers, .. } => (config, layers),
+                    Document::Index(_) => return Err(Error::BadImage("an index in an index".into())),
+                }
+            }
+        };
+        if config.size > DOCUMENT_BYTES_MAX {
+            return Err(Error::TooLarge("the config".into()));
+        }
+        for blob in layers.iter().chain([&config]) {
+            self.pull_blob(blob, layout, progress).await?;
+        }
+        Ok(top)
+    }
+
+    async fn pull_manifest(
+        &self,
+        which: &Which,
+        size: Option<u64>,
+        layout: &Layout,
+        progress: &dyn Progress,
+    ) -> Result<(Descriptor, Vec<u8>), Error> {
+        let accepted = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_INDEX].join(", ");
+        let call = Call::new(Method::GET, self.url(&format!("manifests/{which}"))?).header(ACCEPT, accepted);
+        let mut patience = Patience::new(&self.options);
+        let (bytes, said) = loop {
+            let mut response = self.http.call(&call).await?;
+            if response.status() != StatusCode::OK {
+                return Err(self.http.unexpected(response, &self.reference.to_string()).await);
+            }
+            let said = response.headers().get(CONTENT_DIGEST).and_then(|value| value.to_str().ok()?.parse().ok());
+            match self.http.whole(response.body_mut(), size.unwrap_or(DOCUMENT_BYTES_MAX).min(DOCUMENT_BYTES_MAX)).await
+            {
+                Ok(Some(bytes)) => break (bytes, said),
+                Ok(None) => return Err(Error::TooLarge("the manifest".into())),
+                Err(fault) => patience.again(fault).await?,
+            }
+        };
+        let digest = Digest::of(&bytes);
+        // By tag, what the registry says it is protects from a broken one, not from a dishonest one.
+        let expected = match which {
+            Which::Digest(expected) => Some(*expected),
+            Which::Tag(_) => said,
+        };
+        if let Some(expected) = expected.filter(|expected| *expected != digest) {
+            return Err(Error::Damaged { digest: expected });
+        }
+        let total = bytes.len() as u64;
+        // Only what can be read is worth storing.
+        Document::parse(&bytes)?;
+        let (layout, stored) = (layout.clone(), bytes.clone());
+        blocking(move || layout.put(&stored[..], DOCUMENT_BYTES_MAX, Some(&digest))).await?;
+        progress.progress(MANIFEST_PROGRESS, total, total);
+        Ok((Descriptor::new(&Document::media_type(&bytes), digest, total), bytes))
+    }
+
+    async fn pull_blob(&self, blob: &Descriptor, layout: &Layout, progress: &dyn Progress) -> Result<(), Error> {
+        let what = blob.digest.to_string();
+        if layout.size(&blob.digest)? == Some(blob.size) {
+            progress.progress(&what, blob.size, blob.size);
+            return Ok(());
+        }
+        let mut download = Download::begin(layout)?;
+        let mut patience = Patience::new(&self.options);
+        let mut furthest = 0;
+        while download.done < blob.size {
+            let outcome = self.fetch(blob, &mut download, progress).await;
+            // What is damaged is damaged the second time too; what is cut off is not.
+            if let Err(fault) = outcome {
+                if download.done > furthest {
+                    furthest = download.done;
+                    patience.renew();
+                }
+                patience.again(fault).await?;
+            }
+        }
+        let writer = download.end().await?;
+        let expected = blob.digest;
+        blocking(move || writer.commit(Some(&expected))).await?;
+        progress.progress(&what, blob.size, blob.size);
+        Ok(())
+    }
+
+    /// Downloads as much as one answer yields, from where the last one ended.
+    async fn fetch(&self, blob: &Descriptor, download: &mut Download, progress: &dyn Progress) -> Result<(), Fault> {
+        let what = blob.digest.to_string();
+        let mut call = Call::new(Method::GET, self.url(&format!("blobs/{}", blob.digest))?);
+        if download.done > 0 {
+            call = call.header(RANGE, format!("bytes={}-{}", download.done, blob.size - 1));
+        }
+        let mut response = self.http.once(&call).await?;
+        // What has been written already, where the answer begins before it.
+        let mut skip = match response.status() {
+            StatusCode::OK => download.done,
+            StatusCode::PARTIAL_CONTENT if first_byte(&response) == Some(download.done) => 0,
+            StatusCode::PARTIAL_CONTENT => {
+                return Err(super::http::refused(response.status(), "it sends another part than asked for").into());
+            }
+            _ => return Err(self.http.unexpected(response, &what).await.into()),
+        };
+        let announced =
+            response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if announced.is_some_and(|bytes| bytes > blob.size - download.done + skip) {
+            return Err(Error::TooLarge(what).into());
+        }
+        while let Some(mut piece) = self.http.piece(response.body_mut()).await? {
+            let known = skip.min(piece.len() as u64);
+            skip -= known;
+            piece = piece.slice(usize::try_from(known).unwrap_or(0)..);
+            if download.done + piece.len() as u64 > blob.size {
+                return Err(Error::TooLarge(what).into());
+            }
+            download.write(piece).await?;
+            progress.progress(&what, download.done, blob.size);
+        }
+        if download.done < blob.size {
+            return Err(Fault::Passing { why: "it sends less than it should".into(), after: None });
+        }
+        Ok(())
+    }
+}
+
+/// A blob that is being written by a thread that may wait for the disk.
+struct Download {
+    pieces: mpsc::Sender<Bytes>,
+    writing: JoinHandle<Result<BlobWriter, Error>>,
+    /// Bytes so far.
+    done: u64,
+}
+
+impl Download {
+    fn begin(layout: &Layout) -> Result<Self, Error> {
+        let mut writer = layout.writer()?;
+        let (pieces, mut waiting) = mpsc::channel::<Bytes>(PIECES_MAX);
+        let writing = tokio::task::spawn_blocking(move || {
+            while let Some(piece) = waiting.blocking_recv() {
+                writer.write_all(&piece)?;
+            }
+            Ok(writer)
+        });
+        Ok(Self { pieces, writing, done: 0 })
+    }
+
+    async fn write(&mut self, piece: Bytes) -> Result<(), Error> {
+        let bytes = piece.len() as u64;
+        if self.pieces.send(piece).await.is_err() {
+            // The writer has ended: only an error ends it before us.
+            let outcome = (&mut self.writing).await;
+            return Err(match outcome {
+                Ok(Err(error)) => error,
+                _ => std::io::Error::other("the writer of a download ended").into(),
+            });
+        }
+        self.done += bytes;
+        Ok(())
+    }
+
+    async fn end(self) -> Result<BlobWriter, Error> {
+        drop(self.pieces);
+        self.writing.await.unwrap_or_else(|error| Err(std::io::Error::other(error).into()))
+    }
+}
+
+/// Where a part begins: `bytes FIRST-LAST/SIZE`.
+fn first_byte<T>(response: &Response<T>) -> Option<u64> {
+    let text = response.headers().get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
+    text.split_once('-')?.0.parse().ok()
+}
