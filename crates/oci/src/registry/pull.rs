@@ -98,12 +98,27 @@ impl Registry {
             return Ok(());
         }
         let mut download = Download::begin(layout)?;
+        let outcome = self.fetch_all(blob, &mut download, progress).await;
+        // Waited for also where it failed, so that nothing of it is left when we return.
+        let writer = download.end().await?;
+        // A writer that failed says so itself, and why.
+        outcome?;
+        let expected = blob.digest;
+        blocking(move || writer.commit(Some(&expected))).await?;
+        progress.progress(&what, blob.size, blob.size);
+        Ok(())
+    }
+
+    async fn fetch_all(
+        &self,
+        blob: &Descriptor,
+        download: &mut Download,
+        progress: &dyn Progress,
+    ) -> Result<(), Error> {
         let mut patience = Patience::new(&self.options);
         let mut furthest = 0;
         while download.done < blob.size {
-            let outcome = self.fetch(blob, &mut download, progress).await;
-            // What is damaged is damaged the second time too; what is cut off is not.
-            if let Err(fault) = outcome {
+            if let Err(fault) = self.fetch(blob, download, progress).await {
                 if download.done > furthest {
                     furthest = download.done;
                     patience.renew();
@@ -111,10 +126,6 @@ impl Registry {
                 patience.again(fault).await?;
             }
         }
-        let writer = download.end().await?;
-        let expected = blob.digest;
-        blocking(move || writer.commit(Some(&expected))).await?;
-        progress.progress(&what, blob.size, blob.size);
         Ok(())
     }
 
@@ -181,12 +192,7 @@ impl Download {
     async fn write(&mut self, piece: Bytes) -> Result<(), Error> {
         let bytes = piece.len() as u64;
         if self.pieces.send(piece).await.is_err() {
-            // The writer has ended: only an error ends it before us.
-            let outcome = (&mut self.writing).await;
-            return Err(match outcome {
-                Ok(Err(error)) => error,
-                _ => std::io::Error::other("the writer of a download ended").into(),
-            });
+            return Err(std::io::Error::other("the writer of a download ended").into());
         }
         self.done += bytes;
         Ok(())

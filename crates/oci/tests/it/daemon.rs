@@ -88,6 +88,6 @@ impl Drop for Daemon {
 }
 
 fn certificate(key: &str, certificate: &str) {
-    let arguments = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1";
+    let arguments = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE";
     run(Command::new("openssl").args(arguments.split(' ')).args(["-keyout", key, "-out", certificate]));
 }
