@@ -170,7 +170,7 @@ impl<R: Read + Send> Import<'_, R> {
             let layer = self.layer()?;
             self.remember(path.len())?;
             self.layers.insert(path.to_owned(), layer);
-        } else if path == "index.json" || path.ends_with(".json") && !path.ends_with("/json") {
+        } else if path.ends_with(".json") {
             if found.size > DOCUMENT_BYTES_MAX {
                 return Err(Error::TooLarge(path.to_owned()));
             }

@@ -9,7 +9,7 @@ use oci_spec::image::{Arch, ConfigBuilder, HistoryBuilder, ImageConfigurationBui
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::layout::{Blob, Layout};
+use crate::layout::{Blob, DOCUMENT_BYTES_MAX, Layout};
 use crate::{Bounds, Compression, Digest, Error, Format, Packed, Unpacked, decompress, gzip, pack, unpack};
 
 /// Media type of an image's manifest.
@@ -186,7 +186,7 @@ impl Image {
     /// same bytes.
     ///
     /// # Errors
-    /// [`Error::Missing`] where a layer is not there; [`Error::TooLarge`] where `extra` is.
+    /// [`Error::Missing`] where a layer is not there; [`Error::TooLarge`] where `extra` is, or all that is said of it.
     pub fn store(&self, layout: &Layout) -> Result<Descriptor, Error> {
         for layer in &self.layers {
             if layout.size(&layer.blob.digest)? != Some(layer.blob.size) {
@@ -194,7 +194,7 @@ impl Image {
             }
         }
         let config = self.config()?;
-        let (digest, size) = layout.put(&config[..], config.len() as u64, None)?;
+        let (digest, size) = layout.put(&config[..], DOCUMENT_BYTES_MAX, None)?;
         let manifest = Manifest {
             schema_version: 2,
             media_type: Some(MANIFEST.into()),
@@ -203,7 +203,7 @@ impl Image {
             annotations: self.annotations.clone(),
         };
         let manifest = canonical(&serde_json::to_value(&manifest).map_err(bad)?);
-        let (digest, size) = layout.put(&manifest[..], manifest.len() as u64, None)?;
+        let (digest, size) = layout.put(&manifest[..], DOCUMENT_BYTES_MAX, None)?;
         Ok(Descriptor::new(MANIFEST, digest, size))
     }
 

@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 
 use crate::digest::Digesting;
-use crate::image::{Descriptor, canonical};
+use crate::image::{Descriptor, Document, canonical};
 use crate::{Digest, Error};
 
 /// The annotation that names a manifest in `index.json`.
@@ -51,6 +51,10 @@ impl Layout {
         for name in ["blobs/sha256", "uploads"] {
             fs::create_dir_all(root.join(name))?;
         }
+        File::open(root.join("blobs"))?.sync_all()?;
+        // Of two that make it at once, one would take from the other what it has named already.
+        let lock = File::open(root.join("uploads"))?;
+        flock(&lock, FlockOperation::LockExclusive)?;
         let layout = Self { root: root.to_owned() };
         match fs::read(root.join("oci-layout")) {
             Ok(bytes) => {
@@ -60,10 +64,12 @@ impl Layout {
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                layout.replace(
-                    "index.json",
-                    br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#,
-                )?;
+                if !root.join("index.json").exists() {
+                    layout.replace(
+                        "index.json",
+                        br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#,
+                    )?;
+                }
                 // Last, since it says that all is there.
                 layout.replace("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
             }
@@ -239,6 +245,31 @@ impl Layout {
                 Ok((name_of(entry).map(str::to_owned), descriptor))
             })
             .collect()
+    }
+
+    /// All that is needed for what `manifest` describes, itself included, as far as it is here: of an index, manifests for
+    /// other machines mostly are not. What is to be kept by [`Layout::collect`].
+    ///
+    /// # Errors
+    /// [`Error::Missing`] where the manifest itself is not there; [`Error::Damaged`], [`Error::BadImage`].
+    pub fn reachable(&self, manifest: &Digest) -> Result<BTreeSet<Digest>, Error> {
+        let mut found = BTreeSet::from([*manifest]);
+        let mut left = vec![*manifest];
+        while let Some(digest) = left.pop() {
+            match Document::parse(&self.document(&digest)?)? {
+                Document::Manifest { config, layers, .. } => {
+                    found.extend(layers.iter().chain([&config]).map(|blob| blob.digest));
+                }
+                Document::Index(entries) => {
+                    for entry in entries {
+                        if self.size(&entry.digest)?.is_some() && found.insert(entry.digest) {
+                            left.push(entry.digest);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Removes all blobs but those in `keep`, and what writers left that are gone. Blobs that are being written stay;

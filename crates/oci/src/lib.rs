@@ -2,6 +2,12 @@
 //!
 //! This crate knows nothing of sessions, servers or databases. What it does to files blocks (callers in async code use
 //! `spawn_blocking`); what it says to registries is async.
+//!
+//! Layers are read and written by our own code: the libraries there are neither read all kinds of sparse files nor bound
+//! what a hostile archive makes them keep in memory, and unpack by path instead of beneath a directory. So is the client for
+//! registries: `oci-client` does not continue an upload where it was, nor a download, and keeps no bound on memory. It is over
+//! hyper and not over `reqwest`, whose TLS is a matter of features, which are the same for all crates of a program: each
+//! client in it would load the machine's certificates, or panic where nobody has chosen a crypto provider.
 
 mod archive;
 mod compress;

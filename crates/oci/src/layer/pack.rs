@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek as _, SeekFrom, Write};
+use std::io::{BufWriter, ErrorKind, Read, Seek as _, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
@@ -174,7 +174,10 @@ impl<W: Write> Packer<W> {
         let mut left = size;
         while left > 0 {
             let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-            let count = file.read(&mut self.buffer[..wanted])?;
+            let count = match file.read(&mut self.buffer[..wanted]) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                outcome => outcome?,
+            };
             if count == 0 {
                 return Err(changed(path));
             }

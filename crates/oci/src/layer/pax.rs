@@ -206,4 +206,20 @@ mod tests {
             assert_eq!(parse_time(bad.as_bytes()), None, "{bad}");
         }
     }
+
+    #[test]
+    fn sizes_have_no_end_at_eight_gibibytes() {
+        for size in [OCTAL_MAX, OCTAL_MAX + 1, 1 << 40] {
+            let mut written = Vec::new();
+            let (kind, records) = (EntryType::Regular, Records::default());
+            let entry = Entry { kind, path: b"a", link: b"", mode: 0, uid: 0, gid: 0, mtime: (0, 0), size, records };
+            write_header(&mut written, entry).unwrap();
+            assert_eq!(written.len(), if size > OCTAL_MAX { 1536 } else { 512 });
+            let found = crate::layer::read::Reader::new(&written[..], u64::MAX).next().unwrap().unwrap();
+            assert_eq!(found.size, size);
+            // Also by those who do not know extended headers.
+            let bare = &written[written.len() - 512..];
+            assert_eq!(crate::layer::read::Reader::new(bare, u64::MAX).next().unwrap().unwrap().size, size);
+        }
+    }
 }

@@ -106,7 +106,12 @@ impl<R: Read> Reader<R> {
     /// Reads data of the current entry. 0 at its end.
     pub fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         let wanted = usize::try_from(self.data).unwrap_or(usize::MAX).min(buffer.len());
-        let count = self.inner.read(&mut buffer[..wanted]).map_err(Error::from_io)?;
+        let count = loop {
+            match self.inner.read(&mut buffer[..wanted]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => break outcome.map_err(Error::from_io)?,
+            }
+        };
         if count == 0 && wanted > 0 {
             return Err(bad("it ends in the middle of a file"));
         }
@@ -118,7 +123,10 @@ impl<R: Read> Reader<R> {
     pub fn finish(mut self) -> Result<(Digest, u64), Error> {
         let mut buffer = vec![0; 64 << 10];
         loop {
-            let count = self.inner.read(&mut buffer).map_err(Error::from_io)?;
+            let count = match self.inner.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                outcome => outcome.map_err(Error::from_io)?,
+            };
             if self.bytes() > self.bytes_max {
                 return Err(Error::TooLarge("the archive".into()));
             }

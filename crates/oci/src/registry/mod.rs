@@ -1,10 +1,6 @@
 //! Registries (OCI distribution specification 1.1; tokens as Docker's registries hand them out, "Token Authentication
 //! Specification" of the distribution project).
-//!
-//! The client is our own, over hyper: the one there is (`oci-client`) neither continues an upload from what the registry
-//! has, nor bounds what it keeps in memory. It is not over `reqwest`, whose TLS is a matter of features, which are the same
-//! for all crates of a program: with TLS, each client in it, also one that speaks to a Unix socket, would load the
-//! machine's certificates, or panic where nobody has chosen a crypto provider.
+//! Why the client is our own is said at the top of the crate.
 
 mod auth;
 mod http;

@@ -21,7 +21,8 @@ const PIECES_MAX: usize = 8;
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
 impl Registry {
-    /// Downloads an image and all its blobs; what the layout has is not asked for. Of an index, the image for Linux and this
+    /// Downloads an image and all its blobs; what the layout has, by its size, is not asked for (what is damaged there has to
+    /// be deleted first). Of an index, the image for Linux and this
     /// machine comes with it. Returns what the reference stands for; nothing has been tagged.
     ///
     /// # Errors

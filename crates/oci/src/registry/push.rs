@@ -190,6 +190,12 @@ impl Registry {
         match response.status() {
             StatusCode::ACCEPTED => {
                 let offset = received(&response).filter(|offset| *offset <= end).unwrap_or(end);
+                if offset <= upload.offset {
+                    return Err(Fault::Passing {
+                        why: "it takes a piece of an upload and has no more".into(),
+                        after: None,
+                    });
+                }
                 Ok(Upload { location: self.http.location(&upload.location, &response)?, offset })
             }
             // We differ over where we are, or it has forgotten: asking tells.

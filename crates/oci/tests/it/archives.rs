@@ -9,7 +9,10 @@ use raworc_oci::{Bounds, Descriptor, Error, Image, Layout, export, import};
 use crate::registries::image;
 use crate::support::{AMPLE, able, run};
 
-fn imported(file: &Path, root: &Path) -> (Layout, Result<Vec<(Option<String>, Descriptor)>, Error>) {
+/// What an import says.
+type Imported = Result<Vec<(Option<String>, Descriptor)>, Error>;
+
+fn imported(file: &Path, root: &Path) -> (Layout, Imported) {
     let layout = Layout::open(root).unwrap();
     let outcome = import(fs::File::open(file).unwrap(), &layout, &AMPLE, &mut |_| {});
     (layout, outcome)

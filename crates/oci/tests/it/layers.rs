@@ -247,3 +247,31 @@ fn bounds_hold_before_anything_is_written() {
     }
     assert!(unpack(&tar[..], &from, &PLAIN, &AMPLE, &mut |_| {}).is_err(), "only an empty directory is unpacked to");
 }
+
+#[test]
+fn a_hole_may_be_larger_than_any_tar() {
+    if !able(&["tar"]) {
+        return;
+    }
+    const SIZE: u64 = 3 << 40;
+    let (scratch, from, to) = two();
+    let mut file = fs::File::create(from.join("hole")).unwrap();
+    file.seek(SeekFrom::Start(SIZE - 3)).unwrap();
+    file.write_all(b"end").unwrap();
+    let (tar, _) = packed(&from, &PLAIN);
+    assert!(tar.len() < 20_000);
+    unpacked(&tar, &to, &PLAIN);
+    let theirs = scratch.path().join("theirs");
+    fs::create_dir(&theirs).unwrap();
+    fs::write(scratch.path().join("tar"), &tar).unwrap();
+    run(Command::new("tar").arg("-x").arg("-C").arg(&theirs).arg("-f").arg(scratch.path().join("tar")));
+    for directory in [&to, &theirs] {
+        let mut file = fs::File::open(directory.join("hole")).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), SIZE);
+        assert!(file.metadata().unwrap().blocks() * 512 <= 16384);
+        file.seek(SeekFrom::Start(SIZE - 3)).unwrap();
+        let mut end = String::new();
+        std::io::Read::read_to_string(&mut file, &mut end).unwrap();
+        assert_eq!(end, "end");
+    }
+}
