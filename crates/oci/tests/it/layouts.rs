@@ -132,9 +132,13 @@ fn a_kill_at_any_moment_leaves_a_whole_layout() {
             .spawn()
             .unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        // With the second blob there, the first has its name. What it does then, is for chance to say.
+        // With the second blob there, the first has its name. Then a moment more, another one in each round.
         while layout.blobs().unwrap().len() < before + 2 + round % 4 {
             assert!(std::time::Instant::now() < deadline);
+        }
+        let moment = std::time::Instant::now() + std::time::Duration::from_micros(400) * u32::try_from(round).unwrap();
+        while std::time::Instant::now() < moment {
+            std::hint::spin_loop();
         }
         child.kill().unwrap();
         child.wait().unwrap();
