@@ -26,6 +26,8 @@ use crate::Error;
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// The longest wait that a registry may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+/// How often the transfer of one blob may break, however far it gets in between.
+const FAULTS_MAX: u32 = 1000;
 /// How often a registry may send us elsewhere for one request.
 const REDIRECTS_MAX: u32 = 5;
 /// How much of an answer about a failure, or with a token, is read, in bytes.
@@ -294,12 +296,14 @@ impl Http {
 pub struct Patience {
     tries: u32,
     tried: u32,
+    /// Faults altogether, also between those something was achieved.
+    faults: u32,
     first: Duration,
 }
 
 impl Patience {
     pub fn new(options: &Options) -> Self {
-        Self { tries: options.tries.max(1), tried: 0, first: options.backoff }
+        Self { tries: options.tries.max(1), tried: 0, faults: 0, first: options.backoff }
     }
 
     /// Something has been achieved since the last fault.
@@ -314,8 +318,9 @@ impl Patience {
             Fault::Final(error) => return Err(error),
         };
         self.tried += 1;
-        if self.tried >= self.tries {
-            return Err(Error::Away { tries: self.tried, why });
+        self.faults += 1;
+        if self.tried >= self.tries || self.faults >= FAULTS_MAX {
+            return Err(Error::Away { tries: self.faults, why });
         }
         let wait = self.first.saturating_mul(1 << (self.tried - 1).min(16)).min(BACKOFF_MAX);
         // Those who failed together do not come back together.

@@ -140,6 +140,12 @@ impl Registry {
                         Some(last) => self.resume(last, blob.size).await?,
                         None => None,
                     };
+                    // What arrived before the fault counts as much as what was answered.
+                    if let Some(upload) = upload.as_ref().filter(|upload| upload.offset > furthest) {
+                        furthest = upload.offset;
+                        patience.renew();
+                        progress.progress(&blob.digest.to_string(), upload.offset, blob.size);
+                    }
                     // The last answer may have been lost on the way.
                     if upload.is_none() && self.has_blob(&blob.digest).await? {
                         return Ok(());

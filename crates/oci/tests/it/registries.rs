@@ -250,11 +250,11 @@ async fn wires_that_break_cost_little() {
     let daemon = Daemon::start(Settings::default());
     let scratch = tempfile::tempdir().unwrap();
     let (layout, manifest) = image(scratch.path(), BYTES as usize);
-    // Each connection breaks after 2.5 MB: no upload of 12 would ever end without going on where it was.
+    // Debian's registry (2.8) takes up nothing that was cut off within a piece: its own notes contradict each other then.
+    // So this begins again, and ends when the wire holds; `an_upload_goes_on_where_the_registry_says` is for others.
     let proxy = Proxy::start(daemon.address, 2_500_000, 4);
     registry(proxy.address, "image", None).push(&layout, &manifest.digest, &quiet).await.unwrap();
     assert_eq!(proxy.cuts_left(), 0, "the wire did break");
-    assert!(proxy.passed() < BYTES * 3 / 2, "{} of {BYTES} bytes: it goes on where it was", proxy.passed());
     let proxy = Proxy::start(daemon.address, 2_500_000, 4);
     let other = Layout::open(&scratch.path().join("other")).unwrap();
     registry(proxy.address, "image", None).pull(&other, &quiet).await.unwrap();
@@ -281,8 +281,10 @@ async fn a_registry_that_dies_in_the_middle_is_waited_for() {
             daemon.lock().unwrap().again();
         }
     };
-    registry(address, "image", None).push(&layout, &manifest.digest, &tell).await.unwrap();
+    let counted = Proxy::start(address, u64::MAX, 0);
+    registry(counted.address, "image", None).push(&layout, &manifest.digest, &tell).await.unwrap();
     assert_eq!(*deaths.lock().unwrap(), 2);
+    assert!(counted.passed() < 12 << 20, "{} bytes for 8 MiB: it goes on where it was", counted.passed());
     let other = Layout::open(&scratch.path().join("other")).unwrap();
     registry(address, "image", None).pull(&other, &quiet).await.unwrap();
     assert_arrived(&layout, &other, &manifest);
@@ -429,4 +431,115 @@ async fn a_registry_that_lies_is_found_out() {
         }
     }
     assert_eq!(layout.size(&other).unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_registry_that_does_not_stop_is_cut_off() {
+    let scratch = tempfile::tempdir().unwrap();
+    let layout = Layout::open(scratch.path()).unwrap();
+    let digest = Digest::of(b"other");
+    let body = format!(
+        r#"{{"schemaVersion":2,"config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{digest}","size":5}},"layers":[]}}"#
+    );
+    // Without a length, an answer ends with its connection.
+    let (address, _) = liar(move |head| {
+        if head.contains("/blobs/") {
+            format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nother{}", "x".repeat(100))
+        } else {
+            respond("200 OK", "", &body)
+        }
+    })
+    .await;
+    let outcome = registry(address, "image", None).pull(&layout, &quiet).await;
+    assert!(matches!(outcome, Err(Error::TooLarge(_))), "{outcome:?}");
+    assert_eq!(layout.size(&digest).unwrap(), None);
+}
+
+/// A registry as the specification has it, for one upload: of each piece but the last, the connection is cut when `most`
+/// bytes are there. Says what it has, and how many bytes came in.
+async fn by_the_book(most: usize) -> (std::net::SocketAddr, std::sync::Arc<Mutex<(Vec<u8>, usize)>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let state = std::sync::Arc::new(Mutex::new((Vec::new(), 0)));
+    let shared = std::sync::Arc::clone(&state);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = stream.read_u8().await else { break };
+                head.push(byte);
+            }
+            let head = String::from_utf8_lossy(&head).to_lowercase();
+            let field =
+                |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+            let length: usize = field("content-length:").and_then(|value| value.parse().ok()).unwrap_or(0);
+            let is_blob = head.starts_with("put /up");
+            let mut body = vec![0; if head.starts_with("patch") { length.min(most) } else { length }];
+            if stream.read_exact(&mut body).await.is_err() {
+                continue;
+            }
+            let (has, answer) = {
+                let mut state = shared.lock().unwrap();
+                state.1 += body.len();
+                if head.starts_with("patch") {
+                    let range = format!("{}-{}", state.0.len(), state.0.len() + length - 1);
+                    assert_eq!(field("content-range:"), Some(range), "it goes on where we said");
+                }
+                if head.starts_with("patch") || is_blob {
+                    state.0.extend_from_slice(&body);
+                }
+                (state.0.len(), body.len() == length)
+            };
+            let range = format!("Location: /up\r\nRange: 0-{}\r\n", has.max(1) - 1);
+            let status = match head.split(' ').next().unwrap() {
+                "head" => "404 Not Found",
+                "post" | "patch" => "202 Accepted",
+                "get" => "204 No Content",
+                _ => "201 Created",
+            };
+            if answer {
+                let _ = stream.write_all(respond(status, &range, "").as_bytes()).await;
+            }
+        }
+    });
+    (address, state)
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_where_the_registry_says() {
+    if !able(&[]) {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let (layout, manifest) = image(scratch.path(), 5 << 20);
+    // One blob, so that all that comes is of it: the rest is small, and goes to the same place in the end.
+    let image = Image::load(&layout, &manifest.digest).unwrap();
+    let large = Image { layers: vec![image.layers[1].clone()], ..Image::default() }.store(&layout).unwrap();
+    let size = usize::try_from(image.layers[1].blob.size).unwrap();
+    let (address, state) = by_the_book(700_000).await;
+    registry(address, "image", None).push(&layout, &large.digest, &quiet).await.unwrap();
+    let state = state.lock().unwrap();
+    assert!(
+        state.0[..size] == fs::read(layout.path(&image.layers[1].blob.digest)).unwrap(),
+        "what arrived is what was sent"
+    );
+    assert!(state.1 < size + 10_000, "nothing was sent twice: {} for {size}", state.1);
+}
+
+#[tokio::test]
+async fn a_registry_that_never_has_more_is_given_up() {
+    if !able(&[]) {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let (layout, manifest) = image(scratch.path(), 5 << 20);
+    let (address, _) = liar(|head| match head.split(' ').next() {
+        Some("POST" | "PATCH") => respond("202 Accepted", "Location: /up\r\nRange: 0-0\r\n", ""),
+        _ => respond("404 Not Found", "", ""),
+    })
+    .await;
+    let image = Image::load(&layout, &manifest.digest).unwrap();
+    let large = Image { layers: vec![image.layers[1].clone()], ..Image::default() }.store(&layout).unwrap();
+    let outcome = registry(address, "image", None).push(&layout, &large.digest, &quiet).await;
+    assert!(matches!(outcome, Err(Error::Away { .. })), "{outcome:?}");
 }
