@@ -275,3 +275,31 @@ fn a_hole_may_be_larger_than_any_tar() {
         assert_eq!(end, "end");
     }
 }
+
+/// Started by the next test in a user namespace, where it has root's rights over its own files only.
+#[test]
+fn does_it_without_root() {
+    let Some(root) = std::env::var_os("RAWORC_OCI_TEST_NAMESPACE") else { return };
+    let (from, to) = (PathBuf::from(&root).join("from"), PathBuf::from(&root).join("to"));
+    let format = Format { marks: Marks::User, ids: Ids { base: 0, count: 1 } };
+    let (tar, _) = packed(&from, &format);
+    unpacked(&tar, &to, &format);
+    assert_same(&look(&from), &look(&to));
+}
+
+#[test]
+fn a_layer_comes_back_in_a_user_namespace() {
+    if !able(&["unshare"]) {
+        return;
+    }
+    let (scratch, from, to) = two();
+    fs::create_dir(from.join("dir")).unwrap();
+    fs::write(from.join("dir/file"), "content").unwrap();
+    marks(&from, &Format { marks: Marks::User, ids: Ids::UNMAPPED });
+    let mut inside = Command::new("unshare");
+    inside.args(["--user", "--map-root-user"]).arg(std::env::current_exe().unwrap());
+    inside.args(["--exact", "layers::does_it_without_root"]).env("RAWORC_OCI_TEST_NAMESPACE", scratch.path());
+    run(&mut inside);
+    assert!(fs::symlink_metadata(to.join("dir/deleted")).unwrap().rdev() == 0);
+    assert_same(&look(&from), &look(&to));
+}
