@@ -39,6 +39,9 @@ id!(/// A person or program that may use the server.
 id!(/// A bearer token of an account (its record, not its secret).
     TokenId);
 
+id!(/// A layer of workspaces: what one checkpoint changed, or what a session is writing now.
+    LayerId);
+
 /// How many containers a session has had; the newest one's number fences off every older one.
 pub type Generation = u32;
 

@@ -2,7 +2,10 @@
 //!
 //! Whatever decides lives here; whatever does lives in the crates below. See ARCHITECTURE.md.
 
+pub mod checkpoints;
+pub mod conversation;
 pub mod ids;
+pub mod layers;
 pub mod limits;
 pub mod link;
 pub mod names;

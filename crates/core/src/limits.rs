@@ -76,6 +76,21 @@ pub const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Longest text in one output report, in bytes.
 pub const OUTPUT_CHUNK_BYTES_MAX: usize = 32 * 1024;
 
+/// Checkpoints kept of a session that says nothing about it, beside labelled ones.
+pub const CHECKPOINTS_KEPT_DEFAULT: u32 = 20;
+/// Fewest and most checkpoints kept beside labelled ones.
+pub const CHECKPOINTS_KEPT: std::ops::RangeInclusive<u64> = 1..=10_000;
+/// Shortest and longest time between two checkpoints by the clock, in seconds.
+pub const CHECKPOINT_EVERY_SECONDS: std::ops::RangeInclusive<u64> = 5..=7 * 24 * 3600;
+/// Layers below a workspace at most: more do not fit into the options of one mount.
+pub const LAYERS_MAX: usize = 64;
+/// Layers at which a chain is made shorter in the background.
+pub const LAYERS_SQUASHED_AT: usize = 24;
+/// Differences told of two checkpoints.
+pub const DIFFERENCES_MAX: usize = 10_000;
+/// Largest file of which a difference in text is told, in bytes.
+pub const TEXT_DIFF_BYTES_MAX: u64 = 1024 * 1024;
+
 /// CPUs of a session that names none.
 pub const CPU_DEFAULT: f64 = 1.0;
 /// Memory of a session that names none, in bytes.

@@ -37,7 +37,8 @@ pub fn deadline(session: &Session) -> Option<Time> {
         State::Ready if session.queued == 0 => Some(session.last_activity_at + session.waiting_timeout),
         State::Init | State::Idle if session.container == Container::Starting => session.due_at,
         // While the old container is being removed there is nothing to decide: `ContainerGone` goes on from there.
-        State::Error if session.container != Container::Stopping => session.due_at,
+        // Nor while it goes back to a checkpoint: `Rewound` goes on from there.
+        State::Error if session.container != Container::Stopping && session.rewind.is_none() => session.due_at,
         State::Init | State::Ready | State::Idle | State::Busy | State::Error => None,
     };
     let expiry = if session.terminated.is_some() { None } else { session.expires_at };
@@ -65,6 +66,8 @@ impl Step {
             Event::Restore => self.restore(),
             Event::Restart => self.restart(),
             Event::Cancel => self.cancel(),
+            Event::Rewind { checkpoint } => self.rewind(*checkpoint),
+            Event::Rewound => self.rewound(),
             Event::HostPolled { generation } => self.host_polled(*generation),
             Event::MessageTaken { generation, running } => self.message_taken(*generation, *running),
             Event::MessageFinished { generation, message } => self.message_finished(*generation, *message),
@@ -132,10 +135,15 @@ impl Step {
         self.session.terminated = Some(Termination { at: self.now, reason });
         self.session.wake = false;
         self.effects.push(Effect::Noted(Note::Terminated(reason)));
+        self.drop_work(Reason::Terminated);
+    }
+
+    /// Cancels the running message and those that wait.
+    fn drop_work(&mut self, reason: Reason) {
         if let Some(running) = self.session.running.take() {
             self.effects.push(Effect::CancelRunning(running.message));
             self.effects.push(Effect::TellCancel(running.message));
-            self.go(State::Ready, Reason::Terminated);
+            self.go(State::Ready, reason);
         }
         if self.session.queued > 0 {
             self.session.queued = 0;
@@ -196,6 +204,26 @@ impl Step {
     fn cancel(&mut self) -> Result<(), Refused> {
         let running = self.session.running.ok_or(Refused::NothingRuns)?;
         self.effects.push(Effect::TellCancel(running.message));
+        Ok(())
+    }
+
+    /// What is worked on and what waits belongs to the time that is taken back.
+    fn rewind(&mut self, checkpoint: u64) -> Result<(), Refused> {
+        self.refuse_terminated()?;
+        if self.session.rewind.is_some() {
+            return Err(Refused::Rewinding);
+        }
+        self.session.rewind = Some(checkpoint);
+        self.session.last_activity_at = self.now;
+        self.drop_work(Reason::Rewound);
+        Ok(())
+    }
+
+    fn rewound(&mut self) -> Result<(), Refused> {
+        if self.session.rewind.is_none() || self.session.container != Container::None {
+            return Err(Refused::NothingToRewind);
+        }
+        self.session.rewind = None;
         Ok(())
     }
 
@@ -319,9 +347,14 @@ impl Step {
 
     /// Walks on, along legal edges, as far as the facts ask for and allow without anyone else.
     fn settle(&mut self) {
-        let held = self.session.paused_at.is_some() || self.session.terminated.is_some();
+        let rewinds = self.session.rewind.is_some();
+        let held = self.session.paused_at.is_some() || self.session.terminated.is_some() || rewinds;
         if held && self.session.state == State::Ready {
-            let reason = if self.session.terminated.is_some() { Reason::Terminated } else { Reason::Paused };
+            let reason = match (self.session.terminated, rewinds) {
+                (Some(_), _) => Reason::Terminated,
+                (None, true) => Reason::Rewound,
+                (None, false) => Reason::Paused,
+            };
             self.rest(reason);
         }
         if held && self.session.state == State::Idle && self.session.container == Container::Starting {
@@ -334,11 +367,17 @@ impl Step {
                 self.session.container = Container::Stopping;
             }
         }
+        if self.session.state == State::Error && rewinds && self.has_live_container() {
+            self.session.container = Container::Stopping;
+        }
         if self.session.container == Container::None {
             let wanted = !held && (self.session.queued > 0 || self.session.wake);
             if self.session.state == State::Idle && wanted {
                 self.start();
-            } else if self.session.state == State::Error && self.session.due_at.is_some_and(|at| at <= self.now) {
+            } else if self.session.state == State::Error
+                && !rewinds
+                && self.session.due_at.is_some_and(|at| at <= self.now)
+            {
                 self.session.restarts += 1;
                 self.go(State::Init, Reason::Restarted);
                 self.start();

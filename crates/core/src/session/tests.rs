@@ -60,11 +60,13 @@ fn situations() -> Vec<(&'static str, Session)> {
         ("IDLE stopping", Session { container: Container::Stopping, ..idle.clone() }),
         ("IDLE stopping, queued", Session { container: Container::Stopping, queued: 1, ..idle.clone() }),
         ("IDLE waking", Session { container: Container::Starting, queued: 1, ..idle.clone() }),
+        ("IDLE rewinding, queued", Session { rewind: Some(1), queued: 1, ..idle.clone() }),
         ("IDLE paused, queued", Session { paused_at: Some(NOW), queued: 1, ..idle.clone() }),
         ("IDLE terminated", Session { terminated: termination, ..idle.clone() }),
         ("IDLE deleted", Session { terminated: termination, deleted_at: Some(NOW), ..idle }),
         ("ERROR", error.clone()),
         ("ERROR, container up", Session { container: Container::Up, ..error.clone() }),
+        ("ERROR rewinding, due", Session { rewind: Some(1), due_at: Some(NOW), ..error.clone() }),
         ("ERROR due", Session { due_at: Some(NOW), ..error.clone() }),
         ("ERROR given up", Session { due_at: None, restarts: RESTARTS_MAX, ..error.clone() }),
         ("ERROR terminated", Session { due_at: None, terminated: termination, ..error }),
@@ -82,6 +84,8 @@ fn events(generation: Generation) -> Vec<(&'static str, Event)> {
         ("restore", Event::Restore),
         ("restart", Event::Restart),
         ("cancel", Event::Cancel),
+        ("rewind", Event::Rewind { checkpoint: 2 }),
+        ("rewound", Event::Rewound),
         ("host polled", Event::HostPolled { generation }),
         ("old host polled", Event::HostPolled { generation: generation - 1 }),
         ("message taken", Event::MessageTaken { generation, running: Running { message: message(2), attempt: 1 } }),
@@ -199,7 +203,8 @@ impl World {
                 }
                 Effect::CancelRunning(id) => self.messages.get_mut(id).unwrap().0 = Status::Ended,
                 Effect::CancelQueued => {
-                    assert!(after.terminated.is_some(), "only an end cancels what waits");
+                    let rewinds = matches!(event, Event::Rewind { .. });
+                    assert!(after.terminated.is_some() || rewinds, "only an end or a rewind cancels what waits");
                     self.messages.values_mut().filter(|m| m.0 == Status::Queued).for_each(|m| m.0 = Status::Ended);
                 }
                 Effect::TellCancel(_) | Effect::Noted(_) | Effect::Failed(_) => {}
@@ -243,6 +248,7 @@ impl World {
         let s = &self.session;
         let generation = s.generation;
         match (s.container, s.state) {
+            (Container::None, _) if s.rewind.is_some() => Some(Event::Rewound),
             (Container::Starting, _) => Some(Event::HostPolled { generation }),
             (Container::Stopping, _) => Some(Event::ContainerGone { generation, fault: fault() }),
             (Container::Up, State::Busy) => {
@@ -271,7 +277,7 @@ impl World {
 }
 
 fn any_event() -> impl Strategy<Value = u8> {
-    0u8..24
+    0u8..26
 }
 
 fn drive(world: &mut World, choice: u8, seconds: u32) {
@@ -295,6 +301,8 @@ fn drive(world: &mut World, choice: u8, seconds: u32) {
         15 | 16 => Event::HostLost { generation },
         17 => Event::Tick { active_inside: true },
         18 => Event::Tick { active_inside: false },
+        19 => Event::Rewind { checkpoint: 1 },
+        20 => Event::Rewound,
         _ => match world.fair_event() {
             Some(event) => event,
             None => return,
@@ -317,6 +325,7 @@ proptest! {
             let given_up = s.state == State::Error && s.due_at.is_none();
             let rests = matches!(s.state, State::Ready | State::Idle) || given_up;
             prop_assert!(rests, "settled in {:?}", s);
+            prop_assert_eq!(s.rewind, None, "it never goes back: {:?}", s);
             if s.terminated.is_none() && s.paused_at.is_none() && !given_up {
                 prop_assert_eq!(s.queued, 0, "a message is stuck: {:?}", s);
             }

@@ -104,6 +104,9 @@ pub struct Session {
     pub started_at: Option<Time>,
     /// Why the state is ERROR.
     pub error: Option<Fault>,
+    /// The checkpoint it is to go back to, as soon as no container is there.
+    #[serde(default)]
+    pub rewind: Option<u64>,
     /// Restarts since it last worked.
     pub restarts: u32,
     /// INIT, IDLE: when a start counts as failed. ERROR: when to restart; `None` there: a person must.
@@ -129,6 +132,7 @@ impl Session {
             last_activity_at: now,
             started_at: None,
             error: None,
+            rewind: None,
             restarts: 0,
             due_at: Some(now + crate::limits::START_TIMEOUT),
         }
@@ -242,6 +246,13 @@ pub enum Event {
     Restart,
     /// Wish: end the running message.
     Cancel,
+    /// Wish: go back to a checkpoint.
+    Rewind {
+        /// Which.
+        checkpoint: u64,
+    },
+    /// The workspace is that of the checkpoint it was to go back to.
+    Rewound,
     /// A host asks for work.
     HostPolled {
         /// Of this container.
@@ -356,6 +367,8 @@ pub enum Reason {
     Terminated,
     /// Restarted, by itself or by someone.
     Restarted,
+    /// It goes back to a checkpoint.
+    Rewound,
     /// Something failed.
     Fault(FaultCode),
 }
@@ -372,6 +385,7 @@ impl Reason {
             Reason::Paused => "paused",
             Reason::Terminated => "terminated",
             Reason::Restarted => "restarted",
+            Reason::Rewound => "rewound",
             Reason::Fault(code) => code.as_str(),
         }
     }
@@ -401,6 +415,12 @@ pub enum Refused {
     /// It is neither terminated nor deleted.
     #[error("the session is neither terminated nor deleted")]
     NothingToRestore,
+    /// It is going back to another checkpoint.
+    #[error("the session is going back to a checkpoint")]
+    Rewinding,
+    /// It was not told to go back, or its container is still there.
+    #[error("the session is not to go back to a checkpoint")]
+    NothingToRewind,
     /// It is being started already.
     #[error("the session is being started already")]
     Starting,

@@ -1,0 +1,69 @@
+//! Which layers of a workspace are made one, so that it never lies on too many.
+
+use std::ops::Range;
+
+/// The newest layers stay as they are: they are most likely to be gone back to.
+const KEPT: usize = 8;
+/// What a layer costs beside its entries, in entries.
+const LAYER_COST: u64 = 64;
+
+/// The run of layers to make one, from the number of entries of each (the topmost first); it does not start at a layer for
+/// which `may_start` is false. `None` where there are too few.
+///
+/// From the top down a layer joins the run if it is no larger than those before it together. So what was merged before, and
+/// a large layer at the bottom, are left alone until as much has gathered above them: an entry is merged about as often as
+/// the logarithm of their number, and there are about as many runs (a log-structured merge tree, size-tiered).
+#[must_use]
+pub fn run_to_merge(entries: &[u64], may_start: impl Fn(usize) -> bool) -> Option<Range<usize>> {
+    let start = (KEPT..entries.len()).find(|start| may_start(*start))?;
+    let mut sum: u64 = 0;
+    let mut end = start;
+    for entries in &entries[start..] {
+        let cost = entries.saturating_add(LAYER_COST);
+        if end - start >= 2 && cost > sum {
+            break;
+        }
+        sum = sum.saturating_add(cost);
+        end += 1;
+    }
+    (end - start >= 2).then_some(start..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::{LAYERS_MAX, LAYERS_SQUASHED_AT};
+
+    #[test]
+    fn few_layers_stay() {
+        assert_eq!(run_to_merge(&[1; 9], |_| true), None);
+        assert_eq!(run_to_merge(&[1; 10], |_| true), Some(8..10));
+        assert_eq!(run_to_merge(&[], |_| true), None);
+    }
+
+    #[test]
+    fn a_large_one_at_the_bottom_is_left_alone() {
+        let mut entries = vec![10; 24];
+        entries[23] = 100_000;
+        assert_eq!(run_to_merge(&entries, |_| true), Some(8..23));
+        assert_eq!(run_to_merge(&entries, |start| start != 8), Some(9..23));
+    }
+
+    #[test]
+    fn however_long_it_goes_on_there_are_few_layers_and_little_work() {
+        let (mut chain, mut merged) = (vec![1_000_000_u64], 0);
+        let writes = 20_000_u64;
+        for n in 0..writes {
+            chain.insert(0, 1 + n % 20);
+            assert!(chain.len() <= LAYERS_SQUASHED_AT && chain.len() < LAYERS_MAX, "{chain:?}");
+            if chain.len() >= LAYERS_SQUASHED_AT {
+                let run = run_to_merge(&chain, |_| true).unwrap();
+                let sum: u64 = chain[run.clone()].iter().sum();
+                merged += sum;
+                chain.splice(run, [sum]);
+            }
+        }
+        let written = (0..writes).map(|n| 1 + n % 20).sum::<u64>();
+        assert!(merged < 8 * written + 2_000_000, "{merged} for {written}");
+    }
+}
