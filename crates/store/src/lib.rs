@@ -6,8 +6,10 @@
 pub mod accounts;
 pub mod agents;
 pub mod audit;
+pub mod checkpoints;
 pub mod events;
 pub mod idempotency;
+pub mod layers;
 pub mod messages;
 mod readers;
 mod rows;
@@ -34,8 +36,11 @@ pub use sql::Connection;
 pub use writer::{Job, JobFuture, Transaction};
 
 /// What brought the tables to what they are, oldest first. SQLite's `user_version` says how many have been applied.
-const MIGRATIONS: &[M<'_>] =
-    &[M::up(include_str!("../migrations/0001_initial.sql")), M::up(include_str!("../migrations/0002_losses.sql"))];
+const MIGRATIONS: &[M<'_>] = &[
+    M::up(include_str!("../migrations/0001_initial.sql")),
+    M::up(include_str!("../migrations/0002_losses.sql")),
+    M::up(include_str!("../migrations/0003_checkpoints.sql")),
+];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 

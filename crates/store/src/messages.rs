@@ -1,6 +1,9 @@
 //! Conversations.
 
+use std::ops::RangeInclusive;
+
 use raworc_api::message::{MessageError, MessageUsage, Role, Status};
+use raworc_core::conversation::Rewound;
 use raworc_core::ids::{MessageId, SessionId};
 use raworc_core::time::Time;
 use serde_json::{Map, Value};
@@ -46,6 +49,8 @@ pub struct MessageRow {
     pub created_at: Time,
     /// When it ended.
     pub finished_at: Option<Time>,
+    /// The event that ended it.
+    pub finished_seq: Option<u64>,
 }
 
 fn message(row: &Row<'_>) -> Result<MessageRow, StoreError> {
@@ -67,6 +72,7 @@ fn message(row: &Row<'_>) -> Result<MessageRow, StoreError> {
         metadata: row.json("metadata")?,
         created_at: row.time("created_at")?,
         finished_at: row.optional_time("finished_at")?,
+        finished_seq: row.optional_integer("finished_seq")?.and_then(|seq| u64::try_from(seq).ok()),
     })
 }
 
@@ -76,8 +82,8 @@ fn message(row: &Row<'_>) -> Result<MessageRow, StoreError> {
 /// Where the store fails.
 pub async fn insert(connection: &mut Connection, row: &MessageRow) -> Result<(), StoreError> {
     sql("INSERT INTO messages (id, session_id, seq, role, content, agent, status, reply_to, attempts, cancel_wanted, \
-         error, usage, metadata, created_at, finished_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)")
+         error, usage, metadata, created_at, finished_at, finished_seq) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)")
     .bind(row.id.to_string())
     .bind(row.session_id.to_string())
     .bind(bigint(row.seq))
@@ -93,6 +99,7 @@ pub async fn insert(connection: &mut Connection, row: &MessageRow) -> Result<(),
     .bind(serde_json::to_string(&row.metadata)?)
     .bind(row.created_at.0)
     .bind(row.finished_at.map(|at| at.0))
+    .bind(row.finished_seq.map(bigint))
     .execute(connection)
     .await?;
     Ok(())
@@ -104,7 +111,7 @@ pub async fn insert(connection: &mut Connection, row: &MessageRow) -> Result<(),
 /// Where the store fails.
 pub async fn update(connection: &mut Connection, row: &MessageRow) -> Result<(), StoreError> {
     sql("UPDATE messages SET status = $1, attempts = $2, cancel_wanted = $3, error = $4, finished_at = $5, \
-         started_seq = $6, losses = $7 WHERE id = $8")
+         started_seq = $6, losses = $7, finished_seq = $8 WHERE id = $9")
     .bind(word(row.status)?)
     .bind(i64::from(row.attempts))
     .bind(i64::from(row.cancel_wanted))
@@ -112,6 +119,7 @@ pub async fn update(connection: &mut Connection, row: &MessageRow) -> Result<(),
     .bind(row.finished_at.map(|at| at.0))
     .bind(row.started_seq.map(bigint))
     .bind(i64::from(row.losses))
+    .bind(row.finished_seq.map(bigint))
     .bind(row.id.to_string())
     .execute(connection)
     .await?;
@@ -161,7 +169,7 @@ pub async fn queued(
         .await
 }
 
-/// Messages after the place `after`, in order.
+/// Messages after the place `after`, in order, without those that were taken back.
 ///
 /// # Errors
 /// Where the store fails.
@@ -172,8 +180,9 @@ pub async fn list(
     after: u64,
     limit: u32,
 ) -> Result<Vec<MessageRow>, StoreError> {
-    let all = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT $3";
-    let some = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 AND status = $4 ORDER BY seq LIMIT $3";
+    let all = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 AND rewound = 0 ORDER BY seq LIMIT $3";
+    let some = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 AND rewound = 0 AND status = $4 \
+                ORDER BY seq LIMIT $3";
     let query = sql(if status.is_some() { some } else { all })
         .bind(session.to_string())
         .bind(bigint(after))
@@ -183,4 +192,58 @@ pub async fn list(
         None => query,
     };
     query.fetch_all(connection, message).await
+}
+
+/// Messages of these parts of the log that had ended by event `until`, in order, whether taken back since or not.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn ended_in(
+    connection: &mut Connection,
+    session: SessionId,
+    ranges: &[RangeInclusive<u64>],
+    until: u64,
+) -> Result<Vec<MessageRow>, StoreError> {
+    let mut all = Vec::new();
+    for range in ranges {
+        let rows = sql("SELECT * FROM messages WHERE session_id = $1 AND seq >= $2 AND seq <= $3 \
+                        AND finished_at IS NOT NULL AND (finished_seq IS NULL OR finished_seq <= $4) ORDER BY seq")
+        .bind(session.to_string())
+        .bind(bigint(*range.start()))
+        .bind(bigint(*range.end()))
+        .bind(bigint(until))
+        .fetch_all(connection, message)
+        .await?;
+        all.extend(rows);
+    }
+    Ok(all)
+}
+
+/// Takes back every message of a session up to the event that went back, but those of these parts of the log that had
+/// ended by the point it went back to.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn rewind(
+    connection: &mut Connection,
+    session: SessionId,
+    ranges: &[RangeInclusive<u64>],
+    rewound: Rewound,
+) -> Result<(), StoreError> {
+    sql("UPDATE messages SET rewound = 1 WHERE session_id = $1 AND seq < $2")
+        .bind(session.to_string())
+        .bind(bigint(rewound.at))
+        .execute(connection)
+        .await?;
+    for range in ranges {
+        sql("UPDATE messages SET rewound = 0 WHERE session_id = $1 AND seq >= $2 AND seq <= $3 \
+             AND finished_at IS NOT NULL AND (finished_seq IS NULL OR finished_seq <= $4)")
+        .bind(session.to_string())
+        .bind(bigint(*range.start()))
+        .bind(bigint(*range.end()))
+        .bind(bigint(rewound.to))
+        .execute(connection)
+        .await?;
+    }
+    Ok(())
 }

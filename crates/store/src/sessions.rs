@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use raworc_core::ids::{AccountId, ContainerId, SessionId};
+use raworc_core::checkpoints::Plan;
+use raworc_core::conversation::Rewound;
+use raworc_core::ids::{AccountId, ContainerId, LayerId, SessionId};
 use raworc_core::quantity::Bytes;
 use raworc_core::session::{self, State};
 use raworc_core::time::Time;
@@ -28,6 +30,9 @@ pub struct Settings {
     pub env: BTreeMap<String, String>,
     /// Whether processes left running keep it from resting.
     pub background_activity: bool,
+    /// When its workspace is saved.
+    #[serde(default)]
+    pub checkpoints: Plan,
 }
 
 /// A session.
@@ -47,6 +52,16 @@ pub struct SessionRow {
     pub settings: Settings,
     /// What it was made from.
     pub parent_id: Option<SessionId>,
+    /// Which of that one's checkpoints.
+    pub parent_checkpoint: Option<u64>,
+    /// What its workspace stands on: a layer that never changes, and all below it.
+    pub layer_id: Option<LayerId>,
+    /// The layer it writes to.
+    pub writable_id: LayerId,
+    /// The number of its newest checkpoint.
+    pub checkpoints: u64,
+    /// How it went back to earlier points, in order.
+    pub rewinds: Vec<Rewound>,
     /// The state machine's part.
     pub machine: session::Session,
     /// The number of its newest event.
@@ -95,6 +110,11 @@ fn session(row: &Row<'_>) -> Result<SessionRow, StoreError> {
         owner_name: row.text("owner_name")?,
         settings: row.json("settings")?,
         parent_id: row.optional_id("parent_id")?,
+        parent_checkpoint: row.optional_integer("parent_checkpoint")?.and_then(|n| u64::try_from(n).ok()),
+        layer_id: row.optional_id("layer_id")?,
+        writable_id: row.id("writable_id")?,
+        checkpoints: row.count("checkpoints")?,
+        rewinds: row.json("rewinds")?,
         machine: row.json("machine")?,
         last_seq: row.count("last_seq")?,
         host_received: row.count("host_received")?,
@@ -114,8 +134,9 @@ pub async fn insert(connection: &mut Connection, row: &SessionRow) -> Result<(),
     sql(
         "INSERT INTO sessions (id, name, starting_prompt, owner_id, owner_name, settings, parent_id, machine, state, \
          container, deadline_at, deleted_at, last_seq, host_received, version, messages_ended, busy_micros, created_at, \
-         updated_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+         updated_at, parent_checkpoint, layer_id, writable_id, checkpoints, rewinds) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, \
+         $23, $24)",
     )
     .bind(row.id.to_string())
     .bind(row.name.clone())
@@ -136,6 +157,11 @@ pub async fn insert(connection: &mut Connection, row: &SessionRow) -> Result<(),
     .bind(bigint(row.busy_micros))
     .bind(row.created_at.0)
     .bind(row.updated_at.0)
+    .bind(row.parent_checkpoint.map(bigint))
+    .bind(row.layer_id.map(|id| id.to_string()))
+    .bind(row.writable_id.to_string())
+    .bind(bigint(row.checkpoints))
+    .bind(serde_json::to_string(&row.rewinds)?)
     .execute(connection)
     .await?;
     Ok(())
@@ -149,7 +175,8 @@ pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result
     let done = sql(
         "UPDATE sessions SET name = $1, settings = $2, machine = $3, state = $4, container = $5, deadline_at = $6, \
          deleted_at = $7, last_seq = $8, host_received = $9, version = $10, messages_ended = $11, busy_micros = $12, \
-         updated_at = $13 WHERE id = $14 AND version = $15",
+         updated_at = $13, layer_id = $14, writable_id = $15, checkpoints = $16, rewinds = $17 \
+         WHERE id = $18 AND version = $19",
     )
     .bind(row.name.clone())
     .bind(serde_json::to_string(&row.settings)?)
@@ -164,6 +191,10 @@ pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result
     .bind(bigint(row.messages_ended))
     .bind(bigint(row.busy_micros))
     .bind(row.updated_at.0)
+    .bind(row.layer_id.map(|id| id.to_string()))
+    .bind(row.writable_id.to_string())
+    .bind(bigint(row.checkpoints))
+    .bind(serde_json::to_string(&row.rewinds)?)
     .bind(row.id.to_string())
     .bind(row.version)
     .execute(connection)

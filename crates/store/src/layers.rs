@@ -1,0 +1,174 @@
+//! What workspaces are made of.
+
+use raworc_core::ids::LayerId;
+use raworc_core::time::Time;
+
+use crate::StoreError;
+use crate::rows::{Row, bigint};
+use crate::sql::{Connection, sql};
+
+/// A layer that never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerRow {
+    /// Its id.
+    pub id: LayerId,
+    /// What it lies on.
+    pub parent_id: Option<LayerId>,
+    /// How many there are from it down, itself included.
+    pub depth: u32,
+    /// Bytes of files in itself.
+    pub changed_bytes: u64,
+    /// Bytes of files in the view from it down.
+    pub bytes: u64,
+    /// Files in that view.
+    pub files: u64,
+    /// Entries of directories in itself: what it costs to go through it.
+    pub entries: u64,
+    /// When it was sealed.
+    pub created_at: Time,
+}
+
+fn layer(row: &Row<'_>) -> Result<LayerRow, StoreError> {
+    Ok(LayerRow {
+        id: row.id("id")?,
+        parent_id: row.optional_id("parent_id")?,
+        depth: row.count("depth")?,
+        changed_bytes: row.count("changed_bytes")?,
+        bytes: row.count("bytes")?,
+        files: row.count("files")?,
+        entries: row.count("entries")?,
+        created_at: row.time("created_at")?,
+    })
+}
+
+/// Adds a layer.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn insert(connection: &mut Connection, row: &LayerRow) -> Result<(), StoreError> {
+    sql("INSERT INTO layers (id, parent_id, depth, changed_bytes, bytes, files, entries, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
+    .bind(row.id.to_string())
+    .bind(row.parent_id.map(|id| id.to_string()))
+    .bind(i64::from(row.depth))
+    .bind(bigint(row.changed_bytes))
+    .bind(bigint(row.bytes))
+    .bind(bigint(row.files))
+    .bind(bigint(row.entries))
+    .bind(row.created_at.0)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Stores what was measured of a layer.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn set_sizes(connection: &mut Connection, row: &LayerRow) -> Result<(), StoreError> {
+    sql("UPDATE layers SET changed_bytes = $1, bytes = $2, files = $3, entries = $4 WHERE id = $5")
+        .bind(bigint(row.changed_bytes))
+        .bind(bigint(row.bytes))
+        .bind(bigint(row.files))
+        .bind(bigint(row.entries))
+        .bind(row.id.to_string())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The layer of this id.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn find(connection: &mut Connection, id: LayerId) -> Result<Option<LayerRow>, StoreError> {
+    sql("SELECT * FROM layers WHERE id = $1").bind(id.to_string()).fetch_optional(connection, layer).await
+}
+
+/// The layers from `top` down.
+///
+/// # Errors
+/// [`StoreError::Damaged`] where one is missing.
+pub async fn chain(connection: &mut Connection, top: Option<LayerId>) -> Result<Vec<LayerRow>, StoreError> {
+    let mut chain: Vec<LayerRow> = Vec::new();
+    let mut next = top;
+    while let Some(id) = next {
+        let row = find(connection, id).await?;
+        let row = row.filter(|_| chain.iter().all(|above| above.id != id));
+        let row = row.ok_or_else(|| StoreError::Damaged(format!("the layer {id} is missing, or lies on itself")))?;
+        next = row.parent_id;
+        chain.push(row);
+    }
+    Ok(chain)
+}
+
+/// Whether there is anything that this layer's directory is for: it is a layer, or a session writes to it.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn is_known(connection: &mut Connection, id: LayerId) -> Result<bool, StoreError> {
+    exists(
+        connection,
+        "SELECT 1 AS found FROM layers WHERE id = $1 UNION ALL SELECT 1 FROM sessions WHERE writable_id = $1",
+        id,
+    )
+    .await
+}
+
+async fn exists(connection: &mut Connection, text: &'static str, id: LayerId) -> Result<bool, StoreError> {
+    Ok(sql(text).bind(id.to_string()).fetch_optional(connection, |_| Ok(())).await?.is_some())
+}
+
+/// Forgets a layer that nothing stands on any more, and those below it that then are of no use either: they are returned.
+///
+/// To be called in the transaction that takes something away from the layer.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn release(connection: &mut Connection, layer: Option<LayerId>) -> Result<Vec<LayerId>, StoreError> {
+    const USED: &str = "SELECT 1 AS found FROM layers WHERE parent_id = $1 \
+                        UNION ALL SELECT 1 FROM sessions WHERE layer_id = $1 \
+                        UNION ALL SELECT 1 FROM checkpoints WHERE layer_id = $1";
+    let (mut released, mut next) = (Vec::new(), layer);
+    while let Some(id) = next {
+        let Some(row) = find(connection, id).await? else { break };
+        if exists(connection, USED, id).await? {
+            break;
+        }
+        sql("DELETE FROM layers WHERE id = $1").bind(id.to_string()).execute(connection).await?;
+        released.push(id);
+        next = row.parent_id;
+    }
+    Ok(released)
+}
+
+/// Puts `new` in the place of `old`: whatever lay or stood on the one does so on the other.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn replace(connection: &mut Connection, old: LayerId, new: LayerId) -> Result<(), StoreError> {
+    for text in [
+        "UPDATE layers SET parent_id = $1 WHERE parent_id = $2",
+        "UPDATE sessions SET layer_id = $1 WHERE layer_id = $2",
+        "UPDATE checkpoints SET layer_id = $1 WHERE layer_id = $2",
+    ] {
+        sql(text).bind(new.to_string()).bind(old.to_string()).execute(connection).await?;
+    }
+    Ok(())
+}
+
+/// Everything that lies on this layer, directly or not, lies `by` less deep.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn lift(connection: &mut Connection, id: LayerId, by: u32) -> Result<(), StoreError> {
+    sql("WITH RECURSIVE above (id) AS (\
+             SELECT id FROM layers WHERE parent_id = $1 \
+             UNION SELECT layers.id FROM layers JOIN above ON layers.parent_id = above.id) \
+         UPDATE layers SET depth = depth - $2 WHERE id IN (SELECT id FROM above)")
+    .bind(id.to_string())
+    .bind(i64::from(by))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
