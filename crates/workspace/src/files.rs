@@ -1,17 +1,16 @@
 //! Files of one workspace.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
+use std::path::Path;
 use std::time::SystemTime;
 
 use raworc_core::limits::LISTING_ENTRIES_MAX;
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
-use rustix::fs::{mkdirat, openat2, readlinkat, renameat, renameat_with, statat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{mkdirat, openat2, readlinkat, renameat, statat, unlinkat};
 use uuid::Uuid;
 
 use crate::FileError;
@@ -20,10 +19,7 @@ use crate::FileError;
 #[derive(Debug)]
 pub struct Workspace {
     root: OwnedFd,
-    trash: PathBuf,
     owner: Option<u32>,
-    /// To whoever buries what is in the trash.
-    graves: Sender<PathBuf>,
 }
 
 /// What a path is.
@@ -66,15 +62,13 @@ pub enum Found {
 }
 
 impl Workspace {
-    pub(crate) fn open(
-        path: &Path,
-        trash: &Path,
-        owner: Option<u32>,
-        graves: Sender<PathBuf>,
-    ) -> Result<Self, FileError> {
-        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let root = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self { root, trash: trash.to_owned(), owner, graves })
+    pub(crate) fn new(root: OwnedFd, owner: Option<u32>) -> Self {
+        Self { root, owner }
+    }
+
+    /// Its root directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 
     /// What is at `path` (relative; empty: the workspace itself). Symbolic links are followed inside the workspace.
@@ -131,17 +125,11 @@ impl Workspace {
     pub fn remove(&self, path: &str) -> Result<(), FileError> {
         let (parent, name) = split(check_path(path)?)?;
         let directory = self.beneath(parent, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())?;
-        // Out of the container's reach first, so that nothing moves while it is taken apart.
-        let grave = self.trash.join(Uuid::new_v4().simple().to_string());
-        fs::create_dir(&grave)?;
-        let moved = renameat_with(&directory, name, rustix::fs::CWD, grave.join("0"), RenameFlags::NOREPLACE);
-        if let Err(error) = moved {
-            fs::remove_dir(&grave)?;
-            return Err(error.into());
+        match unlinkat(&directory, name, AtFlags::empty()) {
+            Err(rustix::io::Errno::ISDIR) => take_down(&directory, name)?,
+            other => other?,
         }
         File::from(directory).sync_all()?;
-        // Where nobody buries it any more, the next start does.
-        let _ = self.graves.send(grave);
         Ok(())
     }
 
@@ -228,6 +216,60 @@ fn take_apart(grave: &Path, path: &Path) -> io::Result<()> {
     fs::remove_dir(path)
 }
 
+/// Removes the directory `name` with all that is in it, in place, however deep it is: one directory is open at any time.
+/// Others may change it meanwhile; should they move it about, it is left, since the way back up may lead elsewhere then.
+fn take_down(parent: &OwnedFd, name: &str) -> io::Result<()> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = |at: &OwnedFd, name: &CStr| rustix::fs::openat(at, name, flags, Mode::empty());
+    let identity = |directory: &OwnedFd| rustix::fs::fstat(directory).map(|stat| (stat.st_dev, stat.st_ino));
+    let mut at = open(parent, c".")?;
+    // From `parent` down: which directory that is, and what in it is still to be removed.
+    let mut way = vec![(identity(&at)?, vec![CString::new(name)?])];
+    let mut failures = 0;
+    while let Some((_, left)) = way.last_mut() {
+        if let Some(name) = left.last() {
+            at = open(&at, name)?;
+            let inner = empty_but_directories(&at)?;
+            way.push((identity(&at)?, inner));
+            continue;
+        }
+        way.pop();
+        let Some((above, left)) = way.last_mut() else { break };
+        at = open(&at, c"..")?;
+        if identity(&at)? != *above {
+            return Err(io::Error::other("the directory was moved while it was removed"));
+        }
+        let Some(name) = left.pop() else { break };
+        match unlinkat(&at, &name, AtFlags::REMOVEDIR) {
+            // Someone adds to it: again, but not for ever.
+            Err(rustix::io::Errno::NOTEMPTY) if failures < BURY_FAILURES_MAX => {
+                failures += 1;
+                left.push(name);
+            }
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Removes everything in a directory but directories, whose names it returns.
+fn empty_but_directories(directory: &OwnedFd) -> io::Result<Vec<CString>> {
+    let mut found = Vec::new();
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        match unlinkat(directory, name, AtFlags::empty()) {
+            Err(rustix::io::Errno::ISDIR) => found.push(name.to_owned()),
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(found)
+}
+
 /// How often something may have been added while a tree is taken apart.
 const BURY_FAILURES_MAX: usize = 64;
 /// How often a path is tried while someone keeps renaming what is on it.
@@ -307,27 +349,16 @@ mod tests {
     struct Fixture {
         directory: tempfile::TempDir,
         workspace: Workspace,
-        buried: std::sync::mpsc::Receiver<PathBuf>,
-    }
-
-    impl Fixture {
-        /// Nothing is left in the trash once it has been buried.
-        fn assert_buried(&self) {
-            self.buried.try_iter().for_each(|grave| bury(&grave));
-            assert_eq!(fs::read_dir(self.directory.path().join("trash")).unwrap().count(), 0);
-        }
     }
 
     fn fixture() -> Fixture {
         let directory = tempfile::tempdir().unwrap();
-        for name in ["w", "trash"] {
-            fs::create_dir(directory.path().join(name)).unwrap();
-        }
+        fs::create_dir(directory.path().join("w")).unwrap();
         fs::write(directory.path().join("secret"), "secret").unwrap();
-        let (graves, buried) = std::sync::mpsc::channel();
-        let (path, trash) = (directory.path().join("w"), directory.path().join("trash"));
-        let workspace = Workspace::open(&path, &trash, None, graves).unwrap();
-        Fixture { directory, workspace, buried }
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let root = rustix::fs::open(directory.path().join("w"), flags, Mode::empty()).unwrap();
+        let workspace = Workspace::new(root, None);
+        Fixture { directory, workspace }
     }
 
     fn read(workspace: &Workspace, path: &str) -> Result<String, FileError> {
@@ -355,7 +386,6 @@ mod tests {
         assert!(matches!(workspace.write("a/b", &mut "x".as_bytes(), 3), Err(FileError::WrongKind(_))));
         workspace.remove("a").unwrap();
         assert!(matches!(workspace.look("a"), Err(FileError::NotFound)));
-        fixture.assert_buried();
     }
 
     #[test]
@@ -397,7 +427,7 @@ mod tests {
             at = inner;
         }
         workspace.remove("d").unwrap();
-        fixture.assert_buried();
+        assert_eq!(fs::read_dir(directory.path().join("w")).unwrap().count(), 0);
     }
 
     #[test]

@@ -1,0 +1,266 @@
+//! Copies what changed in a directory that a session writes to, while it goes on being used.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::{CStr, CString};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{AtFlags, FileType, Stat, linkat};
+
+use super::Marks;
+use super::entry::{self, Mark};
+
+/// The clock of a file system advances in ticks: what changed so shortly before it was looked at may have changed again
+/// since without being seen to.
+const DOUBTFUL: Duration = Duration::from_millis(50);
+
+/// What a capture brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Captured {
+    /// Entries copied, without directories that were only on the way.
+    pub entries: u64,
+}
+
+/// What is known of an entry that was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    ino: u64,
+    changed: (i64, i64),
+    size: i64,
+    is_directory: bool,
+    is_doubtful: bool,
+}
+
+/// Everything that was seen, by path.
+type Listing = BTreeMap<Vec<u8>, Seen>;
+
+/// Copies what is in `from` to the new layer `into`, and writes to `listing` what was seen. With the listing of an earlier
+/// capture of the same directory, only what changed since: the new layer is meant to lie on that one's. Nothing needs to
+/// stand still; what changes meanwhile may be torn, and is copied by the next capture.
+///
+/// # Errors
+/// Where something cannot be read or written. What vanishes meanwhile is no error.
+pub fn capture(from: &Path, into: &Path, listing: &Path, before: Option<&Path>, marks: Marks) -> io::Result<Captured> {
+    let before = before.map(read).transpose()?;
+    let is_first = before.is_none();
+    fs::create_dir(into)?;
+    let (source, target) = (entry::root(from)?, entry::root(into)?);
+    let mut capture = Capture {
+        before: before.unwrap_or_default(),
+        now: Listing::new(),
+        marks,
+        links: HashMap::new(),
+        root: target.try_clone()?,
+        captured: Captured::default(),
+    };
+    let mut way = Way { parts: vec![Part { source, target: Some(target), name: CString::default() }] };
+    capture.directory(&mut way, &[], is_first)?;
+    entry::copy_attributes(entry::root(from)?, entry::root(into)?)?;
+    write(listing, &capture.now)?;
+    Ok(capture.captured)
+}
+
+/// The directories from the root down to where we are.
+struct Way {
+    parts: Vec<Part>,
+}
+
+struct Part {
+    source: OwnedFd,
+    /// Made when there is something to put into it.
+    target: Option<OwnedFd>,
+    name: CString,
+}
+
+impl Way {
+    /// The directory to copy to, made if need be.
+    fn target(&mut self) -> io::Result<&OwnedFd> {
+        let first = self.parts.iter().rposition(|part| part.target.is_some()).unwrap_or(0);
+        for place in first + 1..self.parts.len() {
+            let name = self.parts[place].name.clone();
+            let made = match &self.parts[place - 1].target {
+                Some(above) => entry::make_directory(above, &name, place)?,
+                None => return Err(io::ErrorKind::NotFound.into()),
+            };
+            self.parts[place].target = Some(made);
+        }
+        let target = self.parts.last().and_then(|part| part.target.as_ref());
+        target.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn source(&self) -> io::Result<OwnedFd> {
+        let part = self.parts.last().ok_or(io::ErrorKind::NotFound)?;
+        part.source.try_clone()
+    }
+}
+
+struct Capture {
+    before: Listing,
+    now: Listing,
+    marks: Marks,
+    /// Where files with several names were copied to.
+    links: HashMap<u64, Vec<CString>>,
+    root: OwnedFd,
+    captured: Captured,
+}
+
+impl Capture {
+    /// `is_new` where nothing in it was seen before.
+    fn directory(&mut self, way: &mut Way, path: &[u8], is_new: bool) -> io::Result<()> {
+        let source = way.source()?;
+        let mut names = BTreeSet::new();
+        for name in entry::names(&source)? {
+            match self.one(way, &source, &name, path, is_new) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => {
+                    other?;
+                    names.insert(name);
+                }
+            }
+        }
+        if !is_new {
+            self.gone(way, path, &names)?;
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, way: &mut Way, source: &OwnedFd, name: &CStr, path: &[u8], is_new: bool) -> io::Result<()> {
+        let stat = entry::look(source, name)?.ok_or(io::ErrorKind::NotFound)?;
+        let key = join(path, name);
+        let seen = look(&stat);
+        let before = self.before.get(&key).copied().filter(|_| !is_new);
+        self.now.insert(key.clone(), seen);
+        if entry::kind(&stat) == FileType::Directory {
+            return self.inner(way, source, name, &key, seen, before);
+        }
+        if before == Some(seen) && !seen.is_doubtful {
+            return Ok(());
+        }
+        self.captured.entries += 1;
+        let linked = if stat.st_nlink > 1 { self.links.get(&stat.st_ino).cloned() } else { None };
+        let target = way.target()?;
+        if let Some(place) = linked
+            && self.link(&place, target, name).is_ok()
+        {
+            return Ok(());
+        }
+        entry::copy(source, name, &stat, target)?;
+        if stat.st_nlink > 1 {
+            let names = way.parts.iter().skip(1).map(|part| part.name.clone()).chain([name.to_owned()]);
+            self.links.insert(stat.st_ino, names.collect());
+        }
+        Ok(())
+    }
+
+    /// A further name of a file that was copied.
+    fn link(&self, place: &[CString], target: &OwnedFd, name: &CStr) -> io::Result<()> {
+        let (last, way) = place.split_last().ok_or(io::ErrorKind::NotFound)?;
+        let mut at = self.root.try_clone()?;
+        for (depth, name) in way.iter().enumerate() {
+            at = entry::inner(&at, name, depth)?;
+        }
+        Ok(linkat(&at, last, target, name, AtFlags::empty())?)
+    }
+
+    fn inner(
+        &mut self,
+        way: &mut Way,
+        source: &OwnedFd,
+        name: &CStr,
+        key: &[u8],
+        seen: Seen,
+        before: Option<Seen>,
+    ) -> io::Result<()> {
+        let depth = way.parts.len() - 1;
+        let inner = entry::inner(source, name, depth)?;
+        let is_same = before.is_some_and(|before| before.is_directory && before.ino == seen.ino);
+        way.parts.push(Part { source: inner.try_clone()?, target: None, name: name.to_owned() });
+        if before != Some(seen) || seen.is_doubtful {
+            let target = way.target()?.try_clone()?;
+            for mark in [Mark::Opaque, Mark::Redirect] {
+                if let Some(value) = mark.get(&inner, self.marks)? {
+                    mark.set(&target, self.marks, &value)?;
+                }
+            }
+            // Another directory than the one that an earlier capture copied, or the first of this name above one.
+            if !is_same && before.is_some() {
+                Mark::Opaque.set(&target, self.marks, b"y")?;
+            }
+        }
+        let result = self.directory(way, key, !is_same);
+        let part = way.parts.pop();
+        result?;
+        match part.and_then(|part| part.target) {
+            Some(made) => entry::copy_attributes(&inner, &made),
+            None => Ok(()),
+        }
+    }
+
+    /// What was seen before in this directory and is not there any more.
+    fn gone(&mut self, way: &mut Way, path: &[u8], names: &BTreeSet<CString>) -> io::Result<()> {
+        let mut prefix = path.to_vec();
+        if !prefix.is_empty() {
+            prefix.push(b'/');
+        }
+        let is_here = |key: &[u8]| key.starts_with(&prefix) && !key[prefix.len()..].contains(&b'/');
+        let keys = self.before.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+        let gone: Vec<CString> = keys
+            .filter(|(key, _)| is_here(key))
+            .filter_map(|(key, _)| CString::new(&key[prefix.len()..]).ok())
+            .filter(|name| !names.contains(name))
+            .collect();
+        for name in gone {
+            self.captured.entries += 1;
+            entry::whiteout(way.target()?, &name)?;
+        }
+        Ok(())
+    }
+}
+
+fn look(stat: &Stat) -> Seen {
+    let changed = (stat.st_ctime, stat.st_ctime_nsec as i64);
+    let since = Duration::new(u64::try_from(changed.0).unwrap_or(0), u32::try_from(changed.1).unwrap_or(0));
+    let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + since);
+    Seen {
+        ino: stat.st_ino,
+        changed,
+        size: stat.st_size,
+        is_directory: entry::kind(stat) == FileType::Directory,
+        // Also where the clock was set back.
+        is_doubtful: age.map_or(true, |age| age < DOUBTFUL),
+    }
+}
+
+fn join(path: &[u8], name: &CStr) -> Vec<u8> {
+    if path.is_empty() { name.to_bytes().to_vec() } else { [path, b"/", name.to_bytes()].concat() }
+}
+
+/// A line for each entry: the numbers, and the path in hexadecimal digits.
+fn write(path: &Path, listing: &Listing) -> io::Result<()> {
+    use std::io::Write as _;
+    let mut file = io::BufWriter::new(fs::File::create(path)?);
+    for (key, seen) in listing {
+        let Seen { ino, changed: (seconds, nanos), size, is_directory, is_doubtful } = seen;
+        let (directory, doubtful) = (u8::from(*is_directory), u8::from(*is_doubtful));
+        writeln!(file, "{ino} {seconds} {nanos} {size} {directory} {doubtful} {}", hex::encode(key))?;
+    }
+    file.flush()
+}
+
+fn read(path: &Path) -> io::Result<Listing> {
+    let text = fs::read_to_string(path)?;
+    let line = |line: &str| {
+        let mut words = line.split(' ');
+        let mut number = || words.next()?.parse::<i64>().ok();
+        let ino = u64::try_from(number()?).ok()?;
+        let changed = (number()?, number()?);
+        let size = number()?;
+        let (is_directory, is_doubtful) = (number()? != 0, number()? != 0);
+        Some((hex::decode(words.next()?).ok()?, Seen { ino, changed, size, is_directory, is_doubtful }))
+    };
+    let listing = text.lines().map(line).collect::<Option<Listing>>();
+    listing.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a listing is damaged"))
+}

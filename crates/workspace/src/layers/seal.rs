@@ -1,0 +1,241 @@
+//! What a session wrote becomes a layer that never changes.
+
+use std::collections::BTreeSet;
+use std::ffi::{CStr, CString};
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, fsync, openat, syncfs};
+
+use super::Marks;
+use super::entry::{self, Mark};
+use super::view::View;
+
+/// Files and directories of a layer up to which each is flushed by itself; beyond, the whole file system is.
+const FLUSHED_MAX: usize = 256;
+
+/// What a layer changes in what lies below it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Bytes of the files in the layer, those with several names once.
+    pub changed_bytes: u64,
+    /// How many files more are shown.
+    pub files: i64,
+    /// How many bytes more they have.
+    pub bytes: i64,
+    /// Entries of directories in the layer.
+    pub entries: u64,
+}
+
+/// Makes the directory that a session is to write to, like the root of the layer below, or as `owner`'s.
+///
+/// # Errors
+/// Where it cannot be made.
+pub fn prepare(writable: &Path, below: Option<&Path>, owner: Option<(u32, u32)>) -> io::Result<()> {
+    DirBuilder::new().mode(0o755).create(writable)?;
+    let made = entry::root(writable)?;
+    match (below, owner) {
+        (Some(below), _) => entry::copy_attributes(entry::root(below)?, &made)?,
+        (None, Some((user, group))) => {
+            chownat(&made, "", Some(Uid::from_raw(user)), Some(Gid::from_raw(group)), AtFlags::EMPTY_PATH)?;
+        }
+        (None, None) => {}
+    }
+    Ok(())
+}
+
+/// Whether anything was written: whether there is any entry, or the root is not like the one below. Its time of change does
+/// not count: something that came and went changes that, too.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn is_changed(writable: &Path, below: Option<&Path>) -> io::Result<bool> {
+    let own = entry::root(writable)?;
+    for found in rustix::fs::Dir::read_from(&own)? {
+        if !matches!(found?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(true);
+        }
+    }
+    let Some(below) = below else { return Ok(false) };
+    let below = entry::root(below)?;
+    let (a, b) = (fstat(&own)?, fstat(&below)?);
+    let is_like = (a.st_mode, a.st_uid, a.st_gid) == (b.st_mode, b.st_uid, b.st_gid);
+    Ok(!is_like || entry::attributes(&own)? != entry::attributes(&below)?)
+}
+
+/// Makes a layer show by itself what it shows on top of `lower` (the topmost first, settled): a directory that was renamed
+/// refers to its old place, where the rest of what is in it is found (mount option `redirect_dir`). It becomes one that
+/// hides what is below and has everything itself. Done again after it was cut off, it does the same.
+///
+/// # Errors
+/// Where the layer cannot be read or changed.
+pub fn settle(layer: &Path, lower: &[PathBuf], marks: Marks) -> io::Result<()> {
+    let settle = Settle { lower, marks };
+    settle.directory(&entry::root(layer)?, Some(&[]), 0)
+}
+
+struct Settle<'s> {
+    lower: &'s [PathBuf],
+    marks: Marks,
+}
+
+impl Settle<'_> {
+    /// `below` is where the rest of the directory is found, if anywhere.
+    fn directory(&self, directory: &OwnedFd, below: Option<&[CString]>, depth: usize) -> io::Result<()> {
+        for name in entry::names(directory)? {
+            let Some(stat) = entry::look(directory, &name)? else { continue };
+            if entry::kind(&stat) != FileType::Directory {
+                continue;
+            }
+            let inner = entry::inner(directory, &name, depth)?;
+            match Mark::Redirect.get(&inner, self.marks)? {
+                Some(target) => {
+                    let target = place(&target, below)?;
+                    let view = View::at(self.lower, &target, self.marks)?;
+                    self.fill(&inner, &view, depth + 1)?;
+                    self.directory(&inner, Some(&target), depth + 1)?;
+                    Mark::Opaque.set(&inner, self.marks, b"y")?;
+                    Mark::Redirect.remove(&inner, self.marks)?;
+                    // What was put into it has changed its time.
+                    entry::set_times(&inner, &stat)?;
+                }
+                None if entry::is_opaque(&inner, self.marks)? => self.directory(&inner, None, depth + 1)?,
+                None => {
+                    let place: Option<Vec<CString>> = below.map(|below| [below, std::slice::from_ref(&name)].concat());
+                    self.directory(&inner, place.as_deref(), depth + 1)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts into a directory that was renamed what is still in its old place.
+    fn fill(&self, directory: &OwnedFd, view: &View, depth: usize) -> io::Result<()> {
+        for name in entry::names(directory)? {
+            let Some(stat) = entry::look(directory, &name)? else { continue };
+            if entry::kind(&stat) == FileType::Directory {
+                let inner = entry::inner(directory, &name, depth)?;
+                let is_whole =
+                    entry::is_opaque(&inner, self.marks)? || Mark::Redirect.get(&inner, self.marks)?.is_some();
+                if !is_whole {
+                    self.fill(&inner, &view.inner(&name, depth, self.marks)?, depth + 1)?;
+                    entry::set_times(&inner, &stat)?;
+                }
+            }
+        }
+        view.link_into(directory, depth, self.marks)
+    }
+}
+
+/// Where a redirect leads: from the root of the stack, or, as a single name, beside where the directory would be found.
+fn place(target: &[u8], below: Option<&[CString]>) -> io::Result<Vec<CString>> {
+    let names = |path: &[u8]| {
+        let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+        names.map(|name| CString::new(name).map_err(io::Error::other)).collect::<io::Result<Vec<_>>>()
+    };
+    match target.strip_prefix(b"/") {
+        Some(path) => names(path),
+        None => Ok([below.unwrap_or_default(), &names(target)?].concat()),
+    }
+}
+
+/// What a layer changes in what `lower` (the topmost first) shows. All of them are settled.
+///
+/// # Errors
+/// Where one cannot be read.
+pub fn measure(layer: &Path, lower: &[PathBuf], marks: Marks) -> io::Result<Change> {
+    let mut measure = Measure { marks, seen: BTreeSet::new(), change: Change::default() };
+    measure.directory(&entry::root(layer)?, &View::of(lower)?, 0)?;
+    Ok(measure.change)
+}
+
+struct Measure {
+    marks: Marks,
+    /// Files with several names.
+    seen: BTreeSet<u64>,
+    change: Change,
+}
+
+impl Measure {
+    fn directory(&mut self, directory: &OwnedFd, below: &View, depth: usize) -> io::Result<()> {
+        for name in entry::names(directory)? {
+            let Some(stat) = entry::look(directory, &name)? else { continue };
+            let is_directory = entry::kind(&stat) == FileType::Directory;
+            self.change.entries += 1;
+            if entry::kind(&stat) == FileType::RegularFile {
+                self.change.files += 1;
+                self.change.bytes += stat.st_size;
+                if stat.st_nlink == 1 || self.seen.insert(stat.st_ino) {
+                    self.change.changed_bytes += u64::try_from(stat.st_size).unwrap_or(0);
+                }
+            }
+            let inner = if is_directory { Some(entry::inner(directory, &name, depth)?) } else { None };
+            let is_merged = match &inner {
+                Some(inner) => !entry::is_opaque(inner, self.marks)? && self.is_directory(below, &name)?,
+                None => false,
+            };
+            if !is_merged {
+                self.subtract(below, &name, depth)?;
+            }
+            if let Some(inner) = inner {
+                let view = if is_merged { below.inner(&name, depth, self.marks)? } else { View::default() };
+                self.directory(&inner, &view, depth + 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_directory(&self, below: &View, name: &CStr) -> io::Result<bool> {
+        Ok(below.find(name)?.is_some_and(|shown| entry::kind(&shown.stat) == FileType::Directory))
+    }
+
+    /// What the layer hides is shown no longer.
+    fn subtract(&mut self, below: &View, name: &CStr, depth: usize) -> io::Result<()> {
+        if let Some(hidden) = below.find(name)? {
+            let (files, bytes) = below.count_one(name, &hidden.stat, depth, self.marks)?;
+            self.change.files -= files;
+            self.change.bytes -= bytes;
+        }
+        Ok(())
+    }
+}
+
+/// Brings a layer to the disk.
+///
+/// # Errors
+/// Where the disk fails.
+pub fn sync(layer: &Path) -> io::Result<()> {
+    let root = entry::root(layer)?;
+    let mut left = FLUSHED_MAX;
+    if !flush(&root, 0, &mut left)? {
+        syncfs(&root)?;
+    }
+    Ok(fsync(&root)?)
+}
+
+/// False where there is more than `left`.
+fn flush(directory: &OwnedFd, depth: usize, left: &mut usize) -> io::Result<bool> {
+    for name in entry::names(directory)? {
+        let Some(stat) = entry::look(directory, &name)? else { continue };
+        let Some(fewer) = left.checked_sub(1) else { return Ok(false) };
+        *left = fewer;
+        match entry::kind(&stat) {
+            FileType::Directory => {
+                let inner = entry::inner(directory, &name, depth)?;
+                if !flush(&inner, depth + 1, left)? {
+                    return Ok(false);
+                }
+                fsync(&inner)?;
+            }
+            FileType::RegularFile => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                fsync(openat(directory, &name, flags, Mode::empty())?)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(true)
+}

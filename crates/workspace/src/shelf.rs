@@ -1,0 +1,222 @@
+//! Where layers are: `layers/ID/fs`, and beside it the `work` directory that overlayfs wants of the one that is written.
+//!
+//! Every directory here is named in the records before it is made, so one that no record names is nobody's.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Seek as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use raworc_core::ids::{LayerId, SessionId};
+use rustix::fs::{Mode, OFlags};
+use uuid::Uuid;
+
+use crate::FileError;
+use crate::files::{self, Workspace};
+use crate::layers::{Marks, seal};
+use crate::mount::{EMPTY, Mounter, Stack};
+
+/// All layers of a server, and `trash/` for what is being removed. Calls block.
+#[derive(Clone, Debug)]
+pub struct Workspaces {
+    root: PathBuf,
+    trash: PathBuf,
+    owner: Option<u32>,
+    marks: Marks,
+    mounter: Option<Mounter>,
+    graves: mpsc::Sender<PathBuf>,
+}
+
+/// How a layer's directory is called: short, since many have to fit into the options of one mount.
+pub(crate) fn name(layer: LayerId) -> String {
+    layer.0.as_simple().to_string()
+}
+
+impl Workspaces {
+    /// Layers below `data_dir`; new files belong to the user and group `owner` (the agents' id outside). Without a mounter,
+    /// nothing can be looked into.
+    ///
+    /// # Errors
+    /// Where the directories cannot be made.
+    pub fn open(data_dir: &Path, owner: Option<u32>, marks: Marks, mounter: Option<Mounter>) -> io::Result<Self> {
+        let (root, trash) = (layers_in(data_dir), data_dir.join("trash"));
+        for directory in [&root, &trash] {
+            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        }
+        // Nobody waits for what is being removed, and it may be much. The thread ends with the last of us, or the process.
+        let (graves, buried) = mpsc::channel::<PathBuf>();
+        std::thread::Builder::new()
+            .name("trash".into())
+            .spawn(move || buried.iter().for_each(|grave| files::bury(&grave)))?;
+        // What an earlier run was removing when it ended.
+        for entry in fs::read_dir(&trash)?.flatten() {
+            let _ = graves.send(entry.path());
+        }
+        let workspaces = Self { root, trash, owner, marks, mounter, graves };
+        workspaces.take_over(&data_dir.join("workspaces"))?;
+        Ok(workspaces)
+    }
+
+    /// Workspaces used to be plain directories, `workspaces/SESSION`: each becomes what its session writes to, whose layer
+    /// has the session's id then.
+    fn take_over(&self, old: &Path) -> io::Result<()> {
+        let Ok(entries) = fs::read_dir(old) else { return Ok(()) };
+        for entry in entries {
+            let path = entry?.path();
+            let session = path.file_name().and_then(|name| name.to_str()?.parse::<SessionId>().ok());
+            if let Some(SessionId(id)) = session {
+                let directory = self.directory(LayerId(id));
+                make(&directory)?;
+                make(&directory.join("work"))?;
+                fs::rename(&path, directory.join("fs"))?;
+            }
+        }
+        fs::remove_dir(old)
+    }
+
+    /// How overlayfs marks things here.
+    pub fn marks(&self) -> Marks {
+        self.marks
+    }
+
+    /// The content of a layer.
+    pub fn path(&self, layer: LayerId) -> PathBuf {
+        self.directory(layer).join("fs")
+    }
+
+    fn directory(&self, layer: LayerId) -> PathBuf {
+        self.root.join(name(layer))
+    }
+
+    /// Makes the directory that is written to in this stack, where it is not there yet.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn create(&self, stack: &Stack) -> io::Result<()> {
+        let Some(layer) = stack.writable else { return Ok(()) };
+        let path = self.path(layer);
+        // It gets its name when it is complete: whoever was killed before has not made it.
+        if path.is_dir() {
+            return Ok(());
+        }
+        let directory = self.directory(layer);
+        make(&directory)?;
+        make(&directory.join("work"))?;
+        let new = directory.join("new");
+        if new.exists() {
+            fs::remove_dir(&new)?;
+        }
+        let below = stack.layers.first().map(|below| self.path(*below));
+        seal::prepare(&new, below.as_deref(), self.owner.map(|owner| (owner, owner)))?;
+        fs::rename(&new, &path)
+    }
+
+    /// An empty directory for a layer that is about to be filled; what an earlier attempt has left is thrown away.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn begin(&self, layer: LayerId) -> io::Result<PathBuf> {
+        self.remove(layer)?;
+        make(&self.directory(layer))?;
+        Ok(self.directory(layer).join("fs"))
+    }
+
+    /// A file beside the content of a layer.
+    pub fn beside(&self, layer: LayerId, name: &str) -> PathBuf {
+        self.directory(layer).join(name)
+    }
+
+    /// Whether anything has been written into `layer` since it was laid on `below`.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn is_changed(&self, layer: LayerId, below: Option<LayerId>) -> io::Result<bool> {
+        let below = below.map(|below| self.path(below));
+        match seal::is_changed(&self.path(layer), below.as_deref()) {
+            // Nothing has been there to write to.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            result => result,
+        }
+    }
+
+    /// Removes a layer; what it takes is given back in the background.
+    ///
+    /// # Errors
+    /// Where it cannot be moved away.
+    pub fn remove(&self, layer: LayerId) -> io::Result<()> {
+        let grave = self.trash.join(Uuid::new_v4().simple().to_string());
+        match fs::rename(self.directory(layer), &grave) {
+            Ok(()) => {
+                // Where nobody buries it any more, the next start does.
+                let _ = self.graves.send(grave);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Every layer that has a directory.
+    ///
+    /// # Errors
+    /// Where they cannot be listed.
+    pub fn list(&self) -> io::Result<Vec<LayerId>> {
+        let names = fs::read_dir(&self.root)?.filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.to_owned()));
+        let ids = names.filter(|name| name != EMPTY).filter_map(|name| Uuid::try_parse(&name).ok());
+        Ok(ids.map(LayerId).collect())
+    }
+
+    /// Opens a workspace to write to it, while nothing else does.
+    ///
+    /// # Errors
+    /// Where it cannot be mounted.
+    pub fn mount(&self, stack: &Stack) -> io::Result<Workspace> {
+        Ok(self.workspace(self.mounter()?.mount(stack)?))
+    }
+
+    /// Opens a workspace, or a checkpoint, to read it.
+    ///
+    /// # Errors
+    /// Where it cannot be mounted.
+    pub fn view(&self, stack: &Stack) -> io::Result<Workspace> {
+        Ok(self.workspace(self.mounter()?.view(stack)?))
+    }
+
+    /// Keeps what `content` yields, up to `bytes_max`, in a file without a name; that file, to be read from its beginning.
+    ///
+    /// # Errors
+    /// [`FileError::TooLarge`] where there is more.
+    pub fn spool(&self, content: &mut dyn Read, bytes_max: u64) -> Result<File, FileError> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mut file = File::from(rustix::fs::open(&self.trash, flags, Mode::RUSR | Mode::WUSR)?);
+        let written = io::copy(&mut content.take(bytes_max.saturating_add(1)), &mut file)?;
+        if written > bytes_max {
+            return Err(FileError::TooLarge);
+        }
+        file.rewind()?;
+        Ok(file)
+    }
+
+    /// The workspace whose root has been opened already.
+    pub fn workspace(&self, root: OwnedFd) -> Workspace {
+        Workspace::new(root, self.owner)
+    }
+
+    fn mounter(&self) -> io::Result<&Mounter> {
+        self.mounter.as_ref().ok_or_else(|| io::Error::other("workspaces cannot be looked into here"))
+    }
+}
+
+/// Where a server with this data directory keeps its layers.
+pub fn layers_in(data_dir: &Path) -> PathBuf {
+    data_dir.join("layers")
+}
+
+fn make(directory: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
