@@ -1,4 +1,5 @@
-//! Assigns a prepared container to a session, in a worker: its workspace, its host name, its token.
+//! Assigns a prepared container to a session, in a worker: its workspace, its host name, its token. Later, its workspace
+//! may be replaced.
 //!
 //! The container's own first process has no right to mount. The worker, which has, enters the container's namespaces and
 //! moves the mount in; nothing of a session runs there yet.
@@ -7,20 +8,21 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::mount::{MsFlags, mount};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::sethostname;
 use raworc_core::link::WORKSPACE_PATH;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MoveMountFlags, move_mount};
 
-use crate::protocol::{ASSIGNED_FILE, Assign};
+use crate::protocol::{ASSIGNED_FILE, Assign, Process, Remount};
 
 /// Assigns the container whose first process is `process` and reads its token from `words`.
 pub fn assign(assign: &Assign, process: i32, workspace: BorrowedFd<'_>, words: OwnedFd) -> Result<(), String> {
     let bundle = File::open(&assign.bundle).map_err(|e| format!("{}: {e}", assign.bundle.display()))?;
-    enter(process, "uts", CloneFlags::CLONE_NEWUTS)?;
-    enter(process, "mnt", CloneFlags::CLONE_NEWNS)?;
+    enter(namespace(process, "uts")?, "uts", CloneFlags::CLONE_NEWUTS)?;
+    enter(namespace(process, "mnt")?, "mnt", CloneFlags::CLONE_NEWNS)?;
     sethostname(&assign.hostname).map_err(|e| format!("its host name can't be set: {e}"))?;
     attach(workspace).map_err(|e| format!("its workspace can't be mounted: {e}"))?;
     let failed = |e: std::io::Error| format!("it can't be told: {e}");
@@ -30,10 +32,27 @@ pub fn assign(assign: &Assign, process: i32, workspace: BorrowedFd<'_>, words: O
     File::from(words).write_all(format!("{}\n", assign.token).as_bytes()).map_err(failed)
 }
 
-fn enter(process: i32, kind: &str, flag: CloneFlags) -> Result<(), String> {
-    let failed = |e: std::io::Error| format!("its {kind} namespace can't be entered: {e}");
-    let namespace = File::open(format!("/proc/{process}/ns/{kind}")).map_err(failed)?;
-    setns(namespace, flag).map_err(|e| failed(e.into()))
+/// Puts `workspace` in the place of the container's present one. Done again after it was cut off, it does the same.
+pub fn remount(remount: &Remount, workspace: BorrowedFd<'_>) -> Result<(), String> {
+    let namespace = namespace(remount.process.pid, "mnt")?;
+    // The number could have been given out again before that was opened. (In there, `/proc` is another one.)
+    if Process::find(remount.process.pid) != Some(remount.process) {
+        return Err("its first process has ended".into());
+    }
+    enter(namespace, "mnt", CloneFlags::CLONE_NEWNS)?;
+    match umount2(WORKSPACE_PATH, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(Errno::EINVAL) => {}
+        Err(error) => return Err(format!("its workspace can't be taken away: {error}")),
+    }
+    attach(workspace).map_err(|e| format!("its workspace can't be mounted: {e}"))
+}
+
+fn namespace(process: i32, kind: &str) -> Result<File, String> {
+    File::open(format!("/proc/{process}/ns/{kind}")).map_err(|e| format!("its {kind} namespace can't be opened: {e}"))
+}
+
+fn enter(namespace: File, kind: &str, flag: CloneFlags) -> Result<(), String> {
+    setns(namespace, flag).map_err(|e| format!("its {kind} namespace can't be entered: {e}"))
 }
 
 fn attach(workspace: BorrowedFd<'_>) -> nix::Result<()> {

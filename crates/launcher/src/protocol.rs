@@ -67,6 +67,9 @@ pub enum Action {
     Prepare(Prepare),
     /// Assign a prepared container. The packet carries one descriptor: the workspace as a detached mount.
     Assign(Assign),
+    /// Put another workspace in the place of a container's. The packet carries one descriptor: that workspace as a detached
+    /// mount. Nothing but the container's host may be running, and it must stand still.
+    Remount(Remount),
     /// Have an external OCI runtime forget a container, whatever state it is in.
     Delete {
         /// Its name.
@@ -98,6 +101,13 @@ pub struct Assign {
     pub hostname: String,
     /// What its first process, which waits for it on standard input, is told: one line.
     pub token: String,
+}
+
+/// A container to get another workspace.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Remount {
+    /// Its first process.
+    pub process: Process,
 }
 
 /// Limits of a container, in the kernel's units.
@@ -152,6 +162,8 @@ pub enum Outcome {
     Prepared(Process),
     /// The container works for its session from now on, whatever becomes of this launcher.
     Assigned,
+    /// The container has the other workspace.
+    Remounted,
     /// The external runtime knows it no more.
     Deleted,
     /// It did not work. The text is for an operator.

@@ -108,7 +108,8 @@ impl Launcher {
 
     fn accept(&mut self, packet: &[u8], descriptor: Option<OwnedFd>) -> Result<(), String> {
         let request: Request = serde_json::from_slice(packet).map_err(|e| e.to_string())?;
-        let employed = self.task(request.action, descriptor).and_then(|task| self.workshop.employ(request.id, task));
+        let task = self.task(request.action, descriptor);
+        let employed = task.and_then(|task| self.workshop.employ(request.id, task, self.socket.as_fd()));
         match employed {
             Ok(worker) => self.workers.push(worker),
             Err(message) => self.tell(&Event::Done { request: request.id, outcome: Outcome::Failed(message) })?,
@@ -123,6 +124,10 @@ impl Launcher {
                 let workspace = descriptor.ok_or("no workspace came with the request")?;
                 let (process, words) = self.waiting.remove(&assign.container).ok_or("it does not wait")?;
                 Task::Assign { assign, process, workspace, words }
+            }
+            Action::Remount(remount) => {
+                let workspace = descriptor.ok_or("no workspace came with the request")?;
+                Task::Remount { remount, workspace }
             }
             Action::Delete { container } => Task::Delete { container },
         })
@@ -141,7 +146,7 @@ impl Launcher {
         let outcome = outcome.unwrap_or_else(|| Outcome::Failed("the process that started it was killed".into()));
         let prepared = match &outcome {
             Outcome::Prepared(process) => Some(process.pid),
-            Outcome::Assigned | Outcome::Deleted | Outcome::Failed(_) => None,
+            Outcome::Assigned | Outcome::Remounted | Outcome::Deleted | Outcome::Failed(_) => None,
         };
         self.tell(&Event::Done { request: worker.request, outcome })?;
         if let (Some(pid), Some((container, words))) = (prepared, worker.prepares) {

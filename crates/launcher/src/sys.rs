@@ -53,6 +53,12 @@ pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     }
 }
 
+/// Closes, in a forked child, a descriptor that its parent's data still owns: the child must never use that data.
+pub fn close_inherited(descriptor: BorrowedFd<'_>) {
+    // SAFETY: whatever owns it is a copy that the child neither uses nor drops: it leaves by `exit`.
+    unsafe { nix::libc::close(descriptor.as_raw_fd()) };
+}
+
 /// Gives every signal its default action and unblocks it: a container must not inherit what this process does.
 pub fn reset_signals() {
     for each in Signal::iterator().filter(|each| !matches!(each, Signal::SIGKILL | Signal::SIGSTOP)) {

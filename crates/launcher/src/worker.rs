@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use nix::libc::sock_filter;
@@ -10,7 +10,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
 use crate::cgroup::{Cgroup, Cgroups};
-use crate::protocol::{Assign, FAILURE_CHARACTERS_MAX, Outcome, Prepare, Setup};
+use crate::protocol::{Assign, FAILURE_CHARACTERS_MAX, Outcome, Prepare, Remount, Setup};
 use crate::sys::{Fork, fork};
 use crate::{assign, container, external, sys};
 
@@ -53,6 +53,13 @@ pub enum Task {
         /// The first process reads the other end.
         words: OwnedFd,
     },
+    /// See [`Action::Remount`](crate::protocol::Action::Remount).
+    Remount {
+        /// What to do.
+        remount: Remount,
+        /// The workspace.
+        workspace: OwnedFd,
+    },
     /// See [`Action::Delete`].
     Delete {
         /// The container's name.
@@ -61,8 +68,8 @@ pub enum Task {
 }
 
 impl Workshop {
-    /// Forks a worker for `task`.
-    pub fn employ(&self, request: u64, task: Task) -> Result<Worker, String> {
+    /// Forks a worker for `task`. It does not keep the launcher's `socket`.
+    pub fn employ(&self, request: u64, task: Task, socket: BorrowedFd<'_>) -> Result<Worker, String> {
         let failed = |e: rustix::io::Errno| e.to_string();
         let (cgroup, prepares, stdin) = match &task {
             Task::Prepare(prepare) => {
@@ -71,7 +78,7 @@ impl Workshop {
                 let (stdin, words) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed)?;
                 (cgroup, Some((prepare.container.clone(), words)), Some(stdin))
             }
-            Task::Assign { .. } | Task::Delete { .. } => (None, None, None),
+            Task::Assign { .. } | Task::Remount { .. } | Task::Delete { .. } => (None, None, None),
         };
         let (outcome, reply) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed)?;
         rustix::io::ioctl_fionbio(&outcome, true).map_err(failed)?;
@@ -80,6 +87,9 @@ impl Workshop {
         match fork(inside).map_err(|e| format!("no process for it: {e}"))? {
             Fork::Parent(pid) => Ok(Worker { pid, request, outcome, prepares }),
             Fork::Child => {
+                // What a worker leaves half-started may outlive both it and the launcher: the socket has to close when the
+                // launcher dies, for the server to clean up.
+                sys::close_inherited(socket);
                 drop(outcome);
                 // Only the launcher may hold it: its end is the end of what waits.
                 drop(prepares);
@@ -95,6 +105,9 @@ impl Workshop {
             Task::Prepare(prepare) => self.prepare(&prepare, cgroup),
             Task::Assign { assign, process, workspace, words } => {
                 assign::assign(&assign, process, workspace.as_fd(), words).map(|()| Outcome::Assigned)
+            }
+            Task::Remount { remount, workspace } => {
+                assign::remount(&remount, workspace.as_fd()).map(|()| Outcome::Remounted)
             }
             Task::Delete { container } => self.delete(&container),
         });

@@ -1,10 +1,11 @@
 //! What containers run on. [`Runtime`] is all that the rest of Raworc knows of it; each backend is a room of its own.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
 use raworc_core::ids::ContainerId;
+use raworc_workspace::Stack;
 use tokio::sync::mpsc;
 
 pub mod native;
@@ -14,8 +15,8 @@ pub mod native;
 pub struct ContainerSpec {
     /// Names the container for ever.
     pub id: ContainerId,
-    /// The session's persistent directory on this machine; appears as `/workspace`.
-    pub workspace: PathBuf,
+    /// What the session's workspace is made of; appears as `/workspace`.
+    pub workspace: Stack,
     /// What it may use; always enforced.
     pub resources: Resources,
     /// The host's token, given to the container's first process only.
@@ -25,12 +26,23 @@ pub struct ContainerSpec {
 }
 
 /// A container that is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     /// Which.
     pub id: ContainerId,
+    /// What its workspace is made of, as far as is known.
+    pub workspace: Option<Stack>,
     /// Whether it runs; otherwise something of it is left over.
     pub is_running: bool,
+}
+
+/// Whether anything but its host runs in a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Company {
+    /// Only the host, which has nothing open in the workspace.
+    Alone,
+    /// Other processes, which may write to the workspace at any time.
+    Others,
 }
 
 /// Limits of one container.
@@ -92,6 +104,21 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Every container there is, running or with something of it left over.
     async fn list(&self) -> Result<Vec<Listed>, RuntimeError>;
+
+    /// What the workspace of a container that runs is made of; `None` where it does not run.
+    fn workspace(&self, id: ContainerId) -> Option<Stack>;
+
+    /// The root of that workspace, to read and write through, as long as the container runs.
+    async fn open_workspace(&self, id: ContainerId) -> Result<OwnedFd, RuntimeError>;
+
+    /// Makes everything in a container stand still, until [`Runtime::thaw`].
+    async fn freeze(&self, id: ContainerId) -> Result<Company, RuntimeError>;
+
+    /// Lets everything in a container go on; also one that was frozen by a server that is no more.
+    async fn thaw(&self, id: ContainerId) -> Result<(), RuntimeError>;
+
+    /// Puts another workspace in the place of the present one, in a container that is frozen and in which its host is alone.
+    async fn remount(&self, id: ContainerId, workspace: &Stack) -> Result<(), RuntimeError>;
 
     /// Containers that end by themselves, from those that were found at start as well. Taken once, by the reconcile loop.
     fn exits(&self) -> mpsc::Receiver<Exit>;

@@ -8,10 +8,11 @@ use raworc_core::ids::ContainerId;
 use raworc_launcher::protocol::{ASSIGNED_FILE, Status};
 use tokio::sync::watch;
 
-use super::containers::Containers;
+use super::containers::{Containers, Owned};
 use super::launcher::Ending;
 use super::layout::{Slot, names};
 use super::process::Handle;
+use super::workspace::noted;
 use crate::{Exit, ExitReason, RuntimeError};
 
 /// How long the launcher may take to report the status of a process that has ended.
@@ -36,11 +37,21 @@ impl Containers {
             };
             nobodys.remove(&slot);
             let is_assigned = bundle.join(ASSIGNED_FILE).exists();
+            let workspace = noted(&bundle);
             match Handle::of_bundle(&bundle).map_err(failed)? {
-                Some(process) if is_assigned => self.watch(id, slot, Arc::new(process), None),
+                Some(process) if is_assigned && workspace.is_some() => {
+                    // The server before may have been killed while it held it.
+                    self.cgroups.set_frozen(&slot, false).await.map_err(failed)?;
+                    let owned = Owned { process: Some(Arc::new(process)), ..Owned::new(slot, workspace) };
+                    self.watch(id, owned, None);
+                }
                 process => {
-                    self.set_owned(id, slot, None);
-                    if is_assigned && process.is_none() {
+                    // One whose workspace nobody can tell (a release before this one made it) may not go on writing to it.
+                    if process.is_some() {
+                        self.cgroups.kill(&slot);
+                    }
+                    self.set_owned(id, Owned::new(slot, workspace));
+                    if is_assigned {
                         gone.push(id);
                     }
                 }
@@ -59,14 +70,10 @@ impl Containers {
     }
 
     /// Notes that a container runs, and reports its exit unless it is stopped before.
-    pub fn watch(
-        self: &Arc<Self>,
-        id: ContainerId,
-        slot: Slot,
-        process: Arc<Handle>,
-        ending: Option<watch::Receiver<Ending>>,
-    ) {
-        self.set_owned(id, slot.clone(), Some(Arc::clone(&process)));
+    pub fn watch(self: &Arc<Self>, id: ContainerId, owned: Owned, ending: Option<watch::Receiver<Ending>>) {
+        let Some(process) = owned.process.clone() else { return };
+        let slot = owned.slot.clone();
+        self.set_owned(id, owned);
         let containers = Arc::downgrade(self);
         tokio::spawn(async move {
             let ended = process.ended().await;

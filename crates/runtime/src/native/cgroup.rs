@@ -14,6 +14,10 @@ use super::layout::{Slot, names};
 const REMOVAL_ATTEMPTS_MAX: u32 = 200;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
 
+/// How often, and how long apart, it is looked whether a container stands still.
+const FREEZE_ATTEMPTS_MAX: u32 = 2_000;
+const FREEZE_PAUSE: Duration = Duration::from_millis(1);
+
 /// The cgroups of one instance.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
@@ -89,7 +93,47 @@ impl Cgroups {
             for pid in numbers.filter_map(rustix::process::Pid::from_raw) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
+            // In version 1, what stands still does not die before it goes on.
+            let freezer = path.join("freezer.state");
+            if freezer.exists() {
+                let _ = fs::write(freezer, "THAWED");
+            }
         }
+    }
+
+    /// Stops, or lets go on, everything in the container, and waits until it is so.
+    pub async fn set_frozen(&self, slot: &Slot, is_frozen: bool) -> io::Result<()> {
+        let version_1 = |path: &Path| path.join("freezer.state");
+        let (file, value, state, wanted) = match self.of(slot).map(|path| version_1(&path)).find(|file| file.exists()) {
+            Some(file) => {
+                let word = if is_frozen { "FROZEN" } else { "THAWED" };
+                (file.clone(), word, file, word)
+            }
+            None => {
+                let path = self.of(slot).find(|path| path.join("cgroup.freeze").exists());
+                let path = path.ok_or_else(|| io::Error::other("there is no cgroup to freeze"))?;
+                let (value, wanted) = if is_frozen { ("1", "frozen 1") } else { ("0", "frozen 0") };
+                (path.join("cgroup.freeze"), value, path.join("cgroup.events"), wanted)
+            }
+        };
+        fs::write(&file, value)?;
+        for _ in 0..FREEZE_ATTEMPTS_MAX {
+            if fs::read_to_string(&state)?.lines().any(|line| line == wanted) {
+                return Ok(());
+            }
+            tokio::time::sleep(FREEZE_PAUSE).await;
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "the container does not stand still"))
+    }
+
+    /// The processes of a container, by their numbers outside.
+    pub fn processes(&self, slot: &Slot) -> io::Result<BTreeSet<i32>> {
+        let mut all = BTreeSet::new();
+        for path in self.of(slot).filter(|path| path.exists()) {
+            let text = fs::read_to_string(path.join("cgroup.procs"))?;
+            all.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+        Ok(all)
     }
 
     fn of<'a>(&'a self, slot: &'a Slot) -> impl Iterator<Item = PathBuf> + 'a {

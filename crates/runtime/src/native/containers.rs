@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use raworc_core::ids::ContainerId;
 use raworc_launcher::protocol::{Action, Assign, Outcome};
-use rustix::fs::CWD;
-use rustix::mount::{OpenTreeFlags, open_tree};
-use tokio::sync::{OwnedMutexGuard, mpsc};
+use raworc_workspace::{Mounter, Stack};
+use tokio::sync::{OwnedMutexGuard, RwLock, mpsc};
 
 use super::blocking;
 use super::cgroup::Cgroups;
@@ -18,6 +17,7 @@ use super::launcher::Launcher;
 use super::layout::{Layout, Slot};
 use super::process::Handle;
 use super::spare::{Spare, Stock};
+use super::workspace::note;
 use crate::{ContainerSpec, Exit, Listed, RuntimeError};
 
 /// Every container of this data directory.
@@ -28,6 +28,8 @@ pub struct Containers {
     pub launcher: Launcher,
     /// Their cgroups.
     pub cgroups: Cgroups,
+    /// Mounts their workspaces.
+    pub mounter: Mounter,
     /// Those that are nobody's yet.
     pub stock: Stock,
     /// Where ends are reported.
@@ -39,16 +41,36 @@ pub struct Containers {
 }
 
 /// A container that is a session's.
-struct Owned {
-    slot: Slot,
+#[derive(Clone)]
+pub struct Owned {
+    /// What it is called.
+    pub slot: Slot,
     /// Its first process while that runs.
-    process: Option<Arc<Handle>>,
+    pub process: Option<Arc<Handle>>,
+    /// What its workspace is made of, once it has one.
+    pub workspace: Option<Stack>,
+    /// Taken to look at the workspace's mount, and alone to exchange it: in between there is none.
+    pub mount: Arc<RwLock<()>>,
+}
+
+impl Owned {
+    /// One of which no process is known.
+    pub fn new(slot: Slot, workspace: Option<Stack>) -> Self {
+        Self { slot, process: None, workspace, mount: Arc::default() }
+    }
 }
 
 impl Containers {
     /// None are known yet; see [`Containers::adopt`].
-    pub fn new(layout: Layout, launcher: Launcher, cgroups: Cgroups, stock: Stock, exits: mpsc::Sender<Exit>) -> Self {
-        Self { layout, launcher, cgroups, stock, exits, owned: Mutex::default(), gates: Mutex::default() }
+    pub fn new(
+        layout: Layout,
+        launcher: Launcher,
+        cgroups: Cgroups,
+        mounter: Mounter,
+        stock: Stock,
+        exits: mpsc::Sender<Exit>,
+    ) -> Self {
+        Self { layout, launcher, cgroups, mounter, stock, exits, owned: Mutex::default(), gates: Mutex::default() }
     }
 
     /// Starts a container, or leaves it alone where it runs.
@@ -109,11 +131,15 @@ impl Containers {
             self.discard(&slot).await;
             return Err(RuntimeError::Start(error.to_string()));
         }
-        self.set_owned(id, slot.clone(), None);
+        self.set_owned(id, Owned::new(slot.clone(), Some(spec.workspace.clone())));
         // The workspace travels as a detached mount: the launcher need not see the path, nor may an id without rights.
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let workspace = open_tree(CWD, &spec.workspace, flags)
-            .map_err(|error| RuntimeError::Start(format!("workspace {}: {error}", spec.workspace.display())))?;
+        let (mounter, stack, noted) = (self.mounter.clone(), spec.workspace.clone(), bundle.clone());
+        let workspace = blocking(move || {
+            note(&noted, &stack)?;
+            mounter.mount(&stack)
+        })
+        .await
+        .map_err(|error| RuntimeError::Start(format!("its workspace can't be mounted: {error}")))?;
         let assign =
             Assign { container: slot.to_string(), bundle, hostname: spec.hostname.clone(), token: spec.token.clone() };
         match self.launcher.request(Action::Assign(assign), Some(workspace)).await {
@@ -122,7 +148,8 @@ impl Containers {
             Ok(other) => return Err(RuntimeError::Start(format!("the launcher answered {other:?}"))),
             Err(error) => return Err(RuntimeError::Other(error.to_string())),
         }
-        self.watch(id, slot, spare.process, Some(spare.ending));
+        let owned = Owned { process: Some(spare.process), ..Owned::new(slot, Some(spec.workspace.clone())) };
+        self.watch(id, owned, Some(spare.ending));
         Ok(())
     }
 
@@ -174,7 +201,11 @@ impl Containers {
 
     /// Every container of which anything is there, and whether its first process is.
     pub fn list(&self) -> Vec<Listed> {
-        let listed = |(id, owned): (&ContainerId, &Owned)| Listed { id: *id, is_running: owned.process.is_some() };
+        let listed = |(id, owned): (&ContainerId, &Owned)| Listed {
+            id: *id,
+            workspace: owned.workspace.clone(),
+            is_running: owned.process.is_some(),
+        };
         locked(&self.owned).iter().map(listed).collect()
     }
 
@@ -182,9 +213,21 @@ impl Containers {
         locked(&self.owned).get(&id).is_some_and(|owned| owned.process.is_some())
     }
 
-    /// Notes whose a slot is, and its first process if that runs.
-    pub fn set_owned(&self, id: ContainerId, slot: Slot, process: Option<Arc<Handle>>) {
-        locked(&self.owned).insert(id, Owned { slot, process });
+    /// Notes what is there of a container.
+    pub fn set_owned(&self, id: ContainerId, owned: Owned) {
+        locked(&self.owned).insert(id, owned);
+    }
+
+    /// What is there of a container that runs.
+    pub fn running(&self, id: ContainerId) -> Option<Owned> {
+        locked(&self.owned).get(&id).filter(|owned| owned.process.is_some()).cloned()
+    }
+
+    /// Notes that a container that runs has another workspace.
+    pub fn set_workspace(&self, id: ContainerId, workspace: Stack) {
+        if let Some(owned) = locked(&self.owned).get_mut(&id) {
+            owned.workspace = Some(workspace);
+        }
     }
 
     /// Notes that it has ended; false where it was stopped (or started anew) in the meantime.
@@ -199,12 +242,14 @@ impl Containers {
         is_same
     }
 
-    async fn enter(&self, id: ContainerId) -> OwnedMutexGuard<()> {
+    /// Waits for the turn of whoever changes a container.
+    pub async fn enter(&self, id: ContainerId) -> OwnedMutexGuard<()> {
         let gate = Arc::clone(locked(&self.gates).entry(id).or_default());
         gate.lock_owned().await
     }
 
-    fn leave(&self, id: ContainerId, gate: OwnedMutexGuard<()>) {
+    /// Lets the next one have its turn.
+    pub fn leave(&self, id: ContainerId, gate: OwnedMutexGuard<()>) {
         let mut gates = locked(&self.gates);
         drop(gate);
         // New holders come through this map only, which is locked: at 1 nobody waits.

@@ -5,7 +5,7 @@
 //!   instance           a short random name, so that two servers on one machine don't touch each other's cgroups
 //!   rootfs/            the root of every container, read-only there
 //!   host/              the host program and the server's socket; appears as /run/raworc
-//!   containers/ID/     an OCI bundle, the record of its process, and its slot; SLOT/ while it is nobody's
+//!   containers/ID/     an OCI bundle, the records of its process and its workspace, and its slot; SLOT/ while it is nobody's
 //!   state/             the OCI runtime's own
 //! ```
 //!
@@ -23,11 +23,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use raworc_core::ids::ContainerId;
 use raworc_core::link::AGENT_UID;
+use raworc_workspace::{Mounter, Stack};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use crate::{ContainerSpec, Exit, Listed, Resources, Runtime, RuntimeError};
+use crate::{Company, ContainerSpec, Exit, Listed, Resources, Runtime, RuntimeError};
 
 mod adopt;
 mod bundle;
@@ -41,6 +42,7 @@ mod rootfs;
 pub mod rootless;
 mod seccomp;
 mod spare;
+mod workspace;
 
 pub use doctor::{Check, Status, doctor};
 
@@ -81,6 +83,8 @@ pub struct NativeConfig {
     pub data_dir: PathBuf,
     /// The host program, for any root filesystem: statically linked.
     pub host_binary: Vec<u8>,
+    /// Mounts workspaces.
+    pub mounter: Mounter,
     /// The program that, given the argument `launcher`, is [`raworc_launcher::main`]: normally `/proc/self/exe`.
     pub launcher: PathBuf,
     /// Another OCI runtime to use in place of the embedded one.
@@ -104,13 +108,14 @@ impl NativeRuntime {
             let message = "containers need root, if only in a user namespace; `raworc doctor` says what else";
             return Err(RuntimeError::Unavailable(message.into()));
         }
+        let mounter = config.mounter.clone();
         let stock = Stock::new(config.spares, config.spare_resources);
         let layout = blocking(move || Layout::prepare(&config)).await?;
         let launcher = Launcher::start(&layout).await?;
         let (sender, receiver) = mpsc::channel(EXITS_MAX);
         let cgroups = Cgroups::find(&layout.cgroup_parent, &layout.instance)
             .map_err(|e| RuntimeError::Unavailable(e.to_string()))?;
-        let containers = Arc::new(Containers::new(layout, launcher, cgroups, stock, sender));
+        let containers = Arc::new(Containers::new(layout, launcher, cgroups, mounter, stock, sender));
         containers.adopt().await?;
         tokio::spawn(spare::keep_full(Arc::downgrade(&containers)));
         Ok(Self { containers, exits: Mutex::new(Some(receiver)) })
@@ -144,6 +149,27 @@ impl Runtime for NativeRuntime {
 
     async fn list(&self) -> Result<Vec<Listed>, RuntimeError> {
         Ok(self.containers.list())
+    }
+
+    fn workspace(&self, id: ContainerId) -> Option<Stack> {
+        self.containers.workspace(id)
+    }
+
+    async fn open_workspace(&self, id: ContainerId) -> Result<OwnedFd, RuntimeError> {
+        self.containers.open_workspace(id).await
+    }
+
+    async fn freeze(&self, id: ContainerId) -> Result<Company, RuntimeError> {
+        self.containers.freeze(id).await
+    }
+
+    async fn thaw(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        self.containers.thaw(id).await
+    }
+
+    async fn remount(&self, id: ContainerId, workspace: &Stack) -> Result<(), RuntimeError> {
+        let (containers, workspace) = (Arc::clone(&self.containers), workspace.clone());
+        detached(async move { containers.remount(id, &workspace).await }).await
     }
 
     fn exits(&self) -> mpsc::Receiver<Exit> {

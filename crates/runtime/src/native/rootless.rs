@@ -190,6 +190,12 @@ fn no_cgroups() -> Obstacle {
     )
 }
 
+/// Whether this process is root of the machine, not only of a user namespace.
+#[must_use]
+pub fn is_root() -> bool {
+    ids().is_ok_and(|ids| ids.base == Ids::BASE_OF_ROOT)
+}
+
 /// The ids of this process's user namespace that containers get: a range far up where all are there, else the first after
 /// that of the user.
 pub fn ids() -> std::io::Result<Ids> {

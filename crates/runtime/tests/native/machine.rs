@@ -6,9 +6,11 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use raworc_core::ids::{ContainerId, SessionId};
+use raworc_core::ids::{ContainerId, LayerId, SessionId};
 use raworc_runtime::native::{Ids, NativeConfig, NativeRuntime};
 use raworc_runtime::{ContainerSpec, Exit, Resources, Runtime};
+use raworc_workspace::layers::Marks;
+use raworc_workspace::{Mounter, Stack, layers_in};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -61,7 +63,11 @@ impl Machine {
     pub async fn reopen(&mut self) {
         self.close();
         let launcher = std::env::var("RAWORC_TEST_LAUNCHER").unwrap_or(env!("CARGO_BIN_EXE_raworc-launcher").into());
+        let layers = layers_in(&self.data());
+        fs::create_dir_all(&layers).unwrap();
+        let mounter = Mounter::start(&layers, Marks::Trusted).unwrap();
         let runtime = NativeRuntime::open(NativeConfig {
+            mounter,
             data_dir: self.data(),
             host_binary: HOST.into(),
             launcher: launcher.into(),
@@ -81,11 +87,16 @@ impl Machine {
 
     /// A container that will run `script` as the container's root.
     pub fn container(&self, number: u128, script: &str) -> ContainerSpec {
-        let workspace = self.directory.path().join(format!("workspace{number}"));
-        fs::create_dir_all(&workspace).unwrap();
+        let layer = LayerId(Uuid::from_u128(number));
+        let directory = layers_in(&self.data()).join(layer.0.as_simple().to_string());
+        for part in ["work", "fs"] {
+            fs::create_dir_all(directory.join(part)).unwrap();
+        }
+        let workspace = directory.join("fs");
         chown(&workspace, Some(Ids::BASE_OF_ROOT), Some(Ids::BASE_OF_ROOT)).unwrap();
         fs::set_permissions(&workspace, Permissions::from_mode(0o777)).unwrap();
         fs::write(workspace.join("script"), script).unwrap();
+        let workspace = Stack { layers: Vec::new(), writable: Some(layer) };
         ContainerSpec {
             id: ContainerId { session: SessionId(Uuid::from_u128(number)), generation: 1 },
             workspace,
@@ -93,6 +104,12 @@ impl Machine {
             token: format!("token-{number}-of-{}", self.directory.path().display()),
             hostname: "box".into(),
         }
+    }
+
+    /// What the container writes to.
+    pub fn workspace(&self, spec: &ContainerSpec) -> PathBuf {
+        let layer = spec.workspace.writable.unwrap();
+        layers_in(&self.data()).join(layer.0.as_simple().to_string()).join("fs")
     }
 
     pub async fn exit(&mut self) -> Exit {

@@ -6,8 +6,10 @@ use std::fs;
 use std::time::Duration;
 
 use machine::{Machine, PATIENCE};
+use raworc_core::ids::LayerId;
 use raworc_core::limits::{MEMORY_BYTES_MIN, PIDS_MIN};
 use raworc_runtime::{ContainerSpec, Exit, ExitReason, Runtime, RuntimeError};
+use uuid::Uuid;
 
 mod machine;
 
@@ -28,7 +30,7 @@ async fn findings_of(machine: &mut Machine, number: u128) -> BTreeMap<String, St
     let spec = machine.container(number, &format!("DATA={}\n{PROBE}", machine.data().display()));
     machine.runtime().start(&spec).await.unwrap();
     let exit = machine.exit().await;
-    let text = fs::read_to_string(spec.workspace.join("findings")).unwrap_or_default();
+    let text = fs::read_to_string(machine.workspace(&spec).join("findings")).unwrap_or_default();
     assert_eq!(exit, Exit { id: spec.id, reason: ExitReason::Exited(42) }, "{text}");
     assert!(text.contains(&format!("token: {}", spec.token)), "{text}");
     machine.stop(&spec).await;
@@ -347,9 +349,9 @@ async fn a_start_that_fails_leaves_nothing() {
         return;
     };
     let mut spec = machine.container(13, "");
-    spec.workspace = "/nonexistent".into();
+    spec.workspace.layers.push(LayerId(Uuid::from_u128(404)));
     let error = machine.runtime().start(&spec).await.unwrap_err();
-    assert!(matches!(&error, RuntimeError::Start(text) if text.contains("/nonexistent")), "{error:?}");
+    assert!(matches!(&error, RuntimeError::Start(text) if text.contains("workspace")), "{error:?}");
     machine.assert_gone(&spec);
     assert_eq!(machine.listed().await, []);
 }
@@ -376,7 +378,7 @@ async fn a_container_gets_time_to_end_by_itself() {
     let script = "trap 'echo bye >/workspace/bye; exit 0' TERM; echo >/workspace/started; sleep 1000 & wait";
     let spec = machine.container(15, script);
     machine.runtime().start(&spec).await.unwrap();
-    let started = spec.workspace.join("started");
+    let started = machine.workspace(&spec).join("started");
     tokio::time::timeout(PATIENCE, async {
         while !started.exists() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -386,7 +388,7 @@ async fn a_container_gets_time_to_end_by_itself() {
     .unwrap();
     assert!(!machine::processes(&spec.token).is_empty());
     machine.runtime().stop(spec.id, PATIENCE).await.unwrap();
-    assert!(spec.workspace.join("bye").exists());
+    assert!(machine.workspace(&spec).join("bye").exists());
     machine.assert_gone(&spec);
     assert!(!machine.exit_waits());
 }
@@ -426,7 +428,7 @@ async fn the_servers_socket_is_reached_also_after_a_restart() {
         sockaddr_un(\"/run/raworc/host.sock\")) ? 0 : 1)' || exit 1";
     let script = format!("{connect}; echo >/workspace/first; read line </workspace/pipe; {connect}; exit 42");
     let spec = machine.container(18, &script);
-    let pipe = spec.workspace.join("pipe");
+    let pipe = machine.workspace(&spec).join("pipe");
     let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o666));
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
     let first = listen(&machine);
@@ -435,7 +437,10 @@ async fn the_servers_socket_is_reached_also_after_a_restart() {
     drop(first);
     machine.reopen().await;
     let second = listen(&machine);
-    let write = tokio::task::spawn_blocking(move || fs::write(pipe, "go\n"));
+    // A pipe is another one in each mount: this is the container's.
+    let host = record(&machine, &spec).split(' ').next().unwrap().to_owned();
+    let inside = format!("/proc/{host}/root/workspace/pipe");
+    let write = tokio::task::spawn_blocking(move || fs::write(inside, "go\n"));
     tokio::time::timeout(PATIENCE, second.accept()).await.unwrap().unwrap();
     write.await.unwrap().unwrap();
     // The launcher that saw it start has gone with the first runtime.

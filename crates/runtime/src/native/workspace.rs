@@ -1,0 +1,105 @@
+//! The workspaces of containers that run: which layers they are, a way in, and the exchange for another one.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use raworc_core::ids::{ContainerId, LayerId};
+use raworc_core::link::WORKSPACE_PATH;
+use raworc_launcher::protocol::{Action, Outcome, PROCESS_FILE, Process, Remount};
+use raworc_workspace::Stack;
+use rustix::fs::{Mode, OFlags};
+
+use super::blocking;
+use super::containers::Containers;
+use super::layout::write_file;
+use crate::{Company, RuntimeError};
+
+/// The record, in a bundle, of what the container's workspace is made of: a line for each layer, the writable one first.
+const WORKSPACE_FILE: &str = "workspace";
+
+/// Notes what a container's workspace is made of, for the server after this one.
+pub fn note(bundle: &Path, workspace: &Stack) -> io::Result<()> {
+    let layers = workspace.writable.iter().chain(&workspace.layers);
+    let text: String = layers.map(|layer| format!("{layer}\n")).collect();
+    write_file(&bundle.join(WORKSPACE_FILE), text.as_bytes(), 0o600)
+}
+
+/// What was noted.
+pub fn noted(bundle: &Path) -> Option<Stack> {
+    let text = fs::read_to_string(bundle.join(WORKSPACE_FILE)).ok()?;
+    let mut layers = text.lines().map(str::parse::<LayerId>).collect::<Result<Vec<_>, _>>().ok()?.into_iter();
+    let writable = Some(layers.next()?);
+    Some(Stack { layers: layers.collect(), writable })
+}
+
+impl Containers {
+    /// See [`Runtime::workspace`](crate::Runtime::workspace).
+    pub fn workspace(&self, id: ContainerId) -> Option<Stack> {
+        self.running(id)?.workspace
+    }
+
+    /// See [`Runtime::open_workspace`](crate::Runtime::open_workspace).
+    pub async fn open_workspace(&self, id: ContainerId) -> Result<OwnedFd, RuntimeError> {
+        let gone = || RuntimeError::Other("the container does not run".into());
+        let owned = self.running(id).ok_or_else(gone)?;
+        let _here = owned.mount.read().await;
+        let process = self.process(id)?;
+        let path = format!("/proc/{}/root{WORKSPACE_PATH}", process.pid);
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
+        // The number may have been given out again before it was opened, but not if the process lives now.
+        if owned.process.is_some_and(|process| process.has_ended()) { Err(gone()) } else { Ok(root) }
+    }
+
+    /// See [`Runtime::freeze`](crate::Runtime::freeze).
+    pub async fn freeze(&self, id: ContainerId) -> Result<Company, RuntimeError> {
+        let owned = self.running(id).ok_or_else(|| RuntimeError::Other("the container does not run".into()))?;
+        let host = self.process(id)?.pid;
+        if let Err(error) = self.cgroups.set_frozen(&owned.slot, true).await {
+            self.thaw(id).await?;
+            return Err(RuntimeError::Other(error.to_string()));
+        }
+        let processes = self.cgroups.processes(&owned.slot).map_err(failed)?;
+        Ok(if processes.iter().eq([&host]) { Company::Alone } else { Company::Others })
+    }
+
+    /// See [`Runtime::thaw`](crate::Runtime::thaw).
+    pub async fn thaw(&self, id: ContainerId) -> Result<(), RuntimeError> {
+        match self.running(id) {
+            Some(owned) => self.cgroups.set_frozen(&owned.slot, false).await.map_err(failed),
+            None => Ok(()),
+        }
+    }
+
+    /// See [`Runtime::remount`](crate::Runtime::remount).
+    pub async fn remount(&self, id: ContainerId, workspace: &Stack) -> Result<(), RuntimeError> {
+        let (mounter, stack) = (self.mounter.clone(), workspace.clone());
+        let mount = blocking(move || mounter.mount(&stack)).await?;
+        let owned = self.running(id).ok_or_else(|| RuntimeError::Other("the container does not run".into()))?;
+        let process = self.process(id)?;
+        let _alone = owned.mount.write().await;
+        match self.launcher.request(Action::Remount(Remount { process }), Some(mount)).await? {
+            Outcome::Remounted => {}
+            Outcome::Failed(message) => return Err(RuntimeError::Other(message)),
+            other => return Err(RuntimeError::Other(format!("the launcher answered {other:?}"))),
+        }
+        self.set_workspace(id, workspace.clone());
+        let (bundle, stack) = (self.layout.bundle(id), workspace.clone());
+        if let Err(error) = blocking(move || note(&bundle, &stack)).await {
+            // The next server takes it that the container has the old one, and exchanges it again.
+            tracing::warn!(%id, %error, "the exchange of a workspace could not be noted");
+        }
+        Ok(())
+    }
+
+    fn process(&self, id: ContainerId) -> Result<Process, RuntimeError> {
+        let text = fs::read_to_string(self.layout.bundle(id).join(PROCESS_FILE)).map_err(failed)?;
+        text.parse().map_err(|_| RuntimeError::Other("the record of its process is damaged".into()))
+    }
+}
+
+fn failed(error: impl Into<io::Error>) -> RuntimeError {
+    RuntimeError::Other(error.into().to_string())
+}
