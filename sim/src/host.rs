@@ -8,6 +8,7 @@ use raworc_core::ids::ContainerId;
 use raworc_core::limits::{FRAME_BYTES_MAX, HEARTBEAT_INTERVAL};
 use raworc_core::link::{Ending, HostFrame, PROTOCOL, Report, ServerFrame, Stream, Work, WorkId};
 use raworc_runtime::ExitReason;
+use raworc_workspace::Stack;
 use tokio::io::DuplexStream;
 use tokio::time::Instant;
 use tokio_util::codec::{Framed, LinesCodec};
@@ -20,6 +21,8 @@ type Frames = Framed<DuplexStream, LinesCodec>;
 /// What a host remembers, whatever becomes of its connections.
 pub struct Model {
     token: String,
+    /// What it writes to, and what that lies on.
+    pub workspace: Stack,
     gone: CancellationToken,
     next: u64,
     unacknowledged: VecDeque<(u64, Report)>,
@@ -34,8 +37,8 @@ struct Job {
 
 impl Model {
     /// A host that was just started.
-    pub fn new(token: String) -> Self {
-        Self { token, gone: CancellationToken::new(), next: 1, unacknowledged: VecDeque::new(), job: None }
+    pub fn new(token: String, workspace: Stack) -> Self {
+        Self { token, workspace, gone: CancellationToken::new(), next: 1, unacknowledged: VecDeque::new(), job: None }
     }
 
     /// Whether it runs.

@@ -97,6 +97,8 @@ async fn start(world: &World, directory: &std::path::Path, memory: &str) -> anyh
             data_dir: directory,
             runtime: Arc::new(SimRuntime::open(world)),
             agent_owner: None,
+            marks: raworc_workspace::layers::Marks::Trusted,
+            mounter: None,
             clock: world.clock(),
         };
         let disk = Arc::new(SimDisk(world.clone()));

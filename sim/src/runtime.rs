@@ -1,11 +1,13 @@
 //! The runtime of the simulation: containers are entries in the world.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use raworc_core::ids::ContainerId;
-use raworc_runtime::{ContainerSpec, Exit, ExitReason, Listed, Runtime, RuntimeError};
+use raworc_runtime::{Company, ContainerSpec, Exit, ExitReason, Listed, Runtime, RuntimeError};
+use raworc_workspace::Stack;
 use tokio::sync::mpsc;
 
 use crate::host::{self, Model};
@@ -63,7 +65,7 @@ impl Runtime for SimRuntime {
             let is_there = state.containers.get(&spec.id).is_some_and(Model::is_alive);
             if !is_there {
                 state.tell(&format!("{} starts", spec.id));
-                state.containers.insert(spec.id, Model::new(spec.token.clone()));
+                state.containers.insert(spec.id, Model::new(spec.token.clone(), spec.workspace.clone()));
             }
             is_there
         };
@@ -96,7 +98,45 @@ impl Runtime for SimRuntime {
         }
         let state = self.world.state();
         let all = state.containers.iter();
-        Ok(all.map(|(id, model)| Listed { id: *id, is_running: model.is_alive() }).collect())
+        let listed = |(id, model): (&ContainerId, &Model)| Listed {
+            id: *id,
+            workspace: Some(model.workspace.clone()),
+            is_running: model.is_alive(),
+        };
+        Ok(all.map(listed).collect())
+    }
+
+    fn workspace(&self, id: ContainerId) -> Option<Stack> {
+        self.world.state().containers.get(&id).filter(|model| model.is_alive()).map(|model| model.workspace.clone())
+    }
+
+    async fn open_workspace(&self, _: ContainerId) -> Result<OwnedFd, RuntimeError> {
+        Err(RuntimeError::Other("nothing is mounted in a simulation".into()))
+    }
+
+    async fn freeze(&self, id: ContainerId) -> Result<Company, RuntimeError> {
+        self.world.pass(2).await;
+        if self.world.fault(0.03) {
+            return Err(RuntimeError::Other("it does not stand still".into()));
+        }
+        self.world.tell(&format!("{id} is frozen"));
+        Ok(Company::Alone)
+    }
+
+    async fn thaw(&self, _: ContainerId) -> Result<(), RuntimeError> {
+        self.world.pass(1).await;
+        Ok(())
+    }
+
+    async fn remount(&self, id: ContainerId, workspace: &Stack) -> Result<(), RuntimeError> {
+        self.world.pass(3).await;
+        if self.world.fault(0.03) {
+            return Err(RuntimeError::Other("it cannot be mounted".into()));
+        }
+        if let Some(model) = self.world.state().containers.get_mut(&id) {
+            model.workspace = workspace.clone();
+        }
+        Ok(())
     }
 
     fn exits(&self) -> mpsc::Receiver<Exit> {

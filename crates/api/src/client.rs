@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 mod accounts;
 mod agents;
+mod checkpoints;
 mod error;
 mod events;
 mod files;

@@ -93,6 +93,8 @@ codes! {
     SessionFailed = "session_failed", 409, "Session failed";
     /// The state of the session forbids it.
     InvalidState = "invalid_state", 409, "Not possible in this state";
+    /// A checkpoint could not be taken.
+    CheckpointFailed = "checkpoint_failed", 503, "Checkpoint failed";
     /// An agent is still assigned to sessions.
     AgentInUse = "agent_in_use", 409, "Agent in use";
     /// The file or directory is not what the call needs it to be.

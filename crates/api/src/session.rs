@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::checkpoint::{CheckpointPlan, CheckpointPlanWanted};
+
 /// `POST /sessions`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -42,6 +44,49 @@ pub struct CreateSession {
     /// Whether processes left running in the container keep the session from resting; true where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub background_activity: Option<bool>,
+    /// When its workspace is saved, and how many versions are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<CheckpointPlanWanted>,
+}
+
+/// `POST /sessions/{id}/remix`: what is absent is as in the session it is made from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RemixSession {
+    /// Which checkpoint to start from: its number. Absent: what is there now, of which a checkpoint is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<u64>,
+    /// What to call it; made up where absent. 1 to 128 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Becomes the next user message unless empty; the other session's is not taken over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starting_prompt: Option<String>,
+    /// Ids or names of agents; the first answers unless a message names another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_ids: Option<Vec<String>>,
+    /// Rest after so long without activity; 1 to 604800.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_timeout_seconds: Option<u64>,
+    /// End so long after creation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+    /// Anything of yours; an object of at most 64 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Map<String, Value>>,
+    /// What the container may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourcesWanted>,
+    /// Environment variables of everything that runs in the session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub env: Option<BTreeMap<String, String>>,
+    /// Whether processes left running in the container keep the session from resting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub background_activity: Option<bool>,
+    /// When its workspace is saved, and how many versions are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<CheckpointPlanWanted>,
 }
 
 /// Limits asked for; what is absent gets its default.
@@ -108,6 +153,9 @@ pub struct UpdateSession {
     /// Whether background processes count as activity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub background_activity: Option<bool>,
+    /// When its workspace is saved, and how many versions are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<CheckpointPlanWanted>,
 }
 
 /// A session.
@@ -140,9 +188,17 @@ pub struct Session {
     pub env: BTreeMap<String, String>,
     /// Whether background processes count as activity.
     pub background_activity: bool,
+    /// When its workspace is saved.
+    pub checkpoints: CheckpointPlan,
+    /// The number of its newest checkpoint, if it has had one.
+    pub checkpoint: Option<u64>,
+    /// The checkpoint it is going back to.
+    pub rewinding_to: Option<u64>,
     /// Which session it was made from.
     #[schema(value_type = Option<String>, format = "uuid")]
     pub parent_session_id: Option<SessionId>,
+    /// Which of that session's checkpoints.
+    pub parent_checkpoint: Option<u64>,
     /// How many containers it has had.
     pub generation: Generation,
     /// Why it is in ERROR.

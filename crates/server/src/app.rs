@@ -7,7 +7,6 @@ use raworc_core::permissions::{Action, Actor, Decision, allow};
 use raworc_core::time::Time;
 use raworc_runtime::Runtime;
 use raworc_store::Store;
-use raworc_workspace::Workspaces;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +17,7 @@ use crate::error::Failure;
 use crate::hosts::Hosts;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
+use crate::trees::Trees;
 
 /// The parts of a running server.
 pub struct App {
@@ -26,7 +26,7 @@ pub struct App {
     /// Containers.
     pub runtime: Arc<dyn Runtime>,
     /// Files.
-    pub workspaces: Workspaces,
+    pub trees: Arc<Trees>,
     /// Notices of change.
     pub hub: Arc<Hub>,
     /// Hosts that are connected.

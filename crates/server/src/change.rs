@@ -124,13 +124,12 @@ impl<'t> Change<'t> {
         message.status = status;
         message.error = error;
         message.finished_at = Some(self.now);
-        messages::update(self.transaction.connection(), message).await?;
         self.row.messages_ended += 1;
         facts.insert("message_id".into(), json!(message.id));
         facts.insert("status".into(), json!(message.status));
         facts.insert("error".into(), json!(message.error));
-        self.log("message.finished", Value::Object(facts)).await?;
-        Ok(())
+        message.finished_seq = Some(self.log("message.finished", Value::Object(facts)).await?);
+        messages::update(self.transaction.connection(), message).await
     }
 
     async fn carry_out(&mut self, before: &session::Session, effect: Effect) -> Result<(), Failure> {

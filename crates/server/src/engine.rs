@@ -7,13 +7,14 @@ use std::time::Instant;
 use raworc_core::time::Time;
 use raworc_runtime::Runtime;
 use raworc_store::{Listener, Store, StoreError, agents, sessions, settings};
-use raworc_workspace::Workspaces;
+use raworc_workspace::layers::Marks;
+use raworc_workspace::{Mounter, Workspaces};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::{App, Clock, Shared, UPLOADS_MAX};
-use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, verbs};
+use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, trees, verbs};
 
 /// What an engine is made of.
 pub struct Parts<'p> {
@@ -23,6 +24,10 @@ pub struct Parts<'p> {
     pub runtime: Arc<dyn Runtime>,
     /// Outside, the id of containers' agents; workspaces belong to it.
     pub agent_owner: Option<u32>,
+    /// How overlayfs marks things here.
+    pub marks: Marks,
+    /// Mounts workspaces; without it nothing can be looked into.
+    pub mounter: Option<Mounter>,
     /// Tells the time.
     pub clock: Clock,
 }
@@ -49,12 +54,12 @@ impl Engine {
         let now = (parts.clock)();
         let admin_token = admin_token::find_or_make(&store, &parts.data_dir.join("admin.token"), now).await?;
         let host_secret = first_records(&store, now).await?;
-        let workspaces = Workspaces::open(parts.data_dir, parts.agent_owner)
+        let workspaces = Workspaces::open(parts.data_dir, parts.agent_owner, parts.marks, parts.mounter)
             .map_err(|error| StartError::File(parts.data_dir.to_owned(), error))?;
         let app: Shared = Arc::new(App {
             store,
             runtime: parts.runtime,
-            workspaces,
+            trees: trees::Trees::new(workspaces),
             hub,
             hosts: hosts::Hosts::default(),
             host_tokens: auth::HostTokens::new(&host_secret),
@@ -68,8 +73,10 @@ impl Engine {
         expect_hosts(&app).await?;
         reconcile::sweep::once(&app).await?;
         let tasks = &app.tasks;
+        tasks.spawn(reconcile::checkpoints::run(app.clone()));
         tasks.spawn(reconcile::containers::run(app.clone()));
         tasks.spawn(reconcile::deadlines::run(app.clone()));
+        tasks.spawn(reconcile::every::run(app.clone()));
         tasks.spawn(reconcile::exits::run(app.clone()));
         tasks.spawn(reconcile::leases::run(app.clone()));
         tasks.spawn(reconcile::sweep::run(app.clone()));

@@ -76,6 +76,8 @@ fn refused_problem(refused: Refused) -> Problem {
             format!("{QUEUED_MESSAGES_MAX} messages wait in this session already; send more when some are done"),
         ),
         Refused::NothingToRestore
+        | Refused::Rewinding
+        | Refused::NothingToRewind
         | Refused::Starting
         | Refused::NothingRuns
         | Refused::Running

@@ -13,6 +13,7 @@ mod link;
 mod metrics;
 mod reconcile;
 mod routes;
+mod trees;
 mod verbs;
 mod view;
 
@@ -25,6 +26,8 @@ use std::time::Duration;
 
 use raworc_runtime::Runtime;
 use raworc_store::{Store, StoreError};
+use raworc_workspace::Mounter;
+use raworc_workspace::layers::Marks;
 use tokio::net::TcpListener;
 
 use engine::Engine;
@@ -49,6 +52,10 @@ pub struct Config {
     pub host_owner: Option<u32>,
     /// Outside, the id of containers' agents; workspaces belong to it.
     pub agent_owner: Option<u32>,
+    /// How overlayfs marks things here.
+    pub marks: Marks,
+    /// Mounts workspaces.
+    pub mounter: Mounter,
 }
 
 /// Why a server did not start.
@@ -119,7 +126,8 @@ impl Server {
             .map_err(|error| StartError::File(config.host_socket.clone(), error))?;
         let records = config.data_dir.join("raworc.db");
         let (agent_owner, clock) = (config.agent_owner, app::system_clock());
-        let parts = engine::Parts { data_dir: &config.data_dir, runtime, agent_owner, clock };
+        let (marks, mounter) = (config.marks, Some(config.mounter.clone()));
+        let parts = engine::Parts { data_dir: &config.data_dir, runtime, agent_owner, marks, mounter, clock };
         let engine = Engine::start(parts, |listener| Store::open_sqlite(&records, listener)).await?;
         let (app, router) = (&engine.app, engine.router());
         app.tasks.spawn(link::accept(app.clone(), hosts));

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::{FutureExt, SinkExt, StreamExt};
+use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, MessageId};
 use raworc_core::limits::FRAME_BYTES_MAX;
 use raworc_core::link::{HostFrame, PROTOCOL, Report, ServerFrame, WorkId};
@@ -17,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
 
-use crate::app::Shared;
+use crate::app::{Shared, blocking};
 use crate::error::Failure;
 use crate::verbs::{observe, store_reports, take_message};
 
@@ -254,7 +255,7 @@ impl Link {
             matches!(work, WorkId::Message(_))
         });
         if !of_message.is_empty() {
-            store_reports::store_reports(&self.app, self.container, of_message).await?;
+            self.store(of_message).await?;
         }
         for (n, report) in of_execs {
             self.pass_on(n, report).await;
@@ -263,6 +264,32 @@ impl Link {
         match next {
             Some(frame) => Box::pin(self.handle(frame?)).await,
             None => Ok(()),
+        }
+    }
+
+    async fn store(&self, reports: Vec<(u64, Report)>) -> Result<(), Ended> {
+        let session = self.container.session;
+        if !reports.iter().any(|(_, report)| matches!(report, Report::Finished { .. })) {
+            return Ok(store_reports::store_reports(&self.app, self.container, reports).await.map(|_| ())?);
+        }
+        // Who learns that the message has ended, and asks for the checkpoint, waits for it.
+        self.app.trees.expect(session);
+        let ended = store_reports::store_reports(&self.app, self.container, reports).await;
+        if let Ok(Some(row)) = &ended {
+            self.save(row).await;
+        }
+        if !self.app.trees.expect_no_more(session) {
+            self.app.hub.notify(&[session]);
+        }
+        Ok(ended.map(|_| ())?)
+    }
+
+    /// A message has ended. What it wrote is saved before the next one begins.
+    async fn save(&self, row: &SessionRow) {
+        let (shelf, layer, below) = (self.app.trees.shelf.clone(), row.writable_id, row.layer_id);
+        let is_changed = move || shelf.is_changed(layer, below).unwrap_or(true);
+        if row.settings.checkpoints.wants(Cause::Message) && blocking(is_changed).await.unwrap_or(true) {
+            self.app.trees.ask(row.id, Cause::Message);
         }
     }
 
@@ -334,6 +361,8 @@ impl Link {
         } else if self.polled
             && row.machine.state == State::Ready
             && row.machine.queued > 0
+            // What the message before has written is being saved: this comes again when it is.
+            && !self.app.trees.is_asked(row.id)
             && let Some(work) = take_message::take_message(&self.app, self.container).await?
         {
             self.polled = false;

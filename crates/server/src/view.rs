@@ -2,12 +2,15 @@
 
 use raworc_api::account::{Account, Token};
 use raworc_api::agent::Agent;
+use raworc_api::checkpoint::{Checkpoint, CheckpointPlan, CheckpointStatus};
 use raworc_api::event::Event;
 use raworc_api::message::Message;
 use raworc_api::session::{AssignedAgent, Resources, Session, SessionError, Usage};
+use raworc_core::checkpoints::Plan;
 use raworc_core::time::Time;
 use raworc_store::accounts::{AccountRow, TokenRow};
 use raworc_store::agents::AgentRow;
+use raworc_store::checkpoints::{CheckpointRow, Status};
 use raworc_store::events::EventRow;
 use raworc_store::messages::MessageRow;
 use raworc_store::sessions::SessionRow;
@@ -30,7 +33,11 @@ pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
         resources: Resources { cpu: row.settings.cpu, memory: row.settings.memory, pids: row.settings.pids },
         env: row.settings.env,
         background_activity: row.settings.background_activity,
+        checkpoints: plan(&row.settings.checkpoints),
+        checkpoint: (row.checkpoints > 0).then_some(row.checkpoints),
+        rewinding_to: machine.rewind,
         parent_session_id: row.parent_id,
+        parent_checkpoint: row.parent_checkpoint,
         generation: machine.generation,
         error: machine
             .error
@@ -48,6 +55,39 @@ pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
         terminated_at: show(machine.terminated.map(|termination| termination.at)),
         termination_reason: machine.terminated.map(|termination| termination.reason),
         deleted_at: show(machine.deleted_at),
+    }
+}
+
+fn plan(plan: &Plan) -> CheckpointPlan {
+    CheckpointPlan {
+        policy: plan.policy,
+        every_seconds: plan.every.map(|every| every.as_secs()),
+        keep_last: plan.keep_last,
+    }
+}
+
+/// A checkpoint.
+pub fn checkpoint(row: CheckpointRow) -> Checkpoint {
+    Checkpoint {
+        session_id: row.session_id,
+        n: row.n,
+        label: row.label,
+        cause: row.cause,
+        status: match row.status {
+            Status::Pending => CheckpointStatus::Pending,
+            Status::Saving => CheckpointStatus::Saving,
+            Status::Ready => CheckpointStatus::Ready,
+            Status::Failed => CheckpointStatus::Failed,
+        },
+        seq: row.seq,
+        size_bytes: row.bytes,
+        files: row.files,
+        changed_bytes: row.changed_bytes,
+        took_seconds: row.took_micros as f64 / 1e6,
+        frozen_seconds: row.frozen_micros as f64 / 1e6,
+        error: row.error,
+        created_by: row.created_by,
+        created_at: row.created_at.to_timestamp(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::limits::STOP_GRACE;
 use raworc_core::session::Container;
@@ -11,9 +12,11 @@ use raworc_runtime::{ContainerSpec, ExitReason, Resources, RuntimeError};
 use raworc_store::sessions::{self, SessionRow};
 use tokio::sync::Semaphore;
 
+use super::checkpoints;
 use crate::app::{Shared, blocking};
 use crate::error::Failure;
 use crate::hub::lock;
+use crate::trees;
 use crate::verbs::observe;
 
 /// Containers being started at the same time.
@@ -105,6 +108,10 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slo
     let Some(row) = row else { return Ok(()) };
     let container = ContainerId { session, generation: row.machine.generation };
     match row.machine.container {
+        Container::None if row.machine.rewind.is_some() => {
+            app.trees.ask(session, Cause::Rewind);
+            Ok(())
+        }
         Container::None | Container::Up => Ok(()),
         Container::Starting => {
             if lock(in_flight).started.get(&session) == Some(&container.generation) {
@@ -120,6 +127,9 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slo
             app.runtime.stop(container, STOP_GRACE).await?;
             lock(in_flight).started.remove(&session);
             app.hosts.forget(container);
+            let turn = app.trees.turn(session).await;
+            checkpoints::save_for(app, &turn, session, Cause::Stop).await?;
+            drop(turn);
             observe::container_gone(app, container, ExitReason::Unknown).await?;
             Ok(())
         }
@@ -127,12 +137,14 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slo
 }
 
 async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result<(), NotYet> {
-    let workspaces = app.workspaces.clone();
-    let session = row.id;
-    blocking(move || workspaces.create(session)).await.flatten().map_err(NotYet::Workspace)?;
+    let turn = app.trees.turn(row.id).await;
+    checkpoints::save_for(app, &turn, row.id, Cause::Start).await?;
+    let (stack, _hold) = trees::stack_of(app, row.id).await?;
+    let (shelf, wanted) = (app.trees.shelf.clone(), stack.clone());
+    blocking(move || shelf.create(&wanted)).await.flatten().map_err(NotYet::Workspace)?;
     let spec = ContainerSpec {
         id: container,
-        workspace: app.workspaces.path(row.id),
+        workspace: stack,
         resources: Resources { cpu: row.settings.cpu, memory_bytes: row.settings.memory.0, pids: row.settings.pids },
         token: app.host_tokens.make(container),
         hostname: hostname(row),
@@ -141,6 +153,7 @@ async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
     match app.runtime.start(&spec).await {
         Ok(()) => {
             app.metrics.container_start(begun.elapsed());
+            app.trees.timed.set(row.id, &row.settings.checkpoints, true);
             tracing::debug!(%container, took = ?begun.elapsed(), "a container was started");
             Ok(())
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use raworc_api::problem::Code;
+use raworc_core::checkpoints::Cause;
 use raworc_runtime::Exit;
 
 use crate::app::Shared;
@@ -41,6 +42,7 @@ async fn gone(app: Shared, exit: Exit) {
             tracing::error!(container = %exit.id, %error, "the end of a container could not be recorded");
         }
     }
+    app.trees.ask(exit.id.session, Cause::Stop);
     if let Err(error) = app.runtime.stop(exit.id, Duration::ZERO).await {
         tracing::warn!(container = %exit.id, %error, "what is left of a container could not be removed; the sweep will");
     }

@@ -1,7 +1,11 @@
 //! Loops that carry out what was recorded, and record what they observe. Each can be cut off anywhere and begun again.
 
+pub mod checkpoints;
 pub mod containers;
 pub mod deadlines;
+pub mod every;
 pub mod exits;
+pub mod layers;
 pub mod leases;
+pub mod live;
 pub mod sweep;

@@ -8,18 +8,31 @@ use raworc_core::limits::STOP_GRACE;
 use raworc_runtime::ExitReason;
 use raworc_store::{idempotency, sessions};
 
+use super::layers;
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::verbs::observe;
 
 /// Time between two sweeps.
 const INTERVAL: Duration = Duration::from_secs(60);
+/// Every so many sweeps, and at start, every layer's directory is looked at.
+const THOROUGH_EVERY: u32 = 60;
 /// How long an `Idempotency-Key` is remembered.
 const KEYS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Runs until the server stops.
 pub async fn run(app: Shared) {
+    let mut sweeps: u32 = 0;
     loop {
+        let looked = if sweeps.is_multiple_of(THOROUGH_EVERY) {
+            layers::collect_all(&app).await
+        } else {
+            layers::collect(&app).await
+        };
+        if let Err(error) = looked {
+            tracing::error!(%error, "layers could not be looked through; the next sweep tries again");
+        }
+        sweeps = sweeps.wrapping_add(1);
         tokio::select! {
             biased;
             () = app.stopping.cancelled() => return,

@@ -101,7 +101,8 @@ async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn show(path: String, found: Found) -> Result<Response, Failure> {
+/// What was found, as an answer.
+pub(super) fn show(path: String, found: Found) -> Result<Response, Failure> {
     match found {
         Found::Directory(entries, truncated) => {
             let entries = entries.into_iter().map(entry).collect();
@@ -124,15 +125,20 @@ fn show(path: String, found: Found) -> Result<Response, Failure> {
 fn entry(entry: Entry) -> FileEntry {
     FileEntry {
         name: entry.name,
-        kind: match entry.kind {
-            Kind::File => FileKind::File,
-            Kind::Directory => FileKind::Directory,
-            Kind::Symlink => FileKind::Symlink,
-            Kind::Other => FileKind::Other,
-        },
+        kind: kind(entry.kind),
         size: entry.size,
         mode: entry.mode,
         modified_at: jiff::Timestamp::try_from(entry.modified).unwrap_or(jiff::Timestamp::UNIX_EPOCH),
         target: entry.target,
+    }
+}
+
+/// A kind, as it is told.
+pub(super) fn kind(kind: Kind) -> FileKind {
+    match kind {
+        Kind::File => FileKind::File,
+        Kind::Directory => FileKind::Directory,
+        Kind::Symlink => FileKind::Symlink,
+        Kind::Other => FileKind::Other,
     }
 }

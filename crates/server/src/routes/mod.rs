@@ -2,6 +2,7 @@
 
 mod accounts;
 mod agents;
+mod checkpoints;
 mod events;
 mod files;
 mod messages;
@@ -51,6 +52,7 @@ fn parts() -> OpenApiRouter<Shared> {
             .merge(messages::routes())
             .merge(events::routes())
             .merge(files::routes())
+            .merge(checkpoints::routes())
             .merge(agents::routes())
             .merge(accounts::routes())
             .merge(system::routes()),

@@ -40,7 +40,7 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
 }
 
 /// A session as an answer, with its version.
-async fn show(app: &Shared, row: SessionRow) -> Result<Response, Failure> {
+pub(super) async fn show(app: &Shared, row: SessionRow) -> Result<Response, Failure> {
     let mut connection = app.store.read().await?;
     let agents = agents::of_session(&mut connection, row.id).await?;
     Ok((etag(row.version), axum::Json(view::session(row, agents))).into_response())

@@ -1,12 +1,15 @@
 //! Checks of what callers send; each collects every field at fault.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use raworc_api::checkpoint::CheckpointPlanWanted;
 use raworc_api::problem::{FieldError, Problem};
 use raworc_api::session::ResourcesWanted;
+use raworc_core::checkpoints::{Plan, Policy};
 use raworc_core::limits::{
-    CPU_DEFAULT, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, METADATA_BYTES_MAX, PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX,
-    PIDS_DEFAULT, PIDS_MIN,
+    CHECKPOINT_EVERY_SECONDS, CHECKPOINTS_KEPT, CPU_DEFAULT, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN,
+    METADATA_BYTES_MAX, PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, PIDS_DEFAULT, PIDS_MIN,
 };
 use raworc_core::names;
 use raworc_core::quantity::Bytes;
@@ -89,6 +92,16 @@ impl Checks {
         }
     }
 
+    /// A plan for checkpoints.
+    pub fn plan(&mut self, wanted: Option<&CheckpointPlanWanted>) {
+        let Some(wanted) = wanted else { return };
+        self.range("checkpoints.keep_last", wanted.keep_last.map(u64::from), &CHECKPOINTS_KEPT);
+        self.range("checkpoints.every_seconds", wanted.every_seconds, &CHECKPOINT_EVERY_SECONDS);
+        if wanted.policy == Some(Policy::Every) && wanted.every_seconds.is_none() {
+            self.fault("checkpoints.every_seconds", "must be there with the policy `every`");
+        }
+    }
+
     /// Goes on where nothing was wrong.
     pub fn done(self) -> Result<(), Failure> {
         if self.errors.is_empty() { Ok(()) } else { Err(Problem::fields(self.errors).into()) }
@@ -103,6 +116,16 @@ pub fn resources_or_default(wanted: Option<ResourcesWanted>) -> (f64, Bytes, u32
         wanted.memory.unwrap_or(Bytes(MEMORY_BYTES_DEFAULT)),
         wanted.pids.unwrap_or(PIDS_DEFAULT),
     )
+}
+
+/// A plan with what someone wants to be different.
+pub fn plan(before: Plan, wanted: Option<CheckpointPlanWanted>) -> Plan {
+    let wanted = wanted.unwrap_or_default();
+    Plan {
+        policy: wanted.policy.unwrap_or(before.policy),
+        every: wanted.every_seconds.map(Duration::from_secs).or(before.every),
+        keep_last: wanted.keep_last.unwrap_or(before.keep_last),
+    }
 }
 
 /// How many lists and objects are around the innermost value. What was parsed is no deeper than the parser's own bound.

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use raworc_api::session::CreateSession;
-use raworc_core::ids::SessionId;
+use raworc_core::checkpoints::Plan;
+use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::limits::{MESSAGE_BYTES_MAX, TTL_SECONDS, WAITING_TIMEOUT_DEFAULT, WAITING_TIMEOUT_SECONDS};
 use raworc_core::names;
 use raworc_core::permissions::{Action, Actor};
@@ -14,7 +15,7 @@ use raworc_store::{Connection, agents, audit};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::check::{Checks, resources_or_default};
+use super::check::{Checks, plan, resources_or_default};
 use super::idempotent::Key;
 use super::send_message::{NewMessage, queue};
 use crate::app::{Shared, permit};
@@ -67,7 +68,11 @@ pub async fn create_session(
         .await
 }
 
-async fn made_before(
+/// The session that an earlier request of this key made.
+///
+/// # Errors
+/// Where the key was used for something else.
+pub async fn made_before(
     connection: &mut Connection,
     actor: &Actor,
     key: Option<&Key>,
@@ -80,7 +85,11 @@ async fn made_before(
     Ok(sessions::find(connection, id).await?)
 }
 
-fn check(body: &CreateSession) -> Result<(), Failure> {
+/// Collects what is wrong with a body.
+///
+/// # Errors
+/// 422.
+pub fn check(body: &CreateSession) -> Result<(), Failure> {
     let mut checks = Checks::default();
     if let Some(name) = &body.name {
         checks.check("name", names::check_title(name));
@@ -93,10 +102,12 @@ fn check(body: &CreateSession) -> Result<(), Failure> {
     checks.metadata(body.metadata.as_ref());
     checks.env("env", body.env.as_ref());
     checks.resources(body.resources.as_ref());
+    checks.plan(body.checkpoints.as_ref());
     checks.done()
 }
 
-fn new_row(actor: &Actor, body: &CreateSession, now: Time) -> SessionRow {
+/// A session that is to be made, as the body wants it.
+pub fn new_row(actor: &Actor, body: &CreateSession, now: Time) -> SessionRow {
     let id = SessionId(Uuid::now_v7());
     let (cpu, memory, pids) = resources_or_default(body.resources);
     let waiting = body.waiting_timeout_seconds.map_or(WAITING_TIMEOUT_DEFAULT, Duration::from_secs);
@@ -114,8 +125,14 @@ fn new_row(actor: &Actor, body: &CreateSession, now: Time) -> SessionRow {
             pids,
             env: body.env.clone().unwrap_or_default(),
             background_activity: body.background_activity.unwrap_or(true),
+            checkpoints: plan(Plan::default(), body.checkpoints),
         },
         parent_id: None,
+        parent_checkpoint: None,
+        layer_id: None,
+        writable_id: LayerId(Uuid::new_v4()),
+        checkpoints: 0,
+        rewinds: Vec::new(),
         machine: session::Session::new(waiting, body.ttl_seconds.map(Duration::from_secs), now),
         last_seq: 0,
         host_received: 0,

@@ -6,13 +6,14 @@ use raworc_core::limits::FILE_BYTES_MAX;
 use raworc_core::permissions::Actor;
 use raworc_store::audit;
 use raworc_store::sessions::SessionRow;
-use raworc_workspace::{FileError, Found, Workspace};
+use raworc_workspace::{FileError, Found};
 use serde_json::json;
 
 use super::find::{self, Purpose};
 use crate::app::{Shared, blocking};
 use crate::change::Change;
 use crate::error::Failure;
+use crate::trees;
 
 /// What is at `path`.
 ///
@@ -20,7 +21,7 @@ use crate::error::Failure;
 /// 404 where there is nothing.
 pub async fn look(app: &Shared, actor: &Actor, id_or_name: &str, path: String) -> Result<Found, Failure> {
     let row = session(app, actor, id_or_name, Purpose::Read).await?;
-    in_workspace(app, &row, move |workspace| workspace.look(&path)).await
+    trees::read_now(app, &row, move |workspace| workspace.look(&path)).await
 }
 
 /// Writes a file; true where it is new.
@@ -37,7 +38,13 @@ pub async fn write(
     let row = session(app, actor, id_or_name, Purpose::Use).await?;
     refuse_ended(&row)?;
     let written = path.clone();
-    let is_new = in_workspace(app, &row, move |workspace| workspace.write(&path, &mut content, FILE_BYTES_MAX)).await?;
+    // As slowly as it comes, it holds nobody up; it is put into the workspace when it is there.
+    let shelf = app.trees.shelf.clone();
+    let mut content = blocking(move || shelf.spool(&mut content, FILE_BYTES_MAX)).await.map_err(FileError::Io)??;
+    let turn = app.trees.turn(row.id).await;
+    let is_new =
+        trees::change(app, &turn, move |workspace| workspace.write(&path, &mut content, FILE_BYTES_MAX)).await?;
+    drop(turn);
     note(app, actor, &row, "file.written", written).await?;
     Ok(is_new)
 }
@@ -50,7 +57,9 @@ pub async fn remove(app: &Shared, actor: &Actor, id_or_name: &str, path: String)
     let row = session(app, actor, id_or_name, Purpose::Use).await?;
     refuse_ended(&row)?;
     let removed = path.clone();
-    in_workspace(app, &row, move |workspace| workspace.remove(&path)).await?;
+    let turn = app.trees.turn(row.id).await;
+    trees::change(app, &turn, move |workspace| workspace.remove(&path)).await?;
+    drop(turn);
     note(app, actor, &row, "file.deleted", removed).await
 }
 
@@ -69,21 +78,6 @@ fn refuse_ended(row: &SessionRow) -> Result<(), Failure> {
         return Err(Refused::Terminated.into());
     }
     Ok(())
-}
-
-async fn in_workspace<T: Send + 'static>(
-    app: &Shared,
-    row: &SessionRow,
-    work: impl FnOnce(&Workspace) -> Result<T, FileError> + Send + 'static,
-) -> Result<T, Failure> {
-    let (workspaces, session) = (app.workspaces.clone(), row.id);
-    let outcome = blocking(move || {
-        workspaces.create(session)?;
-        work(&workspaces.get(session)?)
-    })
-    .await
-    .map_err(FileError::Io)?;
-    Ok(outcome?)
 }
 
 async fn note(app: &Shared, actor: &Actor, row: &SessionRow, kind: &'static str, path: String) -> Result<(), Failure> {

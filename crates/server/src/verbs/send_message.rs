@@ -102,6 +102,7 @@ pub async fn queue(change: &mut Change<'_>, new: NewMessage) -> Result<MessageRo
         metadata: new.metadata,
         created_at: change.now,
         finished_at: None,
+        finished_seq: None,
     };
     messages::insert(change.connection(), &message).await?;
     Ok(message)

@@ -5,6 +5,7 @@ use raworc_core::ids::{ContainerId, MessageId};
 use raworc_core::link::{Ending, Report, Stream, WorkId};
 use raworc_core::session::Event;
 use raworc_store::messages::{self, MessageRow};
+use raworc_store::sessions::SessionRow;
 use raworc_store::{StoreError, events};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -17,25 +18,30 @@ use crate::error::Failure;
 const MICROS: f64 = 1e6;
 
 /// Stores numbered reports of one container's host; those that are stored already, or of an older container, or of a
-/// message that is no longer worked on, are dropped.
+/// message that is no longer worked on, are dropped. The session, where its message ended with them.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn store_reports(app: &Shared, container: ContainerId, reports: Vec<(u64, Report)>) -> Result<(), Failure> {
+pub async fn store_reports(
+    app: &Shared,
+    container: ContainerId,
+    reports: Vec<(u64, Report)>,
+) -> Result<Option<SessionRow>, Failure> {
     let now = app.now();
     app.store
         .write(move |transaction| {
             Box::pin(async move {
                 let mut change = Change::load(transaction, container.session, now, SYSTEM).await?;
                 if change.row.machine.generation != container.generation {
-                    return Ok(());
+                    return Ok(None);
                 }
+                let ended = change.row.messages_ended;
                 for (n, report) in merge(reports, change.row.host_received) {
                     change.row.host_received = n;
                     store(&mut change, container, report).await?;
                 }
-                change.save().await?;
-                Ok(())
+                let row = change.save().await?;
+                Ok((row.messages_ended > ended).then_some(row))
             })
         })
         .await
@@ -142,6 +148,7 @@ async fn answer(change: &mut Change<'_>, message: &MessageRow, usage: &MessageUs
         metadata: Map::new(),
         created_at: change.now,
         finished_at: Some(change.now),
+        finished_seq: Some(seq),
     };
     messages::insert(change.connection(), &row).await?;
     Ok(id)

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use raworc_api::problem::Code;
 use raworc_api::session::UpdateSession;
+use raworc_core::checkpoints::Cause;
 use raworc_core::limits::{TTL_SECONDS, WAITING_TIMEOUT_SECONDS};
 use raworc_core::names;
 use raworc_core::permissions::Actor;
@@ -11,7 +12,7 @@ use raworc_store::audit;
 use raworc_store::sessions::SessionRow;
 use serde_json::json;
 
-use super::check::Checks;
+use super::check::{Checks, plan};
 use super::find::{self, Purpose};
 use crate::app::Shared;
 use crate::change::Change;
@@ -29,8 +30,9 @@ pub async fn update_session(
     version: Option<i64>,
 ) -> Result<SessionRow, Failure> {
     check(&body)?;
-    let (actor, now) = (actor.clone(), app.now());
-    app.store
+    let (actor, now, has_plan) = (actor.clone(), app.now(), body.checkpoints.is_some());
+    let row = app
+        .store
         .write(move |transaction| {
             Box::pin(async move {
                 let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
@@ -41,10 +43,15 @@ pub async fn update_session(
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 let fields = apply(&mut change.row, body, now);
                 change.log("session.updated", json!({ "fields": fields })).await?;
-                Ok(change.save().await?)
+                Ok::<_, Failure>(change.save().await?)
             })
         })
-        .await
+        .await?;
+    if has_plan {
+        // Whoever takes checkpoints learns of the plan when it looks.
+        app.trees.ask(row.id, Cause::Request);
+    }
+    Ok(row)
 }
 
 /// 412.
@@ -62,6 +69,7 @@ fn check(body: &UpdateSession) -> Result<(), Failure> {
     checks.metadata(body.metadata.as_ref());
     checks.env("env", body.env.as_ref());
     checks.resources(body.resources.as_ref());
+    checks.plan(body.checkpoints.as_ref());
     checks.done()
 }
 
@@ -98,6 +106,10 @@ fn apply(row: &mut SessionRow, body: UpdateSession, now: raworc_core::time::Time
     if let Some(counts) = body.background_activity {
         row.settings.background_activity = counts;
         fields.push("background_activity");
+    }
+    if let Some(wanted) = body.checkpoints {
+        row.settings.checkpoints = plan(row.settings.checkpoints, Some(wanted));
+        fields.push("checkpoints");
     }
     fields
 }

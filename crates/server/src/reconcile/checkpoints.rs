@@ -1,0 +1,356 @@
+//! Saves workspaces.
+//!
+//! In two steps: first what is to be saved is fixed ([`fix`]), which takes moments and holds up the session; then it is
+//! brought to the disk and measured ([`finish`]), which does not. Only after the second is a checkpoint `ready`.
+//!
+//! What a session writes to is a layer already, so fixing it is a matter of records: what it wrote becomes a layer that
+//! never changes, and it writes to a new one from then on. A container gets the new one without noticing, if nothing but
+//! its host runs in it. Otherwise it stands still while what changed is copied ([`live`](super::live)).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use raworc_core::checkpoints::Cause;
+use raworc_core::ids::{ContainerId, LayerId, SessionId};
+use raworc_core::time::Time;
+use raworc_runtime::{Company, ExitReason};
+use raworc_store::checkpoints::{self, CheckpointRow, Status};
+use raworc_store::sessions::{self, SessionRow};
+use raworc_workspace::layers::seal;
+use raworc_workspace::{FileError, Stack};
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+use super::{layers, live};
+use crate::app::{Shared, blocking};
+use crate::error::Failure;
+use crate::trees::{self, Turn};
+use crate::verbs::observe;
+use crate::verbs::save::{self, Found, Saved};
+
+/// Workspaces saved at the same time.
+const SAVES: usize = 4;
+/// Wait before something that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Runs until the server stops.
+pub async fn run(app: Shared) {
+    match unfinished(&app).await {
+        Ok(sessions) => sessions.into_iter().for_each(|session| app.trees.ask(session, Cause::Request)),
+        Err(error) => tracing::error!(%error, "the checkpoints that were begun could not be read"),
+    }
+    let slots = Arc::new(Semaphore::new(SAVES));
+    loop {
+        let asked = tokio::select! {
+            biased;
+            () = app.stopping.cancelled() => return,
+            asked = app.trees.next_asked() => asked,
+        };
+        for (session, causes) in asked {
+            app.tasks.spawn(look_after(app.clone(), session, causes, Arc::clone(&slots)));
+        }
+    }
+}
+
+/// Sessions with checkpoints that were begun, and those with a container that may have been about to be saved.
+async fn unfinished(app: &Shared) -> Result<Vec<SessionId>, Failure> {
+    let mut connection = app.store.read().await?;
+    let mut all = checkpoints::sessions_with_open(&mut connection).await?;
+    all.extend(sessions::containers_up(&mut connection).await?.into_iter().map(|container| container.session));
+    Ok(all)
+}
+
+async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, slots: Arc<Semaphore>) {
+    let Ok(slot) = slots.acquire_owned().await else { return };
+    let result = {
+        let turn = app.trees.turn(session).await;
+        fix(&app, &turn, session, &causes).await
+    };
+    drop(slot);
+    app.trees.done(session);
+    // Whoever waits for it, and the host that may have its next message now.
+    app.hub.notify(&[session]);
+    let result = match result {
+        Ok(_) => finish_all(&app, session).await,
+        Err(error) => Err(error),
+    };
+    layers::look_after(&app, session).await;
+    if let Err(error) = result {
+        tracing::error!(%session, %error, "a workspace could not be saved; trying again");
+        tokio::select! {
+            biased;
+            () = app.stopping.cancelled() => {}
+            () = tokio::time::sleep(RETRY) => app.trees.ask(session, Cause::Request),
+        }
+    }
+}
+
+/// Fixes what is to be saved, if anything is; true where something was. What goes wrong with the workspace is recorded.
+///
+/// # Errors
+/// Where the store fails: to be tried again.
+pub async fn fix(app: &Shared, _: &Turn, session: SessionId, causes: &BTreeSet<Cause>) -> Result<bool, Failure> {
+    layers::make_room(app, session).await?;
+    let Some((row, pending)) = load(app, session).await? else { return Ok(false) };
+    let container = ContainerId { session, generation: row.machine.generation };
+    app.trees.timed.set(session, &row.settings.checkpoints, app.runtime.workspace(container).is_some());
+    let job = Job { app, row: &row, container, causes, began: app.now() };
+    let attempt = match app.runtime.workspace(container) {
+        Some(stack) => job.fix_running(&stack, &pending).await,
+        None => job.fix_resting(&pending).await,
+    };
+    match attempt {
+        Ok(done) => Ok(done),
+        Err(Trouble::Failure(failure)) => Err(failure),
+        Err(trouble) => {
+            tracing::warn!(%session, %trouble, "a checkpoint could not be taken");
+            save::failed(app, session, causes, trouble.told()).await?;
+            Ok(true)
+        }
+    }
+}
+
+/// What kept a workspace from being saved.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// The records: to be tried again.
+    #[error(transparent)]
+    Failure(#[from] Failure),
+    /// The disk is full: to be told.
+    #[error("the disk is full")]
+    DiskFull,
+    /// The workspace, or the container: to be told.
+    #[error("{0}")]
+    Workspace(String),
+}
+
+impl Trouble {
+    /// What is said of it outside.
+    fn told(&self) -> &'static str {
+        match self {
+            Self::DiskFull => "the server's disk is full; free some space",
+            Self::Failure(_) | Self::Workspace(_) => "the workspace could not be saved; the server's log says why",
+        }
+    }
+}
+
+impl From<raworc_runtime::RuntimeError> for Trouble {
+    fn from(error: raworc_runtime::RuntimeError) -> Self {
+        Self::Workspace(error.to_string())
+    }
+}
+
+impl From<std::io::Error> for Trouble {
+    fn from(error: std::io::Error) -> Self {
+        match FileError::from(error) {
+            FileError::DiskFull => Self::DiskFull,
+            other => Self::Workspace(other.to_string()),
+        }
+    }
+}
+
+impl From<raworc_store::StoreError> for Trouble {
+    fn from(error: raworc_store::StoreError) -> Self {
+        Self::Failure(error.into())
+    }
+}
+
+async fn load(app: &Shared, session: SessionId) -> Result<Option<(SessionRow, Vec<CheckpointRow>)>, Failure> {
+    let mut connection = app.store.read().await?;
+    let Some(row) = sessions::find(&mut connection, session).await? else { return Ok(None) };
+    let mut pending = checkpoints::open_of(&mut connection, session).await?;
+    pending.retain(|checkpoint| checkpoint.status == Status::Pending);
+    Ok(Some((row, pending)))
+}
+
+/// One session's turn.
+#[derive(Clone, Copy)]
+pub struct Job<'j> {
+    /// The server.
+    pub app: &'j Shared,
+    /// The session.
+    pub row: &'j SessionRow,
+    /// Its container, if it has one.
+    pub container: ContainerId,
+    /// Why.
+    pub causes: &'j BTreeSet<Cause>,
+    /// Since when.
+    pub began: Time,
+}
+
+impl Job<'_> {
+    /// Nothing runs: what was written is a layer as it is.
+    async fn fix_resting(&self, pending: &[CheckpointRow]) -> Result<bool, Trouble> {
+        let is_changed = self.is_changed().await?;
+        if !self.is_wanted(pending, is_changed) {
+            return Ok(false);
+        }
+        let found = if is_changed {
+            self.settle().await?;
+            live::forget(self.app, self.row.id);
+            Found::Sealed { next: LayerId(Uuid::new_v4()) }
+        } else {
+            Found::Unchanged
+        };
+        self.record(found, Duration::ZERO).await?;
+        Ok(true)
+    }
+
+    async fn fix_running(&self, stack: &Stack, pending: &[CheckpointRow]) -> Result<bool, Trouble> {
+        if stack.writable != Some(self.row.writable_id) {
+            // What it writes to was sealed, and the server was killed before the container got the new one.
+            self.exchange().await?;
+        }
+        let is_changed = self.is_changed().await?;
+        // A rewind waits until the container has gone.
+        let pending: Vec<CheckpointRow> = pending.iter().filter(|c| c.cause != Cause::Rewind).cloned().collect();
+        if !self.is_wanted(&pending, is_changed) {
+            return Ok(false);
+        }
+        if !is_changed {
+            self.record(Found::Unchanged, Duration::ZERO).await?;
+            return Ok(true);
+        }
+        let frozen = Instant::now();
+        match self.app.runtime.freeze(self.container).await? {
+            Company::Alone => self.seal_frozen(frozen).await?,
+            Company::Others => {
+                self.app.runtime.thaw(self.container).await?;
+                live::copy(self).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether anything was written since the last time.
+    async fn is_changed(&self) -> std::io::Result<bool> {
+        let (shelf, layer, below) = (self.app.trees.shelf.clone(), self.row.writable_id, self.row.layer_id);
+        blocking(move || shelf.is_changed(layer, below)).await?
+    }
+
+    fn is_wanted(&self, pending: &[CheckpointRow], is_changed: bool) -> bool {
+        // One that is about to go back is saved when its container has gone.
+        let may_ask = self.row.machine.rewind.is_none();
+        let asks = |cause: &Cause| may_ask && *cause != Cause::Request && self.row.settings.checkpoints.wants(*cause);
+        !pending.is_empty() || (is_changed && self.causes.iter().any(asks))
+    }
+
+    /// Records what was found.
+    pub async fn record(&self, found: Found, frozen: Duration) -> Result<(), Failure> {
+        save::record(self.app, self.row.id, Saved { found, frozen, began: self.began }, self.causes).await
+    }
+
+    /// What was written becomes a layer, and the container gets another one to write to. It is frozen, and thawed here.
+    pub async fn seal_frozen(&self, since: Instant) -> Result<(), Trouble> {
+        let sealed = self.seal(since).await;
+        let exchanged = match &sealed {
+            Ok(()) => self.remount().await,
+            Err(_) => Ok(()),
+        };
+        self.thaw_or_give_up(exchanged).await?;
+        sealed
+    }
+
+    async fn seal(&self, since: Instant) -> Result<(), Trouble> {
+        self.settle().await?;
+        // What it will write to is there before it is settled that it does: where there is no room, nothing has happened.
+        let next = LayerId(Uuid::new_v4());
+        let _hold = self.app.trees.hold([next]);
+        let (shelf, below) = (self.app.trees.shelf.clone(), self.row.writable_id);
+        let made = blocking(move || shelf.create(&Stack { layers: vec![below], writable: Some(next) })).await?;
+        let recorded = match made {
+            Ok(()) => self.record(Found::Sealed { next }, since.elapsed()).await.map_err(Trouble::from),
+            Err(error) => Err(error.into()),
+        };
+        live::forget(self.app, self.row.id);
+        if recorded.is_err() {
+            self.app.trees.waste([next]);
+        }
+        recorded
+    }
+
+    /// Gives a container the layer that its session writes to now.
+    async fn exchange(&self) -> Result<(), Trouble> {
+        let exchanged = match self.app.runtime.freeze(self.container).await? {
+            Company::Alone => self.remount().await,
+            // Nothing is started in a container before it has what it is to write to.
+            Company::Others => Err(Trouble::Workspace("something runs in it".into())),
+        };
+        self.thaw_or_give_up(exchanged).await
+    }
+
+    async fn remount(&self) -> Result<(), Trouble> {
+        let (stack, _hold) = trees::stack_of(self.app, self.row.id).await?;
+        let (shelf, wanted) = (self.app.trees.shelf.clone(), stack.clone());
+        blocking(move || shelf.create(&wanted)).await??;
+        Ok(self.app.runtime.remount(self.container, &stack).await?)
+    }
+
+    /// A container that writes where nothing may be written any more has to go; its session goes on with another.
+    async fn thaw_or_give_up(&self, exchanged: Result<(), Trouble>) -> Result<(), Trouble> {
+        let (app, container) = (self.app, self.container);
+        let Err(error) = exchanged else { return Ok(app.runtime.thaw(container).await?) };
+        tracing::error!(%container, %error, "a container could not get its new layer and is stopped");
+        app.runtime.stop(container, Duration::ZERO).await?;
+        app.hosts.forget(container);
+        observe::container_gone(app, container, ExitReason::Unknown).await?;
+        Err(Trouble::Workspace("the container could not get its new layer".into()))
+    }
+
+    /// Makes what the session wrote independent of how overlayfs wrote it.
+    async fn settle(&self) -> Result<(), Trouble> {
+        let (stack, _hold) = trees::stack(self.app, self.row.layer_id).await?;
+        let (shelf, layer) = (self.app.trees.shelf.clone(), self.row.writable_id);
+        blocking(move || {
+            let lower: Vec<_> = stack.layers.iter().map(|layer| shelf.path(*layer)).collect();
+            seal::settle(&shelf.path(layer), &lower, shelf.marks())
+        })
+        .await??;
+        Ok(())
+    }
+}
+
+/// Brings to the disk what was fixed, and tells.
+async fn finish_all(app: &Shared, session: SessionId) -> Result<(), Failure> {
+    let open = {
+        let mut connection = app.store.read().await?;
+        checkpoints::open_of(&mut connection, session).await?
+    };
+    for checkpoint in open.into_iter().filter(|checkpoint| checkpoint.status == Status::Saving) {
+        let Some(layer) = checkpoint.layer_id else { continue };
+        finish(app, session, layer).await?;
+    }
+    Ok(())
+}
+
+async fn finish(app: &Shared, session: SessionId, layer: LayerId) -> Result<(), Failure> {
+    let (stack, _hold) = trees::stack(app, Some(layer)).await?;
+    let shelf = app.trees.shelf.clone();
+    let change = blocking(move || {
+        let paths: Vec<_> = stack.layers.iter().map(|layer| shelf.path(*layer)).collect();
+        let (own, lower) = paths.split_first().ok_or(std::io::ErrorKind::NotFound)?;
+        seal::sync(own)?;
+        seal::measure(own, lower, shelf.marks())
+    })
+    .await
+    .map_err(FileError::Io)?;
+    match change {
+        Ok(change) => save::ready(app, session, layer, change).await,
+        Err(error) => {
+            tracing::error!(%session, %layer, %error, "a layer could not be brought to the disk");
+            Err(FileError::from(error).into())
+        }
+    }
+}
+
+/// Saves what was written since the last time, for `cause`, if the session's plan says so.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn save_for(app: &Shared, turn: &Turn, session: SessionId, cause: Cause) -> Result<(), Failure> {
+    if fix(app, turn, session, &BTreeSet::from([cause])).await? {
+        app.trees.ask(session, Cause::Request);
+    }
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! Keeps the chains of layers short, and removes layers that nothing needs.
+//!
+//! A layer's row goes in the transaction that takes away the last thing that stands on it; its directory goes here, later,
+//! unless it is still mounted or read. A run of layers is made one by linking to their files; then, in one transaction,
+//! whatever stood on the topmost stands on the new one. Neither is noticed by who works on top.
+
+use std::collections::BTreeSet;
+
+use raworc_core::ids::{LayerId, SessionId};
+use raworc_core::layers::run_to_merge;
+use raworc_core::limits::{LAYERS_MAX, LAYERS_SQUASHED_AT};
+use raworc_core::time::Time;
+use raworc_store::layers::{self, LayerRow};
+use raworc_store::{checkpoints, sessions};
+use raworc_workspace::FileError;
+use raworc_workspace::layers::{seal, squash};
+use uuid::Uuid;
+
+use crate::app::{Shared, blocking};
+use crate::error::Failure;
+
+/// Layers whose rows are looked up in one go.
+const BATCH: usize = 256;
+
+/// After a session was saved: makes its chains shorter where they are long, and removes what nothing needs any more.
+pub async fn look_after(app: &Shared, session: SessionId) {
+    if let Err(error) = shorten(app, session, LAYERS_SQUASHED_AT).await {
+        tracing::warn!(%session, %error, "the layers of a workspace could not be made fewer; the next time will try again");
+    }
+    if let Err(error) = collect(app).await {
+        tracing::warn!(%error, "layers could not be removed; the next sweep tries again");
+    }
+}
+
+/// Makes a session's chains shorter where not one layer more could be laid on them.
+///
+/// # Errors
+/// Where the store or the disk fails.
+pub async fn make_room(app: &Shared, session: SessionId) -> Result<(), Failure> {
+    shorten(app, session, LAYERS_MAX).await
+}
+
+/// Makes chains of at least `from` layers shorter: the one that a session stands on, and that of its newest checkpoint.
+async fn shorten(app: &Shared, session: SessionId, from: usize) -> Result<(), Failure> {
+    let mut tops: Vec<LayerId> = {
+        let mut connection = app.store.read().await?;
+        let Some(row) = sessions::find(&mut connection, session).await? else { return Ok(()) };
+        let newest = checkpoints::newest(&mut connection, session).await?;
+        row.layer_id.into_iter().chain(newest.and_then(|newest| newest.layer_id)).collect()
+    };
+    tops.dedup();
+    for top in tops {
+        let chain = {
+            let mut connection = app.store.read().await?;
+            // The other one may have been replaced just now.
+            layers::chain(&mut connection, Some(top)).await.unwrap_or_default()
+        };
+        if chain.len() >= from {
+            merge(app, &chain).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn merge(app: &Shared, chain: &[LayerRow]) -> Result<(), Failure> {
+    let entries: Vec<u64> = chain.iter().map(|layer| layer.entries).collect();
+    // A copy that the next one lies on keeps its name.
+    let Some(run) = run_to_merge(&entries, |start| !app.trees.is_held(chain[start].id)) else { return Ok(()) };
+    let (layers, below) = (&chain[run.clone()], &chain[run.end..]);
+    let new = LayerId(Uuid::new_v4());
+    let _hold = app.trees.hold(chain.iter().map(|layer| layer.id).chain([new]));
+    let shelf = app.trees.shelf.clone();
+    let paths = |rows: &[LayerRow]| rows.iter().map(|layer| shelf.path(layer.id)).collect::<Vec<_>>();
+    let (from, lower) = (paths(layers), paths(below));
+    let work = {
+        let shelf = shelf.clone();
+        move || -> std::io::Result<seal::Change> {
+            let into = shelf.begin(new)?;
+            squash::squash(&from, lower.is_empty(), &into, shelf.marks())?;
+            seal::sync(&into)?;
+            seal::measure(&into, &lower, shelf.marks())
+        }
+    };
+    let measured = blocking(work).await.map_err(FileError::Io)?.map_err(FileError::from);
+    let merged = match measured {
+        Ok(measured) => replace(app, layers.to_vec(), new, measured, app.now()).await,
+        Err(error) => Err(error.into()),
+    };
+    app.trees.waste([new]);
+    merged
+}
+
+/// Records that a run of layers is another one from now on, unless it is no run any more.
+async fn replace(
+    app: &Shared,
+    run: Vec<LayerRow>,
+    new: LayerId,
+    measured: seal::Change,
+    now: Time,
+) -> Result<(), Failure> {
+    let trees = std::sync::Arc::clone(&app.trees);
+    let write = app.store.write(move |transaction| {
+        Box::pin(async move {
+            let connection = transaction.connection();
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(()) };
+            for layer in &run {
+                let found = layers::find(connection, layer.id).await?;
+                if found.is_none_or(|found| found.parent_id != layer.parent_id) {
+                    return Ok(());
+                }
+            }
+            let by = u32::try_from(run.len() - 1).unwrap_or(0);
+            let depth = first.depth.saturating_sub(by);
+            layers::replace(connection, first.id, new).await?;
+            let row = LayerRow {
+                id: new,
+                parent_id: last.parent_id,
+                depth,
+                changed_bytes: measured.changed_bytes,
+                entries: measured.entries,
+                created_at: now,
+                ..*first
+            };
+            layers::insert(connection, &row).await?;
+            layers::lift(connection, new, by).await?;
+            trees.waste(layers::release(connection, Some(first.id)).await?);
+            Ok::<_, Failure>(())
+        })
+    });
+    write.await
+}
+
+/// Removes the directories of layers that nothing needs any more.
+///
+/// # Errors
+/// Where the store or the disk fails; what is left is for the next time.
+pub async fn collect(app: &Shared) -> Result<(), Failure> {
+    let candidates = app.trees.take_waste();
+    if candidates.is_empty() {
+        return Ok(());
+    }
+    // The order matters. What is unknown here is not mounted any more by whoever looks for what to mount from now on, and
+    // whoever looked before holds it until the runtime knows. What is being made is held until it is known.
+    let unknown = unknown(app, candidates).await?;
+    let (busy, free): (Vec<LayerId>, Vec<LayerId>) = unknown.into_iter().partition(|layer| app.trees.is_held(*layer));
+    let listed = match app.runtime.list().await {
+        Ok(listed) => listed,
+        Err(error) => {
+            tracing::warn!(%error, "the containers could not be listed");
+            app.trees.waste(busy.into_iter().chain(free));
+            return Ok(());
+        }
+    };
+    let stacks = listed.into_iter().filter_map(|listed| listed.workspace);
+    let mounted: BTreeSet<LayerId> = stacks.flat_map(|stack| stack.layers.into_iter().chain(stack.writable)).collect();
+    let (mounted, free): (Vec<LayerId>, Vec<LayerId>) = free.into_iter().partition(|layer| mounted.contains(layer));
+    app.trees.waste(busy.into_iter().chain(mounted));
+    let unknown = self::unknown(app, free).await?;
+    let shelf = app.trees.shelf.clone();
+    let remove = move || unknown.into_iter().try_for_each(|layer| shelf.remove(layer));
+    blocking(remove).await.map_err(FileError::Io)?.map_err(FileError::from)?;
+    Ok(())
+}
+
+/// Those of the layers that no record names.
+async fn unknown(app: &Shared, layers: impl IntoIterator<Item = LayerId>) -> Result<Vec<LayerId>, Failure> {
+    let all: Vec<LayerId> = layers.into_iter().collect();
+    let mut unknown = Vec::new();
+    for batch in all.chunks(BATCH) {
+        let mut connection = app.store.read().await?;
+        for layer in batch {
+            if !layers::is_known(&mut connection, *layer).await? {
+                unknown.push(*layer);
+            }
+        }
+    }
+    Ok(unknown)
+}
+
+/// Looks at every directory there is: whoever was killed may have left one that nothing knows of.
+///
+/// # Errors
+/// Where the store or the disk fails.
+pub async fn collect_all(app: &Shared) -> Result<(), Failure> {
+    let shelf = app.trees.shelf.clone();
+    let all = blocking(move || shelf.list()).await.map_err(FileError::Io)?.map_err(FileError::from)?;
+    app.trees.waste(all);
+    collect(app).await
+}

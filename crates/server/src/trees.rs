@@ -1,0 +1,370 @@
+//! Ways into workspaces: who may change one now, what of it is being saved, and what is read through.
+//!
+//! A workspace is changed from outside, mounted, saved or exchanged by one at a time: whoever has its [`Turn`]. Reading
+//! needs none.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use raworc_core::checkpoints::Cause;
+use raworc_core::ids::{ContainerId, LayerId, SessionId};
+use raworc_store::layers;
+use raworc_store::sessions::SessionRow;
+use raworc_workspace::{FileError, Stack, Workspace, Workspaces};
+use tokio::sync::{Notify, OwnedMutexGuard};
+
+use crate::app::{Shared, blocking};
+use crate::error::Failure;
+use crate::hub::lock;
+use crate::reconcile::every::Timed;
+use crate::reconcile::live::Copied;
+
+/// How long someone waits for a checkpoint that is being taken before they go on without it.
+pub const SETTLED_MAX: Duration = Duration::from_secs(60);
+
+/// The workspaces of all sessions.
+pub struct Trees {
+    /// Their layers.
+    pub shelf: Workspaces,
+    turns: Mutex<HashMap<SessionId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Sessions that are to be saved, and why; an empty set while it is being done.
+    asked: Mutex<BTreeMap<SessionId, Asked>>,
+    any: Notify,
+    /// The last copy of what each session is writing, where it was copied while something went on running.
+    copied: Mutex<HashMap<SessionId, Copied>>,
+    /// Layers that something is reading, and how often. They are not removed meanwhile.
+    held: Mutex<HashMap<LayerId, usize>>,
+    /// Those that are saved by the clock.
+    pub timed: Timed,
+    /// Layers that may be of no use any more.
+    waste: Mutex<BTreeSet<LayerId>>,
+}
+
+#[derive(Default)]
+struct Asked {
+    causes: BTreeSet<Cause>,
+    is_running: bool,
+    /// Something is just being recorded after which it may be asked for.
+    is_expected: bool,
+}
+
+impl Asked {
+    fn is_over(&self) -> bool {
+        self.causes.is_empty() && !self.is_running && !self.is_expected
+    }
+}
+
+/// The right to change a session's workspace from outside, or what it is made of.
+pub struct Turn {
+    trees: Arc<Trees>,
+    session: SessionId,
+    guard: Option<OwnedMutexGuard<()>>,
+}
+
+/// A workspace, or a version of one, to be looked into.
+pub struct Opened {
+    workspace: Workspace,
+    _hold: Option<Hold>,
+}
+
+impl std::ops::Deref for Opened {
+    type Target = Workspace;
+    fn deref(&self) -> &Workspace {
+        &self.workspace
+    }
+}
+
+/// Keeps layers from being removed.
+pub struct Hold {
+    trees: Arc<Trees>,
+    layers: Vec<LayerId>,
+}
+
+impl Trees {
+    /// Over the layers of a server.
+    pub fn new(shelf: Workspaces) -> Arc<Self> {
+        Arc::new(Self {
+            shelf,
+            turns: Mutex::default(),
+            asked: Mutex::default(),
+            any: Notify::new(),
+            copied: Mutex::default(),
+            held: Mutex::default(),
+            timed: Timed::default(),
+            waste: Mutex::default(),
+        })
+    }
+
+    /// Waits for the turn.
+    pub async fn turn(self: &Arc<Self>, session: SessionId) -> Turn {
+        let turn = Arc::clone(lock(&self.turns).entry(session).or_default());
+        let guard = turn.lock_owned().await;
+        Turn { trees: Arc::clone(self), session, guard: Some(guard) }
+    }
+
+    /// Has a session's workspace saved, if there is anything to save. Until that is done, it gets no new message.
+    pub fn ask(&self, session: SessionId, cause: Cause) {
+        lock(&self.asked).entry(session).or_default().causes.insert(cause);
+        self.any.notify_one();
+    }
+
+    /// Says that a session may have to be saved when what is just being recorded has been: whoever learns of that waits for
+    /// what follows from it. Until [`Trees::expect_no_more`].
+    pub fn expect(&self, session: SessionId) {
+        lock(&self.asked).entry(session).or_default().is_expected = true;
+    }
+
+    /// It has been recorded; whether anything is to be saved now.
+    pub fn expect_no_more(&self, session: SessionId) -> bool {
+        let mut all = lock(&self.asked);
+        let Some(asked) = all.get_mut(&session) else { return false };
+        asked.is_expected = false;
+        if asked.is_over() {
+            all.remove(&session);
+            return false;
+        }
+        true
+    }
+
+    /// Whether a session is being saved, or waits for it.
+    pub fn is_asked(&self, session: SessionId) -> bool {
+        lock(&self.asked).contains_key(&session)
+    }
+
+    /// Waits for sessions that are to be saved; each is the caller's until [`Trees::done`].
+    pub async fn next_asked(&self) -> Vec<(SessionId, BTreeSet<Cause>)> {
+        loop {
+            let mut next = Vec::new();
+            for (session, asked) in lock(&self.asked).iter_mut() {
+                if !asked.is_running && !asked.causes.is_empty() {
+                    asked.is_running = true;
+                    next.push((*session, std::mem::take(&mut asked.causes)));
+                }
+            }
+            if !next.is_empty() {
+                return next;
+            }
+            self.any.notified().await;
+        }
+    }
+
+    /// A session that [`Trees::next_asked`] gave out is done with.
+    pub fn done(&self, session: SessionId) {
+        let mut all = lock(&self.asked);
+        if let Some(asked) = all.get_mut(&session) {
+            asked.is_running = false;
+            if asked.is_over() {
+                all.remove(&session);
+            }
+        }
+        self.any.notify_one();
+    }
+
+    /// The last copy of what a session is writing.
+    pub fn copied(&self, session: SessionId) -> Option<Copied> {
+        lock(&self.copied).get(&session).cloned()
+    }
+
+    /// Notes a newer one, or that there is none any more; the one before.
+    pub fn set_copied(&self, session: SessionId, copied: Option<Copied>) -> Option<Copied> {
+        let mut all = lock(&self.copied);
+        match copied {
+            Some(copied) => all.insert(session, copied),
+            None => all.remove(&session),
+        }
+    }
+
+    /// Keeps these layers.
+    pub fn hold(self: &Arc<Self>, layers: impl IntoIterator<Item = LayerId>) -> Hold {
+        let layers: Vec<LayerId> = layers.into_iter().collect();
+        let mut held = lock(&self.held);
+        layers.iter().for_each(|layer| *held.entry(*layer).or_default() += 1);
+        Hold { trees: Arc::clone(self), layers }
+    }
+
+    /// Whether anyone holds this layer.
+    pub fn is_held(&self, layer: LayerId) -> bool {
+        lock(&self.held).contains_key(&layer)
+    }
+
+    /// Has these layers looked at: their directories are removed if nothing needs them.
+    pub fn waste(&self, layers: impl IntoIterator<Item = LayerId>) {
+        lock(&self.waste).extend(layers);
+    }
+
+    /// Those layers; whoever takes them looks at each.
+    pub fn take_waste(&self) -> BTreeSet<LayerId> {
+        std::mem::take(&mut lock(&self.waste))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut held = lock(&self.trees.held);
+        for layer in &self.layers {
+            if let Some(count) = held.get_mut(layer) {
+                *count -= 1;
+                if *count == 0 {
+                    held.remove(layer);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut turns = lock(&self.trees.turns);
+        self.guard = None;
+        // New holders come through this map only, which is locked: at 1 nobody waits.
+        if turns.get(&self.session).is_some_and(|turn| Arc::strong_count(turn) == 1) {
+            turns.remove(&self.session);
+        }
+    }
+}
+
+/// The layers from `top` down, held.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn stack(app: &Shared, top: Option<LayerId>) -> Result<(Stack, Hold), Failure> {
+    loop {
+        let chain = chain(app, top).await?;
+        let hold = app.trees.hold(chain.iter().copied());
+        // What was given up between the look and the hold is looked up again; it is something else then.
+        if chain == self::chain(app, top).await? {
+            return Ok((Stack { layers: chain, writable: None }, hold));
+        }
+    }
+}
+
+async fn chain(app: &Shared, top: Option<LayerId>) -> Result<Vec<LayerId>, Failure> {
+    let mut connection = app.store.read().await?;
+    Ok(layers::chain(&mut connection, top).await?.into_iter().map(|layer| layer.id).collect())
+}
+
+/// What a session's workspace is made of, as its next container will see it.
+///
+/// # Errors
+/// 404 where there is no such session.
+pub async fn stack_of(app: &Shared, session: SessionId) -> Result<(Stack, Hold), Failure> {
+    loop {
+        let seen = stack_now(app, session).await?;
+        let hold = app.trees.hold(seen.writable.into_iter().chain(seen.layers.iter().copied()));
+        if seen == stack_now(app, session).await? {
+            return Ok((seen, hold));
+        }
+    }
+}
+
+async fn stack_now(app: &Shared, session: SessionId) -> Result<Stack, Failure> {
+    let mut connection = app.store.read().await?;
+    let row = raworc_store::sessions::find(&mut connection, session).await?;
+    let row = row.ok_or_else(|| Failure::not_found("session", &session.to_string()))?;
+    let chain = layers::chain(&mut connection, row.layer_id).await?;
+    Ok(Stack { layers: chain.into_iter().map(|layer| layer.id).collect(), writable: Some(row.writable_id) })
+}
+
+/// Opens a session's workspace as it is now, to read it.
+///
+/// # Errors
+/// Where it cannot be mounted.
+pub async fn open_now(app: &Shared, row: &SessionRow) -> Result<Opened, Failure> {
+    if let Some(root) = running(app, row).await {
+        return Ok(Opened { workspace: app.trees.shelf.workspace(root), _hold: None });
+    }
+    let (stack, hold) = stack_of(app, row.id).await?;
+    let view = move |shelf: &Workspaces| {
+        shelf.create(&stack)?;
+        shelf.view(&stack)
+    };
+    Ok(Opened { workspace: open(app, view).await?, _hold: Some(hold) })
+}
+
+/// Opens what lies on the layer `top`, or nothing, to read it.
+///
+/// # Errors
+/// Where it cannot be mounted.
+pub async fn open_layer(app: &Shared, top: Option<LayerId>) -> Result<Opened, Failure> {
+    let (stack, hold) = stack(app, top).await?;
+    Ok(Opened { workspace: open(app, move |shelf| shelf.view(&stack)).await?, _hold: Some(hold) })
+}
+
+/// Reads in a session's workspace as it is now.
+///
+/// # Errors
+/// Where the work fails.
+pub async fn read_now<T: Send + 'static>(
+    app: &Shared,
+    row: &SessionRow,
+    work: impl FnOnce(&Workspace) -> Result<T, FileError> + Send + 'static,
+) -> Result<T, Failure> {
+    let workspace = open_now(app, row).await?;
+    Ok(blocking(move || work(&workspace)).await.map_err(FileError::Io)??)
+}
+
+/// Reads in what lies on the layer `top`, or in nothing.
+///
+/// # Errors
+/// Where the work fails.
+pub async fn read_layer<T: Send + 'static>(
+    app: &Shared,
+    top: Option<LayerId>,
+    work: impl FnOnce(&Workspace) -> Result<T, FileError> + Send + 'static,
+) -> Result<T, Failure> {
+    let workspace = open_layer(app, top).await?;
+    Ok(blocking(move || work(&workspace)).await.map_err(FileError::Io)??)
+}
+
+/// Changes a session's workspace, whose turn the caller has.
+///
+/// # Errors
+/// Where the work fails.
+pub async fn change<T: Send + 'static>(
+    app: &Shared,
+    turn: &Turn,
+    work: impl FnOnce(&Workspace) -> Result<T, FileError> + Send + 'static,
+) -> Result<T, Failure> {
+    let row = {
+        let mut connection = app.store.read().await?;
+        raworc_store::sessions::find(&mut connection, turn.session).await?
+    };
+    let row = row.ok_or_else(|| Failure::not_found("session", &turn.session.to_string()))?;
+    let workspace = match running(app, &row).await {
+        Some(root) => Opened { workspace: app.trees.shelf.workspace(root), _hold: None },
+        None => {
+            let (stack, hold) = stack_of(app, row.id).await?;
+            let mount = move |shelf: &Workspaces| {
+                shelf.create(&stack)?;
+                shelf.mount(&stack)
+            };
+            Opened { workspace: open(app, mount).await?, _hold: Some(hold) }
+        }
+    };
+    Ok(blocking(move || work(&workspace)).await.map_err(FileError::Io)??)
+}
+
+/// The workspace's root in the session's container, if that runs.
+async fn running(app: &Shared, row: &SessionRow) -> Option<OwnedFd> {
+    let container = ContainerId { session: row.id, generation: row.machine.generation };
+    app.runtime.workspace(container)?;
+    app.runtime.open_workspace(container).await.ok()
+}
+
+async fn open(
+    app: &Shared,
+    how: impl FnOnce(&Workspaces) -> std::io::Result<Workspace> + Send + 'static,
+) -> Result<Workspace, Failure> {
+    let shelf = app.trees.shelf.clone();
+    let opened = blocking(move || how(&shelf)).await.map_err(FileError::Io)?;
+    Ok(opened.map_err(FileError::from)?)
+}
+
+/// Waits until a session is not being saved any more.
+pub async fn settled(app: &Shared, session: SessionId) {
+    let mut changes = app.hub.subscribe(session);
+    let wait = async { while app.trees.is_asked(session) && changes.changed().await.is_ok() {} };
+    let _ = tokio::time::timeout(SETTLED_MAX, wait).await;
+}

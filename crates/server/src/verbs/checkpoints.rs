@@ -1,0 +1,316 @@
+//! Ask for checkpoints, list them, look into them, compare them.
+
+use std::io::Read as _;
+use std::sync::Arc;
+
+use raworc_core::checkpoints::Cause;
+use raworc_core::ids::{LayerId, SessionId};
+use raworc_core::limits::{DIFFERENCES_MAX, TEXT_DIFF_BYTES_MAX};
+use raworc_core::names;
+use raworc_core::permissions::Actor;
+use raworc_store::audit;
+use raworc_store::checkpoints::{self, CheckpointRow, Status};
+use raworc_store::sessions::SessionRow;
+use raworc_workspace::layers::compare::{self, Difference};
+use raworc_workspace::{FileError, Found};
+use serde_json::json;
+
+use super::check::Checks;
+use super::find::{self, Purpose};
+use super::save;
+use crate::app::{Shared, blocking};
+use crate::change::Change;
+use crate::error::Failure;
+use crate::trees;
+
+/// Asks for a checkpoint and waits for it, for as long as anyone would; then it may still be `pending`.
+///
+/// # Errors
+/// 422 where the label is wrong.
+pub async fn request(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: String,
+    label: Option<String>,
+) -> Result<CheckpointRow, Failure> {
+    let mut checks = Checks::default();
+    if let Some(label) = &label {
+        checks.check("label", names::check_title(label));
+    }
+    checks.done()?;
+    let (actor, now) = (actor.clone(), app.now());
+    let row = app
+        .store
+        .write(move |transaction| {
+            Box::pin(async move {
+                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
+                audit::append(transaction.connection(), now, &actor, "checkpoint.create", &row.id.to_string()).await?;
+                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                let wanted = save::new_row(&mut change.row, Cause::Request, label, &actor.name, now);
+                checkpoints::insert(change.connection(), &wanted).await?;
+                change.save().await?;
+                Ok::<_, Failure>(wanted)
+            })
+        })
+        .await?;
+    app.trees.ask(row.session_id, Cause::Request);
+    wait(app, row).await
+}
+
+/// Waits until a checkpoint is done, one way or the other.
+async fn wait(app: &Shared, row: CheckpointRow) -> Result<CheckpointRow, Failure> {
+    let mut changes = app.hub.subscribe(row.session_id);
+    let wait = async {
+        loop {
+            let found = get_row(app, row.session_id, row.n).await?;
+            if matches!(found.status, Status::Ready | Status::Failed) || changes.changed().await.is_err() {
+                return Ok(found);
+            }
+        }
+    };
+    match tokio::time::timeout(trees::SETTLED_MAX, wait).await {
+        Ok(found) => found,
+        Err(_) => get_row(app, row.session_id, row.n).await,
+    }
+}
+
+/// A checkpoint of what is there now; the newest one where that is it.
+///
+/// # Errors
+/// Where none could be taken.
+pub async fn fresh(app: &Shared, actor: &Actor, row: &SessionRow) -> Result<CheckpointRow, Failure> {
+    trees::settled(app, row.id).await;
+    let newest = {
+        let mut connection = app.store.read().await?;
+        checkpoints::newest(&mut connection, row.id).await?
+    };
+    // Whoever rests or waits has saved what it did; then there is nothing to wait for.
+    if let Some(newest) = newest
+        && newest.layer_id == row.layer_id
+        && newest.seq + 2 >= row.last_seq
+        && !is_changed(app, row).await?
+    {
+        return Ok(newest);
+    }
+    let row = request(app, actor, row.id.to_string(), None).await?;
+    if row.status == Status::Failed {
+        let why = row.error.unwrap_or_default();
+        return Err(Failure::new(raworc_api::problem::Code::CheckpointFailed, why));
+    }
+    Ok(row)
+}
+
+async fn is_changed(app: &Shared, row: &SessionRow) -> Result<bool, Failure> {
+    let (shelf, layer, below) = (app.trees.shelf.clone(), row.writable_id, row.layer_id);
+    let changed = blocking(move || shelf.is_changed(layer, below)).await.map_err(FileError::Io)?;
+    Ok(changed.map_err(FileError::from)?)
+}
+
+/// A session's checkpoints, in order.
+///
+/// # Errors
+/// 404 where there is no such session.
+pub async fn list(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: &str,
+    after: u64,
+    limit: u32,
+) -> Result<Vec<CheckpointRow>, Failure> {
+    let row = session(app, actor, id_or_name).await?;
+    let mut connection = app.store.read().await?;
+    Ok(checkpoints::list(&mut connection, row.id, after, limit).await?)
+}
+
+/// The checkpoint of this number.
+///
+/// # Errors
+/// 404 where there is none.
+pub async fn get(app: &Shared, actor: &Actor, id_or_name: &str, n: u64) -> Result<CheckpointRow, Failure> {
+    let row = session(app, actor, id_or_name).await?;
+    get_row(app, row.id, n).await
+}
+
+async fn session(app: &Shared, actor: &Actor, id_or_name: &str) -> Result<SessionRow, Failure> {
+    let row = {
+        let mut connection = app.store.read().await?;
+        find::session(&mut connection, actor, id_or_name, Purpose::Read).await?
+    };
+    // Who has heard that a message ended sees the checkpoint that was taken then.
+    if app.trees.is_asked(row.id) {
+        trees::settled(app, row.id).await;
+        let mut connection = app.store.read().await?;
+        return find::session(&mut connection, actor, &row.id.to_string(), Purpose::Read).await;
+    }
+    Ok(row)
+}
+
+async fn get_row(app: &Shared, session: SessionId, n: u64) -> Result<CheckpointRow, Failure> {
+    let mut connection = app.store.read().await?;
+    let row = checkpoints::find(&mut connection, session, n).await?;
+    row.ok_or_else(|| Failure::not_found("checkpoint", &n.to_string()))
+}
+
+/// Gives up a checkpoint; the space that only it needs is free again in a while.
+///
+/// # Errors
+/// 404 where there is none, 409 while it is being taken or the session goes back to it.
+pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String, n: u64) -> Result<(), Failure> {
+    let (actor, now, trees) = (actor.clone(), app.now(), Arc::clone(&app.trees));
+    app.store
+        .write(move |transaction| {
+            Box::pin(async move {
+                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
+                audit::append(transaction.connection(), now, &actor, "checkpoint.delete", &row.id.to_string()).await?;
+                let found = checkpoints::find(transaction.connection(), row.id, n).await?;
+                let found = found.ok_or_else(|| Failure::not_found("checkpoint", &n.to_string()))?;
+                let is_done = matches!(found.status, Status::Ready | Status::Failed);
+                if !is_done || row.machine.rewind == Some(n) {
+                    let detail = format!("checkpoint {n} is in use just now; try again when it is not");
+                    return Err(Failure::new(raworc_api::problem::Code::InvalidState, detail));
+                }
+                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                save::forget(&mut change, &trees, n).await?;
+                change.log("checkpoint.deleted", json!({ "n": n })).await?;
+                change.save().await?;
+                Ok(())
+            })
+        })
+        .await
+}
+
+/// One that can be used.
+///
+/// # Errors
+/// 404 where there is none, 409 where it is not ready.
+pub async fn usable(app: &Shared, session: SessionId, n: u64) -> Result<CheckpointRow, Failure> {
+    let row = get_row(app, session, n).await?;
+    if row.status != Status::Ready {
+        let detail = format!("checkpoint {n} is not ready; GET it to see why");
+        return Err(Failure::new(raworc_api::problem::Code::InvalidState, detail));
+    }
+    Ok(row)
+}
+
+/// What is at `path` in a version.
+///
+/// # Errors
+/// 404 where there is nothing.
+pub async fn look(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: &str,
+    version: &str,
+    path: String,
+) -> Result<Found, Failure> {
+    let row = session(app, actor, id_or_name).await?;
+    match parse(version)? {
+        Version::Now => trees::read_now(app, &row, move |workspace| workspace.look(&path)).await,
+        Version::Number(n) => {
+            let top = usable(app, row.id, n).await?.layer_id;
+            trees::read_layer(app, top, move |workspace| workspace.look(&path)).await
+        }
+    }
+}
+
+/// A version of a workspace, as people name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    Now,
+    Number(u64),
+}
+
+fn parse(text: &str) -> Result<Version, Failure> {
+    if text == "now" {
+        return Ok(Version::Now);
+    }
+    text.parse().map(Version::Number).map_err(|_| Failure::not_found("checkpoint", text))
+}
+
+/// What differs between two versions.
+pub struct Differences {
+    /// The earlier one.
+    pub from: String,
+    /// The paths.
+    pub items: Vec<Difference>,
+    /// Whether there are more.
+    pub is_truncated: bool,
+    /// One file's difference as text.
+    pub unified: Option<String>,
+    /// Whether that file is no text.
+    pub is_binary: bool,
+}
+
+/// Compares version `to` with `from`; where that is absent, with the checkpoint before it.
+///
+/// # Errors
+/// 404 where there is no such version.
+pub async fn diff(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: &str,
+    (from, to): (Option<String>, &str),
+    path: Option<String>,
+) -> Result<Differences, Failure> {
+    let row = session(app, actor, id_or_name).await?;
+    let to = parse(to)?;
+    let from = match from {
+        Some(from) => Some(parse(&from)?),
+        None => before(app, &row, to).await?.map(Version::Number),
+    };
+    let old = root(app, &row, from).await?;
+    let new = root(app, &row, Some(to)).await?;
+    let from = match from {
+        None => "empty".to_owned(),
+        Some(Version::Now) => "now".to_owned(),
+        Some(Version::Number(n)) => n.to_string(),
+    };
+    let work = move || {
+        let (mut items, is_truncated) = compare::compare(old.root(), new.root(), DIFFERENCES_MAX)?;
+        let Some(path) = path else { return Ok((items, is_truncated, None, false)) };
+        items.retain(|item| item.path == path.as_bytes());
+        let texts = [&old, &new].map(|side| read_text(side, &path));
+        let unified = match texts {
+            [Ok(old), Ok(new)] => compare::text(&path, old.as_deref(), new.as_deref()),
+            [Err(error), _] | [_, Err(error)] => return Err(error),
+        };
+        let is_binary = unified.is_none();
+        Ok((items, is_truncated, unified.filter(|text| !text.is_empty()), is_binary))
+    };
+    let (items, is_truncated, unified, is_binary) = blocking(work).await.map_err(FileError::Io)??;
+    Ok(Differences { from, items, is_truncated, unified, is_binary })
+}
+
+/// A file's bytes, if there is such a file; one that is too long for a comparison is no text.
+fn read_text(side: &raworc_workspace::Workspace, path: &str) -> Result<Option<Vec<u8>>, FileError> {
+    match side.look(path) {
+        Ok(Found::File(file, size)) if size <= TEXT_DIFF_BYTES_MAX => {
+            let mut bytes = Vec::new();
+            file.take(TEXT_DIFF_BYTES_MAX).read_to_end(&mut bytes)?;
+            Ok(Some(bytes))
+        }
+        Ok(Found::File(..)) => Ok(Some(vec![0])),
+        Ok(Found::Directory(..)) | Err(FileError::NotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The checkpoint before a version.
+async fn before(app: &Shared, row: &SessionRow, version: Version) -> Result<Option<u64>, Failure> {
+    let mut connection = app.store.read().await?;
+    let kept = checkpoints::kept(&mut connection, row.id).await?;
+    let is_older = |n: &u64| match version {
+        Version::Now => true,
+        Version::Number(to) => *n < to,
+    };
+    Ok(kept.into_iter().map(|(n, _)| n).filter(is_older).max())
+}
+
+async fn root(app: &Shared, row: &SessionRow, version: Option<Version>) -> Result<trees::Opened, Failure> {
+    let top: Option<LayerId> = match version {
+        None => None,
+        Some(Version::Number(n)) => usable(app, row.id, n).await?.layer_id,
+        Some(Version::Now) => return trees::open_now(app, row).await,
+    };
+    trees::open_layer(app, top).await
+}
