@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use raworc_runtime::native::rootless;
 
-use crate::commands::{self, account, agent, run, serve, session, token};
+use crate::commands::{self, account, agent, checkpoint, run, serve, session, token};
 use crate::config::Global;
 use crate::connect;
 use crate::context::Context;
@@ -54,6 +54,9 @@ enum Command {
     /// Make sessions, give them work, watch and change them.
     #[command(subcommand, visible_alias = "sessions")]
     Session(session::Session),
+    /// Save, list, compare and restore the versions of a session's workspace.
+    #[command(subcommand, visible_alias = "checkpoints")]
+    Checkpoint(checkpoint::Checkpoint),
     /// Define the agents that sessions can use.
     #[command(subcommand, visible_alias = "agents")]
     Agent(agent::Agent),
@@ -132,6 +135,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<()> {
     match command {
         Command::Run(args) => Box::pin(run::run(context, args)).await,
         Command::Session(command) => Box::pin(session::run(context, command)).await,
+        Command::Checkpoint(command) => Box::pin(checkpoint::run(context, command)).await,
         Command::Agent(command) => Box::pin(agent::run(context, command)).await,
         Command::Account(command) => Box::pin(account::run(context, command)).await,
         Command::Token(command) => Box::pin(token::run(context, command)).await,

@@ -191,6 +191,7 @@ fn exit_status_of(code: Code) -> u8 {
         | Code::SessionPaused
         | Code::SessionFailed
         | Code::InvalidState
+        | Code::CheckpointFailed
         | Code::AgentInUse
         | Code::Stale
         | Code::Busy

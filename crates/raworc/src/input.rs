@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 
+use raworc_core::checkpoints::Policy;
 use raworc_core::limits::MESSAGE_BYTES_MAX;
 use serde_json::{Map, Value};
 
@@ -57,6 +58,11 @@ pub fn seconds(text: &str) -> std::result::Result<u64, String> {
         rest = after.as_str();
     }
     if text.is_empty() { Err(wrong()) } else { Ok(total) }
+}
+
+/// When checkpoints are taken, by the policy's name.
+pub fn policy(text: &str) -> std::result::Result<Policy, String> {
+    serde_json::from_value(Value::from(text)).map_err(|_| "write each_message, on_stop, every or manual".to_owned())
 }
 
 /// A variable: `NAME=VALUE`.

@@ -45,6 +45,7 @@ fn only_a_session_that_waits_for_a_person_is_stuck() {
             "id": ID, "name": "demo", "starting_prompt": "", "state": state, "waiting_timeout_seconds": 300,
             "ttl_seconds": null, "created_by": "admin", "agents": [], "metadata": {},
             "resources": { "cpu": 1.0, "memory": 1, "pids": 1 }, "env": {}, "background_activity": true,
+            "checkpoints": { "policy": "each_message", "every_seconds": null, "keep_last": 20 },
             "parent_session_id": null, "generation": 1, "error": error, "queued_messages": 0, "last_seq": 1,
             "usage": { "messages": 0, "busy_seconds": 0.0 }, "created_at": TIME, "updated_at": TIME, "started_at": null,
             "last_activity_at": TIME, "expires_at": null, "paused_at": null, "terminated_at": null,

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use miette::{IntoDiagnostic, WrapErr, miette};
 use raworc_core::limits::{CPU_DEFAULT, MEMORY_BYTES_DEFAULT, PIDS_DEFAULT};
-use raworc_runtime::native::{NativeConfig, NativeRuntime};
+use raworc_runtime::native::{NativeConfig, NativeRuntime, rootless};
 use raworc_runtime::{Resources, Runtime as _};
 use raworc_server::{Config, Server, StartError};
+use raworc_workspace::layers::Marks;
+use raworc_workspace::{Mounter, layers_in};
 use rustix::process::{Resource, Rlimit};
 
 use crate::config::Settings;
@@ -35,7 +37,19 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
     prepare(data_dir)?;
     raise_open_files();
     let lock = raworc_server::lock(data_dir).map_err(advise)?;
+    let marks = if rootless::is_root() { Marks::Trusted } else { Marks::User };
+    let layers = layers_in(data_dir);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&layers)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("{} cannot be made", layers.display()))?;
+    let mounter = Mounter::start(&layers, marks).map_err(|error| {
+        miette!(help = "`raworc doctor` says what this machine lacks", "nothing can be mounted: {error}")
+    })?;
     let runtime = NativeRuntime::open(NativeConfig {
+        mounter: mounter.clone(),
         data_dir: data_dir.clone(),
         host_binary: HOST.to_vec(),
         // Not by its path: the file may be replaced by a newer release while this one runs.
@@ -52,6 +66,8 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         host_socket: runtime.host_socket(),
         host_owner: Some(runtime.ids().base),
         agent_owner: Some(runtime.ids().agent()),
+        marks,
+        mounter,
     };
     let runtime = Arc::new(runtime);
     let server = Server::start(config, lock, runtime.clone()).await.map_err(advise)?;

@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod agent;
+pub mod checkpoint;
 pub mod completions;
 pub mod doctor;
 pub mod health;

@@ -75,6 +75,7 @@ pub async fn get(context: &Context, named: &Named) -> Result<()> {
 pub async fn update(context: &Context, args: Update) -> Result<()> {
     let settings = args.settings;
     let resources = settings.resources();
+    let checkpoints = super::create::plan(&settings);
     let env = if settings.env.is_empty() && !args.no_env { None } else { Some(settings.env.into_iter().collect()) };
     let body = UpdateSession {
         name: args.name,
@@ -82,6 +83,7 @@ pub async fn update(context: &Context, args: Update) -> Result<()> {
         ttl_seconds: args.ttl,
         metadata: settings.metadata,
         resources,
+        checkpoints,
         env,
         background_activity: settings.background_activity,
     };

@@ -2,8 +2,10 @@
 
 use clap::Args;
 use futures::StreamExt as _;
+use raworc_api::checkpoint::CheckpointPlanWanted;
 use raworc_api::client::Client;
 use raworc_api::session::{CreateSession, ResourcesWanted, Session};
+use raworc_core::checkpoints::Policy;
 use raworc_core::quantity::Bytes;
 use serde_json::{Map, Value};
 use std::time::Instant;
@@ -74,6 +76,25 @@ pub struct Settings {
     /// Whether processes left in the background keep it from resting [default of a new session: true].
     #[arg(long, value_name = "BOOL")]
     pub background_activity: Option<bool>,
+    /// When its workspace is saved: each_message, on_stop, every or manual [default of a new session: each_message].
+    #[arg(long, value_name = "POLICY", value_parser = input::policy)]
+    pub checkpoints: Option<Policy>,
+    /// With --checkpoints every: time between two of them, such as 10m.
+    #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
+    pub checkpoint_every: Option<u64>,
+    /// How many checkpoints are kept, beside those with a label [default of a new session: 20].
+    #[arg(long, value_name = "N")]
+    pub keep_checkpoints: Option<u32>,
+}
+
+/// The plan for checkpoints that is wanted, if any is.
+pub fn plan(settings: &Settings) -> Option<CheckpointPlanWanted> {
+    let wanted = CheckpointPlanWanted {
+        policy: settings.checkpoints,
+        every_seconds: settings.checkpoint_every,
+        keep_last: settings.keep_checkpoints,
+    };
+    (wanted != CheckpointPlanWanted::default()).then_some(wanted)
 }
 
 impl Settings {
@@ -112,20 +133,22 @@ fn body(args: Create) -> Result<CreateSession> {
         waiting_timeout_seconds: settings.waiting_timeout,
         ttl_seconds: args.ttl,
         resources: settings.resources(),
+        checkpoints: plan(&settings),
         env: Some(settings.env.into_iter().collect()).filter(|env: &std::collections::BTreeMap<_, _>| !env.is_empty()),
         metadata: settings.metadata,
         background_activity: settings.background_activity,
     })
 }
 
-fn line(ui: crate::output::Ui, session: &Session, took: Option<f64>) -> String {
+/// What is said of a new session.
+pub fn line(ui: crate::output::Ui, session: &Session, took: Option<f64>) -> String {
     let state = ui.paint(show::style(session.state), &show::standing(session));
     let after = took.map(|seconds| format!(" after {}", span(seconds))).unwrap_or_default();
     format!("Session {} is {state}{after}  {}", ui.paint(Style::Bold, &clean(&session.name)), session.id)
 }
 
 /// The session when it has left INIT and an ERROR that passes by itself.
-async fn started(context: &Context, client: &Client, created: &Session) -> Result<Session> {
+pub async fn started(context: &Context, client: &Client, created: &Session) -> Result<Session> {
     let id = created.id.to_string();
     let progress = Progress::start(&context.ui, &format!("{} is INIT", created.name));
     let mut events = client.follow(&id, 0);

@@ -13,6 +13,7 @@ mod files;
 mod follow;
 mod log;
 mod look;
+mod remix;
 mod send;
 mod show;
 
@@ -59,6 +60,11 @@ pub enum Session {
     /// Undo a termination or deletion.
     #[command(after_help = "Example:\n  raworc session restore 0192f1d2-0000-7000-8000-000000000000")]
     Restore(change::Named),
+    /// Make a session from another one: its settings, its conversation, its workspace, as of now or of a checkpoint.
+    Remix(remix::Remix),
+    /// Show a session with all that were made from it.
+    #[command(after_help = "Example:\n  raworc session tree demo")]
+    Tree(change::Named),
     /// Stop the message that a session works on.
     #[command(after_help = "Example:\n  raworc session cancel demo")]
     Cancel(change::Named),
@@ -90,6 +96,8 @@ pub async fn run(context: &Context, command: Session) -> Result<()> {
         Session::Restart(named) => change::wish(context, &named, Wish::Restart).await,
         Session::Restore(named) => change::wish(context, &named, Wish::Restore).await,
         Session::Cancel(named) => change::wish(context, &named, Wish::Cancel).await,
+        Session::Remix(args) => remix::run(context, args).await,
+        Session::Tree(named) => remix::tree(context, &named.session).await,
         Session::Delete(several) => change::delete(context, &several).await,
         Session::Agents(command) => agents::run(context, command).await,
         Session::Files(command) => files::run(context, command).await,

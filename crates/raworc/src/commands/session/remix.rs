@@ -1,0 +1,117 @@
+//! `raworc session remix` and `raworc session tree`.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use raworc_api::session::{ListSessions, RemixSession, Session};
+use raworc_core::ids::SessionId;
+
+use super::create::{Settings, line, plan, started};
+use super::show;
+use crate::context::Context;
+use crate::failure::Result;
+use crate::input;
+use crate::live;
+use crate::text::clean;
+
+const EXAMPLES: &str = "\
+Examples:
+  raworc session remix demo --name variant
+  raworc session remix demo --checkpoint 3 --prompt 'try it the other way'";
+
+/// Sessions of one page of a tree's level.
+const PAGE: u32 = 500;
+
+/// Options of `raworc session remix`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Remix {
+    /// What to start from.
+    session: String,
+    /// Which of its checkpoints [default: what is there now].
+    #[arg(long, value_name = "N")]
+    checkpoint: Option<u64>,
+    /// What to call it [default: made up].
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Its next message; '-' reads it from standard input.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// An agent it has; may be repeated [default: those of the other session].
+    #[arg(long = "agent", value_name = "AGENT")]
+    agents: Vec<String>,
+    /// End it so long after its creation, such as 8h or 7d.
+    #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
+    ttl: Option<u64>,
+    #[command(flatten)]
+    settings: Settings,
+    /// Return at once, while it is still INIT.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Makes a session from another.
+pub async fn run(context: &Context, args: Remix) -> Result<()> {
+    let client = context.client()?;
+    let ui = context.ui;
+    let began = std::time::Instant::now();
+    let prompt = args.prompt.as_deref().map(input::prompt).transpose()?;
+    let settings = args.settings;
+    let body = RemixSession {
+        checkpoint: args.checkpoint,
+        name: args.name,
+        starting_prompt: prompt,
+        agent_ids: Some(args.agents).filter(|agents| !agents.is_empty()),
+        waiting_timeout_seconds: settings.waiting_timeout,
+        ttl_seconds: args.ttl,
+        resources: settings.resources(),
+        checkpoints: plan(&settings),
+        env: Some(settings.env.into_iter().collect()).filter(|env: &BTreeMap<_, _>| !env.is_empty()),
+        metadata: settings.metadata,
+        background_activity: settings.background_activity,
+    };
+    let created = client.remix_session(&args.session, &body).await?;
+    if args.no_wait {
+        return ui.show(&created, |session| line(ui, session, None));
+    }
+    let session = started(context, &client, &created).await?;
+    ui.show(&session, |session| line(ui, session, Some(began.elapsed().as_secs_f64())))?;
+    live::stuck(&session).map_or(Ok(()), Err)
+}
+
+/// Shows a session with everything that was made from it.
+pub async fn tree(context: &Context, session: &str) -> Result<()> {
+    let client = context.client()?;
+    let root = client.get_session(session).await?;
+    let mut all = vec![(0, root.clone())];
+    let mut next = vec![(1, root.id)];
+    while let Some((depth, parent)) = next.pop() {
+        let mut children = children(&client, parent).await?;
+        children.sort_by_key(|child| child.created_at);
+        let place = all.iter().position(|(_, session)| session.id == parent).map_or(all.len(), |place| place + 1);
+        next.extend(children.iter().map(|child| (depth + 1, child.id)));
+        all.splice(place..place, children.into_iter().map(|child| (depth, child)));
+    }
+    if context.ui.is_json() {
+        return context.ui.json(&all.into_iter().map(|(_, session)| session).collect::<Vec<_>>());
+    }
+    for (depth, session) in all {
+        let from = session.parent_checkpoint.filter(|_| depth > 0).map(|n| format!("@{n} → ")).unwrap_or_default();
+        let (indent, state) = ("  ".repeat(depth), show::standing(&session));
+        context.ui.line(&format!("{indent}{from}{}  {state}  {}", clean(&session.name), session.id))?;
+    }
+    Ok(())
+}
+
+async fn children(client: &raworc_api::client::Client, parent: SessionId) -> Result<Vec<Session>> {
+    let mut all = Vec::new();
+    let mut query = ListSessions { parent: Some(parent), limit: Some(PAGE), ..ListSessions::default() };
+    loop {
+        let page = client.list_sessions(&query).await?;
+        all.extend(page.items);
+        if page.next_cursor.is_none() {
+            return Ok(all);
+        }
+        query.cursor = page.next_cursor;
+    }
+}
