@@ -395,7 +395,9 @@ async fn a_full_disk_refuses_new_work_and_corrupts_nothing() {
         return;
     }
     let mut server = TestServer::start_on_disk(48);
-    let (filling, other) = (server.session(json!({})).await, server.session(json!({})).await);
+    // What is in a checkpoint would stay there when it is deleted, and what is added to a file that is would need room.
+    let manual = json!({ "checkpoints": { "policy": "manual" } });
+    let (filling, other) = (server.session(manual.clone()).await, server.session(manual).await);
     let filler = post(&server, &filling, "cat /dev/zero >big; ls -s big | cut -d' ' -f2").await;
     let path = format!("/sessions/{other}/messages");
     let (mut sent, deadline) = (0, Instant::now() + crate::harness::PATIENCE);
@@ -411,7 +413,8 @@ async fn a_full_disk_refuses_new_work_and_corrupts_nothing() {
     assert!(problem["detail"].as_str().unwrap().contains("disk"), "{problem}");
     // What is there can be read, and room be made.
     assert_eq!(server.get(&format!("/sessions/{filling}/files")).await.0, 200);
-    fs::remove_file(server.data_dir().join("workspaces").join(&filling).join("big")).unwrap();
+    let (status, answer) = server.delete(&format!("/sessions/{filling}/files/big")).await;
+    assert!(status.is_success(), "{status} {answer}");
     assert_eq!(
         ended(&server, &filling, &filler).await["reply"]["content"].as_str().map(|text| text.ends_with("big\n")),
         Some(true)

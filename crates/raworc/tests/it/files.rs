@@ -328,7 +328,7 @@ async fn a_tree_is_removed_whole_while_the_agent_works_in_it() {
     let id = server.session(json!({})).await;
     // Some of it goes by the path from the top, some is in the directory itself and goes on there.
     let script = "mkdir -p tree/in; (cd tree/in; n=0; while :; do : > $((n++)); done) & \
-        n=0; while mkdir -p tree/a/b/c; do : > tree/a/b/c/$((n++)); done 2>/dev/null";
+        n=0; while :; do mkdir -p tree/a/b/c; (: > tree/a/b/c/$((n++))); done 2>/dev/null";
     server.post(&format!("/sessions/{id}/messages"), json!({ "content": script })).await;
     for round in 0..5 {
         let deadline = Instant::now() + PATIENCE;

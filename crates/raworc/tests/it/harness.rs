@@ -366,6 +366,10 @@ impl Drop for TestServer {
                 let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
             }
             let cgroups = self.cgroups();
+            // What was just being saved stands still, and does not die before it goes on.
+            for cgroup in cgroups.iter().filter(|cgroup| cgroup.join("freezer.state").exists()) {
+                let _ = fs::write(cgroup.join("freezer.state"), "THAWED");
+            }
             if processes.is_empty() && cgroups.iter().all(|cgroup| fs::remove_dir(cgroup).is_ok() || !cgroup.exists()) {
                 break;
             }

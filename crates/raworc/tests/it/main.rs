@@ -3,6 +3,7 @@
 
 mod accounts;
 mod bad_input;
+mod checkpoints;
 mod cli;
 mod crash;
 mod exec;

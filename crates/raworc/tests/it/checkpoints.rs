@@ -1,0 +1,325 @@
+//! Versions of a workspace: saved, looked into, compared, gone back to, made sessions of.
+
+use std::fs;
+use std::path::Path;
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::harness::TestServer;
+use crate::server_or_skip;
+
+/// Everything there is to say of the workspace's content, for comparison.
+const FINGERPRINT: &str = r#"cd /workspace; find . -mindepth 1 -printf '%p %y %m %U %G %s %T@ %l\n' | sed 's/^\([^ ]* d [^ ]* [^ ]* [^ ]*\) [0-9]*/\1 -/' | LC_ALL=C sort
+find . -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum
+find . -type f -links +1 -samefile links/a 2>/dev/null | LC_ALL=C sort
+perl -e 'for (@ARGV) { my $f = $_; print "$f ", (stat $f)[12] * 512 < 1 << 20 ? "sparse" : "full", "\n" }' sparse 2>/dev/null; :"#;
+
+/// A session's checkpoints when those that are being taken have been.
+async fn list(server: &TestServer, id: &str) -> Vec<Value> {
+    loop {
+        let (status, page) = server.get(&format!("/sessions/{id}/checkpoints")).await;
+        assert_eq!(status, 200, "{page:#}");
+        let all = page["items"].as_array().unwrap();
+        if all.iter().all(|checkpoint| checkpoint["status"] == "ready" || checkpoint["status"] == "failed") {
+            return all.clone();
+        }
+    }
+}
+
+fn brief(checkpoints: &[Value]) -> Vec<(u64, &str, &str)> {
+    let brief = |c: &Value| (c["n"].as_u64().unwrap(), c["cause"].clone(), c["status"].clone());
+    let all: Vec<_> = checkpoints.iter().map(brief).collect();
+    let text = |value: &Value| -> &'static str { Box::leak(value.as_str().unwrap().to_owned().into_boxed_str()) };
+    all.iter().map(|(n, cause, status)| (*n, text(cause), text(status))).collect()
+}
+
+async fn read(server: &TestServer, path: &str) -> (StatusCode, String) {
+    let response = server.request(reqwest::Method::GET, path).send().await.unwrap();
+    (response.status(), response.text().await.unwrap())
+}
+
+async fn remix(server: &TestServer, parent: &str, body: Value) -> String {
+    let (status, session) = server.post(&format!("/sessions/{parent}/remix"), body).await;
+    assert_eq!(status, 201, "{session:#}\n{}", server.log());
+    let id = session["id"].as_str().unwrap().to_owned();
+    server.until(&id, |session| session["state"] == "READY").await;
+    id
+}
+
+/// Directories of layers there are.
+fn layers(data: &Path) -> usize {
+    let names = fs::read_dir(data.join("layers")).unwrap().flatten();
+    names.filter(|entry| entry.file_name().len() == 32).count()
+}
+
+#[tokio::test]
+async fn a_message_that_changes_something_leaves_a_checkpoint() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    server.output(&id, "true").await;
+    assert_eq!(list(&server, &id).await, [] as [Value; 0]);
+    server.output(&id, "printf 'one\\ntwo\\n' > text; printf x > gone; ln -s /etc/passwd out").await;
+    server.output(&id, "cat text").await;
+    server.output(&id, "printf 'one\\n2\\n' > text; rm gone; mkdir -p d/e; echo deep > d/e/f").await;
+    let all = list(&server, &id).await;
+    assert_eq!(brief(&all), [(1, "message", "ready"), (2, "message", "ready")]);
+    assert_eq!((&all[0]["size_bytes"], &all[0]["files"]), (&json!(9), &json!(2)), "{all:#?}");
+    assert_eq!((&all[1]["size_bytes"], &all[1]["files"]), (&json!(11), &json!(2)), "{all:#?}");
+    assert_eq!(all[1]["changed_bytes"], 11);
+    let (_, session) = server.get(&format!("/sessions/{id}")).await;
+    assert_eq!(session["checkpoint"], 2);
+    let events = server.events(&id).await;
+    let told: Vec<&Value> = events.iter().filter(|event| event["type"] == "checkpoint.created").collect();
+    assert_eq!(told.iter().map(|event| &event["data"]["n"]).collect::<Vec<_>>(), [1, 2]);
+    let finished = events.iter().filter(|event| event["type"] == "message.finished").map(|event| &event["seq"]);
+    let finished: Vec<&Value> = finished.collect();
+    assert!(all[0]["seq"].as_u64() >= finished[1].as_u64() && all[0]["seq"].as_u64() < finished[2].as_u64());
+
+    // Looked into and compared without a container.
+    server.post(&format!("/sessions/{id}/pause"), json!(null)).await;
+    server.until(&id, |session| session["state"] == "IDLE").await;
+    let base = format!("/sessions/{id}/checkpoints");
+    assert_eq!(read(&server, &format!("{base}/1/files/text")).await, (StatusCode::OK, "one\ntwo\n".into()));
+    assert_eq!(read(&server, &format!("{base}/2/files/d/e/f")).await, (StatusCode::OK, "deep\n".into()));
+    assert_eq!(read(&server, &format!("{base}/1/files/d/e/f")).await.0, 404);
+    assert_ne!(read(&server, &format!("{base}/1/files/out")).await.0, 200, "a link leads nowhere");
+    let (_, listing) = server.get(&format!("{base}/1/files")).await;
+    let names: Vec<&Value> = listing["entries"].as_array().unwrap().iter().map(|item| &item["name"]).collect();
+    assert_eq!(names, ["gone", "out", "text"]);
+    let (_, diff) = server.get(&format!("{base}/2/diff")).await;
+    let items = diff["items"].as_array().unwrap();
+    let changes: Vec<_> = items.iter().map(|i| (i["path"].as_str().unwrap(), i["change"].as_str().unwrap())).collect();
+    let expected = [("d", "added"), ("d/e", "added"), ("d/e/f", "added"), ("gone", "deleted"), ("text", "changed")];
+    assert_eq!((diff["from"].as_str().unwrap(), changes), ("1", expected.to_vec()));
+    assert_eq!((&items[4]["size_before"], &items[4]["size_after"]), (&json!(8), &json!(6)));
+    let (_, diff) = server.get(&format!("{base}/2/diff?from=1&path=text")).await;
+    assert_eq!(diff["unified"], "--- a/text\n+++ b/text\n@@ -1,2 +1,2 @@\n one\n-two\n+2\n");
+    let (_, diff) = server.get(&format!("{base}/now/diff?from=2")).await;
+    assert_eq!(diff["items"], json!([]));
+
+    for (path, status) in [("9", 404), ("9/diff", 404), ("2/diff?from=9", 404), ("x/diff", 404), ("1/files/../..", 404)]
+    {
+        let (answered, problem) = server.get(&format!("{base}/{path}")).await;
+        assert!(answered == status || answered == 400 || answered == 422, "{path}: {answered} {problem}");
+    }
+    let (status, problem) = server.post(&base, json!({ "label": "x".repeat(200) })).await;
+    assert_eq!((status.as_u16(), &problem["errors"][0]["field"]), (422, &json!("label")));
+}
+
+#[tokio::test]
+async fn going_back_takes_workspace_and_conversation_and_loses_nothing() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    server.output(&id, "echo good > state; mkdir kept; touch kept/empty").await;
+    server.output(&id, "echo bad > state; rm -r kept; echo junk > junk").await;
+    server.output(&id, "(while :; do date > busy; sleep 0.01; done) >/dev/null 2>&1 & echo started").await;
+    let (status, session) = server.post(&format!("/sessions/{id}/checkpoints/1/restore"), json!(null)).await;
+    assert_eq!((status.as_u16(), &session["rewinding_to"]), (200, &Value::Null), "{session:#}\n{}", server.log());
+    assert_eq!(server.output(&id, "cat state; ls; ls kept").await, "good\nkept\nstate\nempty\n");
+    let (_, page) = server.get(&format!("/sessions/{id}/messages")).await;
+    let said: Vec<&str> = page["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|m| m["role"] == "user")
+        .map(|m| m["content"].as_str().unwrap())
+        .collect();
+    assert_eq!(said, ["echo good > state; mkdir kept; touch kept/empty", "cat state; ls; ls kept"]);
+    // What was there is in the checkpoint that was taken before, its conversation with it.
+    let all = list(&server, &id).await;
+    let saved = all.iter().find(|checkpoint| checkpoint["cause"] == "rewind").unwrap();
+    assert_eq!(saved["status"], "ready");
+    let n = saved["n"].as_u64().unwrap();
+    let (status, _) = server.post(&format!("/sessions/{id}/checkpoints/{n}/restore"), json!(null)).await;
+    assert_eq!(status, 200);
+    assert_eq!(server.output(&id, "cat state; ls | tr '\\n' ' '").await, "bad\nbusy junk state ");
+    let (_, page) = server.get(&format!("/sessions/{id}/messages")).await;
+    assert_eq!(page["items"].as_array().unwrap().iter().filter(|m| m["role"] == "user").count(), 4, "{page:#}");
+    // A session that has ended stays as it is.
+    server.post(&format!("/sessions/{id}/terminate"), json!(null)).await;
+    server.until(&id, |session| session["state"] == "IDLE").await;
+    let (status, problem) = server.post(&format!("/sessions/{id}/checkpoints/1/restore"), json!(null)).await;
+    assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("session_terminated")), "{problem}");
+}
+
+#[tokio::test]
+async fn a_remix_is_the_same_and_goes_its_own_way() {
+    let server = server_or_skip!();
+    let parent = server.session(json!({ "metadata": { "k": "v" }, "env": { "A": "b" } })).await;
+    let script = r#"mkdir -p links deep/er 'with space' empty; echo a > links/a; ln links/a links/b; ln -s ../links/a deep/link
+        ln -s /nowhere dangling; truncate -s 8M sparse; printf end >> sparse; chmod 4755 links/a; chmod 700 deep; chmod 1777 empty
+        touch -d '2001-02-03 04:05:06.789' deep/er; printf x > "$(printf 'not\377utf8')"; printf y > 'with space/new
+line'; mkfifo pipe; : > zero; printf '%s' "$A" > env"#;
+    server.output(&parent, script).await;
+    let before = server.output(&parent, FINGERPRINT).await;
+    server
+        .output(&parent, "rm -r deep; mkdir deep; echo other > deep/other; mv 'with space' moved; rm links/b; rm zero")
+        .await;
+    let after = server.output(&parent, FINGERPRINT).await;
+    assert_ne!(before, after);
+    assert!(before.contains("sparse sparse") && before.contains("./links/b"), "{before}");
+
+    let old = remix(&server, &parent, json!({ "checkpoint": 1, "name": "old", "metadata": { "k": "w" } })).await;
+    assert_eq!(server.output(&old, FINGERPRINT).await, before);
+    let new = remix(&server, &parent, json!({})).await;
+    assert_eq!(server.output(&new, FINGERPRINT).await, after);
+    let (_, session) = server.get(&format!("/sessions/{old}")).await;
+    assert_eq!((&session["parent_session_id"], &session["parent_checkpoint"]), (&json!(parent), &json!(1)));
+    assert_eq!((&session["metadata"], &session["env"]), (&json!({ "k": "w" }), &json!({ "A": "b" })));
+    let (_, page) = server.get(&format!("/sessions?parent={parent}")).await;
+    assert_eq!(page["items"].as_array().unwrap().len(), 2);
+    let (_, page) = server.get(&format!("/sessions/{old}/messages")).await;
+    assert_eq!(page["items"][0]["content"], script, "the conversation up to there");
+
+    server.output(&new, "rm -r *; echo mine > mine").await;
+    assert_eq!(server.output(&parent, FINGERPRINT).await, after);
+    server.output(&parent, "rm -r *").await;
+    assert_eq!(server.output(&old, FINGERPRINT).await, before);
+    let grandchild = remix(&server, &old, json!({})).await;
+    assert_eq!(server.output(&grandchild, FINGERPRINT).await, before);
+}
+
+#[tokio::test]
+async fn a_parent_may_be_in_any_state() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    server.output(&id, "echo here > file").await;
+    let (_, message) = server
+        .post(&format!("/sessions/{id}/messages"), json!({ "content": "echo more >> file; touch busy; sleep 1000" }))
+        .await;
+    while server.get(&format!("/sessions/{id}/files/busy")).await.0 != 200 {}
+    let of_busy = remix(&server, &id, json!({})).await;
+    assert_eq!(server.output(&of_busy, "cat file").await, "here\nmore\n");
+    let (_, page) = server.get(&format!("/sessions/{of_busy}/messages")).await;
+    let done =
+        page["items"].as_array().unwrap().iter().all(|m| m["status"] != "processing" && m["id"] != message["id"]);
+    assert!(done, "what the parent works on is the parent's: {page:#}");
+    server.signal_host(&server.container(&id).await, nix::sys::signal::Signal::SIGKILL);
+    server.until(&id, |session| session["state"] == "ERROR" || session["generation"] == 2).await;
+    let of_failed = remix(&server, &id, json!({})).await;
+    assert_eq!(server.output(&of_failed, "cat file").await, "here\nmore\n");
+    server.post(&format!("/sessions/{id}/cancel"), json!(null)).await;
+    server.post(&format!("/sessions/{id}/terminate"), json!(null)).await;
+    server.until(&id, |session| session["terminated_at"] != Value::Null).await;
+    let of_ended = remix(&server, &id, json!({})).await;
+    assert_eq!(server.output(&of_ended, "cat file | head -n 2").await, "here\nmore\n");
+    server.delete(&format!("/sessions/{id}")).await;
+    let of_deleted = remix(&server, &id, json!({ "checkpoint": 1 })).await;
+    assert_eq!(server.output(&of_deleted, "cat file").await, "here\n");
+}
+
+#[tokio::test]
+async fn what_is_written_all_the_time_is_saved_as_of_one_moment() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    // Each line is in the one file before it is in the other.
+    let script =
+        "(n=0; while :; do n=$((n+1)); echo $n >> first; echo $n >> second; : > f$((n % 50)); done) >/dev/null 2>&1 &
+        while [ ! -s second ]; do :; done";
+    server.output(&id, script).await;
+    for _ in 0..5 {
+        let (status, checkpoint) =
+            server.post(&format!("/sessions/{id}/checkpoints"), json!({ "label": "busy" })).await;
+        assert_eq!(
+            (status.as_u16(), &checkpoint["status"]),
+            (201, &json!("ready")),
+            "{checkpoint:#}\n{}",
+            server.log()
+        );
+        let n = &checkpoint["n"];
+        let [first, second] = ["first", "second"].map(|name| format!("/sessions/{id}/checkpoints/{n}/files/{name}"));
+        let (first, second) = (read(&server, &first).await.1, read(&server, &second).await.1);
+        let (first, second): (Vec<&str>, Vec<&str>) = (first.lines().collect(), second.lines().collect());
+        assert!(!second.is_empty() && first.starts_with(&second) && first.len() - second.len() <= 1);
+    }
+    assert_eq!(server.output(&id, "[ $(wc -l < first) -gt 1 ] && echo on").await, "on\n");
+}
+
+#[tokio::test]
+async fn chains_stay_short_and_what_nobody_needs_goes() {
+    let mut server = server_or_skip!();
+    let id = server.session(json!({ "checkpoints": { "keep_last": 3 } })).await;
+    server.output(&id, "seq 1 200 | xargs touch; echo 0 > n").await;
+    let (_, labelled) = server.post(&format!("/sessions/{id}/checkpoints"), json!({ "label": "start" })).await;
+    for n in 1..=70 {
+        server
+            .output(
+                &id,
+                &format!("echo {n} > n; rm {n}; mkdir d{n}; [ {n} = 1 ] || mv d$(({n} - 1)) d{n}/inner; echo > d{n}/f"),
+            )
+            .await;
+    }
+    let check = "ls | wc -l; cat n; find d70 | wc -l; ls d70/inner/inner";
+    let now = server.output(&id, check).await;
+    assert_eq!(now, "132\n70\n140\nf\ninner\n");
+    let all = list(&server, &id).await;
+    assert_eq!(all.len(), 4, "three and the labelled one: {all:#?}");
+    assert_eq!(all[0]["n"], labelled["n"]);
+    assert!(layers(&server.data_dir()) < 40, "{}", layers(&server.data_dir()));
+    // What is left restores: in a new container, after a restart, and from the beginning.
+    server.stop();
+    server.start_again();
+    assert_eq!(server.output(&id, check).await, now);
+    let first = remix(&server, &id, json!({ "checkpoint": all[0]["n"] })).await;
+    assert_eq!(server.output(&first, "ls | wc -l; cat n").await, "201\n0\n");
+    for checkpoint in &all {
+        let path = format!("/sessions/{id}/checkpoints/{}", checkpoint["n"]);
+        let (status, _) = server.delete(&path).await;
+        assert_eq!(status, 204);
+        assert_eq!(server.get(&path).await.0, 404);
+    }
+    assert_eq!(server.output(&id, check).await, now);
+    assert_eq!(server.output(&first, "ls | wc -l").await, "201\n");
+}
+
+#[tokio::test]
+async fn plans_decide_when() {
+    let server = server_or_skip!();
+    let manual = server.session(json!({ "checkpoints": { "policy": "manual" } })).await;
+    let on_stop = server.session(json!({ "checkpoints": { "policy": "on_stop" } })).await;
+    let every = server.session(json!({ "checkpoints": { "policy": "every", "every_seconds": 5 } })).await;
+    for id in [&manual, &on_stop, &every] {
+        server.output(id, "echo x > f").await;
+        assert_eq!(list(&server, id).await, [] as [Value; 0]);
+    }
+    for id in [&manual, &on_stop] {
+        server.post(&format!("/sessions/{id}/pause"), json!(null)).await;
+        server.until(id, |session| session["state"] == "IDLE").await;
+    }
+    server.until(&on_stop, |session| session["checkpoint"] == 1).await;
+    assert_eq!(list(&server, &manual).await, [] as [Value; 0]);
+    assert_eq!(brief(&list(&server, &on_stop).await), [(1, "stop", "ready")]);
+    server.until(&every, |session| session["checkpoint"] == 1).await;
+    assert_eq!(brief(&list(&server, &every).await), [(1, "every", "ready")]);
+    let (status, asked) = server.post(&format!("/sessions/{manual}/checkpoints"), json!({ "label": "mine" })).await;
+    assert_eq!((status.as_u16(), &asked["label"], &asked["files"]), (201, &json!("mine"), &json!(1)));
+    for wrong in [
+        json!({ "policy": "sometimes" }),
+        json!({ "policy": "every" }),
+        json!({ "policy": "every", "every_seconds": 1 }),
+        json!({ "keep_last": 0 }),
+    ] {
+        let (status, problem) = server.post("/sessions", json!({ "checkpoints": wrong })).await;
+        assert!(status == 422 || status == 400, "{wrong}: {status} {problem}");
+    }
+}
+
+#[tokio::test]
+async fn one_that_cannot_be_taken_is_told_and_harms_nothing() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    server.output(&id, "echo fine > fine").await;
+    let deep = "perl -e 'for (1..600) { mkdir \"d\" or die; chdir \"d\" or die }'; echo after > after";
+    server.output(&id, deep).await;
+    let (status, checkpoint) = server.post(&format!("/sessions/{id}/checkpoints"), json!({})).await;
+    assert_eq!((status.as_u16(), &checkpoint["status"]), (201, &json!("failed")), "{checkpoint:#}");
+    assert!(!checkpoint["error"].as_str().unwrap().contains('/'), "{checkpoint}");
+    assert!(server.events(&id).await.iter().any(|event| event["type"] == "checkpoint.failed"));
+    assert_eq!(server.output(&id, "cat fine after").await, "fine\nafter\n");
+    let (status, problem) = server.post(&format!("/sessions/{id}/remix"), json!({})).await;
+    assert_eq!((status.as_u16(), &problem["code"]), (503, &json!("checkpoint_failed")), "{problem}");
+    server.output(&id, "rm -r d").await;
+    let (_, checkpoint) = server.post(&format!("/sessions/{id}/checkpoints"), json!({})).await;
+    assert_eq!((&checkpoint["status"], &checkpoint["files"]), (&json!("ready"), &json!(2)), "{checkpoint:#}");
+}
