@@ -39,6 +39,17 @@ pub enum Cause {
     Remix,
 }
 
+impl Cause {
+    /// Whether it comes about by itself. Where someone wants a checkpoint, that is a record of its own.
+    #[must_use]
+    pub fn is_occasion(self) -> bool {
+        match self {
+            Self::Message | Self::Stop | Self::Every | Self::Start => true,
+            Self::Request | Self::Rewind | Self::Remix => false,
+        }
+    }
+}
+
 /// A session's plan for its checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {

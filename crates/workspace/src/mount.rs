@@ -21,6 +21,8 @@ use crate::shelf::name;
 
 /// The directory below all others, always empty: an overlay wants something below.
 pub(crate) const EMPTY: &str = "empty";
+/// Another one: without anything to write to, an overlay wants two, and not the same.
+const NOTHING: &str = "nothing";
 /// Where the thread mounts, in its own namespace.
 const POINT: &str = "mount";
 
@@ -99,14 +101,14 @@ impl Mounter {
 /// Paths are relative to the directory of layers: together they have to fit into a page.
 fn options(stack: &Stack, marks: Marks) -> String {
     let below = stack.layers.iter().map(|layer| format!("{}/fs:", name(*layer))).collect::<String>();
-    // Without a writable layer there have to be two, so one that is empty may come twice.
-    let empty = if stack.writable.is_none() && stack.layers.is_empty() { "empty:empty" } else { EMPTY };
+    let is_nothing = stack.writable.is_none() && stack.layers.is_empty();
+    let more = if is_nothing { format!(":{NOTHING}") } else { String::new() };
     let above = stack.writable.map(name).map(|id| format!(",upperdir={id}/fs,workdir={id}/work")).unwrap_or_default();
     let renames = match marks {
         Marks::Trusted => "redirect_dir=on",
         Marks::User => "userxattr",
     };
-    format!("lowerdir={below}{empty}{above},index=off,metacopy=off,nfs_export=off,xino=auto,{renames}")
+    format!("lowerdir={below}{EMPTY}{more}{above},index=off,metacopy=off,nfs_export=off,xino=auto,{renames}")
 }
 
 /// Gives this thread a mount namespace and a working directory of its own.
@@ -114,7 +116,7 @@ fn set_apart(root: &Path) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     nix::unistd::chdir(root)?;
-    for directory in [EMPTY, POINT] {
+    for directory in [EMPTY, NOTHING, POINT] {
         match std::fs::create_dir(PathBuf::from(directory)) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}

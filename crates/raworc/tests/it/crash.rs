@@ -398,7 +398,7 @@ async fn a_full_disk_refuses_new_work_and_corrupts_nothing() {
     // What is in a checkpoint would stay there when it is deleted, and what is added to a file that is would need room.
     let manual = json!({ "checkpoints": { "policy": "manual" } });
     let (filling, other) = (server.session(manual.clone()).await, server.session(manual).await);
-    let filler = post(&server, &filling, "cat /dev/zero >big; ls -s big | cut -d' ' -f2").await;
+    let filler = post(&server, &filling, "cat /dev/zero >big; echo big").await;
     let path = format!("/sessions/{other}/messages");
     let (mut sent, deadline) = (0, Instant::now() + crate::harness::PATIENCE);
     let problem = loop {

@@ -331,7 +331,17 @@ impl TestServer {
 
     /// A run of the command line against this server.
     pub fn cli(&self, arguments: &[&str]) -> std::process::Output {
-        Command::new(RAWORC)
+        self.program(RAWORC, arguments)
+    }
+
+    /// A run of commands in a shell that finds the program, and the program this server.
+    pub fn shell(&self, script: &str) -> std::process::Output {
+        let directory = Path::new(RAWORC).parent().unwrap().display();
+        self.program("bash", &["-euc", &format!("PATH={directory}:$PATH\n{script}")])
+    }
+
+    fn program(&self, program: &str, arguments: &[&str]) -> std::process::Output {
+        Command::new(program)
             .args(arguments)
             .env("RAWORC_URL", &self.url)
             .env("RAWORC_TOKEN", &self.token)

@@ -144,7 +144,7 @@ fn overlayfs() -> Check {
     } else if module {
         Check::ok("overlayfs", "available as a module, loaded when first used")
     } else {
-        Check::warning("overlayfs", "not available", "modprobe overlay; without it checkpoints copy whole workspaces.")
+        Check::missing("overlayfs", "not available", "modprobe overlay; workspaces are made of it.")
     }
 }
 

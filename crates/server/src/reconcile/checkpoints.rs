@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, LayerId, SessionId};
+use raworc_core::session::Container;
 use raworc_core::time::Time;
 use raworc_runtime::{Company, ExitReason};
 use raworc_store::checkpoints::{self, CheckpointRow, Status};
@@ -160,7 +161,10 @@ async fn load(app: &Shared, session: SessionId) -> Result<Option<(SessionRow, Ve
     let mut connection = app.store.read().await?;
     let Some(row) = sessions::find(&mut connection, session).await? else { return Ok(None) };
     let mut pending = checkpoints::open_of(&mut connection, session).await?;
-    pending.retain(|checkpoint| checkpoint.status == Status::Pending);
+    // A rewind waits until the container has gone.
+    let may_rewind = row.machine.rewind.is_some() && row.machine.container == Container::None;
+    pending
+        .retain(|checkpoint| checkpoint.status == Status::Pending && (may_rewind || checkpoint.cause != Cause::Rewind));
     Ok(Some((row, pending)))
 }
 
@@ -203,9 +207,7 @@ impl Job<'_> {
             self.exchange().await?;
         }
         let is_changed = self.is_changed().await?;
-        // A rewind waits until the container has gone.
-        let pending: Vec<CheckpointRow> = pending.iter().filter(|c| c.cause != Cause::Rewind).cloned().collect();
-        if !self.is_wanted(&pending, is_changed) {
+        if !self.is_wanted(pending, is_changed) {
             return Ok(false);
         }
         if !is_changed {
@@ -232,7 +234,7 @@ impl Job<'_> {
     fn is_wanted(&self, pending: &[CheckpointRow], is_changed: bool) -> bool {
         // One that is about to go back is saved when its container has gone.
         let may_ask = self.row.machine.rewind.is_none();
-        let asks = |cause: &Cause| may_ask && *cause != Cause::Request && self.row.settings.checkpoints.wants(*cause);
+        let asks = |cause: &Cause| may_ask && cause.is_occasion() && self.row.settings.checkpoints.wants(*cause);
         !pending.is_empty() || (is_changed && self.causes.iter().any(asks))
     }
 

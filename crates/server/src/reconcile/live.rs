@@ -89,21 +89,18 @@ async fn round(job: &Job<'_>, layer: LayerId, before: Option<PathBuf>) -> Result
 }
 
 /// Makes one layer, the last of `rounds`, of the first two, to lie on an earlier copy or what the workspace does.
+/// What was copied refers to what lies below what the session writes to, whatever earlier copies there are.
 async fn join(job: &Job<'_>, rounds: [LayerId; 3], earlier: Option<LayerId>) -> Result<(), Trouble> {
-    let (stack, _hold): (_, Hold) = match earlier {
-        Some(_) => trees::stack(job.app, earlier).await?,
-        None => trees::stack_of(job.app, job.row.id).await?,
-    };
+    let (stack, _hold): (_, Hold) = trees::stack_of(job.app, job.row.id).await?;
     let shelf = job.app.trees.shelf.clone();
     let [first, second, both] = rounds;
     let work = move || -> io::Result<()> {
         let lower: Vec<PathBuf> = stack.layers.iter().map(|layer| shelf.path(*layer)).collect();
-        let marks = shelf.marks();
+        let (marks, is_bottom) = (shelf.marks(), lower.is_empty() && earlier.is_none());
         seal::settle(&shelf.path(first), &lower, marks)?;
-        let with_first: Vec<PathBuf> = std::iter::once(shelf.path(first)).chain(lower.iter().cloned()).collect();
-        seal::settle(&shelf.path(second), &with_first, marks)?;
+        seal::settle(&shelf.path(second), &lower, marks)?;
         let into = shelf.begin(both)?;
-        squash::squash(&[shelf.path(second), shelf.path(first)], lower.is_empty(), &into, marks)
+        squash::squash(&[shelf.path(second), shelf.path(first)], is_bottom, &into, marks)
     };
     Ok(blocking(work).await??)
 }

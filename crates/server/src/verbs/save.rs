@@ -57,7 +57,7 @@ pub struct Saved {
 /// # Errors
 /// Where the store fails.
 pub async fn record(app: &Shared, session: SessionId, saved: Saved, causes: &BTreeSet<Cause>) -> Result<(), Failure> {
-    let (now, cause) = (app.now(), causes.iter().find(|cause| **cause != Cause::Request).copied());
+    let (now, cause) = (app.now(), causes.iter().find(|cause| cause.is_occasion()).copied());
     let trees = Arc::clone(&app.trees);
     app.store
         .write(move |transaction| {
@@ -69,8 +69,7 @@ pub async fn record(app: &Shared, session: SessionId, saved: Saved, causes: &BTr
                 pending.retain(|checkpoint| {
                     checkpoint.status == Status::Pending && (may_rewind || checkpoint.cause != Cause::Rewind)
                 });
-                if pending.is_empty() {
-                    let cause = cause.unwrap_or(Cause::Request);
+                if let (true, Some(cause)) = (pending.is_empty(), cause) {
                     let row = new_row(&mut change.row, cause, None, SYSTEM, saved.began);
                     checkpoints::insert(change.connection(), &row).await?;
                     pending.push(row);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CStr, CString};
 use std::fs;
+use std::hash::{Hash as _, Hasher as _};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -12,6 +13,7 @@ use rustix::fs::{AtFlags, FileType, Stat, linkat};
 
 use super::Marks;
 use super::entry::{self, Mark};
+use super::seal;
 
 /// The clock of a file system advances in ticks: what changed so shortly before it was looked at may have changed again
 /// since without being seen to.
@@ -32,6 +34,8 @@ struct Seen {
     size: i64,
     is_directory: bool,
     is_doubtful: bool,
+    /// Of a directory: a digest of the marks that say what it lies on. With others it is another directory.
+    marks: u64,
 }
 
 /// Everything that was seen, by path.
@@ -56,7 +60,8 @@ pub fn capture(from: &Path, into: &Path, listing: &Path, before: Option<&Path>, 
         root: target.try_clone()?,
         captured: Captured::default(),
     };
-    let mut way = Way { parts: vec![Part { source, target: Some(target), name: CString::default() }] };
+    let below = Some(Vec::new());
+    let mut way = Way { parts: vec![Part { source, target: Some(target), name: CString::default(), below }] };
     capture.directory(&mut way, &[], is_first)?;
     entry::copy_attributes(entry::root(from)?, entry::root(into)?)?;
     write(listing, &capture.now)?;
@@ -73,6 +78,8 @@ struct Part {
     /// Made when there is something to put into it.
     target: Option<OwnedFd>,
     name: CString,
+    /// Where in the layers below what is written to the rest of it is found, if anywhere.
+    below: Option<Vec<CString>>,
 }
 
 impl Way {
@@ -130,10 +137,14 @@ impl Capture {
     fn one(&mut self, way: &mut Way, source: &OwnedFd, name: &CStr, path: &[u8], is_new: bool) -> io::Result<()> {
         let stat = entry::look(source, name)?.ok_or(io::ErrorKind::NotFound)?;
         let key = join(path, name);
-        let seen = look(&stat);
+        let mut seen = look(&stat);
         let before = self.before.get(&key).copied().filter(|_| !is_new);
+        if seen.is_directory {
+            let inner = entry::inner(source, name, way.parts.len() - 1)?;
+            seen.marks = digest(&inner, self.marks)?;
+        }
         self.now.insert(key.clone(), seen);
-        if entry::kind(&stat) == FileType::Directory {
+        if seen.is_directory {
             return self.inner(way, source, name, &key, seen, before);
         }
         if before == Some(seen) && !seen.is_doubtful {
@@ -176,18 +187,27 @@ impl Capture {
     ) -> io::Result<()> {
         let depth = way.parts.len() - 1;
         let inner = entry::inner(source, name, depth)?;
-        let is_same = before.is_some_and(|before| before.is_directory && before.ino == seen.ino);
-        way.parts.push(Part { source: inner.try_clone()?, target: None, name: name.to_owned() });
+        let is_same = before.is_some_and(|before| (before.ino, before.marks) == (seen.ino, seen.marks));
+        let above = way.parts.last().and_then(|part| part.below.clone());
+        let redirect = Mark::Redirect.get(&inner, self.marks)?;
+        let below = match &redirect {
+            Some(target) => Some(seal::place(target, above.as_deref())?),
+            None if entry::is_opaque(&inner, self.marks)? => None,
+            None => above.map(|above| [above, vec![name.to_owned()]].concat()),
+        };
+        let place = below.clone();
+        way.parts.push(Part { source: inner.try_clone()?, target: None, name: name.to_owned(), below });
         if before != Some(seen) || seen.is_doubtful {
             let target = way.target()?.try_clone()?;
-            for mark in [Mark::Opaque, Mark::Redirect] {
-                if let Some(value) = mark.get(&inner, self.marks)? {
-                    mark.set(&target, self.marks, &value)?;
+            // The copy of one that was copied before lies on that copy, which has its marks.
+            if !is_same {
+                if entry::is_opaque(&inner, self.marks)? || before.is_some() {
+                    Mark::Opaque.set(&target, self.marks, b"y")?;
                 }
-            }
-            // Another directory than the one that an earlier capture copied, or the first of this name above one.
-            if !is_same && before.is_some() {
-                Mark::Opaque.set(&target, self.marks, b"y")?;
+                if let (Some(_), Some(place)) = (redirect, place) {
+                    let path: Vec<u8> = place.iter().flat_map(|name| [b"/", name.to_bytes()].concat()).collect();
+                    Mark::Redirect.set(&target, self.marks, &path)?;
+                }
             }
         }
         let result = self.directory(way, key, !is_same);
@@ -231,7 +251,14 @@ fn look(stat: &Stat) -> Seen {
         is_directory: entry::kind(stat) == FileType::Directory,
         // Also where the clock was set back.
         is_doubtful: age.map_or(true, |age| age < DOUBTFUL),
+        marks: 0,
     }
+}
+
+fn digest(directory: &OwnedFd, marks: Marks) -> io::Result<u64> {
+    let mut hasher = std::hash::DefaultHasher::new();
+    (Mark::Opaque.get(directory, marks)?, Mark::Redirect.get(directory, marks)?).hash(&mut hasher);
+    Ok(hasher.finish())
 }
 
 fn join(path: &[u8], name: &CStr) -> Vec<u8> {
@@ -243,9 +270,9 @@ fn write(path: &Path, listing: &Listing) -> io::Result<()> {
     use std::io::Write as _;
     let mut file = io::BufWriter::new(fs::File::create(path)?);
     for (key, seen) in listing {
-        let Seen { ino, changed: (seconds, nanos), size, is_directory, is_doubtful } = seen;
+        let Seen { ino, changed: (seconds, nanos), size, is_directory, is_doubtful, marks } = seen;
         let (directory, doubtful) = (u8::from(*is_directory), u8::from(*is_doubtful));
-        writeln!(file, "{ino} {seconds} {nanos} {size} {directory} {doubtful} {}", hex::encode(key))?;
+        writeln!(file, "{ino} {seconds} {nanos} {size} {directory} {doubtful} {marks:x} {}", hex::encode(key))?;
     }
     file.flush()
 }
@@ -259,7 +286,8 @@ fn read(path: &Path) -> io::Result<Listing> {
         let changed = (number()?, number()?);
         let size = number()?;
         let (is_directory, is_doubtful) = (number()? != 0, number()? != 0);
-        Some((hex::decode(words.next()?).ok()?, Seen { ino, changed, size, is_directory, is_doubtful }))
+        let marks = u64::from_str_radix(words.next()?, 16).ok()?;
+        Some((hex::decode(words.next()?).ok()?, Seen { ino, changed, size, is_directory, is_doubtful, marks }))
     };
     let listing = text.lines().map(line).collect::<Option<Listing>>();
     listing.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a listing is damaged"))

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, fsync, openat, syncfs};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, fsync, openat, syncfs, unlinkat};
 
 use super::Marks;
 use super::entry::{self, Mark};
@@ -126,12 +126,19 @@ impl Settle<'_> {
                 }
             }
         }
-        view.link_into(directory, depth, self.marks)
+        view.link_into(directory, depth, self.marks)?;
+        // With nothing below, a whiteout would be listed like an entry.
+        for name in entry::names(directory)? {
+            if entry::look(directory, &name)?.is_some_and(|stat| entry::is_whiteout(&stat)) {
+                unlinkat(directory, &name, AtFlags::empty())?;
+            }
+        }
+        Ok(())
     }
 }
 
-/// Where a redirect leads: from the root of the stack, or, as a single name, beside where the directory would be found.
-fn place(target: &[u8], below: Option<&[CString]>) -> io::Result<Vec<CString>> {
+/// Where a redirect leads, in the layers below the one it is in: from the root of the stack, or, as a single name, beside where the directory would be found.
+pub fn place(target: &[u8], below: Option<&[CString]>) -> io::Result<Vec<CString>> {
     let names = |path: &[u8]| {
         let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
         names.map(|name| CString::new(name).map_err(io::Error::other)).collect::<io::Result<Vec<_>>>()

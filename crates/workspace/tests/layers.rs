@@ -1,0 +1,288 @@
+//! Layers on real overlays: however a tree came to be, each version of it shows what was there then. Needs to mount; says so
+//! loudly where it may not.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use raworc_core::ids::LayerId;
+use raworc_workspace::layers::{Marks, capture, seal, squash};
+use raworc_workspace::{Mounter, Stack, Workspaces, layers_in};
+use rustix::fs::XattrFlags;
+use uuid::Uuid;
+
+/// A change of a tree. Numbers choose among what there is, so most of them do something.
+#[derive(Clone, Debug)]
+enum Op {
+    Write(usize, usize, u16),
+    Append(usize),
+    Directory(usize, usize),
+    Link(usize, usize, usize),
+    Symlink(usize, usize),
+    Pipe(usize, usize),
+    Rename(usize, usize, usize),
+    Remove(usize),
+    Mode(usize, u32),
+    Attribute(usize, u8),
+    Time(usize, u32),
+    Sparse(usize, usize),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let n = || 0..64_usize;
+    prop_oneof![
+        4 => (n(), n(), any::<u16>()).prop_map(|(a, b, c)| Op::Write(a, b, c)),
+        2 => n().prop_map(Op::Append),
+        3 => (n(), n()).prop_map(|(a, b)| Op::Directory(a, b)),
+        1 => (n(), n(), n()).prop_map(|(a, b, c)| Op::Link(a, b, c)),
+        1 => (n(), n()).prop_map(|(a, b)| Op::Symlink(a, b)),
+        1 => (n(), n()).prop_map(|(a, b)| Op::Pipe(a, b)),
+        3 => (n(), n(), n()).prop_map(|(a, b, c)| Op::Rename(a, b, c)),
+        2 => n().prop_map(Op::Remove),
+        1 => (n(), 0..0o1000_u32).prop_map(|(a, b)| Op::Mode(a, b)),
+        1 => (n(), any::<u8>()).prop_map(|(a, b)| Op::Attribute(a, b)),
+        1 => (n(), any::<u32>()).prop_map(|(a, b)| Op::Time(a, b)),
+        1 => (n(), n()).prop_map(|(a, b)| Op::Sparse(a, b)),
+    ]
+}
+
+/// Paths in a tree, of directories only or of everything, sorted; the root is the first.
+fn paths(root: &Path, directories: bool) -> Vec<PathBuf> {
+    let mut found = vec![root.to_owned()];
+    let mut next = vec![root.to_owned()];
+    while let Some(directory) = next.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            let is_directory = entry.file_type().unwrap().is_dir();
+            if is_directory {
+                next.push(entry.path());
+            }
+            if is_directory || !directories {
+                found.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn any_of(paths: &[PathBuf], n: usize) -> &Path {
+    &paths[n % paths.len()]
+}
+
+/// Does it; what cannot be done (a directory in itself, a name that is taken) is left.
+fn apply(root: &Path, op: &Op) {
+    let (all, directories) = (paths(root, false), paths(root, true));
+    let place = |directory: usize, name: usize| any_of(&directories, directory).join(format!("n{}", name % 6));
+    let is_file = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_file());
+    match op {
+        Op::Write(directory, name, content) => {
+            let path = place(*directory, *name);
+            if !path.is_symlink() && (!path.exists() || is_file(&path)) {
+                let _ = fs::write(path, content.to_string().repeat(usize::from(*content % 50)));
+            }
+        }
+        Op::Append(n) if is_file(any_of(&all, *n)) => {
+            fs::File::options().append(true).open(any_of(&all, *n)).unwrap().write_all(b"more").unwrap();
+        }
+        Op::Directory(directory, name) => drop(fs::create_dir(place(*directory, *name))),
+        Op::Link(from, directory, name) if is_file(any_of(&all, *from)) => {
+            let _ = fs::hard_link(any_of(&all, *from), place(*directory, *name));
+        }
+        Op::Symlink(directory, name) => drop(symlink("../n1", place(*directory, *name))),
+        Op::Pipe(directory, name) => {
+            let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o640));
+            let _ = rustix::fs::mknodat(rustix::fs::CWD, place(*directory, *name), kind, mode, 0);
+        }
+        Op::Rename(from, directory, name) if *from % all.len() != 0 => {
+            let _ = fs::rename(any_of(&all, *from), place(*directory, *name));
+        }
+        Op::Remove(n) if n % all.len() != 0 => {
+            let path = any_of(&all, *n);
+            let _ = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        }
+        Op::Mode(n, mode) if !any_of(&all, *n).is_symlink() => {
+            fs::set_permissions(any_of(&all, *n), fs::Permissions::from_mode(*mode)).unwrap();
+        }
+        Op::Attribute(n, value) => {
+            let path = any_of(&all, *n);
+            if is_file(path) || path.is_dir() && !path.is_symlink() {
+                rustix::fs::setxattr(path, "user.test", &[*value], XattrFlags::empty()).unwrap();
+            }
+        }
+        Op::Time(n, seconds) if is_file(any_of(&all, *n)) => {
+            let time = std::time::UNIX_EPOCH + std::time::Duration::new(u64::from(*seconds), 123_456_789);
+            fs::File::options().write(true).open(any_of(&all, *n)).unwrap().set_modified(time).unwrap();
+        }
+        Op::Sparse(directory, name) => {
+            if let Ok(file) = fs::File::create_new(place(*directory, *name)) {
+                file.set_len(1 << 20).unwrap();
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Everything that has to be the same of each path. Directories' own times and sizes are those of the file system.
+fn fingerprint(root: &Path) -> BTreeMap<String, String> {
+    let mut groups: BTreeMap<(u64, u64), String> = BTreeMap::new();
+    let mut found = BTreeMap::new();
+    for path in paths(root, false) {
+        let name = path.strip_prefix(root).unwrap().display().to_string();
+        let stat = path.symlink_metadata().unwrap();
+        let mut text = format!("{:06o} {} {}", stat.mode(), stat.uid(), stat.gid());
+        if stat.is_file() {
+            let content = fs::read(&path).unwrap();
+            let head = String::from_utf8_lossy(&content[..content.len().min(20)]).into_owned();
+            let group = groups.entry((stat.dev(), stat.ino())).or_insert_with(|| name.clone());
+            let holes = stat.len() >= 1 << 20 && stat.blocks() * 512 < 1 << 20;
+            text += &format!(" {} {head} {}.{} {group} {holes}", stat.len(), stat.mtime(), stat.mtime_nsec());
+        } else if stat.is_symlink() {
+            text += &format!(" -> {}", fs::read_link(&path).unwrap().display());
+        }
+        if !stat.is_symlink() {
+            let mut value = [0; 8];
+            let length = rustix::fs::lgetxattr(&path, "user.test", &mut value).unwrap_or(0);
+            text += &format!(" {:?}", &value[..length]);
+        }
+        found.insert(name, text);
+    }
+    found
+}
+
+struct Shelf {
+    _directory: tempfile::TempDir,
+    shelf: Workspaces,
+    listings: PathBuf,
+}
+
+/// Where mounting is possible: as root, in a directory that can carry an overlay.
+fn shelf() -> Option<Shelf> {
+    let directory = tempfile::tempdir().unwrap();
+    let root = layers_in(directory.path());
+    fs::create_dir_all(&root).unwrap();
+    let mounter = match Mounter::start(&root, Marks::Trusted) {
+        Ok(mounter) => mounter,
+        Err(error) => {
+            eprintln!("SKIPPED: nothing can be mounted: {error}");
+            return None;
+        }
+    };
+    let shelf = Workspaces::open(directory.path(), None, Marks::Trusted, Some(mounter)).unwrap();
+    let listings = directory.path().join("listings");
+    fs::create_dir(&listings).unwrap();
+    Some(Shelf { _directory: directory, shelf, listings })
+}
+
+fn path_of(root: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", root.as_raw_fd()).into()
+}
+
+impl Shelf {
+    fn view(&self, layers: &[LayerId]) -> BTreeMap<String, String> {
+        let view = self.shelf.view(&Stack { layers: layers.to_vec(), writable: None }).unwrap();
+        let root = view.root().try_clone_to_owned().unwrap();
+        fingerprint(&path_of(&root).join("."))
+    }
+
+    fn paths(&self, layers: &[LayerId]) -> Vec<PathBuf> {
+        layers.iter().map(|layer| self.shelf.path(*layer)).collect()
+    }
+
+    /// Works on top of `below`; the layers of each save, the newest first. `live`: it is copied while it goes on.
+    fn work(&self, below: &[LayerId], rounds: &[Vec<Op>], live: bool) -> Vec<(Vec<LayerId>, BTreeMap<String, String>)> {
+        let (mut saved, mut stack) = (Vec::new(), below.to_vec());
+        let mut writable = LayerId(Uuid::new_v4());
+        let mut open = None;
+        let mut listing: Option<PathBuf> = None;
+        for (n, ops) in rounds.iter().enumerate() {
+            if open.is_none() {
+                let wanted = Stack { layers: stack.clone(), writable: Some(writable) };
+                self.shelf.create(&wanted).unwrap();
+                open = Some(self.shelf.mount(&wanted).unwrap());
+            }
+            let root = open.as_ref().unwrap().root().try_clone_to_owned().unwrap();
+            let root = path_of(&root).join(".");
+            ops.iter().for_each(|op| apply(&root, op));
+            let seen = fingerprint(&root);
+            let layer = if live {
+                let copy = LayerId(Uuid::new_v4());
+                let new = self.listings.join(format!("{n}-{}", Uuid::new_v4()));
+                let into = self.shelf.begin(copy).unwrap();
+                capture::capture(&self.shelf.path(writable), &into, &new, listing.as_deref(), Marks::Trusted).unwrap();
+                listing = Some(new);
+                copy
+            } else {
+                open = None;
+                std::mem::replace(&mut writable, LayerId(Uuid::new_v4()))
+            };
+            // A copy refers to what lies below what it was copied from, not to earlier copies.
+            let lower = self.paths(if live { below } else { &stack });
+            seal::settle(&self.shelf.path(layer), &lower, Marks::Trusted).unwrap();
+            stack.insert(0, layer);
+            saved.push((stack.clone(), seen));
+        }
+        saved
+    }
+}
+
+/// As a map of what differs, so that a failure can be read.
+fn differences(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Vec<String> {
+    let names: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
+    let differ = names.into_iter().filter(|name| a.get(*name) != b.get(*name));
+    differ.map(|name| format!("{name}: {:?} / {:?}", a.get(name), b.get(name))).collect()
+}
+
+fn check(rounds: &[Vec<Op>], live: &[Vec<Op>], start: usize) {
+    let Some(shelf) = shelf() else { return };
+    let mut saved = shelf.work(&[], rounds, false);
+    let top = saved.last().map(|(stack, _)| stack.clone()).unwrap_or_default();
+    saved.extend(shelf.work(&top, live, true));
+    let (mut files, mut bytes) = (0_i64, 0_i64);
+    for (stack, seen) in &saved {
+        let shown = shelf.view(stack);
+        assert_eq!(differences(&shown, seen), [] as [String; 0], "{} layers", stack.len());
+        let measured = seal::measure(&shelf.shelf.path(stack[0]), &shelf.paths(&stack[1..]), Marks::Trusted).unwrap();
+        files += measured.files;
+        bytes += measured.bytes;
+        let regular: Vec<i64> = seen
+            .values()
+            .filter(|text| text.starts_with("100"))
+            .map(|text| text.split(' ').nth(3).unwrap().parse().unwrap())
+            .collect();
+        assert_eq!((files, bytes), (i64::try_from(regular.len()).unwrap(), regular.iter().sum()));
+    }
+    // Any run of layers made one shows the same, and so does what lies on it.
+    let Some((stack, seen)) = saved.last() else { return };
+    let start = start % stack.len();
+    let end = (start + 2 + stack.len() / 2).min(stack.len());
+    let merged = LayerId(Uuid::new_v4());
+    let into = shelf.shelf.begin(merged).unwrap();
+    squash::squash(&shelf.paths(&stack[start..end]), end == stack.len(), &into, Marks::Trusted).unwrap();
+    let shorter: Vec<LayerId> = stack[..start].iter().copied().chain([merged]).chain(stack[end..].to_vec()).collect();
+    assert_eq!(differences(&shelf.view(&shorter), seen), [] as [String; 0], "{start}..{end} of {}", stack.len());
+    // And it is built on like any other.
+    let more = shelf.work(&shorter, &[vec![Op::Rename(1, 0, 7), Op::Remove(2), Op::Directory(0, 2)]], false);
+    for (stack, seen) in &more {
+        assert_eq!(differences(&shelf.view(stack), seen), [] as [String; 0]);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn layers_show_the_same_however_they_were_made(
+        rounds in vec(vec(op(), 1..12), 1..6),
+        live in vec(vec(op(), 1..8), 0..4),
+        start in 0..8_usize,
+    ) {
+        check(&rounds, &live, start);
+    }
+}
