@@ -9,6 +9,7 @@ mod memory;
 mod peers;
 mod report;
 mod server;
+mod workspaces;
 
 use std::path::PathBuf;
 
@@ -30,7 +31,7 @@ struct Options {
     /// How often each thing that takes milliseconds is done.
     #[arg(long, default_value_t = 100, value_name = "N")]
     rounds: usize,
-    /// Only these: latency, burst, durable, memory, idle, scale.
+    /// Only these: latency, workspaces, burst, durable, memory, idle, scale.
     #[arg(long, value_delimiter = ',', value_name = "PART,…")]
     only: Vec<String>,
     /// Leave the server's data here, and use what is there; otherwise in a temporary directory.
@@ -72,6 +73,11 @@ async fn measure(
         server.stop().await?;
         let server = Server::start(program, data_dir, &["--spares", "0"]).await?;
         latency::without_spares(&server, options.rounds, report).await?;
+        server.stop().await?;
+    }
+    if options.wants("workspaces") {
+        let server = Server::start(program, data_dir, &["--spares", "2"]).await?;
+        workspaces::measure(&server, options.rounds, report).await?;
         server.stop().await?;
     }
     if options.wants("burst") {
