@@ -18,8 +18,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
 
-use crate::app::{Shared, blocking};
+use crate::app::Shared;
 use crate::error::Failure;
+use crate::trees;
 use crate::verbs::{observe, store_reports, take_message};
 
 /// A connection says who it is by then.
@@ -286,9 +287,7 @@ impl Link {
 
     /// A message has ended. What it wrote is saved before the next one begins.
     async fn save(&self, row: &SessionRow) {
-        let (shelf, layer, below) = (self.app.trees.shelf.clone(), row.writable_id, row.layer_id);
-        let is_changed = move || shelf.is_changed(layer, below).unwrap_or(true);
-        if row.settings.checkpoints.wants(Cause::Message) && blocking(is_changed).await.unwrap_or(true) {
+        if row.settings.checkpoints.wants(Cause::Message) && trees::is_changed(&self.app, row).await.unwrap_or(true) {
             self.app.trees.ask(row.id, Cause::Message);
         }
     }

@@ -259,6 +259,26 @@ pub async fn stack_of(app: &Shared, session: SessionId) -> Result<(Stack, Hold),
     }
 }
 
+/// The same, and what is written to is there.
+///
+/// # Errors
+/// 404 where there is no such session; where the directory cannot be made.
+pub async fn ready_stack_of(app: &Shared, session: SessionId) -> Result<(Stack, Hold), Failure> {
+    let (stack, hold) = stack_of(app, session).await?;
+    let (shelf, wanted) = (app.trees.shelf.clone(), stack.clone());
+    blocking(move || shelf.create(&wanted)).await.flatten().map_err(FileError::from)?;
+    Ok((stack, hold))
+}
+
+/// Whether a session has written anything since it was saved.
+///
+/// # Errors
+/// Where what it wrote cannot be read.
+pub async fn is_changed(app: &Shared, row: &SessionRow) -> std::io::Result<bool> {
+    let (shelf, layer, below) = (app.trees.shelf.clone(), row.writable_id, row.layer_id);
+    blocking(move || shelf.is_changed(layer, below)).await.flatten()
+}
+
 async fn stack_now(app: &Shared, session: SessionId) -> Result<Stack, Failure> {
     let mut connection = app.store.read().await?;
     let row = raworc_store::sessions::find(&mut connection, session).await?;
@@ -275,12 +295,8 @@ pub async fn open_now(app: &Shared, row: &SessionRow) -> Result<Opened, Failure>
     if let Some(root) = running(app, row).await {
         return Ok(Opened { workspace: app.trees.shelf.workspace(root), _hold: None });
     }
-    let (stack, hold) = stack_of(app, row.id).await?;
-    let view = move |shelf: &Workspaces| {
-        shelf.create(&stack)?;
-        shelf.view(&stack)
-    };
-    Ok(Opened { workspace: open(app, view).await?, _hold: Some(hold) })
+    let (stack, hold) = ready_stack_of(app, row.id).await?;
+    Ok(Opened { workspace: open(app, move |shelf| shelf.view(&stack)).await?, _hold: Some(hold) })
 }
 
 /// Opens what lies on the layer `top`, or nothing, to read it.
@@ -335,12 +351,8 @@ pub async fn change<T: Send + 'static>(
     let workspace = match running(app, &row).await {
         Some(root) => Opened { workspace: app.trees.shelf.workspace(root), _hold: None },
         None => {
-            let (stack, hold) = stack_of(app, row.id).await?;
-            let mount = move |shelf: &Workspaces| {
-                shelf.create(&stack)?;
-                shelf.mount(&stack)
-            };
-            Opened { workspace: open(app, mount).await?, _hold: Some(hold) }
+            let (stack, hold) = ready_stack_of(app, row.id).await?;
+            Opened { workspace: open(app, move |shelf| shelf.mount(&stack)).await?, _hold: Some(hold) }
         }
     };
     Ok(blocking(move || work(&workspace)).await.map_err(FileError::Io)??)

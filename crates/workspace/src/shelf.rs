@@ -86,6 +86,11 @@ impl Workspaces {
         self.directory(layer).join("fs")
     }
 
+    /// The contents of layers, in their order.
+    pub fn paths(&self, layers: &[LayerId]) -> Vec<PathBuf> {
+        layers.iter().map(|layer| self.path(*layer)).collect()
+    }
+
     fn directory(&self, layer: LayerId) -> PathBuf {
         self.root.join(name(layer))
     }

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, LayerId, SessionId};
-use raworc_core::session::Container;
 use raworc_core::time::Time;
 use raworc_runtime::{Company, ExitReason};
 use raworc_store::checkpoints::{self, CheckpointRow, Status};
@@ -160,11 +159,7 @@ impl From<raworc_store::StoreError> for Trouble {
 async fn load(app: &Shared, session: SessionId) -> Result<Option<(SessionRow, Vec<CheckpointRow>)>, Failure> {
     let mut connection = app.store.read().await?;
     let Some(row) = sessions::find(&mut connection, session).await? else { return Ok(None) };
-    let mut pending = checkpoints::open_of(&mut connection, session).await?;
-    // A rewind waits until the container has gone.
-    let may_rewind = row.machine.rewind.is_some() && row.machine.container == Container::None;
-    pending
-        .retain(|checkpoint| checkpoint.status == Status::Pending && (may_rewind || checkpoint.cause != Cause::Rewind));
+    let pending = save::pending(&row, checkpoints::open_of(&mut connection, session).await?);
     Ok(Some((row, pending)))
 }
 
@@ -186,7 +181,7 @@ pub struct Job<'j> {
 impl Job<'_> {
     /// Nothing runs: what was written is a layer as it is.
     async fn fix_resting(&self, pending: &[CheckpointRow]) -> Result<bool, Trouble> {
-        let is_changed = self.is_changed().await?;
+        let is_changed = trees::is_changed(self.app, self.row).await?;
         if !self.is_wanted(pending, is_changed) {
             return Ok(false);
         }
@@ -206,7 +201,7 @@ impl Job<'_> {
             // What it writes to was sealed, and the server was killed before the container got the new one.
             self.exchange().await?;
         }
-        let is_changed = self.is_changed().await?;
+        let is_changed = trees::is_changed(self.app, self.row).await?;
         if !self.is_wanted(pending, is_changed) {
             return Ok(false);
         }
@@ -223,12 +218,6 @@ impl Job<'_> {
             }
         }
         Ok(true)
-    }
-
-    /// Whether anything was written since the last time.
-    async fn is_changed(&self) -> std::io::Result<bool> {
-        let (shelf, layer, below) = (self.app.trees.shelf.clone(), self.row.writable_id, self.row.layer_id);
-        blocking(move || shelf.is_changed(layer, below)).await?
     }
 
     fn is_wanted(&self, pending: &[CheckpointRow], is_changed: bool) -> bool {
@@ -283,9 +272,7 @@ impl Job<'_> {
     }
 
     async fn remount(&self) -> Result<(), Trouble> {
-        let (stack, _hold) = trees::stack_of(self.app, self.row.id).await?;
-        let (shelf, wanted) = (self.app.trees.shelf.clone(), stack.clone());
-        blocking(move || shelf.create(&wanted)).await??;
+        let (stack, _hold) = trees::ready_stack_of(self.app, self.row.id).await?;
         Ok(self.app.runtime.remount(self.container, &stack).await?)
     }
 
@@ -304,11 +291,7 @@ impl Job<'_> {
     async fn settle(&self) -> Result<(), Trouble> {
         let (stack, _hold) = trees::stack(self.app, self.row.layer_id).await?;
         let (shelf, layer) = (self.app.trees.shelf.clone(), self.row.writable_id);
-        blocking(move || {
-            let lower: Vec<_> = stack.layers.iter().map(|layer| shelf.path(*layer)).collect();
-            seal::settle(&shelf.path(layer), &lower, shelf.marks())
-        })
-        .await??;
+        blocking(move || seal::settle(&shelf.path(layer), &shelf.paths(&stack.layers), shelf.marks())).await??;
         Ok(())
     }
 }
@@ -330,7 +313,7 @@ async fn finish(app: &Shared, session: SessionId, layer: LayerId) -> Result<(), 
     let (stack, _hold) = trees::stack(app, Some(layer)).await?;
     let shelf = app.trees.shelf.clone();
     let change = blocking(move || {
-        let paths: Vec<_> = stack.layers.iter().map(|layer| shelf.path(*layer)).collect();
+        let paths = shelf.paths(&stack.layers);
         let (own, lower) = paths.split_first().ok_or(std::io::ErrorKind::NotFound)?;
         seal::sync(own)?;
         seal::measure(own, lower, shelf.marks())

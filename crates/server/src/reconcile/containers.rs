@@ -13,7 +13,7 @@ use raworc_store::sessions::{self, SessionRow};
 use tokio::sync::Semaphore;
 
 use super::checkpoints;
-use crate::app::{Shared, blocking};
+use crate::app::Shared;
 use crate::error::Failure;
 use crate::hub::lock;
 use crate::trees;
@@ -96,8 +96,6 @@ enum NotYet {
     Failure(#[from] Failure),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    #[error("the workspace could not be made: {0}")]
-    Workspace(std::io::Error),
 }
 
 async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slots: &Slots) -> Result<(), NotYet> {
@@ -139,9 +137,7 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slo
 async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result<(), NotYet> {
     let turn = app.trees.turn(row.id).await;
     checkpoints::save_for(app, &turn, row.id, Cause::Start).await?;
-    let (stack, _hold) = trees::stack_of(app, row.id).await?;
-    let (shelf, wanted) = (app.trees.shelf.clone(), stack.clone());
-    blocking(move || shelf.create(&wanted)).await.flatten().map_err(NotYet::Workspace)?;
+    let (stack, _hold) = trees::ready_stack_of(app, row.id).await?;
     let spec = ContainerSpec {
         id: container,
         workspace: stack,

@@ -52,12 +52,14 @@ async fn shorten(app: &Shared, session: SessionId, from: usize) -> Result<(), Fa
     for top in tops {
         let chain = {
             let mut connection = app.store.read().await?;
-            // The other one may have been replaced just now.
+            // It may have been replaced just now, when the other one was merged.
+            let found = layers::find(&mut connection, top).await?;
+            if found.is_none_or(|found| (found.depth as usize) < from) {
+                continue;
+            }
             layers::chain(&mut connection, Some(top)).await.unwrap_or_default()
         };
-        if chain.len() >= from {
-            merge(app, &chain).await?;
-        }
+        merge(app, &chain).await?;
     }
     Ok(())
 }
@@ -70,7 +72,7 @@ async fn merge(app: &Shared, chain: &[LayerRow]) -> Result<(), Failure> {
     let new = LayerId(Uuid::new_v4());
     let _hold = app.trees.hold(chain.iter().map(|layer| layer.id).chain([new]));
     let shelf = app.trees.shelf.clone();
-    let paths = |rows: &[LayerRow]| rows.iter().map(|layer| shelf.path(layer.id)).collect::<Vec<_>>();
+    let paths = |rows: &[LayerRow]| shelf.paths(&rows.iter().map(|layer| layer.id).collect::<Vec<_>>());
     let (from, lower) = (paths(layers), paths(below));
     let work = {
         let shelf = shelf.clone();

@@ -95,7 +95,7 @@ async fn join(job: &Job<'_>, rounds: [LayerId; 3], earlier: Option<LayerId>) -> 
     let shelf = job.app.trees.shelf.clone();
     let [first, second, both] = rounds;
     let work = move || -> io::Result<()> {
-        let lower: Vec<PathBuf> = stack.layers.iter().map(|layer| shelf.path(*layer)).collect();
+        let lower = shelf.paths(&stack.layers);
         let (marks, is_bottom) = (shelf.marks(), lower.is_empty() && earlier.is_none());
         seal::settle(&shelf.path(first), &lower, marks)?;
         seal::settle(&shelf.path(second), &lower, marks)?;

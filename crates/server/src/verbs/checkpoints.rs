@@ -88,7 +88,7 @@ pub async fn fresh(app: &Shared, actor: &Actor, row: &SessionRow) -> Result<Chec
     if let Some(newest) = newest
         && newest.layer_id == row.layer_id
         && newest.seq + 2 >= row.last_seq
-        && !is_changed(app, row).await?
+        && !trees::is_changed(app, row).await.map_err(FileError::from)?
     {
         return Ok(newest);
     }
@@ -98,12 +98,6 @@ pub async fn fresh(app: &Shared, actor: &Actor, row: &SessionRow) -> Result<Chec
         return Err(Failure::new(raworc_api::problem::Code::CheckpointFailed, why));
     }
     Ok(row)
-}
-
-async fn is_changed(app: &Shared, row: &SessionRow) -> Result<bool, Failure> {
-    let (shelf, layer, below) = (app.trees.shelf.clone(), row.writable_id, row.layer_id);
-    let changed = blocking(move || shelf.is_changed(layer, below)).await.map_err(FileError::Io)?;
-    Ok(changed.map_err(FileError::from)?)
 }
 
 /// A session's checkpoints, in order.

@@ -64,11 +64,8 @@ pub async fn record(app: &Shared, session: SessionId, saved: Saved, causes: &BTr
             Box::pin(async move {
                 let mut change = Change::load(transaction, session, now, SYSTEM).await?;
                 let top = lay(&mut change, saved.found).await?;
-                let mut pending = checkpoints::open_of(change.connection(), session).await?;
-                let may_rewind = change.row.machine.rewind.is_some() && change.row.machine.container == Container::None;
-                pending.retain(|checkpoint| {
-                    checkpoint.status == Status::Pending && (may_rewind || checkpoint.cause != Cause::Rewind)
-                });
+                let open = checkpoints::open_of(change.connection(), session).await?;
+                let mut pending = pending(&change.row, open);
                 if let (true, Some(cause)) = (pending.is_empty(), cause) {
                     let row = new_row(&mut change.row, cause, None, SYSTEM, saved.began);
                     checkpoints::insert(change.connection(), &row).await?;
@@ -86,6 +83,13 @@ pub async fn record(app: &Shared, session: SessionId, saved: Saved, causes: &BTr
             })
         })
         .await
+}
+
+/// Those of a session's open checkpoints that can be taken now. A rewind waits until the container has gone.
+pub fn pending(row: &SessionRow, mut open: Vec<CheckpointRow>) -> Vec<CheckpointRow> {
+    let may_rewind = row.machine.rewind.is_some() && row.machine.container == Container::None;
+    open.retain(|checkpoint| checkpoint.status == Status::Pending && (may_rewind || checkpoint.cause != Cause::Rewind));
+    open
 }
 
 /// A checkpoint that is wanted.
@@ -117,7 +121,10 @@ async fn lay(change: &mut Change<'_>, found: Found) -> Result<Option<LayerId>, F
         Found::Sealed { .. } => (change.row.writable_id, change.row.layer_id),
         Found::Copied { layer, earlier } => (layer, earlier.or(change.row.layer_id)),
     };
-    let depth = layers::chain(change.connection(), parent).await?.first().map_or(0, |parent| parent.depth);
+    let depth = match parent {
+        Some(parent) => layer(change, parent).await?.depth,
+        None => 0,
+    };
     let row = LayerRow {
         id,
         parent_id: parent,
@@ -255,9 +262,14 @@ pub async fn ready(app: &Shared, session: SessionId, layer: LayerId, measured: M
         .await
 }
 
+/// A layer that has to be there.
+async fn layer(change: &mut Change<'_>, id: LayerId) -> Result<LayerRow, Failure> {
+    let found = layers::find(change.connection(), id).await?;
+    found.ok_or_else(|| Failure::not_found("layer", &id.to_string()))
+}
+
 async fn store_sizes(change: &mut Change<'_>, id: LayerId, measured: Measured) -> Result<LayerRow, Failure> {
-    let gone = || Failure::not_found("layer", &id.to_string());
-    let mut layer = layers::find(change.connection(), id).await?.ok_or_else(gone)?;
+    let mut layer = layer(change, id).await?;
     let below = match layer.parent_id {
         Some(parent) => layers::find(change.connection(), parent).await?,
         None => None,
