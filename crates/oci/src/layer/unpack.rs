@@ -280,7 +280,10 @@ fn clean(path: &[u8]) -> Result<Vec<u8>, Error> {
         match name {
             b"" | b"." => continue,
             b".." => return Err(Error::BadArchive(format!("{:?} leads upwards", String::from_utf8_lossy(path)))),
-            _ if name.len() > NAME_BYTES_MAX => return Err(blocked(&path[..NAME_BYTES_MAX])),
+            // What hides a name is longer than the name.
+            _ if name.strip_prefix(WHITEOUT).unwrap_or(name).len() > NAME_BYTES_MAX => {
+                return Err(blocked(&path[..NAME_BYTES_MAX]));
+            }
             _ => {}
         }
         if !clean.is_empty() {

@@ -156,3 +156,19 @@ proptest! {
         prop_assert!(packed(&to, &format).0 == tar, "what came back is another tar");
     }
 }
+
+/// `.wh.` and a name that is as long as names can be are more than a name can be.
+#[test]
+fn the_longest_name_can_be_hidden() {
+    if !able(&[]) {
+        return;
+    }
+    let format = Format { marks: Marks::Trusted, ids: Ids::UNMAPPED };
+    let scratch = tempfile::tempdir().unwrap();
+    let (from, to) = (scratch.path().join("from"), scratch.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    fs::create_dir(&to).unwrap();
+    mknodat(CWD, from.join("n".repeat(255)), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+    unpacked(&packed(&from, &format).0, &to, &format);
+    assert_same(&look(&from), &look(&to));
+}
