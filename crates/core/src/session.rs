@@ -361,14 +361,14 @@ impl Step {
             self.session.container = Container::Stopping;
             self.session.due_at = None;
         }
-        if self.session.state == State::Error && self.session.terminated.is_some() {
-            self.session.due_at = None;
-            if self.has_live_container() {
+        if self.session.state == State::Error {
+            if self.session.terminated.is_some() {
+                self.session.due_at = None;
+            }
+            // A host may come back only to a session that waits for it: not to one that rests or was given up.
+            if (held || self.session.due_at.is_none()) && self.has_live_container() {
                 self.session.container = Container::Stopping;
             }
-        }
-        if self.session.state == State::Error && rewinds && self.has_live_container() {
-            self.session.container = Container::Stopping;
         }
         if self.session.container == Container::None {
             let wanted = !held && (self.session.queued > 0 || self.session.wake);

@@ -312,7 +312,7 @@ fn drive(world: &mut World, choice: u8, seconds: u32) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_it_stays_legal_and_settles(moves in prop::collection::vec((any_event(), 0u32..400), 0..80)) {
