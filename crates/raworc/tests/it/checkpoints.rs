@@ -258,7 +258,8 @@ async fn chains_stay_short_and_what_nobody_needs_goes() {
     let all = list(&server, &id).await;
     assert_eq!(all.len(), 4, "three and the labelled one: {all:#?}");
     assert_eq!(all[0]["n"], labelled["n"]);
-    assert!(layers(&server.data_dir()) < 64, "{}", layers(&server.data_dir()));
+    // Merging and removing are done behind the session's back.
+    server.until(&id, |_| layers(&server.data_dir()) < 40).await;
     // What is left restores: in a new container, after a restart, and from the beginning.
     server.stop();
     server.start_again();
