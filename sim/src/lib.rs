@@ -99,6 +99,8 @@ async fn start(world: &World, directory: &std::path::Path, memory: &str) -> anyh
             agent_owner: None,
             marks: raworc_workspace::layers::Marks::Trusted,
             mounter: None,
+            ids: raworc_oci::Ids::UNMAPPED,
+            registries: raworc_server::Registries::default(),
             clock: world.clock(),
         };
         let disk = Arc::new(SimDisk(world.clone()));

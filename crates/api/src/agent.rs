@@ -46,6 +46,9 @@ pub struct AgentDefinition {
     /// Which model it uses, for those that use one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// The image that sessions with this agent run, unless they name one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// How it runs.
     #[serde(default)]
     pub runtime: AgentRuntime,

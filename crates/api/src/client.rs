@@ -16,6 +16,7 @@ mod checkpoints;
 mod error;
 mod events;
 mod files;
+mod images;
 mod path;
 mod sessions;
 

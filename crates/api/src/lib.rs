@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod client;
 pub mod event;
 pub mod health;
+pub mod image;
 pub mod message;
 pub mod page;
 pub mod problem;

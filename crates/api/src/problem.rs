@@ -95,6 +95,14 @@ codes! {
     InvalidState = "invalid_state", 409, "Not possible in this state";
     /// A checkpoint could not be taken.
     CheckpointFailed = "checkpoint_failed", 503, "Checkpoint failed";
+    /// An image, an archive or a layer cannot be used.
+    ImageUnusable = "image_unusable", 422, "Image cannot be used";
+    /// The registry wants (other) credentials.
+    RegistryRefused = "registry_refused", 403, "Registry refuses";
+    /// The registry has no such thing.
+    RegistryNotFound = "registry_not_found", 404, "Not in the registry";
+    /// The registry does not answer, or not as it should.
+    RegistryUnavailable = "registry_unavailable", 503, "Registry unavailable";
     /// An agent is still assigned to sessions.
     AgentInUse = "agent_in_use", 409, "Agent in use";
     /// The file or directory is not what the call needs it to be.

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::checkpoint::{CheckpointPlan, CheckpointPlanWanted};
+use crate::image::SessionImage;
 
 /// `POST /sessions`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -47,6 +48,14 @@ pub struct CreateSession {
     /// When its workspace is saved, and how many versions are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<CheckpointPlanWanted>,
+    /// The image its containers run: a name or id of one that is here, or a reference, from which it is pulled. Absent: that
+    /// of the first agent that has one, or the machine's own programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The checkpoint of another server to go on from: a name or id of an image that is here, or a reference, from which it is
+    /// pulled. What is absent here is as in the session it is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
 }
 
 /// `POST /sessions/{id}/remix`: what is absent is as in the session it is made from.
@@ -87,6 +96,79 @@ pub struct RemixSession {
     /// When its workspace is saved, and how many versions are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<CheckpointPlanWanted>,
+    /// The image its containers run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+}
+
+impl From<RemixSession> for CreateSession {
+    fn from(body: RemixSession) -> Self {
+        let RemixSession {
+            checkpoint: _,
+            name,
+            starting_prompt,
+            agent_ids,
+            waiting_timeout_seconds,
+            ttl_seconds,
+            metadata,
+            resources,
+            env,
+            background_activity,
+            checkpoints,
+            image,
+        } = body;
+        Self {
+            name,
+            starting_prompt,
+            agent_ids,
+            waiting_timeout_seconds,
+            ttl_seconds,
+            metadata,
+            resources,
+            env,
+            background_activity,
+            checkpoints,
+            image,
+            from: None,
+        }
+    }
+}
+
+impl CreateSession {
+    /// This, and where it says nothing, what `base` says; but for the name and the prompt, which are each session's own.
+    #[must_use]
+    pub fn over(self, base: Self) -> Self {
+        let resources = match (self.resources, base.resources) {
+            (Some(over), Some(base)) => Some(ResourcesWanted {
+                cpu: over.cpu.or(base.cpu),
+                memory: over.memory.or(base.memory),
+                pids: over.pids.or(base.pids),
+            }),
+            (over, base) => over.or(base),
+        };
+        let checkpoints = match (self.checkpoints, base.checkpoints) {
+            (Some(over), Some(base)) => Some(CheckpointPlanWanted {
+                policy: over.policy.or(base.policy),
+                every_seconds: over.every_seconds.or(base.every_seconds),
+                keep_last: over.keep_last.or(base.keep_last),
+            }),
+            (over, base) => over.or(base),
+        };
+        Self {
+            name: self.name,
+            starting_prompt: self.starting_prompt,
+            agent_ids: self.agent_ids.or(base.agent_ids),
+            waiting_timeout_seconds: self.waiting_timeout_seconds.or(base.waiting_timeout_seconds),
+            ttl_seconds: self.ttl_seconds.or(base.ttl_seconds),
+            metadata: self.metadata.or(base.metadata),
+            resources,
+            env: self.env.or(base.env),
+            background_activity: self.background_activity.or(base.background_activity),
+            checkpoints,
+            image: self.image.or(base.image),
+            from: self.from,
+        }
+    }
 }
 
 /// Limits asked for; what is absent gets its default.
@@ -194,6 +276,10 @@ pub struct Session {
     pub checkpoint: Option<u64>,
     /// The checkpoint it is going back to.
     pub rewinding_to: Option<u64>,
+    /// The image its containers run; absent where that is the machine's own programs.
+    pub image: Option<SessionImage>,
+    /// The checkpoint of another server that it was made from.
+    pub from: Option<SessionImage>,
     /// Which session it was made from.
     #[schema(value_type = Option<String>, format = "uuid")]
     pub parent_session_id: Option<SessionId>,

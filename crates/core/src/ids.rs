@@ -42,6 +42,9 @@ id!(/// A bearer token of an account (its record, not its secret).
 id!(/// A layer of workspaces: what one checkpoint changed, or what a session is writing now.
     LayerId);
 
+id!(/// An image that is here.
+    ImageId);
+
 /// How many containers a session has had; the newest one's number fences off every older one.
 pub type Generation = u32;
 

@@ -91,6 +91,13 @@ pub const DIFFERENCES_MAX: usize = 10_000;
 /// Largest file of which a difference in text is told, in bytes.
 pub const TEXT_DIFF_BYTES_MAX: u64 = 1024 * 1024;
 
+/// Largest image or checkpoint that is taken in, in bytes of its uncompressed layers, and of an archive it comes in.
+pub const IMAGE_BYTES_MAX: u64 = 256 << 30;
+/// Files and directories of one layer of such an image.
+pub const IMAGE_ENTRIES_MAX: u64 = 8_000_000;
+/// Longest name of an image, in bytes.
+pub const IMAGE_NAME_BYTES_MAX: usize = 512;
+
 /// CPUs of a session that names none.
 pub const CPU_DEFAULT: f64 = 1.0;
 /// Memory of a session that names none, in bytes.

@@ -1,6 +1,6 @@
 //! What may be called what. Each function answers with a sentence for the person who chose the name.
 
-use crate::limits::{ENV_BYTES_MAX, ENV_VARIABLES_MAX, NAME_CHARACTERS_MAX};
+use crate::limits::{ENV_BYTES_MAX, ENV_VARIABLES_MAX, IMAGE_NAME_BYTES_MAX, NAME_CHARACTERS_MAX};
 
 /// A title: of sessions and tokens. 1 to 128 characters, none of them a control character, not blank at either end, and
 /// not a UUID (names work wherever ids do).
@@ -24,6 +24,17 @@ pub fn check_handle(text: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if text.starts_with(['-', '_', '.']) || !text.chars().all(allowed) {
         return Err("may contain ASCII letters, digits, '-', '_' and '.', and begins with a letter or digit".into());
+    }
+    Ok(())
+}
+
+/// An image: where it comes from, or what it was called when it was imported. Printable ASCII without spaces, and not a UUID.
+pub fn check_image(text: &str) -> Result<(), String> {
+    if text.is_empty() || text.len() > IMAGE_NAME_BYTES_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!("must be 1 to {IMAGE_NAME_BYTES_MAX} printable ASCII characters without spaces"));
+    }
+    if uuid::Uuid::parse_str(text).is_ok() {
+        return Err("must not be a UUID: names are accepted wherever ids are".into());
     }
     Ok(())
 }

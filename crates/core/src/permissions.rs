@@ -50,6 +50,22 @@ pub enum Action {
         /// Whose session.
         owner: AccountId,
     },
+    /// See or use an image.
+    ReadImage {
+        /// Whose image.
+        owner: AccountId,
+        /// Whether it is there for everyone.
+        is_shared: bool,
+    },
+    /// Bring images in, as one's own.
+    CreateImage,
+    /// Remove an image.
+    ManageImage {
+        /// Whose image.
+        owner: AccountId,
+        /// Whether it is there for everyone.
+        is_shared: bool,
+    },
     /// See agents.
     ReadAgents,
     /// Register, change or remove agents.
@@ -82,7 +98,22 @@ pub fn allow(actor: &Actor, action: Action) -> Decision {
         return Decision::Allow;
     }
     match action {
-        Action::CreateSession | Action::ReadAgents => Decision::Allow,
+        Action::CreateSession | Action::CreateImage | Action::ReadAgents => Decision::Allow,
+        Action::ReadImage { owner, is_shared } => {
+            if is_shared || owner == actor.account {
+                Decision::Allow
+            } else {
+                Decision::Hide
+            }
+        }
+        Action::ManageImage { owner, .. } if owner == actor.account => Decision::Allow,
+        Action::ManageImage { is_shared, .. } => {
+            if is_shared {
+                Decision::Forbid
+            } else {
+                Decision::Hide
+            }
+        }
         Action::ReadSession { owner } | Action::UseSession { owner } | Action::ManageTokens { owner } => {
             if owner == actor.account { Decision::Allow } else { Decision::Hide }
         }
@@ -106,6 +137,13 @@ mod tests {
             (Action::ReadSession { owner: other }, Decision::Hide),
             (Action::UseSession { owner: me }, Decision::Allow),
             (Action::UseSession { owner: other }, Decision::Hide),
+            (Action::CreateImage, Decision::Allow),
+            (Action::ReadImage { owner: me, is_shared: false }, Decision::Allow),
+            (Action::ReadImage { owner: other, is_shared: false }, Decision::Hide),
+            (Action::ReadImage { owner: other, is_shared: true }, Decision::Allow),
+            (Action::ManageImage { owner: me, is_shared: false }, Decision::Allow),
+            (Action::ManageImage { owner: other, is_shared: false }, Decision::Hide),
+            (Action::ManageImage { owner: other, is_shared: true }, Decision::Forbid),
             (Action::ReadAgents, Decision::Allow),
             (Action::ManageAgents, Decision::Forbid),
             (Action::ManageAccounts, Decision::Forbid),

@@ -80,6 +80,8 @@ pub struct Image {
     pub labels: BTreeMap<String, String>,
     /// Annotations of the manifest.
     pub annotations: BTreeMap<String, String>,
+    /// What programs in it find in their environment, `NAME=VALUE` each.
+    pub env: Vec<String>,
     /// What the config has below `raworc`: at most 3 MiB of JSON.
     pub extra: Option<Value>,
 }
@@ -182,17 +184,12 @@ fn is_damaged(blob: &mut Blob) -> bool {
 }
 
 impl Image {
-    /// Stores the config and the manifest of an image whose layers are in the layout. The same image always becomes the
-    /// same bytes.
+    /// Stores the config and the manifest of an image. Its layers need not be in the layout: where it is pushed to may have
+    /// them. The same image always becomes the same bytes.
     ///
     /// # Errors
-    /// [`Error::Missing`] where a layer is not there; [`Error::TooLarge`] where `extra` is, or all that is said of it.
+    /// [`Error::TooLarge`] where `extra` is, or all that is said of it.
     pub fn store(&self, layout: &Layout) -> Result<Descriptor, Error> {
-        for layer in &self.layers {
-            if layout.size(&layer.blob.digest)? != Some(layer.blob.size) {
-                return Err(Error::Missing { digest: layer.blob.digest });
-            }
-        }
         let config = self.config()?;
         let (digest, size) = layout.put(&config[..], DOCUMENT_BYTES_MAX, None)?;
         let manifest = Manifest {
@@ -225,7 +222,7 @@ impl Image {
         let mut config = ImageConfigurationBuilder::default()
             .os(Os::Linux)
             .architecture(Arch::from(architecture()))
-            .config(ConfigBuilder::default().labels(labels).build().map_err(bad)?)
+            .config(ConfigBuilder::default().labels(labels).env(self.env.clone()).build().map_err(bad)?)
             .rootfs(rootfs)
             .history(history);
         if let Some(created) = &self.created {
@@ -262,7 +259,8 @@ impl Image {
         if config.rootfs.diff_ids.len() != layers.len() {
             return Err(Error::BadImage("manifest and config have different numbers of layers".into()));
         }
-        let labels = config.config.as_ref().and_then(|config| config.get("Labels")).cloned().unwrap_or_default();
+        let said = |name: &str| config.config.as_ref().and_then(|config| config.get(name)).cloned().unwrap_or_default();
+        let (labels, env) = (said("Labels"), said("Env"));
         let mut history = config.history.unwrap_or_default().into_iter().filter(|step| !step.empty_layer);
         let layers = layers.into_iter().zip(config.rootfs.diff_ids).map(|(blob, diff_id)| {
             let step = history.next().unwrap_or_default();
@@ -273,6 +271,7 @@ impl Image {
             created: config.created,
             labels: serde_json::from_value(labels).unwrap_or_default(),
             annotations,
+            env: serde_json::from_value(env).unwrap_or_default(),
             extra: config.raworc,
         })
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use raworc_runtime::native::rootless;
 
-use crate::commands::{self, account, agent, checkpoint, run, serve, session, token};
+use crate::commands::{self, account, agent, checkpoint, image, run, serve, session, token};
 use crate::config::Global;
 use crate::connect;
 use crate::context::Context;
@@ -57,6 +57,9 @@ enum Command {
     /// Save, list, compare and restore the versions of a session's workspace.
     #[command(subcommand, visible_alias = "checkpoints")]
     Checkpoint(checkpoint::Checkpoint),
+    /// Bring in images for containers to run, list and remove them.
+    #[command(subcommand, visible_alias = "images")]
+    Image(image::Image),
     /// Define the agents that sessions can use.
     #[command(subcommand, visible_alias = "agents")]
     Agent(agent::Agent),
@@ -136,6 +139,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<()> {
         Command::Run(args) => Box::pin(run::run(context, args)).await,
         Command::Session(command) => Box::pin(session::run(context, command)).await,
         Command::Checkpoint(command) => Box::pin(checkpoint::run(context, command)).await,
+        Command::Image(command) => Box::pin(image::run(context, command)).await,
         Command::Agent(command) => Box::pin(agent::run(context, command)).await,
         Command::Account(command) => Box::pin(account::run(context, command)).await,
         Command::Token(command) => Box::pin(token::run(context, command)).await,

@@ -74,6 +74,26 @@ pub struct ServeOptions {
     #[arg(long, env = "RAWORC_SPARES", hide_env_values = true, value_name = "N", value_parser = clap::value_parser!(u8).range(..=SPARES_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spares: Option<u8>,
+    /// A file of credentials for registries, as `docker login` and `skopeo login` write it; every account of the server can
+    /// use them [default: none].
+    #[arg(long, env = "RAWORC_REGISTRY_AUTH", hide_env_values = true, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_auth: Option<PathBuf>,
+    /// Registries to speak to without TLS, as HOST or HOST:PORT, separated by commas; those on this machine are in any case
+    /// [default: none].
+    #[arg(
+        long,
+        env = "RAWORC_REGISTRY_PLAIN_HTTP",
+        hide_env_values = true,
+        value_name = "HOSTS",
+        value_delimiter = ','
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_plain_http: Option<Vec<String>>,
+    /// A file of certificates (PEM) of registries to trust besides the machine's own [default: none].
+    #[arg(long, env = "RAWORC_REGISTRY_CERTIFICATES", hide_env_values = true, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_certificates: Option<PathBuf>,
     /// What to log: error, warn, info, debug or trace, also for single parts: `info,raworc_server=debug`
     /// [default: info].
     #[arg(long, env = "RAWORC_LOG", hide_env_values = true, value_name = "FILTER")]
@@ -120,6 +140,12 @@ pub struct Settings {
     pub oci_runtime: Option<PathBuf>,
     /// Containers kept prepared.
     pub spares: u8,
+    /// Credentials for registries.
+    pub registry_auth: Option<PathBuf>,
+    /// Registries that are spoken to without TLS.
+    pub registry_plain_http: Vec<String>,
+    /// Certificates of registries.
+    pub registry_certificates: Option<PathBuf>,
     /// What is logged.
     pub log: String,
     /// How it is logged.
@@ -133,6 +159,10 @@ struct Merged {
     listen: SocketAddr,
     oci_runtime: Option<PathBuf>,
     spares: u8,
+    registry_auth: Option<PathBuf>,
+    #[serde(default)]
+    registry_plain_http: Vec<String>,
+    registry_certificates: Option<PathBuf>,
     log: String,
     log_format: LogFormat,
 }
@@ -169,6 +199,9 @@ impl Settings {
             listen: merged.listen,
             oci_runtime: merged.oci_runtime,
             spares: merged.spares,
+            registry_auth: merged.registry_auth,
+            registry_plain_http: merged.registry_plain_http,
+            registry_certificates: merged.registry_certificates,
             log: merged.log,
             log_format: merged.log_format,
         })
@@ -185,7 +218,8 @@ fn wrong_file(path: &Path, error: figment::Error) -> Failure {
         })
         .collect();
     Failure::usage(format!("{} is not right: {}", path.display(), faults.join("; "))).help(
-        "The keys are listen, oci_runtime, spares, log and log_format; `raworc serve --help` tells what they mean.",
+        "The keys are listen, oci_runtime, spares, registry_auth, registry_plain_http, registry_certificates, log and \
+         log_format; `raworc serve --help` tells what they mean.",
     )
 }
 

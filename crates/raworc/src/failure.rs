@@ -165,6 +165,9 @@ fn command_for(code: Code) -> Option<&'static str> {
         Code::SessionTerminated | Code::SessionDeleted => Some("`raworc session restore` brings it back."),
         Code::SessionPaused => Some("`raworc session resume` lets it work again."),
         Code::SessionFailed => Some("`raworc session restart` gives it a new container."),
+        Code::RegistryRefused => Some(
+            "Say who you are with --username and --password-stdin, or give the server a file with --registry-auth.",
+        ),
         Code::AgentInUse => Some("`raworc session agents assign` gives a session other agents."),
         _ => None,
     }
@@ -184,6 +187,9 @@ fn exit_status_of(code: Code) -> u8 {
         | Code::NameTaken
         | Code::FileConflict
         | Code::TooLarge
+        | Code::ImageUnusable
+        | Code::RegistryRefused
+        | Code::RegistryNotFound
         | Code::UnsupportedMediaType
         | Code::IdempotencyKeyReused => EXIT_USAGE,
         Code::SessionTerminated
@@ -192,6 +198,7 @@ fn exit_status_of(code: Code) -> u8 {
         | Code::SessionFailed
         | Code::InvalidState
         | Code::CheckpointFailed
+        | Code::RegistryUnavailable
         | Code::AgentInUse
         | Code::Stale
         | Code::Busy

@@ -9,7 +9,7 @@ use miette::{IntoDiagnostic, WrapErr, miette};
 use raworc_core::limits::{CPU_DEFAULT, MEMORY_BYTES_DEFAULT, PIDS_DEFAULT};
 use raworc_runtime::native::{NativeConfig, NativeRuntime, rootless};
 use raworc_runtime::{Resources, Runtime as _};
-use raworc_server::{Config, Server, StartError};
+use raworc_server::{Config, Registries, Server, StartError};
 use raworc_workspace::layers::Marks;
 use raworc_workspace::{Mounter, layers_in};
 use rustix::process::{Resource, Rlimit};
@@ -68,6 +68,11 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         agent_owner: Some(runtime.ids().agent()),
         marks,
         mounter,
+        registries: Registries {
+            auth_file: settings.registry_auth.clone(),
+            plain_http: settings.registry_plain_http.clone(),
+            certificates: settings.registry_certificates.clone(),
+        },
     };
     let runtime = Arc::new(runtime);
     let server = Server::start(config, lock, runtime.clone()).await.map_err(advise)?;

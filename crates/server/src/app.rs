@@ -16,6 +16,7 @@ use crate::auth::HostTokens;
 use crate::error::Failure;
 use crate::hosts::Hosts;
 use crate::hub::Hub;
+use crate::images::Images;
 use crate::metrics::Metrics;
 use crate::trees::Trees;
 
@@ -27,6 +28,8 @@ pub struct App {
     pub runtime: Arc<dyn Runtime>,
     /// Files.
     pub trees: Arc<Trees>,
+    /// Images on their way.
+    pub images: Images,
     /// Notices of change.
     pub hub: Arc<Hub>,
     /// Hosts that are connected.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::{App, Clock, Shared, UPLOADS_MAX};
+use crate::images::{Images, Registries};
 use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, trees, verbs};
 
 /// What an engine is made of.
@@ -28,6 +29,10 @@ pub struct Parts<'p> {
     pub marks: Marks,
     /// Mounts workspaces; without it nothing can be looked into.
     pub mounter: Option<Mounter>,
+    /// Which ids the owners of files are in containers.
+    pub ids: raworc_oci::Ids,
+    /// How registries are spoken to.
+    pub registries: Registries,
     /// Tells the time.
     pub clock: Clock,
 }
@@ -56,10 +61,14 @@ impl Engine {
         let host_secret = first_records(&store, now).await?;
         let workspaces = Workspaces::open(parts.data_dir, parts.agent_owner, parts.marks, parts.mounter)
             .map_err(|error| StartError::File(parts.data_dir.to_owned(), error))?;
+        let format = raworc_oci::Format { marks: parts.marks, ids: parts.ids };
+        let images = Images::open(parts.data_dir, format, parts.registries)
+            .map_err(|error| StartError::Other(format!("the images cannot be opened: {error}")))?;
         let app: Shared = Arc::new(App {
             store,
             runtime: parts.runtime,
             trees: trees::Trees::new(workspaces),
+            images,
             hub,
             hosts: hosts::Hosts::default(),
             host_tokens: auth::HostTokens::new(&host_secret),

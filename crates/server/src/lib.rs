@@ -4,11 +4,13 @@ mod admin_token;
 mod app;
 mod auth;
 mod change;
+mod credentials;
 pub mod engine;
 mod error;
 mod extract;
 mod hosts;
 mod hub;
+mod images;
 mod link;
 mod metrics;
 mod reconcile;
@@ -16,6 +18,8 @@ mod routes;
 mod trees;
 mod verbs;
 mod view;
+
+pub use images::Registries;
 
 use std::fs::{File, OpenOptions};
 use std::net::SocketAddr;
@@ -56,6 +60,8 @@ pub struct Config {
     pub marks: Marks,
     /// Mounts workspaces.
     pub mounter: Mounter,
+    /// How registries are spoken to.
+    pub registries: Registries,
 }
 
 /// Why a server did not start.
@@ -127,7 +133,10 @@ impl Server {
         let records = config.data_dir.join("raworc.db");
         let (agent_owner, clock) = (config.agent_owner, app::system_clock());
         let (marks, mounter) = (config.marks, Some(config.mounter.clone()));
-        let parts = engine::Parts { data_dir: &config.data_dir, runtime, agent_owner, marks, mounter, clock };
+        let ids = config.host_owner.map_or(raworc_oci::Ids::UNMAPPED, raworc_oci::Ids::based);
+        let registries = config.registries;
+        let data_dir = &config.data_dir;
+        let parts = engine::Parts { data_dir, runtime, agent_owner, marks, mounter, ids, registries, clock };
         let engine = Engine::start(parts, |listener| Store::open_sqlite(&records, listener)).await?;
         let (app, router) = (&engine.app, engine.router());
         app.tasks.spawn(link::accept(app.clone(), hosts));

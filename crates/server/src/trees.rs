@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, LayerId, SessionId};
-use raworc_store::layers;
+use raworc_store::layers::{self, LayerRow};
 use raworc_store::sessions::SessionRow;
 use raworc_workspace::{FileError, Stack, Workspace, Workspaces};
 use tokio::sync::{Notify, OwnedMutexGuard};
@@ -230,19 +230,29 @@ impl Drop for Turn {
 /// # Errors
 /// Where the store fails.
 pub async fn stack(app: &Shared, top: Option<LayerId>) -> Result<(Stack, Hold), Failure> {
+    let (chain, hold) = chain(app, top).await?;
+    Ok((Stack { layers: chain.into_iter().map(|layer| layer.id).collect(), writable: None }, hold))
+}
+
+/// The same, with what is recorded of them.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn chain(app: &Shared, top: Option<LayerId>) -> Result<(Vec<LayerRow>, Hold), Failure> {
+    let ids = |rows: &[LayerRow]| rows.iter().map(|row| row.id).collect::<Vec<_>>();
     loop {
-        let chain = chain(app, top).await?;
-        let hold = app.trees.hold(chain.iter().copied());
+        let seen = chain_now(app, top).await?;
+        let hold = app.trees.hold(ids(&seen));
         // What was given up between the look and the hold is looked up again; it is something else then.
-        if chain == self::chain(app, top).await? {
-            return Ok((Stack { layers: chain, writable: None }, hold));
+        if ids(&seen) == ids(&chain_now(app, top).await?) {
+            return Ok((seen, hold));
         }
     }
 }
 
-async fn chain(app: &Shared, top: Option<LayerId>) -> Result<Vec<LayerId>, Failure> {
+async fn chain_now(app: &Shared, top: Option<LayerId>) -> Result<Vec<LayerRow>, Failure> {
     let mut connection = app.store.read().await?;
-    Ok(layers::chain(&mut connection, top).await?.into_iter().map(|layer| layer.id).collect())
+    Ok(layers::chain(&mut connection, top).await?)
 }
 
 /// What a session's workspace is made of, as its next container will see it.

@@ -4,6 +4,7 @@ use raworc_api::account::{Account, Token};
 use raworc_api::agent::Agent;
 use raworc_api::checkpoint::{Checkpoint, CheckpointPlan, CheckpointStatus};
 use raworc_api::event::Event;
+use raworc_api::image::{Image, ImageCheckpoint, SessionImage};
 use raworc_api::message::Message;
 use raworc_api::session::{AssignedAgent, Resources, Session, SessionError, Usage};
 use raworc_core::checkpoints::Plan;
@@ -12,8 +13,9 @@ use raworc_store::accounts::{AccountRow, TokenRow};
 use raworc_store::agents::AgentRow;
 use raworc_store::checkpoints::{CheckpointRow, Status};
 use raworc_store::events::EventRow;
+use raworc_store::images::ImageRow;
 use raworc_store::messages::MessageRow;
-use raworc_store::sessions::SessionRow;
+use raworc_store::sessions::{ImageUsed, SessionRow};
 
 /// A session with its agents.
 pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
@@ -36,6 +38,8 @@ pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
         checkpoints: plan(&row.settings.checkpoints),
         checkpoint: (row.checkpoints > 0).then_some(row.checkpoints),
         rewinding_to: machine.rewind,
+        image: row.settings.image.map(used),
+        from: row.settings.from.map(used),
         parent_session_id: row.parent_id,
         parent_checkpoint: row.parent_checkpoint,
         generation: machine.generation,
@@ -63,6 +67,31 @@ fn plan(plan: &Plan) -> CheckpointPlan {
         policy: plan.policy,
         every_seconds: plan.every.map(|every| every.as_secs()),
         keep_last: plan.keep_last,
+    }
+}
+
+fn used(image: ImageUsed) -> SessionImage {
+    SessionImage { name: image.name, digest: image.digest }
+}
+
+/// An image.
+pub fn image(row: ImageRow) -> Image {
+    Image {
+        id: row.id,
+        name: row.name,
+        digest: row.digest,
+        size_bytes: row.bytes,
+        files: row.files,
+        checkpoint: row.summary.checkpoint.map(|of| ImageCheckpoint {
+            session: of.session,
+            n: of.n,
+            label: of.label,
+            messages: of.messages,
+            taken_at: of.taken_at.to_timestamp(),
+        }),
+        shared: row.is_shared,
+        created_by: row.owner_name,
+        created_at: row.created_at.to_timestamp(),
     }
 }
 

@@ -85,6 +85,56 @@ pub async fn find(connection: &mut Connection, id: LayerId) -> Result<Option<Lay
     sql("SELECT * FROM layers WHERE id = $1").bind(id.to_string()).fetch_optional(connection, layer).await
 }
 
+/// A layer as it is stored in registries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Archived {
+    /// The digest of its tar.
+    pub diff_id: String,
+    /// The descriptor of the compressed tar, as JSON.
+    pub blob: String,
+}
+
+/// What a layer is as an archive, if it ever was one.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn archived(connection: &mut Connection, id: LayerId) -> Result<Option<Archived>, StoreError> {
+    sql("SELECT diff_id, blob FROM layers WHERE id = $1 AND diff_id IS NOT NULL AND blob IS NOT NULL")
+        .bind(id.to_string())
+        .fetch_optional(connection, |row| Ok(Archived { diff_id: row.text("diff_id")?, blob: row.text("blob")? }))
+        .await
+}
+
+/// Notes what a layer is as an archive. A layer never changes, so this does not either.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn set_archived(connection: &mut Connection, id: LayerId, archived: &Archived) -> Result<(), StoreError> {
+    sql("UPDATE layers SET diff_id = $1, blob = $2 WHERE id = $3")
+        .bind(archived.diff_id.clone())
+        .bind(archived.blob.clone())
+        .bind(id.to_string())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The layer on `parent` whose tar has this digest.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn find_same(
+    connection: &mut Connection,
+    parent: Option<LayerId>,
+    diff_id: &str,
+) -> Result<Option<LayerRow>, StoreError> {
+    sql("SELECT * FROM layers WHERE diff_id = $1 AND COALESCE(parent_id, '') = $2 LIMIT 1")
+        .bind(diff_id.to_owned())
+        .bind(parent.map(|id| id.to_string()).unwrap_or_default())
+        .fetch_optional(connection, layer)
+        .await
+}
+
 /// The layers from `top` down.
 ///
 /// # Errors
@@ -127,8 +177,9 @@ async fn exists(connection: &mut Connection, text: &'static str, id: LayerId) ->
 /// Where the store fails.
 pub async fn release(connection: &mut Connection, layer: Option<LayerId>) -> Result<Vec<LayerId>, StoreError> {
     const USED: &str = "SELECT 1 AS found FROM layers WHERE parent_id = $1 \
-                        UNION ALL SELECT 1 FROM sessions WHERE layer_id = $1 \
-                        UNION ALL SELECT 1 FROM checkpoints WHERE layer_id = $1";
+                        UNION ALL SELECT 1 FROM sessions WHERE layer_id = $1 OR image_layer_id = $1 \
+                        UNION ALL SELECT 1 FROM checkpoints WHERE layer_id = $1 \
+                        UNION ALL SELECT 1 FROM images WHERE layer_id = $1";
     let (mut released, mut next) = (Vec::new(), layer);
     while let Some(id) = next {
         let Some(row) = find(connection, id).await? else { break };
@@ -150,6 +201,8 @@ pub async fn replace(connection: &mut Connection, old: LayerId, new: LayerId) ->
     for text in [
         "UPDATE layers SET parent_id = $1 WHERE parent_id = $2",
         "UPDATE sessions SET layer_id = $1 WHERE layer_id = $2",
+        "UPDATE sessions SET image_layer_id = $1 WHERE image_layer_id = $2",
+        "UPDATE images SET layer_id = $1 WHERE layer_id = $2",
         "UPDATE checkpoints SET layer_id = $1 WHERE layer_id = $2",
     ] {
         sql(text).bind(new.to_string()).bind(old.to_string()).execute(connection).await?;

@@ -9,6 +9,7 @@ pub mod audit;
 pub mod checkpoints;
 pub mod events;
 pub mod idempotency;
+pub mod images;
 pub mod layers;
 pub mod messages;
 mod readers;
@@ -40,6 +41,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../migrations/0001_initial.sql")),
     M::up(include_str!("../migrations/0002_losses.sql")),
     M::up(include_str!("../migrations/0003_checkpoints.sql")),
+    M::up(include_str!("../migrations/0004_images.sql")),
 ];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

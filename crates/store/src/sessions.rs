@@ -33,6 +33,24 @@ pub struct Settings {
     /// When its workspace is saved.
     #[serde(default)]
     pub checkpoints: Plan,
+    /// The image its containers run; none where that is the machine's own programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageUsed>,
+    /// The checkpoint from elsewhere that it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<ImageUsed>,
+}
+
+/// An image as it was when a session was made with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageUsed {
+    /// Its name.
+    pub name: String,
+    /// The digest of its manifest.
+    pub digest: String,
+    /// What it has programs find in their environment, `NAME=VALUE` each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
 }
 
 /// A session.
@@ -56,6 +74,8 @@ pub struct SessionRow {
     pub parent_checkpoint: Option<u64>,
     /// What its workspace stands on: a layer that never changes, and all below it.
     pub layer_id: Option<LayerId>,
+    /// What the root of its containers stands on, where that is an image.
+    pub image_layer_id: Option<LayerId>,
     /// The layer it writes to.
     pub writable_id: LayerId,
     /// The number of its newest checkpoint.
@@ -112,6 +132,7 @@ fn session(row: &Row<'_>) -> Result<SessionRow, StoreError> {
         parent_id: row.optional_id("parent_id")?,
         parent_checkpoint: row.optional_integer("parent_checkpoint")?.and_then(|n| u64::try_from(n).ok()),
         layer_id: row.optional_id("layer_id")?,
+        image_layer_id: row.optional_id("image_layer_id")?,
         writable_id: row.id("writable_id")?,
         checkpoints: row.count("checkpoints")?,
         rewinds: row.json("rewinds")?,
@@ -134,9 +155,9 @@ pub async fn insert(connection: &mut Connection, row: &SessionRow) -> Result<(),
     sql(
         "INSERT INTO sessions (id, name, starting_prompt, owner_id, owner_name, settings, parent_id, machine, state, \
          container, deadline_at, deleted_at, last_seq, host_received, version, messages_ended, busy_micros, created_at, \
-         updated_at, parent_checkpoint, layer_id, writable_id, checkpoints, rewinds) \
+         updated_at, parent_checkpoint, layer_id, writable_id, checkpoints, rewinds, image_layer_id) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, \
-         $23, $24)",
+         $23, $24, $25)",
     )
     .bind(row.id.to_string())
     .bind(row.name.clone())
@@ -162,6 +183,7 @@ pub async fn insert(connection: &mut Connection, row: &SessionRow) -> Result<(),
     .bind(row.writable_id.to_string())
     .bind(bigint(row.checkpoints))
     .bind(serde_json::to_string(&row.rewinds)?)
+    .bind(row.image_layer_id.map(|id| id.to_string()))
     .execute(connection)
     .await?;
     Ok(())

@@ -27,8 +27,8 @@ pub enum Content {
 
 /// The bytes of a file, as they arrive.
 pub struct FileBody {
-    response: Response,
-    client: Client,
+    pub(super) response: Response,
+    pub(super) client: Client,
 }
 
 impl fmt::Debug for FileBody {

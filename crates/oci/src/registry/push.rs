@@ -33,7 +33,7 @@ impl Registry {
     /// it. Where the reference names a digest, it must be that of `manifest`.
     ///
     /// # Errors
-    /// [`Error::Missing`] and [`Error::Damaged`] for what the layout lacks; [`Error::Unauthorized`], [`Error::Away`],
+    /// [`Error::Missing`] and [`Error::Damaged`] for what both the layout and the registry lack; [`Error::Unauthorized`], [`Error::Away`],
     /// [`Error::Refused`]. What has been uploaded stays, and is not sent again the next time.
     pub async fn push(&self, layout: &Layout, manifest: &Digest, progress: &dyn Progress) -> Result<(), Error> {
         if let Which::Digest(named) = self.reference.which()
@@ -89,13 +89,13 @@ impl Registry {
 
     async fn push_blob(&self, layout: &Layout, blob: &Descriptor, progress: &dyn Progress) -> Result<(), Error> {
         let what = blob.digest.to_string();
-        match layout.size(&blob.digest)? {
-            None => return Err(Error::Missing { digest: blob.digest }),
-            Some(size) if size != blob.size => return Err(Error::Damaged { digest: blob.digest }),
-            Some(_) => {}
-        }
         progress.progress(&what, 0, blob.size);
         if !self.has_blob(&blob.digest).await? {
+            match layout.size(&blob.digest)? {
+                None => return Err(Error::Missing { digest: blob.digest }),
+                Some(size) if size != blob.size => return Err(Error::Damaged { digest: blob.digest }),
+                Some(_) => {}
+            }
             match self.upload(layout, blob, progress).await {
                 // The registry's word for "this is not what its digest says" is one of many: look for ourselves.
                 Err(Error::Refused { status, why }) => {
@@ -109,7 +109,11 @@ impl Registry {
         Ok(())
     }
 
-    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+    /// Whether the registry has this blob: then nobody needs to have it to push an image with it.
+    ///
+    /// # Errors
+    /// [`Error::Unauthorized`], [`Error::Away`], [`Error::Refused`].
+    pub async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         let response = self.http.call(&Call::new(Method::HEAD, self.url(&format!("blobs/{digest}"))?)).await?;
         match response.status() {
             StatusCode::OK => Ok(true),

@@ -3,10 +3,8 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-use crate::support::run;
 
 /// How long a registry may take to listen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -90,4 +88,12 @@ impl Drop for Daemon {
 fn certificate(key: &str, certificate: &str) {
     let arguments = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE";
     run(Command::new("openssl").args(arguments.split(' ')).args(["-keyout", key, "-out", certificate]));
+}
+
+/// Runs a tool, which must succeed.
+pub fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {text}");
+    output
 }

@@ -53,6 +53,7 @@ pub fn image(root: &Path, bytes: usize) -> (Layout, Descriptor) {
         created: Some("2026-01-02T03:04:05Z".into()),
         labels: [("a".to_owned(), "b".to_owned())].into(),
         annotations: [("c.example".to_owned(), "d".to_owned())].into(),
+        env: vec!["PATH=/bin".to_owned()],
         extra: Some(serde_json::json!({"z": [1, 2], "a": {"y": null, "b": "x"}})),
     };
     let manifest = image.store(&layout).unwrap();

@@ -5,7 +5,8 @@ use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
-use std::process::{Command, Output};
+
+pub use crate::daemon::run;
 
 use raworc_oci::{Bounds, Digest, Format, Ids, Marks, Packed, Unpacked, pack, unpack};
 
@@ -114,14 +115,6 @@ pub fn unpacked(tar: &[u8], directory: &Path, format: &Format) -> Unpacked {
     assert_eq!(unpacked.diff_id, Digest::of(tar));
     assert_eq!(unpacked.bytes, tar.len() as u64);
     unpacked
-}
-
-/// Runs a tool, which must succeed.
-pub fn run(command: &mut Command) -> Output {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {text}");
-    output
 }
 
 /// Whether a test can be run, or why not, loudly.

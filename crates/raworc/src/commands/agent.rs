@@ -64,6 +64,9 @@ pub struct Fields {
     /// Which model it uses, for those that use one.
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
+    /// The image that sessions with it run, unless they name one.
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
     /// How it runs [default: shell].
     #[arg(long, value_name = "RUNTIME", value_parser = runtime)]
     runtime: Option<AgentRuntime>,
@@ -87,6 +90,7 @@ impl Fields {
         to.description = self.description.unwrap_or(std::mem::take(&mut to.description));
         to.instructions = self.instructions.unwrap_or(std::mem::take(&mut to.instructions));
         to.model = self.model.or(to.model.take());
+        to.image = self.image.or(to.image.take());
         to.runtime = self.runtime.unwrap_or(to.runtime);
         let AgentConfig { env, timeout_seconds } = std::mem::take(&mut to.config);
         to.config = AgentConfig {
@@ -148,13 +152,15 @@ fn runtime_word(runtime: AgentRuntime) -> &'static str {
 }
 
 fn details(agent: &Definition) -> String {
-    let AgentDefinition { name, description, instructions, model, runtime, config, metadata } = &agent.definition;
+    let AgentDefinition { name, description, instructions, model, image, runtime, config, metadata } =
+        &agent.definition;
     let env: Vec<String> = config.env.iter().map(|(name, value)| clean(&format!("{name}={value}"))).collect();
     fields(&[
         ("name", clean(name)),
         ("id", agent.id.to_string()),
         ("runtime", runtime_word(*runtime).to_owned()),
         ("model", model.as_deref().map(clean).unwrap_or_default()),
+        ("image", image.as_deref().map(clean).unwrap_or_default()),
         ("description", clean_lines(description)),
         ("instructions", clean_lines(instructions)),
         ("timeout", config.timeout_seconds.map(|seconds| span(seconds as f64)).unwrap_or_default()),

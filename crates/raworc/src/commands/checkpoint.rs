@@ -1,15 +1,21 @@
 //! `raworc checkpoint`.
 
+use std::path::{Path, PathBuf};
+
 use clap::Subcommand;
 use raworc_api::checkpoint::{
     ChangeKind, Checkpoint as Record, CheckpointStatus, CreateCheckpoint, Diff, DiffQuery, ListCheckpoints,
 };
+use raworc_api::image::PushCheckpoint;
 use raworc_api::page::PageQuery;
+use tokio::io::AsyncWriteExt as _;
 
+use crate::commands::image::{self, Login, transfer};
 use crate::commands::list::{self, Paging};
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::output::{Ui, table};
+use crate::progress::Progress;
 use crate::text::{ago, bytes, clean, span};
 
 /// Commands about the versions of a session's workspace. SESSION is an id or a name everywhere.
@@ -66,6 +72,45 @@ pub enum Checkpoint {
         #[arg(long, value_name = "PATH")]
         path: Option<String>,
     },
+    /// Send a checkpoint to a registry, as an OCI image.
+    #[command(after_help = "Examples:\n  raworc checkpoint push demo registry.example:5000/team/demo:v1\n  \
+                            raworc checkpoint push demo@3 127.0.0.1:5000/demo:third")]
+    Push {
+        /// Whose, and which: SESSION for what is there now, SESSION@N for its checkpoint N.
+        #[arg(value_name = "SESSION[@N]")]
+        session: String,
+        /// Where to: REGISTRY/REPOSITORY:TAG.
+        reference: String,
+        #[command(flatten)]
+        login: Login,
+    },
+    /// Bring a checkpoint in from a registry; `raworc session create --from` goes on from it.
+    #[command(after_help = "Example:\n  raworc checkpoint pull registry.example:5000/team/demo:v1")]
+    Pull {
+        /// Where from: REGISTRY/REPOSITORY:TAG or REGISTRY/REPOSITORY@DIGEST.
+        reference: String,
+        #[command(flatten)]
+        login: Login,
+    },
+    /// Write a checkpoint to a file, as an OCI archive.
+    #[command(after_help = "Examples:\n  raworc checkpoint export demo@3 demo.tar\n  \
+                            raworc checkpoint export demo - | ssh there raworc checkpoint import - --name demo")]
+    Export {
+        /// Whose, and which: SESSION for what is there now, SESSION@N for its checkpoint N.
+        #[arg(value_name = "SESSION[@N]")]
+        session: String,
+        /// The file; '-' is standard output.
+        file: PathBuf,
+    },
+    /// Bring a checkpoint in from a file; `raworc session create --from` goes on from it.
+    #[command(after_help = "Example:\n  raworc checkpoint import demo.tar --name demo")]
+    Import {
+        /// The file; '-' is standard input.
+        file: PathBuf,
+        /// What to call it here [default: what the archive calls it].
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
     /// Go back to a checkpoint: workspace and conversation. What is there now is saved as a checkpoint first.
     #[command(after_help = "Example:\n  raworc checkpoint restore demo 3")]
     Restore {
@@ -109,6 +154,17 @@ pub async fn run(context: &Context, command: Checkpoint) -> Result<()> {
             let diff = client.diff(&session, &to, &DiffQuery { from, path }).await?;
             if ui.is_json() { ui.json(&diff) } else { show_diff(ui, &diff) }
         }
+        Checkpoint::Push { session, reference, login } => {
+            let (session, n) = version(&session);
+            let body = PushCheckpoint { reference, credentials: login.credentials()? };
+            let pushed = transfer(&ui, "pushing", async |tell| client.push_checkpoint(session, n, &body, tell).await);
+            ui.show(&pushed.await?, |pushed| {
+                format!("Pushed checkpoint {} to {}\n{}", pushed.n, clean(&pushed.reference), clean(&pushed.digest))
+            })
+        }
+        Checkpoint::Pull { reference, login } => image::pull(context, reference, login).await,
+        Checkpoint::Export { session, file } => export(context, &session, &file).await,
+        Checkpoint::Import { file, name } => image::import(context, &file, name).await,
         Checkpoint::Restore { session, n } => {
             let session = client.restore_checkpoint(&session, n).await?;
             let name = clean(&session.name);
@@ -118,6 +174,40 @@ pub async fn run(context: &Context, command: Checkpoint) -> Result<()> {
             })
         }
     }
+}
+
+/// What `SESSION[@N]` means.
+fn version(text: &str) -> (&str, &str) {
+    match text.rsplit_once('@') {
+        Some((session, n)) if !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()) => (session, n),
+        _ => (text, "now"),
+    }
+}
+
+/// Writes an archive beside its name, which it gets when it is whole.
+async fn export(context: &Context, session: &str, file: &Path) -> Result<()> {
+    let (session, n) = version(session);
+    let mut archive = context.client()?.export_checkpoint(session, n).await?;
+    if file == Path::new("-") {
+        while let Some(chunk) = archive.chunk().await? {
+            context.ui.out(chunk)?;
+        }
+        return Ok(());
+    }
+    let wrong = |error: std::io::Error| Failure::failed(format!("{} can't be written: {error}", file.display()));
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let (new, path) = tempfile::NamedTempFile::new_in(directory).map_err(wrong)?.into_parts();
+    let (mut new, mut written) = (tokio::fs::File::from_std(new), 0);
+    let progress = Progress::start(&context.ui, "exporting");
+    while let Some(chunk) = archive.chunk().await? {
+        written += chunk.len() as u64;
+        progress.say(&format!("exporting: {}", bytes(written)));
+        new.write_all(&chunk).await.map_err(wrong)?;
+    }
+    new.sync_all().await.map_err(wrong)?;
+    path.persist(file).map_err(|error| wrong(error.error))?;
+    let shown = serde_json::json!({ "file": file, "size_bytes": written });
+    context.ui.show(&shown, |_| format!("Wrote {} ({})", file.display(), bytes(written)))
 }
 
 fn sentence(session: &str, checkpoint: &Record) -> String {

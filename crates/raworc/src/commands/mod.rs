@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod completions;
 pub mod doctor;
 pub mod health;
+pub mod image;
 pub mod list;
 pub mod run;
 pub mod serve;

@@ -6,7 +6,9 @@ use std::path::Path;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
+use crate::daemon::Settings;
 use crate::harness::TestServer;
+use crate::portable::registry;
 use crate::server_or_skip;
 
 /// Everything there is to say of the workspace's content, for comparison.
@@ -115,7 +117,7 @@ async fn going_back_takes_workspace_and_conversation_and_loses_nothing() {
     let id = server.session(json!({})).await;
     server.output(&id, "echo good > state; mkdir kept; touch kept/empty").await;
     server.output(&id, "echo bad > state; rm -r kept; echo junk > junk").await;
-    server.output(&id, "(while :; do date > busy; sleep 0.01; done) >/dev/null 2>&1 & echo started").await;
+    server.output(&id, "(while :; do date > busy; sleep 0.01; done) >/dev/null 2>&1 & until [ -s busy ]; do :; done").await;
     let (status, session) = server.post(&format!("/sessions/{id}/checkpoints/1/restore"), json!(null)).await;
     assert_eq!((status.as_u16(), &session["rewinding_to"]), (200, &Value::Null), "{session:#}\n{}", server.log());
     assert_eq!(server.output(&id, "cat state; ls; ls kept").await, "good\nkept\nstate\nempty\n");
@@ -330,13 +332,20 @@ async fn one_that_cannot_be_taken_is_told_and_harms_nothing() {
 /// The example of docs/workspaces.md, as someone who types it in.
 #[tokio::test]
 async fn the_example_of_the_documentation_works() {
-    let server = server_or_skip!();
+    let Some(daemon) = registry(Settings::default()) else { return };
+    let (server, other) = (TestServer::start(&[]), TestServer::start(&[]));
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/workspaces.md")).unwrap();
-    let blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    let script: String = blocks.collect();
-    let output = server.shell(&script);
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}\n{}\n{}", String::from_utf8_lossy(&output.stderr), server.log());
+    let page = page.replace("127.0.0.1:5000", &daemon.address.to_string());
+    let run = |server: &TestServer, page: &str| {
+        let blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+        let output = server.shell(&blocks.collect::<String>());
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}\n{}\n{}", String::from_utf8_lossy(&output.stderr), server.log());
+        text
+    };
+    let (here, elsewhere) = page.split_once("On another server").unwrap();
+    let text = run(&server, here);
+    assert!(run(&other, elsewhere).contains("5\n4\n3\n2\n1\n"));
     for told in ["sum: 15", "- numbers", "~ sum.sh", "+exit 1", "with-sort", "+5\n+4\n", "- sum.sh", "+ result"] {
         assert!(text.contains(told), "{told} is not in:\n{text}");
     }

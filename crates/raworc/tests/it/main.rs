@@ -6,12 +6,15 @@ mod bad_input;
 mod checkpoints;
 mod cli;
 mod crash;
+#[path = "../../../oci/tests/it/daemon.rs"]
+mod daemon;
 mod exec;
 mod files;
 mod harness;
 mod isolation;
 mod messages;
 mod oci_runtime;
+mod portable;
 mod raw;
 mod sessions;
 mod system;

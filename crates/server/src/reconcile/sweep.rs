@@ -9,7 +9,7 @@ use raworc_runtime::ExitReason;
 use raworc_store::{idempotency, sessions};
 
 use super::layers;
-use crate::app::Shared;
+use crate::app::{Shared, blocking};
 use crate::error::Failure;
 use crate::verbs::observe;
 
@@ -25,6 +25,7 @@ pub async fn run(app: Shared) {
     let mut sweeps: u32 = 0;
     loop {
         let looked = if sweeps.is_multiple_of(THOROUGH_EVERY) {
+            leftovers(&app).await;
             layers::collect_all(&app).await
         } else {
             layers::collect(&app).await
@@ -41,6 +42,16 @@ pub async fn run(app: Shared) {
         if let Err(error) = once(&app).await {
             tracing::error!(%error, "a sweep failed; the next one tries again");
         }
+    }
+}
+
+/// Removes what transfers have left.
+async fn leftovers(app: &Shared) {
+    let images = app.clone();
+    match blocking(move || images.images.collect(false)).await.map_err(raworc_oci::Error::Io).flatten() {
+        Ok(0) => {}
+        Ok(bytes) => tracing::info!(bytes, "removed what transfers have left"),
+        Err(error) => tracing::error!(%error, "what transfers have left could not be removed"),
     }
 }
 

@@ -5,10 +5,12 @@ mod agents;
 mod checkpoints;
 mod events;
 mod files;
+mod images;
 mod messages;
 mod problems;
 mod sessions;
 mod system;
+mod transfers;
 mod unread;
 
 use axum::Router;
@@ -53,6 +55,7 @@ fn parts() -> OpenApiRouter<Shared> {
             .merge(events::routes())
             .merge(files::routes())
             .merge(checkpoints::routes())
+            .merge(images::routes())
             .merge(agents::routes())
             .merge(accounts::routes())
             .merge(system::routes()),

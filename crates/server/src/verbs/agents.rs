@@ -170,6 +170,9 @@ fn check(definition: &AgentDefinition) -> Result<(), Failure> {
     if let Some(model) = &definition.model {
         checks.check("model", names::check_title(model));
     }
+    if let Some(image) = &definition.image {
+        checks.image("image", image);
+    }
     checks.env("config.env", Some(&definition.config.env));
     checks.range("config.timeout_seconds", definition.config.timeout_seconds, &(1..=TIMEOUT_SECONDS_MAX));
     checks.metadata(Some(&definition.metadata));

@@ -92,6 +92,14 @@ impl Checks {
         }
     }
 
+    /// The name of an image, or a reference.
+    pub fn image(&mut self, field: &str, name: &str) {
+        // An id is one, too.
+        if uuid::Uuid::parse_str(name).is_err() {
+            self.check(field, names::check_image(name));
+        }
+    }
+
     /// A plan for checkpoints.
     pub fn plan(&mut self, wanted: Option<&CheckpointPlanWanted>) {
         let Some(wanted) = wanted else { return };

@@ -10,6 +10,7 @@ use raworc_core::names;
 use raworc_core::permissions::Actor;
 use raworc_store::audit;
 use raworc_store::checkpoints::{self, CheckpointRow, Status};
+use raworc_store::layers::LayerRow;
 use raworc_store::sessions::SessionRow;
 use raworc_workspace::layers::compare::{self, Difference};
 use raworc_workspace::{FileError, Found};
@@ -173,17 +174,47 @@ pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String, n: u64) -> 
         .await
 }
 
-/// One that can be used.
+/// One that can be used; what is just being taken is waited for.
 ///
 /// # Errors
 /// 404 where there is none, 409 where it is not ready.
 pub async fn usable(app: &Shared, session: SessionId, n: u64) -> Result<CheckpointRow, Failure> {
-    let row = get_row(app, session, n).await?;
+    let mut row = get_row(app, session, n).await?;
+    if matches!(row.status, Status::Pending | Status::Saving) {
+        row = wait(app, row).await?;
+    }
     if row.status != Status::Ready {
         let detail = format!("checkpoint {n} is not ready; GET it to see why");
         return Err(Failure::new(raworc_api::problem::Code::InvalidState, detail));
     }
     Ok(row)
+}
+
+/// The checkpoint that someone names: a number, or `now` for one of what is there now.
+///
+/// # Errors
+/// 404 where there is none, 409 where it is not ready.
+pub async fn named(app: &Shared, actor: &Actor, row: &SessionRow, version: &str) -> Result<CheckpointRow, Failure> {
+    match parse(version)? {
+        Version::Now => fresh(app, actor, row).await,
+        Version::Number(n) => usable(app, row.id, n).await,
+    }
+}
+
+/// The layers of a checkpoint, held.
+///
+/// # Errors
+/// 404 where there is none, 409 where it is not ready.
+pub async fn layers(app: &Shared, session: SessionId, n: u64) -> Result<(Vec<LayerRow>, trees::Hold), Failure> {
+    loop {
+        let top = usable(app, session, n).await?.layer_id;
+        match trees::chain(app, top).await {
+            Ok(found) => return Ok(found),
+            // It may have been merged with others just now: then it has another layer than a moment ago.
+            Err(_) if usable(app, session, n).await?.layer_id != top => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// What is at `path` in a version.

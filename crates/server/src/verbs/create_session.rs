@@ -3,20 +3,26 @@
 use std::time::Duration;
 
 use raworc_api::session::CreateSession;
-use raworc_core::checkpoints::Plan;
-use raworc_core::ids::{LayerId, SessionId};
-use raworc_core::limits::{MESSAGE_BYTES_MAX, TTL_SECONDS, WAITING_TIMEOUT_DEFAULT, WAITING_TIMEOUT_SECONDS};
+use raworc_core::checkpoints::{Cause, Plan};
+use raworc_core::ids::{ImageId, LayerId, MessageId, SessionId};
+use raworc_core::limits::{
+    MESSAGE_BYTES_MAX, NAME_CHARACTERS_MAX, TTL_SECONDS, WAITING_TIMEOUT_DEFAULT, WAITING_TIMEOUT_SECONDS,
+};
 use raworc_core::names;
 use raworc_core::permissions::{Action, Actor};
 use raworc_core::session;
 use raworc_core::time::Time;
-use raworc_store::sessions::{self, SessionRow, Settings};
+use raworc_store::agents::AgentRow;
+use raworc_store::checkpoints::{self, Status};
+use raworc_store::messages::{self, MessageRow};
+use raworc_store::sessions::{self, ImageUsed, SessionRow, Settings};
 use raworc_store::{Connection, agents, audit};
 use serde_json::json;
 use uuid::Uuid;
 
 use super::check::{Checks, plan, resources_or_default};
 use super::idempotent::Key;
+use super::images::{self, Use};
 use super::send_message::{NewMessage, queue};
 use crate::app::{Shared, permit};
 use crate::change::Change;
@@ -37,6 +43,25 @@ pub async fn create_session(
 ) -> Result<SessionRow, Failure> {
     permit(actor, Action::CreateSession, "session", "")?;
     check(&body)?;
+    {
+        // Before anything is pulled for it.
+        let mut connection = app.store.read().await?;
+        if let Some(made) = made_before(&mut connection, actor, key.as_ref()).await? {
+            return Ok(made);
+        }
+    }
+    let (wanted, origin) = match &body.from {
+        Some(name) => {
+            let image = images::resolve(app, actor, name, Use::GoOn).await?;
+            let portable = images::portable(app, &image).await?;
+            let wanted = CreateSession { name: body.name.clone().or_else(|| Some(another(portable.name()))), ..body };
+            let wanted = wanted.over(portable.session.clone());
+            check(&wanted)?;
+            (wanted, Some((image.id, portable)))
+        }
+        None => (body, None),
+    };
+    let image = image_of(app, actor, &wanted).await?;
     let (actor, now) = (actor.clone(), app.now());
     app.store
         .write(move |transaction| {
@@ -44,9 +69,16 @@ pub async fn create_session(
                 if let Some(made) = made_before(transaction.connection(), &actor, key.as_ref()).await? {
                     return Ok(made);
                 }
-                let names = body.agent_ids.clone().unwrap_or_else(|| vec![DEFAULT_AGENT.to_owned()]);
+                let names = wanted.agent_ids.clone().unwrap_or_else(|| vec![DEFAULT_AGENT.to_owned()]);
                 let found = super::find::agents(transaction.connection(), &names).await?;
-                let row = new_row(&actor, &body, now);
+                let mut row = new_row(&actor, &wanted, now);
+                if let Some(id) = image {
+                    run_image(transaction.connection(), &mut row, id).await?;
+                }
+                let origin = match origin {
+                    Some((id, portable)) => Some((go_on(transaction.connection(), &mut row, id).await?, portable)),
+                    None => None,
+                };
                 sessions::insert(transaction.connection(), &row).await?;
                 let ids: Vec<_> = found.iter().map(|agent| agent.id).collect();
                 agents::assign(transaction.connection(), row.id, &ids).await?;
@@ -55,9 +87,12 @@ pub async fn create_session(
                     key.remember(transaction.connection(), &actor, row.id.to_string(), now).await?;
                 }
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
-                let agent_names: Vec<&str> = found.iter().map(|agent| agent.definition.name.as_str()).collect();
-                let name = change.row.name.clone();
-                change.log("session.created", json!({ "name": name, "agents": agent_names })).await?;
+                log_created(&mut change, &found).await?;
+                if let Some((image, portable)) = origin {
+                    let label = portable.label();
+                    let messages = portable.into_messages(change.row.id);
+                    inherit(&mut change, messages, Inherited { label, by: actor.name, size: image }).await?;
+                }
                 if !change.row.starting_prompt.is_empty() {
                     let content = change.row.starting_prompt.clone();
                     queue(&mut change, NewMessage { content, ..NewMessage::default() }).await?;
@@ -66,6 +101,102 @@ pub async fn create_session(
             })
         })
         .await
+}
+
+async fn log_created(change: &mut Change<'_>, agents: &[AgentRow]) -> Result<(), Failure> {
+    let settings = &change.row.settings;
+    let mut data = json!({
+        "name": change.row.name,
+        "agents": agents.iter().map(|agent| agent.definition.name.as_str()).collect::<Vec<_>>(),
+    });
+    for (key, used) in [("image", &settings.image), ("from", &settings.from)] {
+        if let Some(used) = used {
+            data[key] = json!({ "name": used.name, "digest": used.digest });
+        }
+    }
+    change.log("session.created", data).await?;
+    Ok(())
+}
+
+/// The image that containers of a session are to run: what it says, or what the first of its agents does that says anything.
+async fn image_of(app: &Shared, actor: &Actor, wanted: &CreateSession) -> Result<Option<ImageId>, Failure> {
+    let name = match &wanted.image {
+        Some(name) => Some(name.clone()),
+        None => {
+            let mut connection = app.store.read().await?;
+            let found = super::find::agents(&mut connection, wanted.agent_ids.as_deref().unwrap_or_default()).await;
+            // What is wrong with them is told by whoever assigns them.
+            found.ok().and_then(|agents| agents.into_iter().find_map(|agent| agent.definition.image))
+        }
+    };
+    match name {
+        Some(name) => Ok(Some(images::resolve(app, actor, &name, Use::Run).await?.id)),
+        None => Ok(None),
+    }
+}
+
+/// Has a session that is being made run an image.
+///
+/// # Errors
+/// 404 where it is gone.
+pub async fn run_image(connection: &mut Connection, row: &mut SessionRow, id: ImageId) -> Result<(), Failure> {
+    let image = raworc_store::images::find(connection, id).await?;
+    let image = image.ok_or_else(|| Failure::not_found("image", &id.to_string()))?;
+    row.image_layer_id = image.layer_id;
+    row.settings.image = Some(ImageUsed { name: image.name, digest: image.digest, env: image.summary.env });
+    Ok(())
+}
+
+/// Has a session that is being made go on from a checkpoint of elsewhere; bytes and number of its files.
+async fn go_on(connection: &mut Connection, row: &mut SessionRow, id: ImageId) -> Result<(u64, u64), Failure> {
+    let image = raworc_store::images::find(connection, id).await?;
+    let image = image.ok_or_else(|| Failure::not_found("image", &id.to_string()))?;
+    row.layer_id = image.layer_id;
+    row.settings.from = Some(ImageUsed { name: image.name, digest: image.digest, env: Vec::new() });
+    Ok((image.bytes, image.files))
+}
+
+/// What a session begins with that goes on from a checkpoint.
+pub struct Inherited {
+    /// The checkpoint's name.
+    pub label: Option<String>,
+    /// Who took it.
+    pub by: String,
+    /// Bytes and number of its files.
+    pub size: (u64, u64),
+}
+
+/// The conversation up to a checkpoint, and the checkpoint itself as the new session's first.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn inherit(change: &mut Change<'_>, messages: Vec<MessageRow>, inherited: Inherited) -> Result<(), Failure> {
+    let mut ids = std::collections::HashMap::new();
+    for mut message in messages {
+        let id = MessageId(Uuid::now_v7());
+        ids.insert(message.id, id);
+        let from = (message.session_id != change.row.id).then_some(message.id);
+        let data = json!({ "message_id": id, "role": message.role, "from": from, "agent": message.agent });
+        message.seq = change.log("message.inherited", data).await?;
+        message.id = id;
+        message.session_id = change.row.id;
+        message.reply_to = message.reply_to.and_then(|id| ids.get(&id).copied());
+        message.started_seq = None;
+        message.finished_seq = Some(message.seq);
+        messages::insert(change.connection(), &message).await?;
+    }
+    let mut own = super::save::new_row(&mut change.row, Cause::Remix, inherited.label, &inherited.by, change.now);
+    (own.status, own.layer_id) = (Status::Ready, change.row.layer_id);
+    (own.bytes, own.files) = inherited.size;
+    checkpoints::insert(change.connection(), &own).await?;
+    Ok(())
+}
+
+/// What a session is called that is made from one of this name, unless someone says.
+pub fn another(name: &str) -> String {
+    let suffix = &Uuid::new_v4().simple().to_string()[..8];
+    let short: String = name.chars().take(NAME_CHARACTERS_MAX - suffix.len() - 1).collect();
+    format!("{short}-{suffix}")
 }
 
 /// The session that an earlier request of this key made.
@@ -103,6 +234,11 @@ pub fn check(body: &CreateSession) -> Result<(), Failure> {
     checks.env("env", body.env.as_ref());
     checks.resources(body.resources.as_ref());
     checks.plan(body.checkpoints.as_ref());
+    for (field, name) in [("image", &body.image), ("from", &body.from)] {
+        if let Some(name) = name {
+            checks.image(field, name);
+        }
+    }
     checks.done()
 }
 
@@ -126,10 +262,13 @@ pub fn new_row(actor: &Actor, body: &CreateSession, now: Time) -> SessionRow {
             env: body.env.clone().unwrap_or_default(),
             background_activity: body.background_activity.unwrap_or(true),
             checkpoints: plan(Plan::default(), body.checkpoints),
+            image: None,
+            from: None,
         },
         parent_id: None,
         parent_checkpoint: None,
         layer_id: None,
+        image_layer_id: None,
         writable_id: LayerId(Uuid::new_v4()),
         checkpoints: 0,
         rewinds: Vec::new(),

@@ -1,24 +1,19 @@
 //! Make a session from another one's checkpoint.
 
-use std::time::Duration;
-
 use raworc_api::session::{CreateSession, RemixSession};
-use raworc_core::checkpoints::Cause;
 use raworc_core::conversation::standing;
-use raworc_core::ids::{LayerId, MessageId};
-use raworc_core::limits::NAME_CHARACTERS_MAX;
+use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::permissions::{Action, Actor};
-use raworc_store::checkpoints::{self, CheckpointRow, Status};
-use raworc_store::messages;
 use raworc_store::sessions::{self, SessionRow};
-use raworc_store::{agents, audit};
+use raworc_store::{Connection, agents, audit, checkpoints, messages};
 use serde_json::json;
-use uuid::Uuid;
 
 use super::checkpoints as versions;
-use super::create_session::{check, made_before, new_row};
+use super::create_session::{Inherited, another, check, inherit, made_before, new_row, run_image};
 use super::find::{self, Purpose};
 use super::idempotent::Key;
+use super::images::{self, Use};
+use super::portable::as_wanted;
 use super::send_message::{NewMessage, queue};
 use crate::app::{Shared, permit};
 use crate::change::Change;
@@ -44,13 +39,19 @@ pub async fn remix(
         }
         find::session(&mut connection, actor, &id_or_name, Purpose::Use).await?
     };
-    let wanted = wanted(&parent, &body);
+    let (from, agent_ids) = (body.checkpoint, body.agent_ids.clone());
+    let name = body.name.clone().unwrap_or_else(|| another(&parent.name));
+    let wanted = CreateSession { name: Some(name), ..body.into() }.over(as_wanted(&parent));
     check(&wanted)?;
-    let from = match body.checkpoint {
+    let image = match &wanted.image {
+        Some(name) => Some(images::resolve(app, actor, name, Use::Run).await?.id),
+        None => None,
+    };
+    let from = match from {
         Some(n) => versions::usable(app, parent.id, n).await?,
         None => versions::fresh(app, actor, &parent).await?,
     };
-    let (actor, now, agent_ids) = (actor.clone(), app.now(), body.agent_ids);
+    let (actor, now) = (actor.clone(), app.now());
     app.store
         .write(move |transaction| {
             Box::pin(async move {
@@ -68,6 +69,13 @@ pub async fn remix(
                 row.parent_id = Some(parent.id);
                 row.parent_checkpoint = Some(from.n);
                 row.layer_id = from.layer_id;
+                match image {
+                    Some(id) => run_image(transaction.connection(), &mut row, id).await?,
+                    None => {
+                        row.image_layer_id = image_layer(transaction.connection(), parent.id).await?;
+                        row.settings.image = parent.settings.image.clone();
+                    }
+                }
                 sessions::insert(transaction.connection(), &row).await?;
                 let ids: Vec<_> = agents.iter().map(|agent| agent.id).collect();
                 agents::assign(transaction.connection(), row.id, &ids).await?;
@@ -82,7 +90,11 @@ pub async fn remix(
                     "parent_session_id": parent.id, "parent_checkpoint": from.n,
                 });
                 change.log("session.created", data).await?;
-                inherit(&mut change, &parent, &from).await?;
+                let ranges = standing(from.seq, &parent.rewinds);
+                let messages = messages::ended_in(change.connection(), parent.id, &ranges, from.seq).await?;
+                let size = (from.bytes, from.files);
+                let inherited = Inherited { label: from.label.clone(), by: from.created_by.clone(), size };
+                inherit(&mut change, messages, inherited).await?;
                 if !change.row.starting_prompt.is_empty() {
                     let content = change.row.starting_prompt.clone();
                     queue(&mut change, NewMessage { content, ..NewMessage::default() }).await?;
@@ -93,58 +105,7 @@ pub async fn remix(
         .await
 }
 
-/// What the new session is to be like.
-fn wanted(parent: &SessionRow, body: &RemixSession) -> CreateSession {
-    let settings = &parent.settings;
-    let suffix = &Uuid::new_v4().simple().to_string()[..8];
-    let short: String = parent.name.chars().take(NAME_CHARACTERS_MAX - suffix.len() - 1).collect();
-    let resources = raworc_api::session::ResourcesWanted {
-        cpu: Some(body.resources.and_then(|wanted| wanted.cpu).unwrap_or(settings.cpu)),
-        memory: Some(body.resources.and_then(|wanted| wanted.memory).unwrap_or(settings.memory)),
-        pids: Some(body.resources.and_then(|wanted| wanted.pids).unwrap_or(settings.pids)),
-    };
-    let plan = body.checkpoints.unwrap_or_default();
-    let checkpoints = raworc_api::checkpoint::CheckpointPlanWanted {
-        policy: plan.policy.or(Some(settings.checkpoints.policy)),
-        every_seconds: plan.every_seconds.or(settings.checkpoints.every.map(|every| every.as_secs())),
-        keep_last: plan.keep_last.or(Some(settings.checkpoints.keep_last)),
-    };
-    CreateSession {
-        name: Some(body.name.clone().unwrap_or_else(|| format!("{short}-{suffix}"))),
-        starting_prompt: body.starting_prompt.clone(),
-        agent_ids: body.agent_ids.clone(),
-        waiting_timeout_seconds: body.waiting_timeout_seconds.or(Some(parent.machine.waiting_timeout.as_secs())),
-        ttl_seconds: body.ttl_seconds.or(parent.machine.ttl.as_ref().map(Duration::as_secs)),
-        metadata: Some(body.metadata.clone().unwrap_or_else(|| settings.metadata.clone())),
-        resources: Some(resources),
-        env: Some(body.env.clone().unwrap_or_else(|| settings.env.clone())),
-        background_activity: body.background_activity.or(Some(settings.background_activity)),
-        checkpoints: Some(checkpoints),
-    }
-}
-
-/// The conversation up to the checkpoint, and the checkpoint itself as the new session's first.
-async fn inherit(change: &mut Change<'_>, parent: &SessionRow, from: &CheckpointRow) -> Result<(), Failure> {
-    let ranges = standing(from.seq, &parent.rewinds);
-    let inherited = messages::ended_in(change.connection(), parent.id, &ranges, from.seq).await?;
-    let mut ids = std::collections::HashMap::new();
-    for mut message in inherited {
-        let id = MessageId(Uuid::now_v7());
-        ids.insert(message.id, id);
-        let data = json!({ "message_id": id, "role": message.role, "from": message.id, "agent": message.agent });
-        message.seq = change.log("message.inherited", data).await?;
-        message.id = id;
-        message.session_id = change.row.id;
-        message.reply_to = message.reply_to.and_then(|id| ids.get(&id).copied());
-        message.started_seq = None;
-        message.finished_seq = Some(message.seq);
-        messages::insert(change.connection(), &message).await?;
-    }
-    change.row.writable_id = LayerId(Uuid::new_v4());
-    let actor = from.created_by.clone();
-    let mut own = super::save::new_row(&mut change.row, Cause::Remix, from.label.clone(), &actor, change.now);
-    (own.status, own.layer_id) = (Status::Ready, from.layer_id);
-    (own.bytes, own.files) = (from.bytes, from.files);
-    checkpoints::insert(change.connection(), &own).await?;
-    Ok(())
+/// What the root of a session's containers stands on now: it may have been merged with what lies below.
+async fn image_layer(connection: &mut Connection, session: SessionId) -> Result<Option<LayerId>, Failure> {
+    Ok(sessions::find(connection, session).await?.and_then(|row| row.image_layer_id))
 }

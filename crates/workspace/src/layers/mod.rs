@@ -4,6 +4,7 @@
 //! What is in a layer was written by a hostile program. Everything is opened relative to the directory it was found in and
 //! no symbolic link is followed; trees deeper than [`DEPTH_MAX`] are refused.
 
+mod adopt;
 pub mod capture;
 pub mod compare;
 mod entry;
@@ -11,6 +12,7 @@ pub mod seal;
 pub mod squash;
 mod view;
 
+pub use adopt::adopt;
 pub use raworc_oci::Marks;
 
 /// Directories inside one another at most: each costs a descriptor while it is looked at.

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use std::time::Instant;
 
 use super::show;
+use crate::commands::image;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::input;
@@ -23,6 +24,8 @@ const EXAMPLES: &str = "\
 Examples:
   raworc session create
   raworc session create --name demo --prompt 'git clone …' --memory 2Gi --cpu 2
+  raworc session create --image registry.example:5000/tools:3
+  raworc session create --from registry.example:5000/team/demo:v2 --name demo
   raworc session create --name nightly --agent shell --ttl 8h --env CI=1 --no-wait
   id=$(raworc session create --output json | jq -r .id)";
 
@@ -42,6 +45,13 @@ pub struct Create {
     /// End it so long after its creation, such as 8h or 7d [default: never].
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     ttl: Option<u64>,
+    /// The image its containers run: one that is here, or REGISTRY/REPOSITORY:TAG, which is pulled then [default: that of its
+    /// agent, or the programs of the server's machine].
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// Go on from a checkpoint of another server: one that was pulled or imported, or REGISTRY/REPOSITORY:TAG.
+    #[arg(long, value_name = "IMAGE")]
+    from: Option<String>,
     #[command(flatten)]
     settings: Settings,
     /// Return when it is READY; that is the default.
@@ -111,7 +121,11 @@ pub async fn run(context: &Context, args: Create) -> Result<()> {
     let ui = context.ui;
     let wait = !args.no_wait;
     let began = Instant::now();
-    let created = client.create_session(&body(args)?).await?;
+    let body = body(args)?;
+    for image in body.image.iter().chain(&body.from) {
+        image::ensure(context, &client, image).await?;
+    }
+    let created = client.create_session(&body).await?;
     if !wait {
         return ui.show(&created, |session| line(ui, session, None));
     }
@@ -137,6 +151,8 @@ fn body(args: Create) -> Result<CreateSession> {
         env: Some(settings.env.into_iter().collect()).filter(|env: &std::collections::BTreeMap<_, _>| !env.is_empty()),
         metadata: settings.metadata,
         background_activity: settings.background_activity,
+        image: args.image,
+        from: args.from,
     })
 }
 

@@ -156,14 +156,16 @@ fn name_of(local: &Path) -> Result<String> {
     Ok(name.to_owned())
 }
 
-async fn open(local: &Path) -> Result<BoxStream<'static, std::io::Result<Bytes>>> {
+/// A file, to be sent as it is read.
+pub async fn open(local: &Path) -> Result<BoxStream<'static, std::io::Result<Bytes>>> {
     let wrong = |what: &str| Failure::usage(format!("{} {what}", clean(&local.display().to_string())));
     let file = tokio::fs::File::open(local).await.map_err(|error| wrong(&format!("can't be read: {error}")))?;
     let is_directory = file.metadata().await.is_ok_and(|metadata| metadata.is_dir());
     if is_directory { Err(wrong("is a directory").help("Write its files one by one.")) } else { Ok(chunks(file)) }
 }
 
-fn standard_input() -> Result<BoxStream<'static, std::io::Result<Bytes>>> {
+/// Standard input, to be sent as it comes.
+pub fn standard_input() -> Result<BoxStream<'static, std::io::Result<Bytes>>> {
     let descriptor = std::io::stdin().as_fd().try_clone_to_owned();
     let descriptor = descriptor.map_err(|error| Failure::usage(format!("standard input can't be read: {error}")))?;
     Ok(chunks(tokio::fs::File::from_std(descriptor.into())))

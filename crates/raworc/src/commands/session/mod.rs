@@ -9,7 +9,7 @@ mod agents;
 mod change;
 mod create;
 mod exec;
-mod files;
+pub mod files;
 mod follow;
 mod log;
 mod look;

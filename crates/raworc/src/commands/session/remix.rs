@@ -8,6 +8,7 @@ use raworc_core::ids::SessionId;
 
 use super::create::{Settings, line, plan, started};
 use super::show;
+use crate::commands::image;
 use crate::context::Context;
 use crate::failure::Result;
 use crate::input;
@@ -43,6 +44,9 @@ pub struct Remix {
     /// End it so long after its creation, such as 8h or 7d.
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     ttl: Option<u64>,
+    /// The image its containers run [default: that of the other session].
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
     #[command(flatten)]
     settings: Settings,
     /// Return at once, while it is still INIT.
@@ -69,7 +73,11 @@ pub async fn run(context: &Context, args: Remix) -> Result<()> {
         env: Some(settings.env.into_iter().collect()).filter(|env: &BTreeMap<_, _>| !env.is_empty()),
         metadata: settings.metadata,
         background_activity: settings.background_activity,
+        image: args.image,
     };
+    if let Some(image) = &body.image {
+        image::ensure(context, &client, image).await?;
+    }
     let created = client.remix_session(&args.session, &body).await?;
     if args.no_wait {
         return ui.show(&created, |session| line(ui, session, None));

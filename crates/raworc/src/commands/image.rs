@@ -1,0 +1,183 @@
+//! `raworc image`, and what it shares with `raworc checkpoint`.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use raworc_api::client::{Client, ClientError};
+use raworc_api::image::{
+    Image as Record, ImportImages, Imported, ListImages, PullImage, RegistryCredentials, TransferProgress,
+};
+use raworc_api::page::PageQuery;
+use raworc_api::problem::Code;
+
+use super::session::files;
+use crate::commands::list::{self, Paging};
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::output::{Ui, table};
+use crate::progress::Progress;
+use crate::text::{ago, bytes, clean};
+
+/// Longest password that is read, in bytes.
+const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
+
+/// Commands about images. IMAGE is an id or a name everywhere.
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Bring an image in from a registry.
+    #[command(after_help = "Example:\n  raworc image pull registry.example:5000/tools:3")]
+    Pull {
+        /// Where from: REGISTRY/REPOSITORY:TAG or REGISTRY/REPOSITORY@DIGEST. It is also what it is called here.
+        reference: String,
+        #[command(flatten)]
+        login: Login,
+    },
+    /// Bring in the images of a file: an OCI archive, or what `docker save` writes, compressed or not.
+    #[command(after_help = "Examples:\n  docker save tools:3 | raworc image import - --name tools:3\n  \
+                            skopeo copy docker-daemon:tools:3 oci-archive:tools.tar && raworc image import tools.tar")]
+    Import {
+        /// The file; '-' is standard input.
+        file: PathBuf,
+        /// What to call it here [default: what the archive calls it].
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
+    /// List images, those that came first at the top.
+    #[command(visible_alias = "ls", after_help = "Example:\n  raworc image list")]
+    List(Paging),
+    /// Show one image.
+    #[command(after_help = "Example:\n  raworc image get tools:3 --output json")]
+    Get {
+        /// Its id or name.
+        image: String,
+    },
+    /// Remove an image. Sessions that run it keep what they have of it.
+    #[command(visible_alias = "rm", after_help = "Example:\n  raworc image delete tools:3")]
+    Delete {
+        /// Its id or name.
+        image: String,
+    },
+}
+
+/// Who to be at a registry.
+#[derive(Debug, Args)]
+pub struct Login {
+    /// Who to be at the registry [default: what the server's file of credentials says].
+    #[arg(long, value_name = "USER", requires = "password_stdin")]
+    username: Option<String>,
+    /// Read the password from standard input.
+    #[arg(long, requires = "username")]
+    password_stdin: bool,
+}
+
+impl Login {
+    /// The credentials, if any are named.
+    pub fn credentials(self) -> Result<Option<RegistryCredentials>> {
+        let Some(username) = self.username else { return Ok(None) };
+        let mut password = String::new();
+        std::io::stdin()
+            .take(PASSWORD_BYTES_MAX)
+            .read_to_string(&mut password)
+            .map_err(|error| Failure::usage(format!("the password can't be read from standard input: {error}")))?;
+        let password = password.trim_end_matches(['\r', '\n']).to_owned();
+        Ok(Some(RegistryCredentials { username, password }))
+    }
+}
+
+/// Carries one out.
+pub async fn run(context: &Context, command: Image) -> Result<()> {
+    let client = context.client()?;
+    let ui = context.ui;
+    match command {
+        Image::Pull { reference, login } => pull(context, reference, login).await,
+        Image::Import { file, name } => import(context, &file, name).await,
+        Image::List(paging) => {
+            let fetch = async |page: PageQuery| {
+                client.list_images(&ListImages { limit: page.limit, cursor: page.cursor }).await
+            };
+            list::show(context, &paging.fetch(fetch).await?, "there are no images", rows)
+        }
+        Image::Get { image } => ui.show(&client.get_image(&image).await?, |image| rows(std::slice::from_ref(image))),
+        Image::Delete { image } => {
+            client.delete_image(&image).await?;
+            ui.show(&serde_json::json!({ "deleted": image }), |_| format!("Deleted image {}", clean(&image)))
+        }
+    }
+}
+
+/// Brings an image or a checkpoint in from a registry.
+pub async fn pull(context: &Context, reference: String, login: Login) -> Result<()> {
+    let client = context.client()?;
+    let body = PullImage { reference, credentials: login.credentials()? };
+    let image = transfer(&context.ui, "pulling", async |tell| client.pull_image(&body, tell).await).await?;
+    context.ui.show(&image, sentence)
+}
+
+/// Brings in what is in an archive.
+pub async fn import(context: &Context, file: &Path, name: Option<String>) -> Result<()> {
+    let client = context.client()?;
+    let archive = if file == Path::new("-") { files::standard_input()? } else { files::open(file).await? };
+    let query = ImportImages { name };
+    let imported = transfer(&context.ui, "importing", async |tell| client.import_images(&query, archive, tell).await);
+    context.ui.show(&imported.await?, |Imported { items }| items.iter().map(sentence).collect::<Vec<_>>().join("\n"))
+}
+
+/// Has an image brought in that a new session is to have, so that the wait for it can be watched.
+pub async fn ensure(context: &Context, client: &Client, name: &str) -> Result<()> {
+    match client.get_image(name).await {
+        // Whether it can be one at all is the server's to say.
+        Err(ClientError::Problem(problem)) if problem.code == Code::NotFound && name.contains('/') => {
+            let body = PullImage { reference: name.to_owned(), credentials: None };
+            transfer(&context.ui, "pulling", async |tell| client.pull_image(&body, tell).await).await?;
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Shows how something gets on that takes its time.
+pub async fn transfer<T>(
+    ui: &Ui,
+    what: &str,
+    work: impl AsyncFnOnce(&mut dyn FnMut(TransferProgress)) -> std::result::Result<T, ClientError>,
+) -> Result<T> {
+    let progress = Progress::start(ui, what);
+    let mut tell = |now: TransferProgress| {
+        let done = match (now.done_bytes, now.total_bytes) {
+            (0, 0) => String::new(),
+            (done, 0) => format!(": {}", bytes(done)),
+            (done, total) => format!(": {} of {}", bytes(done), bytes(total)),
+        };
+        progress.say(&format!("{}{done}", clean(&now.what)));
+    };
+    Ok(work(&mut tell).await?)
+}
+
+fn sentence(image: &Record) -> String {
+    let (name, size) = (clean(&image.name), bytes(image.size_bytes));
+    match &image.checkpoint {
+        Some(of) => format!(
+            "{name} is here: checkpoint {} of {}, {size} in {} files, {} messages\n`raworc session create --from {name}` \
+             goes on from it",
+            of.n,
+            clean(&of.session),
+            image.files,
+            of.messages
+        ),
+        None => format!("{name} is here: {size} in {} files", image.files),
+    }
+}
+
+fn rows(images: &[Record]) -> String {
+    let now = jiff::Timestamp::now();
+    let row = |image: &Record| {
+        let kind = match &image.checkpoint {
+            Some(of) => format!("checkpoint {} of {}", of.n, clean(&of.session)),
+            None if image.shared => "image, for everyone".to_owned(),
+            None => "image".to_owned(),
+        };
+        vec![clean(&image.name), kind, bytes(image.size_bytes), clean(&image.created_by), ago(image.created_at, now)]
+    };
+    table(&["NAME", "WHAT", "SIZE", "BY", "BROUGHT IN"], images.iter().map(row).collect())
+}

@@ -1,0 +1,230 @@
+//! Checkpoints that go to another server: through a registry, and in a file.
+
+use std::io::Write as _;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::daemon::{Daemon, Settings, run};
+use crate::harness::{TestServer, can_run_containers};
+
+/// Everything of a workspace in which two servers may differ, were they to.
+const FINGERPRINT: &str = r"find . -mindepth 1 -printf '%p %y %m %U %G %s %l\n' | LC_ALL=C sort
+find . -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum";
+
+/// Fills a workspace with something of every kind, in more than one layer.
+const WORK: [&str; 2] = [
+    "mkdir -p src/deep empty; echo one > src/a; ln src/a src/same; ln -s ../nowhere src/link; chmod 751 src; chmod 4640 src/a
+     truncate -s 5M sparse; printf 'x' | dd of=sparse bs=1 seek=3000000 conv=notrunc 2>/dev/null
+     head -c 2000000 /dev/urandom > noise; printf 'odd' > \"$(printf 'n\\377me')\"; echo gone > gone; echo old > src/deep/f",
+    "rm gone; rm -r src/deep; mkdir src/deep; echo new > src/deep/g; echo two > b",
+];
+
+/// Begins a test that needs a registry of its own, or skips it loudly.
+pub fn registry(settings: Settings) -> Option<Daemon> {
+    if !can_run_containers() {
+        return None;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    for tool in ["docker-registry", "skopeo", "umoci", "htpasswd"] {
+        if !std::env::split_paths(&path).any(|directory| directory.join(tool).is_file()) {
+            let _ = writeln!(std::io::stderr(), "SKIPPED: {tool} is not installed");
+            return None;
+        }
+    }
+    Some(Daemon::start(settings))
+}
+
+async fn worked(server: &TestServer, name: &str) -> String {
+    let id = server.session(json!({ "name": name, "metadata": { "team": 7 }, "env": { "SECRET": "hidden" } })).await;
+    for script in WORK {
+        server.output(&id, script).await;
+    }
+    id
+}
+
+async fn push(server: &TestServer, session: &str, n: &str, reference: &str) -> (u16, Value) {
+    let body = json!({ "reference": reference });
+    let (status, answer) = server.post(&format!("/sessions/{session}/checkpoints/{n}/push"), body).await;
+    (status.as_u16(), answer)
+}
+
+fn texts(messages: &[Value]) -> Vec<(String, String, String)> {
+    let text = |message: &Value, key: &str| message[key].as_str().unwrap_or_default().to_owned();
+    messages.iter().map(|message| (text(message, "role"), text(message, "content"), text(message, "status"))).collect()
+}
+
+#[tokio::test]
+async fn a_session_goes_on_at_another_server() {
+    let Some(daemon) = registry(Settings::default()) else { return };
+    let (here, there) = (TestServer::start(&[]), TestServer::start(&[]));
+    let id = worked(&here, "traveller").await;
+    let seen = here.output(&id, FINGERPRINT).await;
+    let spoken = here.messages(&id).await;
+    let reference = format!("{}/team/traveller:v1", daemon.address);
+    let (status, pushed) = push(&here, &id, "now", &reference).await;
+    assert_eq!(status, 200, "{pushed:#}\n{}", here.log());
+    assert!(here.events(&id).await.iter().any(|event| event["type"] == "checkpoint.pushed"));
+
+    let (status, image) = there.post("/images", json!({ "reference": reference })).await;
+    assert_eq!(status, 201, "{image:#}\n{}", there.log());
+    assert_eq!((&image["digest"], &image["checkpoint"]["session"]), (&pushed["digest"], &json!("traveller")));
+    assert_eq!((&image["checkpoint"]["messages"], &image["shared"]), (&json!(spoken.len()), &json!(false)));
+    let body = json!({ "from": reference, "name": "arrived", "starting_prompt": "cat b; echo \"${SECRET:-none}\"" });
+    let (status, session) = there.post("/sessions", body).await;
+    assert_eq!(status, 201, "{session:#}");
+    assert_eq!((&session["metadata"]["team"], &session["from"]["digest"]), (&json!(7), &pushed["digest"]));
+    let other = session["id"].as_str().unwrap();
+    assert_eq!(there.output(other, FINGERPRINT).await, seen);
+    let arrived = there.messages(other).await;
+    assert_eq!(texts(&arrived[..spoken.len()]), texts(&spoken));
+    let said = |text: &str| arrived[spoken.len()..].iter().any(|message| message["content"] == text);
+    assert!(said("two\nnone\n"), "no secret goes along: {arrived:#?}");
+    // What it writes from now on is its own, and goes back the same way.
+    there.output(other, "echo more > c").await;
+    let back = format!("{}/team/traveller:v2", daemon.address);
+    assert_eq!(push(&there, other, "now", &back).await.0, 200);
+    let (status, session) = here.post("/sessions", json!({ "from": back })).await;
+    assert_eq!(status, 201, "it is pulled where it is named: {session:#}\n{}", here.log());
+    assert_eq!(here.output(session["id"].as_str().unwrap(), "cat b c").await, "two\nmore\n");
+    assert!(session["name"].as_str().unwrap().starts_with("arrived-"));
+}
+
+#[tokio::test]
+async fn others_read_what_was_pushed() {
+    let Some(daemon) = registry(Settings::default()) else { return };
+    let server = TestServer::start(&[]);
+    let id = worked(&server, "read").await;
+    let reference = format!("{}/read:v1", daemon.address);
+    let (_, pushed) = push(&server, &id, "now", &reference).await;
+    let remote = format!("docker://{reference}");
+    let said = run(Command::new("skopeo").args(["inspect", "--tls-verify=false", &remote])).stdout;
+    let said: Value = serde_json::from_slice(&said).unwrap();
+    assert_eq!(said["Digest"], pushed["digest"]);
+    let scratch = tempfile::tempdir().unwrap();
+    let layout = format!("oci:{}:v1", scratch.path().join("layout").display());
+    run(Command::new("skopeo").args(["copy", "--src-tls-verify=false", &remote, &layout]));
+    let bundle = scratch.path().join("bundle");
+    let layout = layout.trim_start_matches("oci:");
+    run(Command::new("umoci").args(["unpack", "--image", layout]).arg(&bundle));
+    let theirs = run(Command::new("sh").args(["-c", FINGERPRINT]).current_dir(bundle.join("rootfs"))).stdout;
+    assert_eq!(String::from_utf8_lossy(&theirs), server.output(&id, FINGERPRINT).await);
+    // What is pushed again is not packed again: only what is new is sent.
+    server.output(&id, "echo three > d").await;
+    let began = std::fs::read_dir(server.data_dir().join("images/blobs/sha256")).unwrap().count();
+    assert_eq!(began, 0, "what has served is gone");
+    assert_eq!(push(&server, &id, "now", &reference).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_checkpoint_goes_in_a_file() {
+    if !can_run_containers() {
+        return;
+    }
+    let (here, there) = (TestServer::start(&[]), TestServer::start(&[]));
+    let id = worked(&here, "parcel").await;
+    let seen = here.output(&id, FINGERPRINT).await;
+    let file = here.data_dir().with_file_name("parcel.tar");
+    let file = file.to_str().unwrap();
+    let output = here.cli(&["checkpoint", "export", "parcel", file]);
+    assert!(output.status.success(), "{output:?}\n{}", here.log());
+    let output = there.cli(&["checkpoint", "import", file, "--name", "parcel"]);
+    assert!(output.status.success(), "{output:?}\n{}", there.log());
+    let output = there.cli(&["session", "create", "--from", "parcel", "--name", "opened", "--output", "json"]);
+    let session: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let opened = session["id"].as_str().unwrap();
+    assert_eq!(there.output(opened, FINGERPRINT).await, seen);
+    // The image can go; the session stands on its own. A second one of the same name takes the first one's place.
+    let again = there.cli(&["checkpoint", "import", file, "--name", "parcel"]);
+    assert!(again.status.success(), "{again:?}");
+    assert_eq!(there.get("/images").await.1["items"].as_array().unwrap().len(), 1);
+    assert_eq!(there.delete("/images/parcel").await.0, 204);
+    assert_eq!(there.get("/images/parcel").await.0, 404);
+    assert_eq!(there.output(opened, FINGERPRINT).await, seen);
+    // A file that was cut is refused, and nothing of it stays.
+    let bytes = std::fs::read(file).unwrap();
+    std::fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
+    let cut = there.cli(&["checkpoint", "import", file, "--name", "cut"]);
+    assert_eq!(cut.status.code(), Some(2), "{cut:?}");
+    assert_eq!(there.get("/images").await.1["items"], json!([]));
+}
+
+#[tokio::test]
+async fn registries_ask_who_it_is_and_go_away() {
+    let Some(mut daemon) = registry(Settings { password: true, tls: false }) else { return };
+    let auth = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(auth.path(), "{}").unwrap();
+    let server = TestServer::start(&["--registry-auth", auth.path().to_str().unwrap()]);
+    let id = worked(&server, "locked").await;
+    let reference = format!("{}/locked:v1", daemon.address);
+    let (status, problem) = push(&server, &id, "1", &reference).await;
+    assert_eq!((status, &problem["code"]), (403, &json!("registry_refused")), "{problem:#}");
+    let login = json!({ "reference": reference, "credentials": { "username": "user", "password": "secret" } });
+    let (status, pushed) = server.post(&format!("/sessions/{id}/checkpoints/1/push"), login).await;
+    assert_eq!(status, 200, "{pushed:#}");
+    assert!(!server.log().contains("secret"), "nothing of it is in the log");
+    // The same from the server's own file.
+    let (status, problem) = server.post("/images", json!({ "reference": reference })).await;
+    assert_eq!((status.as_u16(), &problem["code"]), (403, &json!("registry_refused")));
+    let auths = json!({ "auths": { daemon.address.to_string(): { "auth": "dXNlcjpzZWNyZXQ=" } } });
+    std::fs::write(auth.path(), auths.to_string()).unwrap();
+    assert_eq!(server.post("/images", json!({ "reference": reference })).await.0, 201);
+    let missing = json!({ "reference": format!("{}/locked:v9", daemon.address) });
+    let (status, problem) = server.post("/images", missing).await;
+    assert_eq!((status.as_u16(), &problem["code"]), (404, &json!("registry_not_found")));
+    daemon.kill();
+    let (status, problem) = push(&server, &id, "now", &reference).await;
+    assert_eq!((status, &problem["code"]), (503, &json!("registry_unavailable")), "{problem:#}");
+    assert_eq!(server.output(&id, "echo on").await, "on\n", "the session does not mind");
+    daemon.again();
+    assert_eq!(push(&server, &id, "now", &reference).await.0, 200);
+}
+
+#[tokio::test]
+async fn what_is_brought_in_is_ones_own() {
+    let Some(daemon) = registry(Settings::default()) else { return };
+    let server = TestServer::start(&[]);
+    let id = worked(&server, "mine").await;
+    let reference = format!("{}/mine:v1", daemon.address);
+    assert_eq!(push(&server, &id, "now", &reference).await.0, 200);
+    assert_eq!(server.post("/images", json!({ "reference": reference })).await.0, 201);
+    let (status, account) = server.post("/accounts", json!({ "name": "other", "role": "member" })).await;
+    assert_eq!(status, 201, "{account:#}");
+    let (_, token) = server.post("/accounts/other/tokens", json!({ "name": "t" })).await;
+    let token = token["secret"].as_str().or(token["token"].as_str()).unwrap().to_owned();
+    let ask = async |method: reqwest::Method, path: &str, body: Value| {
+        let mut request = server.request_as(&token, method, path);
+        if !body.is_null() {
+            request = request.json(&body);
+        }
+        let response = request.send().await.unwrap();
+        (response.status().as_u16(), response.json::<Value>().await.unwrap_or(Value::Null))
+    };
+    let encoded = reference.replace('/', "%2F");
+    let (_, list) = ask(reqwest::Method::GET, "/images", Value::Null).await;
+    assert_eq!(list["items"], json!([]), "an administrator's checkpoint is nobody else's");
+    assert_eq!(ask(reqwest::Method::GET, &format!("/images/{encoded}"), Value::Null).await.0, 404);
+    assert_eq!(ask(reqwest::Method::DELETE, &format!("/images/{encoded}"), Value::Null).await.0, 404);
+    let push = format!("/sessions/{id}/checkpoints/1/push");
+    assert_eq!(ask(reqwest::Method::POST, &push, json!({ "reference": reference })).await.0, 404);
+    assert_eq!(ask(reqwest::Method::GET, &format!("/sessions/{id}/checkpoints/1/export"), Value::Null).await.0, 404);
+    // What they pull themselves is theirs, with the same layers.
+    assert_eq!(ask(reqwest::Method::POST, "/images", json!({ "reference": reference })).await.0, 201);
+    let (_, list) = ask(reqwest::Method::GET, "/images", Value::Null).await;
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    for (body, field) in
+        [(json!({ "reference": "no reference" }), "reference"), (json!({ "reference": "" }), "reference")]
+    {
+        let (status, problem) = ask(reqwest::Method::POST, "/images", body).await;
+        assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!(field)), "{problem:#}");
+    }
+    for (body, field) in [
+        (json!({ "from": "nothing of the kind" }), "from"),
+        (json!({ "from": "nothing" }), "from"),
+        (json!({ "image": "nothing" }), "image"),
+        (json!({ "image": reference }), "image"),
+    ] {
+        let (status, problem) = ask(reqwest::Method::POST, "/sessions", body).await;
+        assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!(field)), "{problem:#}");
+    }
+}

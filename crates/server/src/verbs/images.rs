@@ -1,0 +1,292 @@
+//! Bring images in, list and remove them.
+
+use std::io::Read;
+
+use raworc_api::image::PullImage;
+use raworc_api::problem::{Code, Problem};
+use raworc_core::ids::ImageId;
+use raworc_core::limits::{IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX};
+use raworc_core::names;
+use raworc_core::permissions::{Action, Actor, Role};
+use raworc_oci::{Bounds, Descriptor, Digest, Image, Reference};
+use raworc_store::images::{self, ImageRow, Summary};
+use raworc_store::{Connection, audit, layers};
+use raworc_workspace::FileError;
+use uuid::Uuid;
+
+use super::portable::Portable;
+use crate::app::{Shared, blocking, permit};
+use crate::error::Failure;
+use crate::images::{TakenIn, Tell, take_in};
+
+/// How often an image is taken in again whose layers were given up meanwhile.
+const TRIES: u32 = 3;
+
+/// Brings an image in from a registry, under the name of its reference.
+///
+/// # Errors
+/// 422 where the reference or the image cannot be used; what the registry says.
+pub async fn pull(app: &Shared, actor: &Actor, body: PullImage, tell: &Tell) -> Result<ImageRow, Failure> {
+    permit(actor, Action::CreateImage, "image", "")?;
+    let reference: Reference = body.reference.parse()?;
+    let registry = app.images.registry(&reference, body.credentials).await?;
+    let passing = app.images.passing().await;
+    let told = tell.clone();
+    let progress = move |what: &str, done_bytes: u64, total_bytes: u64| {
+        told(raworc_api::image::TransferProgress { what: format!("pulling {what}"), done_bytes, total_bytes });
+    };
+    let manifest = registry.pull(app.images.layout(), &progress).await?;
+    let row = keep(app, actor, reference.to_string(), &manifest, tell).await;
+    drop(passing);
+    if row.is_ok() {
+        served(app, manifest.digest).await;
+    }
+    row
+}
+
+/// Brings in the images of an archive: an OCI archive, or what `docker save` writes, compressed or not.
+///
+/// # Errors
+/// 422 where the archive or a name cannot be used.
+pub async fn import(
+    app: &Shared,
+    actor: &Actor,
+    name: Option<String>,
+    archive: impl Read + Send + 'static,
+    tell: &Tell,
+) -> Result<Vec<ImageRow>, Failure> {
+    permit(actor, Action::CreateImage, "image", "")?;
+    if let Some(name) = &name {
+        names::check_image(name).map_err(|why| Problem::field("name", why))?;
+    }
+    let passing = app.images.passing().await;
+    let (layout, told) = (app.images.layout().clone(), tell.clone());
+    let read = move || {
+        let bounds = Bounds { bytes: IMAGE_BYTES_MAX, entries: IMAGE_ENTRIES_MAX };
+        let mut progress = |done_bytes| {
+            told(raworc_api::image::TransferProgress { what: "reading".to_owned(), done_bytes, total_bytes: 0 });
+        };
+        raworc_oci::import(archive, &layout, &bounds, &mut progress)
+    };
+    let found = blocking(read).await.map_err(FileError::Io)??;
+    let mut rows = Vec::new();
+    for (own, manifest) in &found {
+        let name = named(name.as_ref().filter(|_| found.len() == 1).or(own.as_ref()))?;
+        rows.push(keep(app, actor, name, manifest, tell).await?);
+    }
+    drop(passing);
+    for (_, manifest) in found {
+        served(app, manifest.digest).await;
+    }
+    Ok(rows)
+}
+
+fn named(name: Option<&String>) -> Result<String, Failure> {
+    let name = name.ok_or_else(|| Problem::field("name", "must be there: the archive does not name its image"))?;
+    names::check_image(name).map_err(|why| Problem::field("name", why))?;
+    Ok(name.clone())
+}
+
+/// An image has served.
+pub async fn served(app: &Shared, manifest: Digest) {
+    let images = app.clone();
+    let _ = blocking(move || images.images.served(&manifest)).await;
+}
+
+/// Unpacks an image that is in the layout, and records it. One of the same name is given up.
+async fn keep(
+    app: &Shared,
+    actor: &Actor,
+    name: String,
+    manifest: &Descriptor,
+    tell: &Tell,
+) -> Result<ImageRow, Failure> {
+    let (layout, digest) = (app.images.layout().clone(), manifest.digest);
+    let image = blocking(move || Image::load(&layout, &digest)).await.map_err(FileError::Io)??;
+    let unusable = |why| Failure::new(Code::ImageUnusable, why);
+    let portable = Portable::read(image.extra.as_ref()).map_err(unusable)?;
+    for _ in 0..TRIES {
+        let taken = take_in(app, &image, tell).await?;
+        let row = ImageRow {
+            id: ImageId(Uuid::now_v7()),
+            owner_id: actor.account,
+            owner_name: actor.name.clone(),
+            is_shared: actor.role == Role::Admin && portable.is_none(),
+            name: name.clone(),
+            digest: manifest.digest.to_string(),
+            layer_id: taken.top(),
+            summary: Summary { env: image.env.clone(), checkpoint: portable.as_ref().map(Portable::summary) },
+            bytes: taken.size.0,
+            files: taken.size.1,
+            created_at: app.now(),
+        };
+        let content = portable.as_ref().map(serde_json::to_string).transpose();
+        let content = content.map_err(raworc_store::StoreError::from)?;
+        if record(app, actor, row.clone(), content, &taken).await? {
+            return Ok(row);
+        }
+    }
+    Err(Failure::new(Code::Unavailable, "its layers were given up while it was taken in; try again"))
+}
+
+/// Records an image and its layers; false where what they lie on is gone.
+async fn record(
+    app: &Shared,
+    actor: &Actor,
+    row: ImageRow,
+    content: Option<String>,
+    taken: &TakenIn,
+) -> Result<bool, Failure> {
+    let (actor, now, trees) = (actor.clone(), app.now(), std::sync::Arc::clone(&app.trees));
+    let (known, new) = (taken.known, taken.new.clone());
+    let write = app.store.write(move |transaction| {
+        Box::pin(async move {
+            let connection = transaction.connection();
+            if let Some(known) = known
+                && layers::find(connection, known).await?.is_none()
+            {
+                trees.waste(new.iter().map(|(layer, _)| layer.id));
+                return Ok(false);
+            }
+            for (layer, archived) in &new {
+                layers::insert(connection, layer).await?;
+                if let Some(archived) = archived {
+                    layers::set_archived(connection, layer.id, archived).await?;
+                }
+            }
+            if let Some(old) = images::find_by_name(connection, actor.account, &row.name).await?
+                && old.owner_id == actor.account
+            {
+                images::delete(connection, old.id).await?;
+                images::insert(connection, &row, content).await?;
+                trees.waste(layers::release(connection, old.layer_id).await?);
+            } else {
+                images::insert(connection, &row, content).await?;
+            }
+            audit::append(connection, now, &actor, "image.create", &row.id.to_string()).await?;
+            Ok::<_, Failure>(true)
+        })
+    });
+    write.await
+}
+
+/// Images that the actor may use, in the order they came.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn list(app: &Shared, actor: &Actor, after: Option<ImageId>, limit: u32) -> Result<Vec<ImageRow>, Failure> {
+    let account = (actor.role != Role::Admin).then_some(actor.account);
+    let mut connection = app.store.read().await?;
+    Ok(images::list(&mut connection, account, after, limit).await?)
+}
+
+/// The image of this id or name.
+///
+/// # Errors
+/// 404 where there is none for this actor.
+pub async fn get(app: &Shared, actor: &Actor, id_or_name: &str) -> Result<ImageRow, Failure> {
+    let mut connection = app.store.read().await?;
+    find(&mut connection, actor, id_or_name).await
+}
+
+async fn find(connection: &mut Connection, actor: &Actor, id_or_name: &str) -> Result<ImageRow, Failure> {
+    let found = match id_or_name.parse::<ImageId>() {
+        Ok(id) => images::find(connection, id).await?,
+        Err(_) => images::find_by_name(connection, actor.account, id_or_name).await?,
+    };
+    let row = found.ok_or_else(|| Failure::not_found("image", id_or_name))?;
+    let action = Action::ReadImage { owner: row.owner_id, is_shared: row.is_shared };
+    permit(actor, action, "image", id_or_name)?;
+    Ok(row)
+}
+
+/// Removes an image. Sessions that run it keep its files.
+///
+/// # Errors
+/// 404 where there is none, 403 where it is not the actor's.
+pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String) -> Result<(), Failure> {
+    let (actor, now, trees) = (actor.clone(), app.now(), std::sync::Arc::clone(&app.trees));
+    let write = app.store.write(move |transaction| {
+        Box::pin(async move {
+            let connection = transaction.connection();
+            let row = find(connection, &actor, &id_or_name).await?;
+            let action = Action::ManageImage { owner: row.owner_id, is_shared: row.is_shared };
+            permit(&actor, action, "image", &id_or_name)?;
+            audit::append(connection, now, &actor, "image.delete", &row.id.to_string()).await?;
+            images::delete(connection, row.id).await?;
+            trees.waste(layers::release(connection, row.layer_id).await?);
+            Ok::<_, Failure>(())
+        })
+    });
+    write.await
+}
+
+/// What an image is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Containers are to run it.
+    Run,
+    /// A session is to go on from it.
+    GoOn,
+}
+
+impl Use {
+    fn field(self) -> &'static str {
+        match self {
+            Self::Run => "image",
+            Self::GoOn => "from",
+        }
+    }
+}
+
+/// The image that someone names for a session: one that is here, or else it is pulled.
+///
+/// # Errors
+/// 422 where it is none for this use; what pulling it says.
+pub async fn resolve(app: &Shared, actor: &Actor, name: &str, usage: Use) -> Result<ImageRow, Failure> {
+    let row = match get(app, actor, name).await {
+        Ok(row) => row,
+        Err(missing) => match name.parse::<Reference>() {
+            // What is written in a shorter way is called by its full name here.
+            Ok(reference) => match get(app, actor, &reference.to_string()).await {
+                Ok(row) => row,
+                Err(_) => {
+                    let body = PullImage { reference: reference.to_string(), credentials: None };
+                    pull(app, actor, body, &(std::sync::Arc::new(|_| {}) as Tell)).await?
+                }
+            },
+            Err(_) if name.parse::<ImageId>().is_ok() => return Err(missing),
+            Err(error) => {
+                let message = format!("there is no image {name:?}, and it is no reference to one: {error}");
+                return Err(Problem::field(usage.field(), message).into());
+            }
+        },
+    };
+    check(&row, usage)?;
+    Ok(row)
+}
+
+/// Whether an image is fit for a use.
+fn check(row: &ImageRow, usage: Use) -> Result<(), Failure> {
+    let name = &row.name;
+    let message = match (usage, &row.summary.checkpoint) {
+        (Use::Run, Some(_)) => format!("{name} is a checkpoint; name it as `from` to go on from it"),
+        (Use::GoOn, None) => format!("{name} is no checkpoint; name it as `image` to have containers run it"),
+        (Use::Run, None) if row.layer_id.is_none() => format!("{name} is empty: nothing can run in it"),
+        (Use::Run, None) | (Use::GoOn, Some(_)) => return Ok(()),
+    };
+    Err(Problem::field(usage.field(), message).into())
+}
+
+/// What came with a checkpoint besides its files.
+///
+/// # Errors
+/// Where it is gone.
+pub async fn portable(app: &Shared, row: &ImageRow) -> Result<Portable, Failure> {
+    let mut connection = app.store.read().await?;
+    let text = images::content(&mut connection, row.id).await?;
+    let text = text.ok_or_else(|| Failure::not_found("image", &row.name))?;
+    let document = serde_json::from_str(&text).map_err(raworc_store::StoreError::from)?;
+    let read = Portable::read(Some(&document)).map_err(|why| Failure::new(Code::ImageUnusable, why))?;
+    read.ok_or_else(|| Failure::not_found("image", &row.name))
+}

@@ -1,0 +1,206 @@
+//! What goes along with the files of a checkpoint to another server: the conversation, and what the session was like. It is in
+//! the config of the image, below `raworc`. No environment, no token, no secret is in it.
+
+use jiff::Timestamp;
+use raworc_api::message::{MessageError, MessageUsage, Role, Status};
+use raworc_api::session::{CreateSession, ResourcesWanted};
+use raworc_core::ids::{MessageId, SessionId};
+use raworc_oci::EXTRA_BYTES_MAX;
+use raworc_store::checkpoints::CheckpointRow;
+use raworc_store::images::CheckpointSummary;
+use raworc_store::messages::MessageRow;
+use raworc_store::sessions::SessionRow;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+/// The form of the document; one that is newer is not read.
+const VERSION: u32 = 1;
+/// How much of the document messages may take, in bytes of JSON.
+const MESSAGES_BYTES_MAX: usize = EXTRA_BYTES_MAX - (256 << 10);
+
+/// The document.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Portable {
+    version: u32,
+    /// Of which checkpoint.
+    checkpoint: Origin,
+    /// What the session was like, as one would ask for it.
+    pub session: CreateSession,
+    /// The conversation, in order.
+    messages: Vec<Spoken>,
+    /// Older messages that did not fit.
+    #[serde(default)]
+    left_out: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Origin {
+    session: String,
+    n: u64,
+    label: Option<String>,
+    taken_at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Spoken {
+    role: Role,
+    content: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    agent: Option<String>,
+    status: Status,
+    /// The place of the message that it answers, among those before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reply_to: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<MessageError>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    usage: Option<MessageUsage>,
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    metadata: Map<String, Value>,
+    created_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    finished_at: Option<Timestamp>,
+}
+
+/// What a session is like, as one would ask for it; without what is its own: name, prompt.
+pub fn as_wanted(row: &SessionRow) -> CreateSession {
+    let settings = &row.settings;
+    CreateSession {
+        waiting_timeout_seconds: Some(row.machine.waiting_timeout.as_secs()),
+        ttl_seconds: row.machine.ttl.map(|ttl| ttl.as_secs()),
+        metadata: Some(settings.metadata.clone()),
+        resources: Some(ResourcesWanted {
+            cpu: Some(settings.cpu),
+            memory: Some(settings.memory),
+            pids: Some(settings.pids),
+        }),
+        env: Some(settings.env.clone()),
+        background_activity: Some(settings.background_activity),
+        checkpoints: Some(raworc_api::checkpoint::CheckpointPlanWanted {
+            policy: Some(settings.checkpoints.policy),
+            every_seconds: settings.checkpoints.every.map(|every| every.as_secs()),
+            keep_last: Some(settings.checkpoints.keep_last),
+        }),
+        ..CreateSession::default()
+    }
+}
+
+impl Portable {
+    /// Of a checkpoint, with the messages that had ended by then, in order. Where they are too many, the newest go along.
+    pub fn of(row: &SessionRow, agents: Vec<String>, checkpoint: &CheckpointRow, messages: Vec<MessageRow>) -> Self {
+        let mut bytes = 0;
+        let length =
+            |message: &MessageRow| serde_json::to_string(&Spoken::of(message, None)).map_or(0, |text| text.len());
+        let fitting = messages.iter().rev().take_while(|message| {
+            bytes += length(message) + 32;
+            bytes <= MESSAGES_BYTES_MAX
+        });
+        let left_out = messages.len() - fitting.count();
+        let messages = &messages[left_out..];
+        let place = |id: MessageId| messages.iter().position(|other| other.id == id);
+        Self {
+            version: VERSION,
+            checkpoint: Origin {
+                session: row.name.clone(),
+                n: checkpoint.n,
+                label: checkpoint.label.clone(),
+                taken_at: checkpoint.created_at.to_timestamp(),
+            },
+            session: CreateSession {
+                agent_ids: Some(agents),
+                image: row.settings.image.as_ref().map(|image| image.name.clone()),
+                env: None,
+                ..as_wanted(row)
+            },
+            messages: messages.iter().map(|message| Spoken::of(message, message.reply_to.and_then(place))).collect(),
+            left_out: left_out as u64,
+        }
+    }
+
+    /// Reads the document of an image; `None` where it has none.
+    ///
+    /// # Errors
+    /// Where it is there and cannot be understood, in words for a person.
+    pub fn read(document: Option<&Value>) -> Result<Option<Self>, String> {
+        let Some(document) = document else { return Ok(None) };
+        if document["version"] != VERSION {
+            return Err(format!(
+                "its checkpoint is of the form {}, and only {VERSION} is known here",
+                document["version"]
+            ));
+        }
+        let read = Self::deserialize(document).map_err(|error| format!("its checkpoint cannot be read: {error}"))?;
+        Ok(Some(read))
+    }
+
+    /// The name of the session it is of.
+    pub fn name(&self) -> &str {
+        &self.checkpoint.session
+    }
+
+    /// The checkpoint's name.
+    pub fn label(&self) -> Option<String> {
+        self.checkpoint.label.clone()
+    }
+
+    /// What is said of it in lists.
+    pub fn summary(&self) -> CheckpointSummary {
+        let Origin { session, n, label, taken_at } = self.checkpoint.clone();
+        CheckpointSummary { session, n, label, messages: self.messages.len() as u64, taken_at: taken_at.into() }
+    }
+
+    /// The conversation, as that of a session that is being made.
+    pub fn into_messages(self, session: SessionId) -> Vec<MessageRow> {
+        let mut ids = Vec::new();
+        let rows = self.messages.into_iter().map(|spoken| {
+            let id = MessageId(Uuid::now_v7());
+            let reply_to = spoken.reply_to.and_then(|place| ids.get(place).copied());
+            ids.push(id);
+            spoken.into_row(id, session, reply_to)
+        });
+        rows.collect()
+    }
+}
+
+impl Spoken {
+    fn of(row: &MessageRow, reply_to: Option<usize>) -> Self {
+        Self {
+            role: row.role,
+            content: row.content.clone(),
+            agent: row.agent.clone(),
+            status: row.status,
+            reply_to,
+            error: row.error.clone(),
+            usage: row.usage.clone(),
+            metadata: row.metadata.clone(),
+            created_at: row.created_at.to_timestamp(),
+            finished_at: row.finished_at.map(raworc_core::time::Time::to_timestamp),
+        }
+    }
+
+    fn into_row(self, id: MessageId, session: SessionId, reply_to: Option<MessageId>) -> MessageRow {
+        // What comes from elsewhere has ended, whatever it says of itself.
+        let has_ended = matches!(self.status, Status::Done | Status::Failed | Status::Cancelled);
+        MessageRow {
+            id,
+            session_id: session,
+            seq: 0,
+            role: self.role,
+            content: self.content,
+            agent: self.agent,
+            status: if has_ended { self.status } else { Status::Cancelled },
+            reply_to,
+            attempts: 0,
+            losses: 0,
+            started_seq: None,
+            cancel_wanted: false,
+            error: self.error,
+            usage: self.usage,
+            metadata: self.metadata,
+            created_at: self.created_at.into(),
+            finished_at: Some(self.finished_at.unwrap_or(self.created_at).into()),
+            finished_seq: None,
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Directories that an archive has something in without saying what they are.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use super::entry;
+
+/// Makes these directories of a layer what they are in `below`, where they are there. Parents come before what is in them.
+///
+/// # Errors
+/// Where one of them is not in the layer, or cannot be changed.
+pub fn adopt(layer: &Path, directories: &[PathBuf], below: impl AsFd) -> io::Result<()> {
+    let (own, below) = (entry::root(layer)?, below.as_fd());
+    for path in directories {
+        let names = names(path)?;
+        // A directory in the layer that is none below is new.
+        if let Ok(old) = walk(below.try_clone_to_owned()?, &names) {
+            entry::copy_attributes(&old, walk(own.try_clone()?, &names)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn names(path: &Path) -> io::Result<Vec<CString>> {
+    path.iter().map(|name| CString::new(name.as_bytes()).map_err(io::Error::other)).collect()
+}
+
+fn walk(mut directory: OwnedFd, names: &[CString]) -> io::Result<OwnedFd> {
+    for (depth, name) in names.iter().enumerate() {
+        directory = entry::inner(&directory, name, depth)?;
+    }
+    Ok(directory)
+}
