@@ -35,6 +35,34 @@ pub struct CheckpointPlanWanted {
     pub keep_last: Option<u32>,
 }
 
+/// Where a session's checkpoints are to be sent by themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BackupWanted {
+    /// `REGISTRY/REPOSITORY`, without a tag; empty: nowhere any more. Checkpoint 3 gets the tag `SESSION_ID-3`, and the newest
+    /// one `SESSION_ID`, too. With the server's own credentials.
+    pub registry: String,
+    /// Least time between two of them, 5 to 604800; 60 where absent. What comes between is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every_seconds: Option<u64>,
+}
+
+/// Where a session's checkpoints are sent by themselves, and how that gets on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Backup {
+    /// `REGISTRY/REPOSITORY`.
+    pub registry: String,
+    /// Least time between two of them.
+    pub every_seconds: u64,
+    /// The newest checkpoint that is there.
+    pub checkpoint: Option<u64>,
+    /// Since when.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub at: Option<Timestamp>,
+    /// Why the next one could not be sent, the last time; it is tried again.
+    pub error: Option<String>,
+}
+
 /// `POST /sessions/{id}/checkpoints`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::checkpoint::{CheckpointPlan, CheckpointPlanWanted};
+use crate::checkpoint::{Backup, BackupWanted, CheckpointPlan, CheckpointPlanWanted};
 use crate::image::SessionImage;
 
 /// `POST /sessions`.
@@ -48,6 +48,9 @@ pub struct CreateSession {
     /// When its workspace is saved, and how many versions are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<CheckpointPlanWanted>,
+    /// Where its checkpoints are sent by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupWanted>,
     /// The image its containers run: a name or id of one that is here, or a reference, from which it is pulled. Absent: that
     /// of the first agent that has one, or the machine's own programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,6 +99,9 @@ pub struct RemixSession {
     /// When its workspace is saved, and how many versions are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<CheckpointPlanWanted>,
+    /// Where its checkpoints are sent by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupWanted>,
     /// The image its containers run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -115,6 +121,7 @@ impl From<RemixSession> for CreateSession {
             env,
             background_activity,
             checkpoints,
+            backup,
             image,
         } = body;
         Self {
@@ -128,6 +135,7 @@ impl From<RemixSession> for CreateSession {
             env,
             background_activity,
             checkpoints,
+            backup,
             image,
             from: None,
         }
@@ -165,6 +173,7 @@ impl CreateSession {
             env: self.env.or(base.env),
             background_activity: self.background_activity.or(base.background_activity),
             checkpoints,
+            backup: self.backup.or(base.backup),
             image: self.image.or(base.image),
             from: self.from,
         }
@@ -238,6 +247,9 @@ pub struct UpdateSession {
     /// When its workspace is saved, and how many versions are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<CheckpointPlanWanted>,
+    /// Where its checkpoints are sent by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupWanted>,
 }
 
 /// A session.
@@ -272,6 +284,8 @@ pub struct Session {
     pub background_activity: bool,
     /// When its workspace is saved.
     pub checkpoints: CheckpointPlan,
+    /// Where its checkpoints are sent by themselves.
+    pub backup: Option<Backup>,
     /// The number of its newest checkpoint, if it has had one.
     pub checkpoint: Option<u64>,
     /// The checkpoint it is going back to.

@@ -80,6 +80,23 @@ impl Plan {
     }
 }
 
+/// Where a session's checkpoints are sent by themselves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backup {
+    /// `REGISTRY/REPOSITORY`; each gets a tag.
+    pub registry: String,
+    /// Least time between two of them.
+    pub every: Duration,
+}
+
+/// How long to wait before a backup that has failed so many times in a row is tried again: a minute, twice as long each time,
+/// an hour at most.
+#[must_use]
+pub fn backup_retry(failures: u32) -> Duration {
+    let minutes = 1_u64 << failures.saturating_sub(1).min(6);
+    Duration::from_secs(60 * minutes.min(60))
+}
+
 /// Which of a session's checkpoints (number and whether it has a label, oldest first) are no longer kept.
 #[must_use]
 pub fn expired(checkpoints: &[(u64, bool)], keep_last: u32) -> Vec<u64> {
@@ -99,6 +116,12 @@ mod tests {
         // What a session stands on is never given up.
         assert_eq!(expired(&all, 0), [1, 3, 4]);
         assert_eq!(expired(&[], 3), [0_u64; 0]);
+    }
+
+    #[test]
+    fn a_registry_that_is_away_is_asked_less_and_less_often() {
+        let minutes = [0, 1, 2, 3, 6, 7, 100, u32::MAX].map(|failures| backup_retry(failures).as_secs() / 60);
+        assert_eq!(minutes, [1, 1, 2, 4, 32, 60, 60, 60]);
     }
 
     #[test]

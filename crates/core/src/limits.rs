@@ -82,6 +82,8 @@ pub const CHECKPOINTS_KEPT_DEFAULT: u32 = 20;
 pub const CHECKPOINTS_KEPT: std::ops::RangeInclusive<u64> = 1..=10_000;
 /// Shortest and longest time between two checkpoints by the clock, in seconds.
 pub const CHECKPOINT_EVERY_SECONDS: std::ops::RangeInclusive<u64> = 5..=7 * 24 * 3600;
+/// Least time between two backups of a session that names none.
+pub const BACKUP_EVERY_DEFAULT: Duration = Duration::from_secs(60);
 /// Layers below a workspace at most: more do not fit into the options of one mount.
 pub const LAYERS_MAX: usize = 64;
 /// Layers at which a chain is made shorter in the background.

@@ -82,6 +82,7 @@ impl Engine {
         expect_hosts(&app).await?;
         reconcile::sweep::once(&app).await?;
         let tasks = &app.tasks;
+        tasks.spawn(reconcile::backups::run(app.clone()));
         tasks.spawn(reconcile::checkpoints::run(app.clone()));
         tasks.spawn(reconcile::containers::run(app.clone()));
         tasks.spawn(reconcile::deadlines::run(app.clone()));

@@ -2,12 +2,12 @@
 
 use raworc_api::account::{Account, Token};
 use raworc_api::agent::Agent;
-use raworc_api::checkpoint::{Checkpoint, CheckpointPlan, CheckpointStatus};
+use raworc_api::checkpoint::{Backup, Checkpoint, CheckpointPlan, CheckpointStatus};
 use raworc_api::event::Event;
 use raworc_api::image::{Image, ImageCheckpoint, SessionImage};
 use raworc_api::message::Message;
 use raworc_api::session::{AssignedAgent, Resources, Session, SessionError, Usage};
-use raworc_core::checkpoints::Plan;
+use raworc_core::checkpoints::{self, Plan};
 use raworc_core::time::Time;
 use raworc_store::accounts::{AccountRow, TokenRow};
 use raworc_store::agents::AgentRow;
@@ -15,7 +15,7 @@ use raworc_store::checkpoints::{CheckpointRow, Status};
 use raworc_store::events::EventRow;
 use raworc_store::images::ImageRow;
 use raworc_store::messages::MessageRow;
-use raworc_store::sessions::{ImageUsed, SessionRow};
+use raworc_store::sessions::{BackupState, ImageUsed, SessionRow};
 
 /// A session with its agents.
 pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
@@ -36,6 +36,7 @@ pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
         env: row.settings.env,
         background_activity: row.settings.background_activity,
         checkpoints: plan(&row.settings.checkpoints),
+        backup: row.settings.backup.map(|plan| backup(plan, row.backup)),
         checkpoint: (row.checkpoints > 0).then_some(row.checkpoints),
         rewinding_to: machine.rewind,
         image: row.settings.image.map(used),
@@ -67,6 +68,16 @@ fn plan(plan: &Plan) -> CheckpointPlan {
         policy: plan.policy,
         every_seconds: plan.every.map(|every| every.as_secs()),
         keep_last: plan.keep_last,
+    }
+}
+
+fn backup(plan: checkpoints::Backup, state: BackupState) -> Backup {
+    Backup {
+        registry: plan.registry,
+        every_seconds: plan.every.as_secs(),
+        checkpoint: state.checkpoint,
+        at: state.at.map(Time::to_timestamp),
+        error: state.error,
     }
 }
 

@@ -42,6 +42,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../migrations/0002_losses.sql")),
     M::up(include_str!("../migrations/0003_checkpoints.sql")),
     M::up(include_str!("../migrations/0004_images.sql")),
+    M::up(include_str!("../migrations/0005_backups.sql")),
 ];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

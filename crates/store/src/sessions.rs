@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use raworc_core::checkpoints::Plan;
+use raworc_core::checkpoints::{Backup, Plan};
 use raworc_core::conversation::Rewound;
 use raworc_core::ids::{AccountId, ContainerId, LayerId, SessionId};
 use raworc_core::quantity::Bytes;
@@ -36,9 +36,26 @@ pub struct Settings {
     /// The image its containers run; none where that is the machine's own programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageUsed>,
+    /// Where its checkpoints are sent by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<Backup>,
     /// The checkpoint from elsewhere that it was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<ImageUsed>,
+}
+
+/// How backups get on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BackupState {
+    /// The newest checkpoint that was sent.
+    pub checkpoint: Option<u64>,
+    /// When.
+    pub at: Option<Time>,
+    /// How often sending failed since.
+    pub failures: u32,
+    /// Why, the last time.
+    pub error: Option<String>,
 }
 
 /// An image as it was when a session was made with it.
@@ -82,6 +99,10 @@ pub struct SessionRow {
     pub checkpoints: u64,
     /// How it went back to earlier points, in order.
     pub rewinds: Vec<Rewound>,
+    /// When its newest checkpoint is to be sent to its registry.
+    pub backup_at: Option<Time>,
+    /// How that went so far.
+    pub backup: BackupState,
     /// The state machine's part.
     pub machine: session::Session,
     /// The number of its newest event.
@@ -136,6 +157,8 @@ fn session(row: &Row<'_>) -> Result<SessionRow, StoreError> {
         writable_id: row.id("writable_id")?,
         checkpoints: row.count("checkpoints")?,
         rewinds: row.json("rewinds")?,
+        backup_at: row.optional_time("backup_at")?,
+        backup: row.json("backup")?,
         machine: row.json("machine")?,
         last_seq: row.count("last_seq")?,
         host_received: row.count("host_received")?,
@@ -189,6 +212,17 @@ pub async fn insert(connection: &mut Connection, row: &SessionRow) -> Result<(),
     Ok(())
 }
 
+/// Sessions whose newest checkpoint is to be sent to their registry by now.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn with_backup_due(connection: &mut Connection, now: Time) -> Result<Vec<SessionId>, StoreError> {
+    sql("SELECT id FROM sessions WHERE backup_at IS NOT NULL AND backup_at <= $1 ORDER BY backup_at LIMIT 100")
+        .bind(now.0)
+        .fetch_all(connection, |row| row.id("id"))
+        .await
+}
+
 /// Stores a changed session and counts its version up.
 ///
 /// # Errors
@@ -197,8 +231,8 @@ pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result
     let done = sql(
         "UPDATE sessions SET name = $1, settings = $2, machine = $3, state = $4, container = $5, deadline_at = $6, \
          deleted_at = $7, last_seq = $8, host_received = $9, version = $10, messages_ended = $11, busy_micros = $12, \
-         updated_at = $13, layer_id = $14, writable_id = $15, checkpoints = $16, rewinds = $17 \
-         WHERE id = $18 AND version = $19",
+         updated_at = $13, layer_id = $14, writable_id = $15, checkpoints = $16, rewinds = $17, backup_at = $18, \
+         backup = $19 WHERE id = $20 AND version = $21",
     )
     .bind(row.name.clone())
     .bind(serde_json::to_string(&row.settings)?)
@@ -217,6 +251,8 @@ pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result
     .bind(row.writable_id.to_string())
     .bind(bigint(row.checkpoints))
     .bind(serde_json::to_string(&row.rewinds)?)
+    .bind(row.backup_at.map(|at| at.0))
+    .bind(serde_json::to_string(&row.backup)?)
     .bind(row.id.to_string())
     .bind(row.version)
     .execute(connection)

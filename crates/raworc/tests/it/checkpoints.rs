@@ -117,7 +117,9 @@ async fn going_back_takes_workspace_and_conversation_and_loses_nothing() {
     let id = server.session(json!({})).await;
     server.output(&id, "echo good > state; mkdir kept; touch kept/empty").await;
     server.output(&id, "echo bad > state; rm -r kept; echo junk > junk").await;
-    server.output(&id, "(while :; do date > busy; sleep 0.01; done) >/dev/null 2>&1 & until [ -s busy ]; do :; done").await;
+    server
+        .output(&id, "(while :; do date > busy; sleep 0.01; done) >/dev/null 2>&1 & until [ -s busy ]; do :; done")
+        .await;
     let (status, session) = server.post(&format!("/sessions/{id}/checkpoints/1/restore"), json!(null)).await;
     assert_eq!((status.as_u16(), &session["rewinding_to"]), (200, &Value::Null), "{session:#}\n{}", server.log());
     assert_eq!(server.output(&id, "cat state; ls; ls kept").await, "good\nkept\nstate\nempty\n");

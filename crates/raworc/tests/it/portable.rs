@@ -228,3 +228,37 @@ async fn what_is_brought_in_is_ones_own() {
         assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!(field)), "{problem:#}");
     }
 }
+
+#[tokio::test]
+async fn backups_are_made_by_themselves() {
+    let Some(mut daemon) = registry(Settings::default()) else { return };
+    let server = TestServer::start(&[]);
+    let repository = format!("{}/backups", daemon.address);
+    daemon.kill();
+    let backup = json!({ "registry": repository, "every_seconds": 5 });
+    let id = server.session(json!({ "name": "kept", "backup": backup })).await;
+    server.output(&id, "echo one > a").await;
+    // A registry that is away is told of, and asked again.
+    let session = server.until(&id, |session| session["backup"]["error"].is_string()).await;
+    assert_eq!((&session["state"], &session["backup"]["checkpoint"]), (&json!("READY"), &Value::Null), "{session:#}");
+    daemon.again();
+    let update = json!({ "backup": backup });
+    assert_eq!(server.put(&format!("/sessions/{id}"), update).await.0, 200);
+    server.until(&id, |session| session["backup"]["checkpoint"] == 1).await;
+    server.output(&id, "echo two > a").await;
+    let session = server.until(&id, |session| session["backup"]["checkpoint"] == 2).await;
+    assert_eq!(session["backup"]["error"], Value::Null);
+    let events = server.events(&id).await;
+    let count = |kind: &str| events.iter().filter(|event| event["type"] == kind).count();
+    assert_eq!((count("checkpoint.backed_up"), count("checkpoint.backup_failed")), (2, 1));
+    // The server is lost; another one goes on from the newest, which has a name that does not change.
+    drop(server);
+    let other = TestServer::start(&[]);
+    let (status, session) = other.post("/sessions", json!({ "from": format!("{repository}:{id}") })).await;
+    assert_eq!(status, 201, "{session:#}");
+    assert_eq!(other.output(session["id"].as_str().unwrap(), "cat a").await, "two\n");
+    for wrong in [json!({ "registry": "nowhere" }), json!({ "registry": format!("{repository}:tag") })] {
+        let (status, problem) = other.post("/sessions", json!({ "backup": wrong })).await;
+        assert_eq!((status.as_u16(), &problem["errors"][0]["field"]), (422, &json!("backup.registry")), "{problem:#}");
+    }
+}

@@ -1,5 +1,6 @@
 //! Loops that carry out what was recorded, and record what they observe. Each can be cut off anywhere and begun again.
 
+pub mod backups;
 pub mod checkpoints;
 pub mod containers;
 pub mod deadlines;

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use raworc_api::checkpoint::CheckpointPlanWanted;
+use raworc_api::checkpoint::{BackupWanted, CheckpointPlanWanted};
 use raworc_api::problem::{FieldError, Problem};
 use raworc_api::session::ResourcesWanted;
-use raworc_core::checkpoints::{Plan, Policy};
+use raworc_core::checkpoints::{Backup, Plan, Policy};
 use raworc_core::limits::{
-    CHECKPOINT_EVERY_SECONDS, CHECKPOINTS_KEPT, CPU_DEFAULT, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN,
-    METADATA_BYTES_MAX, PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, PIDS_DEFAULT, PIDS_MIN,
+    BACKUP_EVERY_DEFAULT, CHECKPOINT_EVERY_SECONDS, CHECKPOINTS_KEPT, CPU_DEFAULT, MEMORY_BYTES_DEFAULT,
+    MEMORY_BYTES_MIN, METADATA_BYTES_MAX, PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX, PIDS_DEFAULT, PIDS_MIN,
 };
 use raworc_core::names;
 use raworc_core::quantity::Bytes;
+use raworc_oci::Reference;
 use serde_json::{Map, Value};
 
 use crate::error::Failure;
@@ -92,6 +93,23 @@ impl Checks {
         }
     }
 
+    /// Where checkpoints are to be sent.
+    pub fn backup(&mut self, wanted: Option<&BackupWanted>) {
+        let Some(wanted) = wanted else { return };
+        self.range("backup.every_seconds", wanted.every_seconds, &CHECKPOINT_EVERY_SECONDS);
+        if wanted.registry.is_empty() {
+            return;
+        }
+        let parsed = wanted.registry.parse::<Reference>();
+        match parsed {
+            Ok(reference) if wanted.registry == format!("{}/{}", reference.host(), reference.repository()) => {}
+            Ok(_) => {
+                self.fault("backup.registry", "must be REGISTRY/REPOSITORY without a tag: each checkpoint gets its own")
+            }
+            Err(error) => self.fault("backup.registry", format!("must be REGISTRY/REPOSITORY: {error}")),
+        }
+    }
+
     /// The name of an image, or a reference.
     pub fn image(&mut self, field: &str, name: &str) {
         // An id is one, too.
@@ -124,6 +142,13 @@ pub fn resources_or_default(wanted: Option<ResourcesWanted>) -> (f64, Bytes, u32
         wanted.memory.unwrap_or(Bytes(MEMORY_BYTES_DEFAULT)),
         wanted.pids.unwrap_or(PIDS_DEFAULT),
     )
+}
+
+/// Where checkpoints are sent, as someone wants it; nowhere where they say nothing, or that.
+pub fn backup(wanted: Option<BackupWanted>) -> Option<Backup> {
+    let wanted = wanted.filter(|wanted| !wanted.registry.is_empty())?;
+    let every = wanted.every_seconds.map_or(BACKUP_EVERY_DEFAULT, Duration::from_secs);
+    Some(Backup { registry: wanted.registry, every })
 }
 
 /// A plan with what someone wants to be different.

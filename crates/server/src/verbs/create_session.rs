@@ -15,12 +15,13 @@ use raworc_core::time::Time;
 use raworc_store::agents::AgentRow;
 use raworc_store::checkpoints::{self, Status};
 use raworc_store::messages::{self, MessageRow};
-use raworc_store::sessions::{self, ImageUsed, SessionRow, Settings};
+use raworc_store::sessions::{self, BackupState, ImageUsed, SessionRow, Settings};
 use raworc_store::{Connection, agents, audit};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::check::{Checks, plan, resources_or_default};
+use super::backups;
+use super::check::{Checks, backup, plan, resources_or_default};
 use super::idempotent::Key;
 use super::images::{self, Use};
 use super::send_message::{NewMessage, queue};
@@ -189,6 +190,7 @@ pub async fn inherit(change: &mut Change<'_>, messages: Vec<MessageRow>, inherit
     (own.status, own.layer_id) = (Status::Ready, change.row.layer_id);
     (own.bytes, own.files) = inherited.size;
     checkpoints::insert(change.connection(), &own).await?;
+    backups::want(change);
     Ok(())
 }
 
@@ -234,6 +236,7 @@ pub fn check(body: &CreateSession) -> Result<(), Failure> {
     checks.env("env", body.env.as_ref());
     checks.resources(body.resources.as_ref());
     checks.plan(body.checkpoints.as_ref());
+    checks.backup(body.backup.as_ref());
     for (field, name) in [("image", &body.image), ("from", &body.from)] {
         if let Some(name) = name {
             checks.image(field, name);
@@ -263,6 +266,7 @@ pub fn new_row(actor: &Actor, body: &CreateSession, now: Time) -> SessionRow {
             background_activity: body.background_activity.unwrap_or(true),
             checkpoints: plan(Plan::default(), body.checkpoints),
             image: None,
+            backup: backup(body.backup.clone()),
             from: None,
         },
         parent_id: None,
@@ -272,6 +276,8 @@ pub fn new_row(actor: &Actor, body: &CreateSession, now: Time) -> SessionRow {
         writable_id: LayerId(Uuid::new_v4()),
         checkpoints: 0,
         rewinds: Vec::new(),
+        backup_at: None,
+        backup: BackupState::default(),
         machine: session::Session::new(waiting, body.ttl_seconds.map(Duration::from_secs), now),
         last_seq: 0,
         host_received: 0,

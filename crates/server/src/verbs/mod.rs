@@ -4,6 +4,7 @@
 pub mod accounts;
 pub mod agents;
 pub mod assign_agents;
+pub mod backups;
 pub mod check;
 pub mod checkpoints;
 pub mod create_session;

@@ -82,6 +82,10 @@ pub fn as_wanted(row: &SessionRow) -> CreateSession {
             every_seconds: settings.checkpoints.every.map(|every| every.as_secs()),
             keep_last: Some(settings.checkpoints.keep_last),
         }),
+        backup: settings.backup.as_ref().map(|backup| raworc_api::checkpoint::BackupWanted {
+            registry: backup.registry.clone(),
+            every_seconds: Some(backup.every.as_secs()),
+        }),
         ..CreateSession::default()
     }
 }
@@ -111,6 +115,7 @@ impl Portable {
                 agent_ids: Some(agents),
                 image: row.settings.image.as_ref().map(|image| image.name.clone()),
                 env: None,
+                backup: None,
                 ..as_wanted(row)
             },
             messages: messages.iter().map(|message| Spoken::of(message, message.reply_to.and_then(place))).collect(),

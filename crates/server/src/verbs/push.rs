@@ -60,7 +60,11 @@ async fn find(
     Ok((row, checkpoint))
 }
 
-async fn send(
+/// Sends a checkpoint of a session.
+///
+/// # Errors
+/// As [`push`].
+pub async fn send(
     app: &Shared,
     row: &SessionRow,
     checkpoint: &CheckpointRow,

@@ -21,6 +21,7 @@ use crate::app::Shared;
 use crate::change::{Change, SYSTEM};
 use crate::error::Failure;
 use crate::trees::Trees;
+use crate::verbs::backups;
 
 /// What a look at a workspace brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +188,7 @@ async fn announce(change: &mut Change<'_>, trees: &Trees, mut checkpoint: Checkp
         "files": checkpoint.files,
     });
     change.log_as(&checkpoint.created_by, "checkpoint.created", data).await?;
+    backups::want(change);
     forget_old(change, trees).await
 }
 

@@ -9,10 +9,10 @@ use raworc_core::limits::{TTL_SECONDS, WAITING_TIMEOUT_SECONDS};
 use raworc_core::names;
 use raworc_core::permissions::Actor;
 use raworc_store::audit;
-use raworc_store::sessions::SessionRow;
+use raworc_store::sessions::{BackupState, SessionRow};
 use serde_json::json;
 
-use super::check::{Checks, plan};
+use super::check::{Checks, backup, plan};
 use super::find::{self, Purpose};
 use crate::app::Shared;
 use crate::change::Change;
@@ -70,6 +70,7 @@ fn check(body: &UpdateSession) -> Result<(), Failure> {
     checks.env("env", body.env.as_ref());
     checks.resources(body.resources.as_ref());
     checks.plan(body.checkpoints.as_ref());
+    checks.backup(body.backup.as_ref());
     checks.done()
 }
 
@@ -110,6 +111,18 @@ fn apply(row: &mut SessionRow, body: UpdateSession, now: raworc_core::time::Time
     if let Some(wanted) = body.checkpoints {
         row.settings.checkpoints = plan(row.settings.checkpoints, Some(wanted));
         fields.push("checkpoints");
+    }
+    if let Some(wanted) = body.backup {
+        let wanted = backup(Some(wanted));
+        let is_new =
+            wanted.as_ref().map(|plan| &plan.registry) != row.settings.backup.as_ref().map(|plan| &plan.registry);
+        if is_new {
+            row.backup = BackupState::default();
+        }
+        row.settings.backup = wanted;
+        // What is there already is sent as well; where there is nothing, that is found out then.
+        row.backup_at = row.settings.backup.as_ref().map(|_| now);
+        fields.push("backup");
     }
     fields
 }

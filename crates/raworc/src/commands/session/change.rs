@@ -76,6 +76,7 @@ pub async fn update(context: &Context, args: Update) -> Result<()> {
     let settings = args.settings;
     let resources = settings.resources();
     let checkpoints = super::create::plan(&settings);
+    let backup = settings.backup();
     let env = if settings.env.is_empty() && !args.no_env { None } else { Some(settings.env.into_iter().collect()) };
     let body = UpdateSession {
         name: args.name,
@@ -84,6 +85,7 @@ pub async fn update(context: &Context, args: Update) -> Result<()> {
         metadata: settings.metadata,
         resources,
         checkpoints,
+        backup,
         env,
         background_activity: settings.background_activity,
     };

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use futures::StreamExt as _;
-use raworc_api::checkpoint::CheckpointPlanWanted;
+use raworc_api::checkpoint::{BackupWanted, CheckpointPlanWanted};
 use raworc_api::client::Client;
 use raworc_api::session::{CreateSession, ResourcesWanted, Session};
 use raworc_core::checkpoints::Policy;
@@ -95,6 +95,12 @@ pub struct Settings {
     /// How many checkpoints are kept, beside those with a label [default of a new session: 20].
     #[arg(long, value_name = "N")]
     pub keep_checkpoints: Option<u32>,
+    /// Send its checkpoints to REGISTRY/REPOSITORY by themselves, with the server's credentials; '' for nowhere any more.
+    #[arg(long, value_name = "REPOSITORY")]
+    pub backup: Option<String>,
+    /// With --backup: least time between two of them, such as 10m [default: 1m].
+    #[arg(long, value_name = "DURATION", value_parser = input::seconds, requires = "backup")]
+    pub backup_every: Option<u64>,
 }
 
 /// The plan for checkpoints that is wanted, if any is.
@@ -108,6 +114,12 @@ pub fn plan(settings: &Settings) -> Option<CheckpointPlanWanted> {
 }
 
 impl Settings {
+    /// Where checkpoints are to be sent, if that is said.
+    pub fn backup(&self) -> Option<BackupWanted> {
+        let registry = self.backup.clone()?;
+        Some(BackupWanted { registry, every_seconds: self.backup_every })
+    }
+
     /// The limits that are named, if any is.
     pub fn resources(&self) -> Option<ResourcesWanted> {
         let wanted = ResourcesWanted { cpu: self.cpu, memory: self.memory, pids: self.pids };
@@ -148,6 +160,7 @@ fn body(args: Create) -> Result<CreateSession> {
         ttl_seconds: args.ttl,
         resources: settings.resources(),
         checkpoints: plan(&settings),
+        backup: settings.backup(),
         env: Some(settings.env.into_iter().collect()).filter(|env: &std::collections::BTreeMap<_, _>| !env.is_empty()),
         metadata: settings.metadata,
         background_activity: settings.background_activity,

@@ -70,6 +70,7 @@ pub async fn run(context: &Context, args: Remix) -> Result<()> {
         ttl_seconds: args.ttl,
         resources: settings.resources(),
         checkpoints: plan(&settings),
+        backup: settings.backup(),
         env: Some(settings.env.into_iter().collect()).filter(|env: &BTreeMap<_, _>| !env.is_empty()),
         metadata: settings.metadata,
         background_activity: settings.background_activity,

@@ -72,6 +72,9 @@ pub fn details(ui: Ui, session: &Session) -> String {
         ("queued", session.queued_messages.to_string()),
         ("work done", work(session)),
         ("limits", limits(session)),
+        ("image", session.image.as_ref().map(|image| clean(&image.name)).unwrap_or_default()),
+        ("from", session.from.as_ref().map(|from| clean(&from.name)).unwrap_or_default()),
+        ("backup", backup(session)),
         ("env", env.join(" ")),
         ("metadata", if metadata.is_empty() { String::new() } else { Value::Object(metadata.clone()).to_string() }),
         ("rests after", rest(session)),
@@ -106,6 +109,16 @@ fn work(session: &Session) -> String {
 fn limits(session: &Session) -> String {
     let limits = &session.resources;
     format!("{} cpu, {} memory, {} processes", limits.cpu, bytes(limits.memory.0), limits.pids)
+}
+
+fn backup(session: &Session) -> String {
+    let Some(backup) = &session.backup else { return String::new() };
+    let newest = match backup.checkpoint {
+        Some(n) => format!("checkpoint {n} is there"),
+        None => "nothing is there yet".to_owned(),
+    };
+    let error = backup.error.as_deref().map(|error| format!("; {}", clean_lines(error))).unwrap_or_default();
+    format!("{}, {newest}{error}", clean(&backup.registry))
 }
 
 fn rest(session: &Session) -> String {

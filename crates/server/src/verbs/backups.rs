@@ -1,0 +1,88 @@
+//! Record how backups get on.
+
+use raworc_core::checkpoints::backup_retry;
+use raworc_core::ids::SessionId;
+use serde_json::json;
+
+use crate::app::Shared;
+use crate::change::{Change, SYSTEM};
+use crate::error::Failure;
+
+/// A session has a checkpoint more: it is to be sent when its time has come.
+pub fn want(change: &mut Change<'_>) {
+    let Some(plan) = &change.row.settings.backup else { return };
+    let earliest = change.row.backup.at.map_or(change.now, |at| at + plan.every);
+    change.row.backup_at = Some(change.row.backup_at.unwrap_or(earliest.max(change.now)));
+}
+
+/// Checkpoint `n` is in the registry.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn done(
+    app: &Shared,
+    session: SessionId,
+    n: u64,
+    (reference, digest): (String, String),
+) -> Result<(), Failure> {
+    let now = app.now();
+    let write = app.store.write(move |transaction| {
+        Box::pin(async move {
+            let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+            let newest = raworc_store::checkpoints::newest(change.connection(), session).await?;
+            let backup = &mut change.row.backup;
+            (backup.checkpoint, backup.at) = (Some(n), Some(now));
+            (backup.failures, backup.error) = (0, None);
+            change.row.backup_at = None;
+            if newest.is_some_and(|newest| newest.n > n) {
+                want(&mut change);
+            }
+            let data = json!({ "n": n, "reference": reference, "digest": digest });
+            change.log("checkpoint.backed_up", data).await?;
+            change.save().await?;
+            Ok::<_, Failure>(())
+        })
+    });
+    write.await
+}
+
+/// There is nothing to send any more.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn nothing(app: &Shared, session: SessionId) -> Result<(), Failure> {
+    let now = app.now();
+    let write = app.store.write(move |transaction| {
+        Box::pin(async move {
+            let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+            change.row.backup_at = None;
+            change.save().await?;
+            Ok::<_, Failure>(())
+        })
+    });
+    write.await
+}
+
+/// It could not be sent, and will be tried again. The first time in a row is an event.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn failed(app: &Shared, session: SessionId, n: u64, error: String) -> Result<(), Failure> {
+    let now = app.now();
+    let write = app.store.write(move |transaction| {
+        Box::pin(async move {
+            let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+            let backup = &mut change.row.backup;
+            backup.failures = backup.failures.saturating_add(1);
+            let is_first = backup.failures == 1;
+            backup.error = Some(error.clone());
+            change.row.backup_at = Some(now + backup_retry(change.row.backup.failures));
+            if is_first {
+                change.log("checkpoint.backup_failed", json!({ "n": n, "error": error })).await?;
+            }
+            change.save().await?;
+            Ok::<_, Failure>(())
+        })
+    });
+    write.await
+}
