@@ -24,6 +24,7 @@ pub use error::ClientError;
 pub use events::Follow;
 pub use files::{Content, FileBody};
 
+use crate::disk::{DiskUsage, Prune, Pruned};
 use crate::health::{Health, Version};
 use path::Path;
 
@@ -82,6 +83,18 @@ impl Client {
     /// `GET /version`.
     pub async fn version(&self) -> Result<Version> {
         self.fetch(Path::new("version"), &()).await
+    }
+
+    /// `GET /system/disk`.
+    pub async fn disk_usage(&self) -> Result<DiskUsage> {
+        self.fetch(Path::new("system").then("disk"), &()).await
+    }
+
+    /// `POST /system/prune`. It takes as long as it takes.
+    pub async fn prune(&self, body: &Prune) -> Result<Pruned> {
+        let request = self.request(Method::POST, Path::new("system").then("prune"))?.json(body);
+        let response = self.send(request).await?;
+        self.document(response).await
     }
 
     fn request(&self, method: Method, path: Path) -> Result<RequestBuilder> {

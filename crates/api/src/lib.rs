@@ -6,6 +6,7 @@ pub mod account;
 pub mod agent;
 pub mod checkpoint;
 pub mod client;
+pub mod disk;
 pub mod event;
 pub mod health;
 pub mod image;

@@ -336,6 +336,9 @@ pub struct Session {
     /// When it was deleted.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub deleted_at: Option<Timestamp>,
+    /// Since when its files are gone for good.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub purged_at: Option<Timestamp>,
 }
 
 /// An agent as a session lists it.

@@ -29,10 +29,31 @@ pub fn run_to_merge(entries: &[u64], may_start: impl Fn(usize) -> bool) -> Optio
     (end - start >= 2).then_some(start..end)
 }
 
+/// The first run of layers that could be one, since nothing stands on any of them but on the topmost: what is overwritten in them
+/// is of no use. `is_needed` says of each (the topmost first) whether anything but the layer above it stands on it.
+#[must_use]
+pub fn needless_run(is_needed: &[bool]) -> Option<Range<usize>> {
+    let end = |start: usize| {
+        let more = is_needed.get(start + 1..).unwrap_or_default().iter().take_while(|needed| !**needed).count();
+        start + 1 + more
+    };
+    (0..is_needed.len()).map(|start| start..end(start)).find(|run| run.len() >= 2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::limits::{LAYERS_MAX, LAYERS_SQUASHED_AT};
+
+    #[test]
+    fn what_nothing_stands_on_is_made_one_with_what_is_above() {
+        let (yes, no) = (true, false);
+        assert_eq!(needless_run(&[]), None);
+        assert_eq!(needless_run(&[yes, yes, yes]), None);
+        assert_eq!(needless_run(&[yes, no, no, yes]), Some(0..3));
+        assert_eq!(needless_run(&[yes, yes, no]), Some(1..3));
+        assert_eq!(needless_run(&[no, no]), Some(0..2));
+    }
 
     #[test]
     fn few_layers_stay() {

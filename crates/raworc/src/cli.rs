@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use raworc_runtime::native::rootless;
 
-use crate::commands::{self, account, agent, checkpoint, image, run, serve, session, token};
+use crate::commands::{self, account, agent, checkpoint, image, run, serve, session, system, token};
 use crate::config::Global;
 use crate::connect;
 use crate::context::Context;
@@ -74,6 +74,9 @@ enum Command {
     Me,
     /// Run the server.
     Serve(serve::Serve),
+    /// Show what takes space on the server's disk, and give it back.
+    #[command(subcommand)]
+    System(system::System),
     /// Ask the server how it is; ends with 1 unless all is well.
     #[command(after_help = "Example:\n  raworc health && echo up")]
     Health,
@@ -143,6 +146,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<()> {
         Command::Agent(command) => Box::pin(agent::run(context, command)).await,
         Command::Account(command) => Box::pin(account::run(context, command)).await,
         Command::Token(command) => Box::pin(token::run(context, command)).await,
+        Command::System(command) => Box::pin(system::run(context, command)).await,
         Command::Me => account::me(context).await,
         Command::Serve(args) => Box::pin(serve::run(context, &args)).await,
         Command::Health => commands::health::health(context).await,

@@ -110,6 +110,17 @@ impl<'t> Change<'t> {
         Ok(self.row)
     }
 
+    /// The same, where something is to follow in the same transaction.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn save_first(mut self) -> Result<&'t mut Connection, StoreError> {
+        self.row.updated_at = self.now;
+        sessions::update(self.transaction.connection(), &mut self.row).await?;
+        self.transaction.changed(self.row.id);
+        Ok(self.transaction.connection())
+    }
+
     /// Brings a user message to its end.
     ///
     /// # Errors

@@ -127,6 +127,18 @@ impl Images {
         }
     }
 
+    /// Bytes of what is on its way, or was left there.
+    ///
+    /// # Errors
+    /// Where it cannot be looked through.
+    pub fn bytes(&self) -> Result<u64, Error> {
+        let mut bytes = 0_u64;
+        for blob in self.layout.blobs()? {
+            bytes = bytes.saturating_add(self.layout.size(&blob)?.unwrap_or(0));
+        }
+        Ok(bytes)
+    }
+
     /// Removes what transfers have left that nobody took up; everything where `at_once`. Bytes that are free again.
     ///
     /// # Errors

@@ -60,6 +60,7 @@ pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
         terminated_at: show(machine.terminated.map(|termination| termination.at)),
         termination_reason: machine.terminated.map(|termination| termination.reason),
         deleted_at: show(machine.deleted_at),
+        purged_at: show(row.purged_at),
     }
 }
 

@@ -207,6 +207,17 @@ pub async fn kept(connection: &mut Connection, session: SessionId) -> Result<Vec
         .await
 }
 
+/// Numbers of all of a session's checkpoints, in whatever state, and whether they have a label.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn all(connection: &mut Connection, session: SessionId) -> Result<Vec<(u64, bool)>, StoreError> {
+    sql("SELECT n, label FROM checkpoints WHERE session_id = $1 ORDER BY n")
+        .bind(session.to_string())
+        .fetch_all(connection, |row| Ok((row.count("n")?, row.optional_text("label")?.is_some())))
+        .await
+}
+
 /// Forgets a checkpoint.
 ///
 /// # Errors

@@ -152,6 +152,72 @@ pub async fn chain(connection: &mut Connection, top: Option<LayerId>) -> Result<
     Ok(chain)
 }
 
+/// Every layer there is.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn all(connection: &mut Connection) -> Result<Vec<LayerRow>, StoreError> {
+    sql("SELECT * FROM layers").fetch_all(connection, layer).await
+}
+
+/// What stands on a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// A session, one of its checkpoints, or the image it runs.
+    Session {
+        /// On which layer.
+        layer: LayerId,
+        /// Whether the session is deleted.
+        is_deleted: bool,
+    },
+    /// An image that is here.
+    Image(LayerId),
+}
+
+impl Root {
+    /// The layer.
+    pub fn layer(&self) -> LayerId {
+        match self {
+            Self::Session { layer, .. } | Self::Image(layer) => *layer,
+        }
+    }
+}
+
+/// Everything that stands on layers.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn roots(connection: &mut Connection) -> Result<Vec<Root>, StoreError> {
+    sql("SELECT layer_id AS layer, deleted_at FROM sessions WHERE layer_id IS NOT NULL \
+         UNION ALL SELECT image_layer_id, deleted_at FROM sessions WHERE image_layer_id IS NOT NULL \
+         UNION ALL SELECT c.layer_id, s.deleted_at FROM checkpoints c JOIN sessions s ON s.id = c.session_id \
+         WHERE c.layer_id IS NOT NULL \
+         UNION ALL SELECT layer_id, -1 FROM images WHERE layer_id IS NOT NULL")
+    .fetch_all(connection, |row| {
+        let layer = row.id("layer")?;
+        Ok(match row.optional_integer("deleted_at")? {
+            Some(-1) => Root::Image(layer),
+            deleted_at => Root::Session { layer, is_deleted: deleted_at.is_some() },
+        })
+    })
+    .await
+}
+
+/// Whether anything but the layer above it stands on a layer.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn is_stood_on(connection: &mut Connection, id: LayerId) -> Result<bool, StoreError> {
+    let found = sql("SELECT (SELECT COUNT(*) FROM layers WHERE parent_id = $1) > 1 \
+                     OR EXISTS (SELECT 1 FROM sessions WHERE layer_id = $1 OR image_layer_id = $1) \
+                     OR EXISTS (SELECT 1 FROM checkpoints WHERE layer_id = $1) \
+                     OR EXISTS (SELECT 1 FROM images WHERE layer_id = $1) AS found")
+    .bind(id.to_string())
+    .fetch_optional(connection, |row| row.integer("found"))
+    .await?;
+    Ok(found == Some(1))
+}
+
 /// Whether there is anything that this layer's directory is for: it is a layer, or a session writes to it.
 ///
 /// # Errors

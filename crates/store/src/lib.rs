@@ -43,6 +43,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../migrations/0003_checkpoints.sql")),
     M::up(include_str!("../migrations/0004_images.sql")),
     M::up(include_str!("../migrations/0005_backups.sql")),
+    M::up(include_str!("../migrations/0006_purged.sql")),
 ];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -174,6 +175,18 @@ impl Store {
         let mut connection = self.read().await?;
         sql::sql("SELECT 1").fetch_optional(&mut connection, |_| Ok(())).await?;
         Ok(())
+    }
+
+    /// How many bytes the records take. (The one statement that is SQLite's own.)
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn bytes(&self) -> Result<u64, StoreError> {
+        let mut connection = self.read().await?;
+        let found = sql::sql("SELECT page_count * page_size AS bytes FROM pragma_page_count(), pragma_page_size()")
+            .fetch_optional(&mut connection, |row| row.count("bytes"))
+            .await?;
+        Ok(found.unwrap_or(0))
     }
 
     /// Finishes the jobs at hand and closes the database.

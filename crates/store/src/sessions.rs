@@ -103,6 +103,8 @@ pub struct SessionRow {
     pub backup_at: Option<Time>,
     /// How that went so far.
     pub backup: BackupState,
+    /// Since when its files are gone for good.
+    pub purged_at: Option<Time>,
     /// The state machine's part.
     pub machine: session::Session,
     /// The number of its newest event.
@@ -159,6 +161,7 @@ fn session(row: &Row<'_>) -> Result<SessionRow, StoreError> {
         rewinds: row.json("rewinds")?,
         backup_at: row.optional_time("backup_at")?,
         backup: row.json("backup")?,
+        purged_at: row.optional_time("purged_at")?,
         machine: row.json("machine")?,
         last_seq: row.count("last_seq")?,
         host_received: row.count("host_received")?,
@@ -223,6 +226,17 @@ pub async fn with_backup_due(connection: &mut Connection, now: Time) -> Result<V
         .await
 }
 
+/// Sessions that were deleted by then and still have files.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn to_purge(connection: &mut Connection, until: Time) -> Result<Vec<SessionId>, StoreError> {
+    sql("SELECT id FROM sessions WHERE deleted_at IS NOT NULL AND deleted_at <= $1 AND purged_at IS NULL")
+        .bind(until.0)
+        .fetch_all(connection, |row| row.id("id"))
+        .await
+}
+
 /// Stores a changed session and counts its version up.
 ///
 /// # Errors
@@ -232,7 +246,7 @@ pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result
         "UPDATE sessions SET name = $1, settings = $2, machine = $3, state = $4, container = $5, deadline_at = $6, \
          deleted_at = $7, last_seq = $8, host_received = $9, version = $10, messages_ended = $11, busy_micros = $12, \
          updated_at = $13, layer_id = $14, writable_id = $15, checkpoints = $16, rewinds = $17, backup_at = $18, \
-         backup = $19 WHERE id = $20 AND version = $21",
+         backup = $19, image_layer_id = $20, purged_at = $21 WHERE id = $22 AND version = $23",
     )
     .bind(row.name.clone())
     .bind(serde_json::to_string(&row.settings)?)
@@ -253,6 +267,8 @@ pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result
     .bind(serde_json::to_string(&row.rewinds)?)
     .bind(row.backup_at.map(|at| at.0))
     .bind(serde_json::to_string(&row.backup)?)
+    .bind(row.image_layer_id.map(|id| id.to_string()))
+    .bind(row.purged_at.map(|at| at.0))
     .bind(row.id.to_string())
     .bind(row.version)
     .execute(connection)

@@ -12,7 +12,7 @@ use std::io;
 
 pub use files::{Entry, Found, Kind, Workspace};
 pub use mount::{Mounter, Stack};
-pub use shelf::{Workspaces, layers_in};
+pub use shelf::{Space, Workspaces, layers_in};
 
 /// What can go wrong with a file.
 #[derive(Debug, thiserror::Error)]

@@ -29,6 +29,15 @@ pub struct Workspaces {
     graves: mpsc::Sender<PathBuf>,
 }
 
+/// How large a file system is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// All bytes.
+    pub total_bytes: u64,
+    /// Bytes that can still be written.
+    pub free_bytes: u64,
+}
+
 /// How a layer's directory is called: short, since many have to fit into the options of one mount.
 pub(crate) fn name(layer: LayerId) -> String {
     layer.0.as_simple().to_string()
@@ -161,6 +170,16 @@ impl Workspaces {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// The file system that layers are on.
+    ///
+    /// # Errors
+    /// Where it cannot be asked.
+    pub fn space(&self) -> io::Result<Space> {
+        let found = rustix::fs::statvfs(&self.root)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Ok(Space { total_bytes: bytes(found.f_blocks), free_bytes: bytes(found.f_bavail) })
     }
 
     /// Every layer that has a directory.

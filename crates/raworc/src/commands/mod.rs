@@ -11,4 +11,5 @@ pub mod list;
 pub mod run;
 pub mod serve;
 pub mod session;
+pub mod system;
 pub mod token;

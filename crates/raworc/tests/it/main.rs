@@ -8,6 +8,7 @@ mod cli;
 mod crash;
 #[path = "../../../oci/tests/it/daemon.rs"]
 mod daemon;
+mod disk;
 mod exec;
 mod files;
 mod harness;

@@ -5,9 +5,10 @@
 //! whatever stood on the topmost stands on the new one. Neither is noticed by who works on top.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use raworc_core::ids::{LayerId, SessionId};
-use raworc_core::layers::run_to_merge;
+use raworc_core::layers::{needless_run, run_to_merge};
 use raworc_core::limits::{LAYERS_MAX, LAYERS_SQUASHED_AT};
 use raworc_core::time::Time;
 use raworc_store::layers::{self, LayerRow};
@@ -67,7 +68,54 @@ async fn shorten(app: &Shared, session: SessionId, from: usize) -> Result<(), Fa
 async fn merge(app: &Shared, chain: &[LayerRow]) -> Result<(), Failure> {
     let entries: Vec<u64> = chain.iter().map(|layer| layer.entries).collect();
     // A copy that the next one lies on keeps its name.
-    let Some(run) = run_to_merge(&entries, |start| !app.trees.is_held(chain[start].id)) else { return Ok(()) };
+    match run_to_merge(&entries, |start| !app.trees.is_held(chain[start].id)) {
+        Some(run) => merge_run(app, chain, run).await,
+        None => Ok(()),
+    }
+}
+
+/// Makes one of all layers, in all chains, that nothing stands on: what was overwritten in them takes space no more.
+///
+/// # Errors
+/// Where the store or the disk fails.
+pub async fn tighten_all(app: &Shared) -> Result<(), Failure> {
+    let tops: BTreeSet<LayerId> = {
+        let mut connection = app.store.read().await?;
+        layers::roots(&mut connection).await?.iter().map(layers::Root::layer).collect()
+    };
+    for top in tops {
+        tighten(app, top).await?;
+    }
+    Ok(())
+}
+
+async fn tighten(app: &Shared, mut top: LayerId) -> Result<(), Failure> {
+    loop {
+        let (chain, needed) = {
+            let mut connection = app.store.read().await?;
+            // It may have been given up, or replaced, since it was listed.
+            let chain = layers::chain(&mut connection, Some(top)).await.unwrap_or_default();
+            let mut needed = Vec::new();
+            for layer in &chain {
+                needed.push(layers::is_stood_on(&mut connection, layer.id).await? || app.trees.is_held(layer.id));
+            }
+            (chain, needed)
+        };
+        let Some(run) = needless_run(&needed) else { return Ok(()) };
+        if needed[run.start] && app.trees.is_held(chain[run.start].id) {
+            return Ok(());
+        }
+        let next = chain.get(run.end).map(|layer| layer.id);
+        merge_run(app, &chain, run).await?;
+        // What is above is done; go on below.
+        match next {
+            Some(next) => top = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+async fn merge_run(app: &Shared, chain: &[LayerRow], run: Range<usize>) -> Result<(), Failure> {
     let (layers, below) = (&chain[run.clone()], &chain[run.end..]);
     let new = LayerId(Uuid::new_v4());
     let _hold = app.trees.hold(chain.iter().map(|layer| layer.id).chain([new]));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use raworc_api::disk::{DiskUsage, Prune, Pruned};
 use raworc_api::health::{Health, Version};
 use raworc_core::permissions::Action;
 use raworc_store::sessions;
@@ -14,7 +15,8 @@ use utoipa_axum::routes;
 use super::problems::Problems;
 use crate::app::{Shared, permit};
 use crate::error::Failure;
-use crate::extract::Caller;
+use crate::extract::{Caller, Json};
+use crate::verbs::disk;
 
 pub(super) fn routes() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
@@ -22,6 +24,8 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(version))
         .routes(routes!(metrics))
         .routes(routes!(document))
+        .routes(routes!(disk))
+        .routes(routes!(prune))
 }
 
 /// Which parts of the server work. Needs no token.
@@ -55,6 +59,23 @@ async fn metrics(State(app): State<Shared>, Caller(actor): Caller) -> Result<Res
     let text = app.metrics.text(&counts, app.hosts.connected(), app.runtime.spares(), app.started.elapsed());
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
+}
+
+/// What takes space on the server's disk. For administrators.
+#[utoipa::path(get, path = "/system/disk", tag = "system", responses((status = 200, body = DiskUsage), Problems))]
+async fn disk(State(app): State<Shared>, Caller(actor): Caller) -> Result<axum::Json<DiskUsage>, Failure> {
+    Ok(axum::Json(disk::usage(&app, &actor).await?))
+}
+
+/// Remove what nothing needs, and what the body names. For administrators.
+#[utoipa::path(post, path = "/system/prune", tag = "system", request_body = Prune,
+    responses((status = 200, body = Pruned), Problems))]
+async fn prune(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    Json(body): Json<Prune>,
+) -> Result<axum::Json<Pruned>, Failure> {
+    Ok(axum::Json(disk::prune(&app, &actor, body).await?))
 }
 
 /// This document.

@@ -276,6 +276,7 @@ pub fn new_row(actor: &Actor, body: &CreateSession, now: Time) -> SessionRow {
         writable_id: LayerId(Uuid::new_v4()),
         checkpoints: 0,
         rewinds: Vec::new(),
+        purged_at: None,
         backup_at: None,
         backup: BackupState::default(),
         machine: session::Session::new(waiting, body.ttl_seconds.map(Duration::from_secs), now),

@@ -8,6 +8,7 @@ pub mod backups;
 pub mod check;
 pub mod checkpoints;
 pub mod create_session;
+pub mod disk;
 pub mod exec;
 pub mod files;
 pub mod find;

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::checkpoints as versions;
 use super::create_session::{Inherited, another, check, inherit, made_before, new_row, run_image};
+use super::disk::refuse_purged;
 use super::find::{self, Purpose};
 use super::idempotent::Key;
 use super::images::{self, Use};
@@ -39,6 +40,7 @@ pub async fn remix(
         }
         find::session(&mut connection, actor, &id_or_name, Purpose::Use).await?
     };
+    refuse_purged(parent.purged_at)?;
     let (from, agent_ids) = (body.checkpoint, body.agent_ids.clone());
     let name = body.name.clone().unwrap_or_else(|| another(&parent.name));
     let wanted = CreateSession { name: Some(name), ..body.into() }.over(as_wanted(&parent));

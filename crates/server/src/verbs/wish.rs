@@ -5,6 +5,7 @@ use raworc_core::session::{Event, TerminationReason};
 use raworc_store::audit;
 use raworc_store::sessions::SessionRow;
 
+use super::disk::refuse_purged;
 use super::find::{self, Purpose};
 use crate::app::Shared;
 use crate::change::Change;
@@ -66,6 +67,9 @@ pub async fn wish(app: &Shared, actor: &Actor, id_or_name: String, wish: Wish) -
             Box::pin(async move {
                 let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
                 audit::append(transaction.connection(), now, &actor, wish.action(), &row.id.to_string()).await?;
+                if wish == Wish::Restore {
+                    refuse_purged(row.purged_at)?;
+                }
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 change.step(&wish.event()).await?;
                 Ok(change.save().await?)

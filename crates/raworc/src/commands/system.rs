@@ -1,0 +1,69 @@
+//! `raworc system`.
+
+use clap::{Args, Subcommand};
+use raworc_api::disk::{DiskUsage, LayerUsage, Prune as Body};
+
+use crate::context::Context;
+use crate::failure::Result;
+use crate::input;
+use crate::output::fields;
+use crate::progress::Progress;
+use crate::text::bytes;
+
+/// Commands about the server's machine.
+#[derive(Debug, Subcommand)]
+pub enum System {
+    /// Show what takes space on the server's disk.
+    #[command(after_help = "Example:\n  raworc system df")]
+    Df,
+    /// Remove what nothing needs, and what is named here.
+    #[command(after_help = "Examples:\n  raworc system prune\n  raworc system prune --images --deleted-before 7d")]
+    Prune(Prune),
+}
+
+/// Options of `raworc system prune`.
+#[derive(Debug, Args)]
+pub struct Prune {
+    /// Remove images that no session runs.
+    #[arg(long)]
+    images: bool,
+    /// Remove, for good, the files and checkpoints of sessions that were deleted so long ago, such as 7d; 0 for all deleted
+    /// ones. Their conversations and logs stay.
+    #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
+    deleted_before: Option<u64>,
+}
+
+/// Carries one out.
+pub async fn run(context: &Context, command: System) -> Result<()> {
+    let client = context.client()?;
+    match command {
+        System::Df => context.ui.show(&client.disk_usage().await?, usage),
+        System::Prune(Prune { images, deleted_before }) => {
+            let body = Body { unused_images: images, deleted_sessions_after_seconds: deleted_before };
+            let progress = Progress::start(&context.ui, "removing");
+            let pruned = client.prune(&body).await?;
+            drop(progress);
+            context.ui.show(&pruned, |pruned| {
+                let (images, sessions) = (pruned.images, pruned.sessions);
+                format!("Freed {}; removed {images} images, and the files of {sessions} sessions", bytes(pruned.bytes))
+            })
+        }
+    }
+}
+
+fn usage(usage: &DiskUsage) -> String {
+    let layers = |of: LayerUsage| format!("{} in {} layers", bytes(of.bytes), of.layers);
+    let back =
+        |of: LayerUsage, how: &str| if of.layers == 0 { "none".into() } else { format!("{}; {how}", layers(of)) };
+    fields(&[
+        ("disk", format!("{} of {} free", bytes(usage.free_bytes), bytes(usage.total_bytes))),
+        ("sessions", layers(usage.sessions)),
+        (
+            "deleted sessions",
+            back(usage.deleted_sessions, "`raworc system prune --deleted-before 0` removes them for good"),
+        ),
+        ("unused images", back(usage.unused_images, "`raworc system prune --images` removes them")),
+        ("records", bytes(usage.records_bytes)),
+        ("transfers", bytes(usage.transfers_bytes)),
+    ])
+}

@@ -1,0 +1,174 @@
+//! Tell what takes space, and give it back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use raworc_api::disk::{DiskUsage, LayerUsage, Prune, Pruned};
+use raworc_core::ids::{LayerId, SessionId};
+use raworc_core::permissions::{Action, Actor};
+use raworc_core::session::Container;
+use raworc_core::time::Time;
+use raworc_store::layers::{self, LayerRow, Root};
+use raworc_store::{audit, checkpoints, images, sessions};
+use raworc_workspace::FileError;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::save;
+use crate::app::{Shared, blocking, permit};
+use crate::change::Change;
+use crate::error::Failure;
+
+/// What takes space.
+///
+/// # Errors
+/// 403 where the actor is no administrator.
+pub async fn usage(app: &Shared, actor: &Actor) -> Result<DiskUsage, Failure> {
+    permit(actor, Action::ReadServer, "disk", "")?;
+    let records_bytes = app.store.bytes().await?;
+    let (all, roots) = {
+        let mut connection = app.store.read().await?;
+        let all = layers::all(&mut connection).await?;
+        (all, layers::roots(&mut connection).await?)
+    };
+    let by_id: BTreeMap<LayerId, &LayerRow> = all.iter().map(|row| (row.id, row)).collect();
+    let below = |wanted: fn(&Root) -> bool| reachable(&by_id, roots.iter().filter(|root| wanted(root)));
+    let used = below(|root| matches!(root, Root::Session { is_deleted: false, .. }));
+    let kept = below(|root| matches!(root, Root::Image(_)));
+    let deleted = below(|root| matches!(root, Root::Session { is_deleted: true, .. }));
+    let count = |ids: &mut dyn Iterator<Item = &LayerId>| {
+        ids.filter_map(|id| by_id.get(id)).fold(LayerUsage::default(), |sum, row| LayerUsage {
+            layers: sum.layers + 1,
+            bytes: sum.bytes.saturating_add(row.changed_bytes),
+        })
+    };
+    let images = app.clone();
+    let disk = move || -> Result<(u64, u64, u64), Failure> {
+        let found = images.trees.shelf.space().map_err(FileError::from)?;
+        Ok((found.total_bytes, found.free_bytes, images.images.bytes()?))
+    };
+    let (total_bytes, free_bytes, transfers_bytes) = blocking(disk).await.map_err(FileError::Io)??;
+    Ok(DiskUsage {
+        total_bytes,
+        free_bytes,
+        records_bytes,
+        sessions: count(&mut used.iter()),
+        deleted_sessions: count(&mut deleted.difference(&used).filter(|id| !kept.contains(id))),
+        unused_images: count(&mut kept.difference(&used).filter(|id| !deleted.contains(id))),
+        transfers_bytes,
+    })
+}
+
+/// The layers that these stand on.
+fn reachable<'r>(by_id: &BTreeMap<LayerId, &LayerRow>, roots: impl Iterator<Item = &'r Root>) -> BTreeSet<LayerId> {
+    let mut found = BTreeSet::new();
+    for root in roots {
+        let mut next = Some(root.layer());
+        while let Some(row) = next.and_then(|id| by_id.get(&id)) {
+            if !found.insert(row.id) {
+                break;
+            }
+            next = row.parent_id;
+        }
+    }
+    found
+}
+
+/// Gives space back.
+///
+/// # Errors
+/// 403 where the actor is no administrator.
+pub async fn prune(app: &Shared, actor: &Actor, body: Prune) -> Result<Pruned, Failure> {
+    permit(actor, Action::ReadServer, "disk", "")?;
+    let before = layer_bytes(app).await?;
+    let mut pruned = Pruned::default();
+    if let Some(seconds) = body.deleted_sessions_after_seconds {
+        let until = app.now() - Duration::from_secs(seconds);
+        let deleted = {
+            let mut connection = app.store.read().await?;
+            sessions::to_purge(&mut connection, until).await?
+        };
+        for session in deleted {
+            pruned.sessions += u64::from(purge(app, actor, session).await?);
+        }
+    }
+    if body.unused_images {
+        pruned.images = remove_unused(app, actor).await?;
+    }
+    crate::reconcile::layers::tighten_all(app).await?;
+    let after = layer_bytes(app).await?;
+    let images = app.clone();
+    let transfers = blocking(move || images.images.collect(true)).await.map_err(FileError::Io)??;
+    crate::reconcile::layers::collect_all(app).await?;
+    pruned.bytes = before.saturating_sub(after).saturating_add(transfers);
+    Ok(pruned)
+}
+
+async fn layer_bytes(app: &Shared) -> Result<u64, Failure> {
+    let mut connection = app.store.read().await?;
+    Ok(layers::all(&mut connection).await?.iter().fold(0, |sum, row| sum.saturating_add(row.changed_bytes)))
+}
+
+/// Gives up the files of a deleted session; false where something of it still runs.
+async fn purge(app: &Shared, actor: &Actor, session: SessionId) -> Result<bool, Failure> {
+    let (actor, now, trees) = (actor.clone(), app.now(), Arc::clone(&app.trees));
+    let turn = app.trees.turn(session).await;
+    let write = app.store.write(move |transaction| {
+        Box::pin(async move {
+            let mut change = Change::load(transaction, session, now, actor.name.clone()).await?;
+            let row = &change.row;
+            if row.machine.deleted_at.is_none() || row.machine.container != Container::None || row.purged_at.is_some() {
+                return Ok(false);
+            }
+            audit::append(change.connection(), now, &actor, "session.purge", &session.to_string()).await?;
+            for (n, _) in checkpoints::all(change.connection(), session).await? {
+                save::forget(&mut change, &trees, n).await?;
+            }
+            let stood_on = [change.row.layer_id.take(), change.row.image_layer_id.take()];
+            trees.waste([std::mem::replace(&mut change.row.writable_id, LayerId(Uuid::new_v4()))]);
+            change.row.purged_at = Some(now);
+            change.row.backup_at = None;
+            change.log("session.purged", json!({})).await?;
+            let connection = change.save_first().await?;
+            for layer in stood_on {
+                trees.waste(layers::release(connection, layer).await?);
+            }
+            Ok::<_, Failure>(true)
+        })
+    });
+    let purged = write.await;
+    drop(turn);
+    purged
+}
+
+async fn remove_unused(app: &Shared, actor: &Actor) -> Result<u64, Failure> {
+    let (actor, now, trees) = (actor.clone(), app.now(), Arc::clone(&app.trees));
+    let write = app.store.write(move |transaction| {
+        Box::pin(async move {
+            let connection = transaction.connection();
+            let unused = images::unused(connection).await?;
+            for image in &unused {
+                audit::append(connection, now, &actor, "image.delete", &image.id.to_string()).await?;
+                images::delete(connection, image.id).await?;
+                trees.waste(layers::release(connection, image.layer_id).await?);
+            }
+            Ok::<_, Failure>(unused.len() as u64)
+        })
+    });
+    write.await
+}
+
+/// Refuses what a session cannot do any more whose files are gone.
+///
+/// # Errors
+/// 409.
+pub fn refuse_purged(purged_at: Option<Time>) -> Result<(), Failure> {
+    match purged_at {
+        None => Ok(()),
+        Some(_) => {
+            let detail = "the session was deleted and its files were removed to free space; only its conversation and its log are left";
+            Err(Failure::new(raworc_api::problem::Code::SessionDeleted, detail))
+        }
+    }
+}
