@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::layout::{directory, write_file};
 
 /// Directories that are mounted over, or empty.
-const DIRECTORIES: [&str; 9] = ["dev", "etc", "home", "proc", "run", "sys", "tmp", "usr", "workspace"];
+const DIRECTORIES: [&str; 8] = ["dev", "etc", "home", "proc", "run", "sys", "usr", "workspace"];
 /// Where programs and libraries are: links into `/usr` nowadays, directories on older systems.
 const PROGRAMS: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// Files of the machine that programs want to see and that say nothing secret.
@@ -40,6 +40,8 @@ pub fn build(root: &Path) -> io::Result<()> {
     for name in DIRECTORIES {
         directory(&root.join(name), 0o755)?;
     }
+    // Some runtimes give this mode to what they mount there.
+    directory(&root.join("tmp"), 0o1777)?;
     for name in PROGRAMS {
         let here = Path::new("/").join(name);
         if is_directory(&here) {

@@ -69,6 +69,7 @@ fn assert_confined(findings: &BTreeMap<String, String>) {
         ("host_program_writable", "no"),
         ("workspace_writable", "yes"),
         ("tmp_writable", "yes"),
+        ("agent_tmp_writable", "yes"),
         ("proc_sys_writable", "no"),
         ("mount", "no"),
         ("unshare", "no"),

@@ -38,6 +38,7 @@ try usr_writable touch /usr/file
 try host_program_writable touch /run/raworc/host
 try workspace_writable touch /workspace/file
 try tmp_writable touch /tmp/file
+try agent_tmp_writable setpriv --reuid 1000 --regid 1000 --clear-groups touch /tmp/agent
 try proc_sys_writable sh -c 'echo 1 >/proc/sys/kernel/core_uses_pid'
 try mount mount -t tmpfs tmpfs /tmp
 try unshare unshare --user true
