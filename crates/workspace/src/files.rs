@@ -1,11 +1,10 @@
 //! Files of one workspace.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::time::SystemTime;
 
 use raworc_core::limits::LISTING_ENTRIES_MAX;
@@ -14,6 +13,7 @@ use rustix::fs::{mkdirat, openat2, readlinkat, renameat, statat, unlinkat};
 use uuid::Uuid;
 
 use crate::FileError;
+use crate::trash::BURY_FAILURES_MAX;
 
 /// An open workspace.
 #[derive(Debug)]
@@ -188,34 +188,6 @@ impl Workspace {
     }
 }
 
-/// Removes a directory of the trash, however deep it is: directories in it are moved up, one after the other, so that two
-/// are open at any time and no path becomes long. A process that was in there may go on making files meanwhile; what is
-/// left then is out of every workspace, and is tried again when the server starts.
-pub(crate) fn bury(grave: &Path) {
-    let mut failures = 0;
-    while failures < BURY_FAILURES_MAX && fs::remove_dir(grave).is_err() {
-        let Ok(entries) = fs::read_dir(grave) else { return };
-        for entry in entries.flatten() {
-            failures += usize::from(take_apart(grave, &entry.path()).is_err());
-        }
-    }
-}
-
-fn take_apart(grave: &Path, path: &Path) -> io::Result<()> {
-    if !fs::symlink_metadata(path)?.is_dir() {
-        return fs::remove_file(path);
-    }
-    for entry in fs::read_dir(path)? {
-        let inner = entry?.path();
-        if fs::symlink_metadata(&inner)?.is_dir() {
-            fs::rename(&inner, grave.join(Uuid::new_v4().simple().to_string()))?;
-        } else {
-            fs::remove_file(&inner)?;
-        }
-    }
-    fs::remove_dir(path)
-}
-
 /// Removes the directory `name` with all that is in it, in place, however deep it is: one directory is open at any time.
 /// Others may change it meanwhile; should they move it about, it is left, since the way back up may lead elsewhere then.
 fn take_down(parent: &OwnedFd, name: &str) -> io::Result<()> {
@@ -270,8 +242,6 @@ fn empty_but_directories(directory: &OwnedFd) -> io::Result<Vec<CString>> {
     Ok(found)
 }
 
-/// How often something may have been added while a tree is taken apart.
-const BURY_FAILURES_MAX: usize = 64;
 /// How often a path is tried while someone keeps renaming what is on it.
 const BENEATH_TRIES: u32 = 16;
 
@@ -344,6 +314,7 @@ fn describe(directory: &OwnedFd, name: &OsStr, stat: &rustix::fs::Stat) -> Entry
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     struct Fixture {

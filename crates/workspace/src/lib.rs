@@ -7,12 +7,14 @@ mod files;
 pub mod layers;
 mod mount;
 mod shelf;
+mod trash;
 
 use std::io;
 
 pub use files::{Entry, Found, Kind, Workspace};
 pub use mount::{Mounter, Stack};
 pub use shelf::{Space, Workspaces, layers_in};
+pub use trash::Trash;
 
 /// What can go wrong with a file.
 #[derive(Debug, thiserror::Error)]

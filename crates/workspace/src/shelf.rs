@@ -7,26 +7,25 @@ use std::io::{self, Read, Seek as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 
 use raworc_core::ids::{LayerId, SessionId};
 use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
 use crate::FileError;
-use crate::files::{self, Workspace};
+use crate::files::Workspace;
 use crate::layers::{Marks, seal};
 use crate::mount::{EMPTY, Mounter, Stack};
+use crate::trash::Trash;
 
 /// All layers of a server, and `trash/` for what is being removed. Calls block.
 #[derive(Clone, Debug)]
 pub struct Workspaces {
     root: PathBuf,
-    trash: PathBuf,
+    trash: Trash,
     owner: Option<u32>,
     marks: Marks,
     mounter: Option<Mounter>,
-    graves: mpsc::Sender<PathBuf>,
 }
 
 /// How large a file system is.
@@ -50,20 +49,10 @@ impl Workspaces {
     /// # Errors
     /// Where the directories cannot be made.
     pub fn open(data_dir: &Path, owner: Option<u32>, marks: Marks, mounter: Option<Mounter>) -> io::Result<Self> {
-        let (root, trash) = (layers_in(data_dir), data_dir.join("trash"));
-        for directory in [&root, &trash] {
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        }
-        // Nobody waits for what is being removed, and it may be much. The thread ends with the last of us, or the process.
-        let (graves, buried) = mpsc::channel::<PathBuf>();
-        std::thread::Builder::new()
-            .name("trash".into())
-            .spawn(move || buried.iter().for_each(|grave| files::bury(&grave)))?;
-        // What an earlier run was removing when it ended.
-        for entry in fs::read_dir(&trash)?.flatten() {
-            let _ = graves.send(entry.path());
-        }
-        let workspaces = Self { root, trash, owner, marks, mounter, graves };
+        let root = layers_in(data_dir);
+        DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
+        let trash = Trash::open(&data_dir.join("trash"))?;
+        let workspaces = Self { root, trash, owner, marks, mounter };
         workspaces.take_over(&data_dir.join("workspaces"))?;
         Ok(workspaces)
     }
@@ -160,16 +149,7 @@ impl Workspaces {
     /// # Errors
     /// Where it cannot be moved away.
     pub fn remove(&self, layer: LayerId) -> io::Result<()> {
-        let grave = self.trash.join(Uuid::new_v4().simple().to_string());
-        match fs::rename(self.directory(layer), &grave) {
-            Ok(()) => {
-                // Where nobody buries it any more, the next start does.
-                let _ = self.graves.send(grave);
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        }
+        self.trash.take(&self.directory(layer))
     }
 
     /// The file system that layers are on.
@@ -214,7 +194,7 @@ impl Workspaces {
     /// [`FileError::TooLarge`] where there is more.
     pub fn spool(&self, content: &mut dyn Read, bytes_max: u64) -> Result<File, FileError> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let mut file = File::from(rustix::fs::open(&self.trash, flags, Mode::RUSR | Mode::WUSR)?);
+        let mut file = File::from(rustix::fs::open(self.trash.directory(), flags, Mode::RUSR | Mode::WUSR)?);
         let written = io::copy(&mut content.take(bytes_max.saturating_add(1)), &mut file)?;
         if written > bytes_max {
             return Err(FileError::TooLarge);

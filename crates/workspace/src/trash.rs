@@ -1,0 +1,122 @@
+//! What is being removed: nobody waits for it, and it may be much.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use uuid::Uuid;
+
+/// How often something may have been added while a tree is taken apart.
+pub(crate) const BURY_FAILURES_MAX: usize = 64;
+
+/// A directory of what is being removed, by a thread that ends with the last of the clones.
+#[derive(Clone, Debug)]
+pub struct Trash {
+    directory: PathBuf,
+    graves: mpsc::Sender<PathBuf>,
+}
+
+impl Trash {
+    /// Makes the directory where it is not there yet, and goes on with what an earlier run was removing when it ended.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        let (graves, buried) = mpsc::channel::<PathBuf>();
+        std::thread::Builder::new().name("trash".into()).spawn(move || buried.iter().for_each(|grave| bury(&grave)))?;
+        for entry in fs::read_dir(directory)?.flatten() {
+            let _ = graves.send(entry.path());
+        }
+        Ok(Self { directory: directory.to_owned(), graves })
+    }
+
+    /// Takes the directory `path` away, where there is one; what it takes on the disk is given back in the background.
+    ///
+    /// # Errors
+    /// Where it cannot be moved here.
+    pub fn take(&self, path: &Path) -> io::Result<()> {
+        let grave = self.directory.join(Uuid::new_v4().simple().to_string());
+        match fs::rename(path, &grave) {
+            Ok(()) => {
+                // Where nobody buries it any more, the next start does.
+                let _ = self.graves.send(grave);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where it is.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
+
+/// Removes a directory of the trash, however deep it is: directories in it are moved up, one after the other, so that two
+/// are open at any time and no path becomes long. A process that was in there may go on making files meanwhile; what is
+/// left then is out of every workspace, and is tried again when the server starts.
+fn bury(grave: &Path) {
+    let mut failures = 0;
+    while failures < BURY_FAILURES_MAX && fs::remove_dir(grave).is_err() {
+        let Ok(entries) = fs::read_dir(grave) else { return };
+        for entry in entries.flatten() {
+            failures += usize::from(take_apart(grave, &entry.path()).is_err());
+        }
+    }
+}
+
+fn take_apart(grave: &Path, path: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(path)?.is_dir() {
+        return fs::remove_file(path);
+    }
+    for entry in fs::read_dir(path)? {
+        let inner = entry?.path();
+        if fs::symlink_metadata(&inner)?.is_dir() {
+            fs::rename(&inner, grave.join(Uuid::new_v4().simple().to_string()))?;
+        } else {
+            fs::remove_file(&inner)?;
+        }
+    }
+    fs::remove_dir(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
+
+    /// Deeper than any path is long.
+    const DEPTH: usize = 3000;
+
+    fn deep(directory: &Path) {
+        fs::create_dir(directory).unwrap();
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut at = open(directory, flags, Mode::empty()).unwrap();
+        for _ in 0..DEPTH {
+            mkdirat(&at, "d", Mode::RWXU).unwrap();
+            at = openat(&at, "d", flags, Mode::empty()).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_taken_goes_however_deep_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let [path, left, taken] = ["trash", "trash/left", "taken"].map(|name| directory.path().join(name));
+        fs::create_dir(&path).unwrap();
+        deep(&left);
+        deep(&taken);
+        let trash = Trash::open(&path).unwrap();
+        trash.take(&taken).unwrap();
+        trash.take(&taken).unwrap();
+        assert!(!taken.exists());
+        let begun = std::time::Instant::now();
+        while fs::read_dir(&path).unwrap().next().is_some() {
+            assert!(begun.elapsed().as_secs() < 60, "it does not go");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
