@@ -101,6 +101,7 @@ impl Runtime for SimRuntime {
         let listed = |(id, model): (&ContainerId, &Model)| Listed {
             id: *id,
             workspace: Some(model.workspace.clone()),
+            image: Vec::new(),
             is_running: model.is_alive(),
         };
         Ok(all.map(listed).collect())

@@ -40,7 +40,7 @@ pub fn remount(remount: &Remount, workspace: BorrowedFd<'_>) -> Result<(), Strin
         return Err("its first process has ended".into());
     }
     enter(namespace, "mnt", CloneFlags::CLONE_NEWNS)?;
-    match umount2(WORKSPACE_PATH, MntFlags::MNT_DETACH) {
+    match umount2(WORKSPACE_PATH, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) | Err(Errno::EINVAL) => {}
         Err(error) => return Err(format!("its workspace can't be taken away: {error}")),
     }
@@ -55,6 +55,7 @@ fn enter(namespace: File, kind: &str, flag: CloneFlags) -> Result<(), String> {
     setns(namespace, flag).map_err(|e| format!("its {kind} namespace can't be entered: {e}"))
 }
 
+/// Only a directory can be mounted on, and where that has been done, the path is no symbolic link.
 fn attach(workspace: BorrowedFd<'_>) -> nix::Result<()> {
     move_mount(workspace, "", CWD, WORKSPACE_PATH, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(|e| nix::Error::from_raw(e.raw_os_error()))?;

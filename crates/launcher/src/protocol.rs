@@ -63,7 +63,8 @@ pub struct Request {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Prepare a container from its bundle.
+    /// Prepare a container from its bundle. With [`Prepare::has_root`], the packet carries one descriptor: its root
+    /// filesystem as a detached mount.
     Prepare(Prepare),
     /// Assign a prepared container. The packet carries one descriptor: the workspace as a detached mount.
     Assign(Assign),
@@ -88,6 +89,8 @@ pub struct Prepare {
     pub cgroup: PathBuf,
     /// What it may use.
     pub limits: Limits,
+    /// Whether it has a root filesystem of its own, in place of [`Setup::rootfs`].
+    pub has_root: bool,
 }
 
 /// A prepared container to assign.

@@ -119,7 +119,11 @@ impl Launcher {
 
     fn task(&mut self, action: Action, descriptor: Option<OwnedFd>) -> Result<Task, String> {
         Ok(match action {
-            Action::Prepare(prepare) => Task::Prepare(prepare),
+            Action::Prepare(prepare) => {
+                let root =
+                    if prepare.has_root { Some(descriptor.ok_or("no root came with the request")?) } else { None };
+                Task::Prepare { prepare, root }
+            }
             Action::Assign(assign) => {
                 let workspace = descriptor.ok_or("no workspace came with the request")?;
                 let (process, words) = self.waiting.remove(&assign.container).ok_or("it does not wait")?;

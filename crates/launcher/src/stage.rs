@@ -31,6 +31,18 @@ pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
     Ok(place)
 }
 
+/// Shows `root`, a detached mount, in the place of the root filesystem of all containers: in a mount namespace of this
+/// worker's own, and of the container that comes from it.
+pub fn show(stage: &Path, root: OwnedFd) -> Result<(), String> {
+    let rootfs = stage.join(STAGE_ROOTFS);
+    enter_namespace()
+        .and_then(|()| {
+            move_mount(root, "", CWD, &rootfs, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                .map_err(|e| nix::Error::from_raw(e.raw_os_error()))
+        })
+        .map_err(|e| format!("its root filesystem can't be mounted: {e}"))
+}
+
 /// Takes the cgroup filesystems out of this namespace. libcontainer then finds no hierarchy to put a container into,
 /// which is what we want: the worker enters the cgroup before, without the wait that moving a process costs.
 pub fn hide_cgroups() -> Result<(), String> {

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::protocol::{Assign, FAILURE_CHARACTERS_MAX, Outcome, Prepare, Remount, Setup};
 use crate::sys::{Fork, fork};
-use crate::{assign, container, external, sys};
+use crate::{assign, container, external, stage, sys};
 
 /// What every worker needs.
 pub struct Workshop {
@@ -41,7 +41,12 @@ pub struct Worker {
 /// An action together with what it needs.
 pub enum Task {
     /// See [`Action::Prepare`](crate::protocol::Action::Prepare).
-    Prepare(Prepare),
+    Prepare {
+        /// What to do.
+        prepare: Prepare,
+        /// Its own root filesystem, if it has one.
+        root: Option<OwnedFd>,
+    },
     /// See [`Action::Assign`].
     Assign {
         /// What to do.
@@ -72,7 +77,7 @@ impl Workshop {
     pub fn employ(&self, request: u64, task: Task, socket: BorrowedFd<'_>) -> Result<Worker, String> {
         let failed = |e: rustix::io::Errno| e.to_string();
         let (cgroup, prepares, stdin) = match &task {
-            Task::Prepare(prepare) => {
+            Task::Prepare { prepare, .. } => {
                 let cgroups = self.cgroups.as_ref();
                 let cgroup = cgroups.map(|cgroups| cgroups.create(&prepare.cgroup, &prepare.limits)).transpose()?;
                 let (stdin, words) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed)?;
@@ -102,7 +107,7 @@ impl Workshop {
     /// The worker's life; returns its exit status.
     fn work(&self, parent: u32, task: Task, cgroup: Option<Cgroup>, stdin: Option<OwnedFd>, mut reply: File) -> i32 {
         let outcome = self.begin(parent, stdin).and_then(|()| match task {
-            Task::Prepare(prepare) => self.prepare(&prepare, cgroup),
+            Task::Prepare { prepare, root } => self.prepare(&prepare, root, cgroup),
             Task::Assign { assign, process, workspace, words } => {
                 assign::assign(&assign, process, workspace.as_fd(), words).map(|()| Outcome::Assigned)
             }
@@ -133,7 +138,10 @@ impl Workshop {
         rustix::stdio::dup2_stderr(&null).map_err(|e| e.to_string())
     }
 
-    fn prepare(&self, prepare: &Prepare, cgroup: Option<Cgroup>) -> Result<Outcome, String> {
+    fn prepare(&self, prepare: &Prepare, root: Option<OwnedFd>, cgroup: Option<Cgroup>) -> Result<Outcome, String> {
+        if let Some(root) = root {
+            stage::show(&self.stage, root)?;
+        }
         if let Some(cgroup) = cgroup {
             cgroup.enter()?;
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
-use raworc_core::ids::ContainerId;
+use raworc_core::ids::{ContainerId, LayerId};
 use raworc_workspace::Stack;
 use tokio::sync::mpsc;
 
@@ -15,6 +15,8 @@ pub mod native;
 pub struct ContainerSpec {
     /// Names the container for ever.
     pub id: ContainerId,
+    /// The image it runs; `None`: the machine's own programs.
+    pub image: Option<Root>,
     /// What the session's workspace is made of; appears as `/workspace`.
     pub workspace: Stack,
     /// What it may use; always enforced.
@@ -25,6 +27,15 @@ pub struct ContainerSpec {
     pub hostname: String,
 }
 
+/// What a container's root filesystem is made of. What is written to it goes with the container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Root {
+    /// Layers of the image, the topmost first.
+    pub layers: Vec<LayerId>,
+    /// `NAME=VALUE`, as the image wants its programs' environment.
+    pub env: Vec<String>,
+}
+
 /// A container that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
@@ -32,6 +43,8 @@ pub struct Listed {
     pub id: ContainerId,
     /// What its workspace is made of, as far as is known.
     pub workspace: Option<Stack>,
+    /// The layers of its image that are mounted, or about to be, as far as is known.
+    pub image: Vec<LayerId>,
     /// Whether it runs; otherwise something of it is left over.
     pub is_running: bool,
 }

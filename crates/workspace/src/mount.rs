@@ -5,15 +5,17 @@
 //! detached copy (`open_tree(2)`, `OPEN_TREE_CLONE`): it can be moved into a container, read and written through, and it
 //! goes when its last descriptor is closed, however this process ends.
 
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use raworc_core::ids::LayerId;
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::layers::Marks;
@@ -25,6 +27,10 @@ pub(crate) const EMPTY: &str = "empty";
 const NOTHING: &str = "nothing";
 /// Where the thread mounts, in its own namespace.
 const POINT: &str = "mount";
+/// What a layer that is thrown away consists of: what is written, and the directory that overlayfs wants beside it.
+const THROW_AWAY: [&str; 2] = ["upper", "work"];
+/// The longest options of a mount: the kernel takes a page, and would cut off the rest without a word.
+const OPTIONS_BYTES_MAX: usize = 4095;
 
 /// What a workspace is made of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,9 +41,19 @@ pub struct Stack {
     pub writable: Option<LayerId>,
 }
 
+/// What takes what is written to a mount.
+enum Above {
+    /// Nothing can be written.
+    Nothing,
+    /// A layer.
+    Layer(LayerId),
+    /// The directories [`THROW_AWAY`] in this one.
+    Directory(PathBuf),
+}
+
 struct Job {
-    options: String,
-    is_writable: bool,
+    below: Vec<LayerId>,
+    above: Above,
     answer: mpsc::Sender<io::Result<OwnedFd>>,
 }
 
@@ -45,7 +61,6 @@ struct Job {
 #[derive(Clone, Debug)]
 pub struct Mounter {
     jobs: mpsc::Sender<Job>,
-    marks: Marks,
 }
 
 impl Mounter {
@@ -62,12 +77,12 @@ impl Mounter {
             let is_ready = ready.is_ok();
             if began.send(ready).is_ok() && is_ready {
                 for job in waiting {
-                    let _ = job.answer.send(overlay(&job.options, job.is_writable));
+                    let _ = job.answer.send(overlay(&job.below, &job.above, marks));
                 }
             }
         })?;
         begun.recv().map_err(io::Error::other)??;
-        Ok(Self { jobs, marks })
+        Ok(Self { jobs })
     }
 
     /// A new mount of `stack`, not attached anywhere: its root.
@@ -77,7 +92,21 @@ impl Mounter {
     /// # Errors
     /// Where a layer is missing, or the file system of the layers cannot carry an overlay.
     pub fn mount(&self, stack: &Stack) -> io::Result<OwnedFd> {
-        self.run(options(stack, self.marks), stack.writable.is_some())
+        self.run(&stack.layers, stack.writable.map_or(Above::Nothing, Above::Layer))
+    }
+
+    /// A new mount of `layers`, the topmost first, not attached anywhere: its root, which belongs to `owner`. What is written
+    /// to it goes into the empty directory `above`, which may be renamed while the mount is in use.
+    ///
+    /// # Errors
+    /// As [`Mounter::mount`], and where there are more layers than one mount can name.
+    pub fn mount_over(&self, layers: &[LayerId], above: &Path, owner: u32) -> io::Result<OwnedFd> {
+        let [upper, work] = THROW_AWAY.map(|part| above.join(part));
+        fs::create_dir(&upper)?;
+        fs::create_dir(&work)?;
+        fs::set_permissions(&upper, Permissions::from_mode(0o755))?;
+        chown(&upper, Some(owner), Some(owner))?;
+        self.run(layers, Above::Directory(above.to_owned()))
     }
 
     /// A view of everything in `stack`, writable layer included, through which nothing can be written. It may be made while
@@ -90,25 +119,32 @@ impl Mounter {
         self.mount(&Stack { layers, writable: None })
     }
 
-    fn run(&self, options: String, is_writable: bool) -> io::Result<OwnedFd> {
+    fn run(&self, below: &[LayerId], above: Above) -> io::Result<OwnedFd> {
         let (answer, answered) = mpsc::channel();
-        self.jobs.send(Job { options, is_writable, answer }).map_err(|_| io::Error::other("the mounter has ended"))?;
+        let job = Job { below: below.to_vec(), above, answer };
+        self.jobs.send(job).map_err(|_| io::Error::other("the mounter has ended"))?;
         answered.recv().map_err(io::Error::other)?
     }
 }
 
 /// Every option that matters is named, so that the machine's defaults do not (overlayfs, "Kernel Boot Parameters").
-/// Paths are relative to the directory of layers: together they have to fit into a page.
-fn options(stack: &Stack, marks: Marks) -> String {
-    let below = stack.layers.iter().map(|layer| format!("{}/fs:", name(*layer))).collect::<String>();
-    let is_nothing = stack.writable.is_none() && stack.layers.is_empty();
+/// Paths are relative to the directory of layers: together they have to fit into a page. `above` is what can be written:
+/// `upperdir` and `workdir`.
+fn options(below: &[LayerId], above: Option<[String; 2]>, marks: Marks) -> io::Result<String> {
+    let is_nothing = above.is_none() && below.is_empty();
+    let below = below.iter().map(|layer| format!("{}/fs:", name(*layer))).collect::<String>();
     let more = if is_nothing { format!(":{NOTHING}") } else { String::new() };
-    let above = stack.writable.map(name).map(|id| format!(",upperdir={id}/fs,workdir={id}/work")).unwrap_or_default();
+    let above = above.map(|[upper, work]| format!(",upperdir={upper},workdir={work}")).unwrap_or_default();
     let renames = match marks {
         Marks::Trusted => "redirect_dir=on",
         Marks::User => "userxattr",
     };
-    format!("lowerdir={below}{EMPTY}{more}{above},index=off,metacopy=off,nfs_export=off,xino=auto,{renames}")
+    let options =
+        format!("lowerdir={below}{EMPTY}{more}{above},index=off,metacopy=off,nfs_export=off,xino=auto,{renames}");
+    if options.len() > OPTIONS_BYTES_MAX {
+        return Err(io::Error::other("it has more layers than one mount can name"));
+    }
+    Ok(options)
 }
 
 /// Gives this thread a mount namespace and a working directory of its own.
@@ -117,7 +153,7 @@ fn set_apart(root: &Path) -> io::Result<()> {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     nix::unistd::chdir(root)?;
     for directory in [EMPTY, NOTHING, POINT] {
-        match std::fs::create_dir(PathBuf::from(directory)) {
+        match fs::create_dir(directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
@@ -125,12 +161,24 @@ fn set_apart(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn overlay(options: &str, is_writable: bool) -> io::Result<OwnedFd> {
+fn overlay(below: &[LayerId], above: &Above, marks: Marks) -> io::Result<OwnedFd> {
+    let mut opened = None;
+    let above = match above {
+        Above::Nothing => None,
+        Above::Layer(layer) => Some(["fs", "work"].map(|part| format!("{}/{part}", name(*layer)))),
+        // Opened in this namespace, which overlayfs insists on, and named by number: nothing in a path becomes an option.
+        Above::Directory(path) => {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let number = opened.insert(open(path, flags, Mode::empty())?).as_raw_fd();
+            Some(THROW_AWAY.map(|part| format!("/proc/self/fd/{number}/{part}")))
+        }
+    };
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    if !is_writable {
+    if above.is_none() {
         flags |= MsFlags::MS_RDONLY;
     }
-    mount(Some("workspace"), POINT, Some("overlay"), flags, Some(options))?;
+    let options = options(below, above, marks)?;
+    mount(Some("workspace"), POINT, Some("overlay"), flags, Some(options.as_str()))?;
     let detached = open_tree(CWD, POINT, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
     umount2(POINT, MntFlags::MNT_DETACH)?;
     Ok(detached?)

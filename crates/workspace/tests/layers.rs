@@ -274,6 +274,31 @@ fn check(rounds: &[Vec<Op>], live: &[Vec<Op>], start: usize) {
     }
 }
 
+#[test]
+fn what_is_written_over_layers_goes_where_it_is_told_to() {
+    let Some(shelf) = shelf() else { return };
+    let layer = LayerId(Uuid::new_v4());
+    let below = shelf.shelf.begin(layer).unwrap();
+    fs::create_dir(&below).unwrap();
+    fs::write(below.join("file"), "below").unwrap();
+    let mounter = Mounter::start(&layers_in(shelf._directory.path()), Marks::Trusted).unwrap();
+    // Nothing in this path is an option, or ends one.
+    let above = shelf.listings.join("a,lowerdir=b:c\\d");
+    fs::create_dir(&above).unwrap();
+    let root = mounter.mount_over(&[layer], &above, 7).unwrap();
+    let renamed = shelf.listings.join("renamed");
+    fs::rename(&above, &renamed).unwrap();
+    fs::write(path_of(&root).join("file"), "above").unwrap();
+    let attributes = fs::metadata(path_of(&root).join(".")).unwrap();
+    assert_eq!((attributes.uid(), attributes.mode() & 0o7777), (7, 0o755));
+    assert_eq!(fs::read_to_string(path_of(&root).join("file")).unwrap(), "above");
+    assert_eq!(fs::read_to_string(below.join("file")).unwrap(), "below");
+    drop(root);
+    assert!(mounter.mount_over(&[layer], &renamed, 7).is_err(), "what is there already is not taken over");
+    fs::create_dir(&above).unwrap();
+    assert!(mounter.mount_over(&[layer; 200], &above, 7).is_err(), "not even a part of the layers");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 400, failure_persistence: None, ..ProptestConfig::default() })]
 

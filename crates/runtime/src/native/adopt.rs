@@ -12,7 +12,7 @@ use super::containers::{Containers, Owned};
 use super::launcher::Ending;
 use super::layout::{Slot, names};
 use super::process::Handle;
-use super::workspace::noted;
+use super::{image, workspace};
 use crate::{Exit, ExitReason, RuntimeError};
 
 /// How long the launcher may take to report the status of a process that has ended.
@@ -37,12 +37,12 @@ impl Containers {
             };
             nobodys.remove(&slot);
             let is_assigned = bundle.join(ASSIGNED_FILE).exists();
-            let workspace = noted(&bundle);
+            let (workspace, image) = (workspace::noted(&bundle), image::noted(&bundle));
             match Handle::of_bundle(&bundle).map_err(failed)? {
                 Some(process) if is_assigned && workspace.is_some() => {
                     // The server before may have been killed while it held it.
                     self.cgroups.set_frozen(&slot, false).await.map_err(failed)?;
-                    let owned = Owned { process: Some(Arc::new(process)), ..Owned::new(slot, workspace) };
+                    let owned = Owned { process: Some(Arc::new(process)), ..Owned::new(slot, workspace, image) };
                     self.watch(id, owned, None);
                 }
                 process => {
@@ -50,7 +50,7 @@ impl Containers {
                     if process.is_some() {
                         self.cgroups.kill(&slot);
                     }
-                    self.set_owned(id, Owned::new(slot, workspace));
+                    self.set_owned(id, Owned::new(slot, workspace, image));
                     if is_assigned {
                         gone.push(id);
                     }

@@ -1,16 +1,16 @@
 //! The OCI bundle of a container: its `config.json`.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use raworc_core::link::{HOST_DIRECTORY, HOST_PATH, WORKSPACE_PATH};
+use raworc_core::link::{HOST_DIRECTORY, HOST_PATH};
 use raworc_launcher::protocol::{CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_ROOTFS};
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
 use super::layout::{Layout, Slot, directory, write_file};
-use super::{Ids, rootfs, seccomp};
-use crate::Resources;
+use super::{Ids, image, rootfs, seccomp};
+use crate::{Resources, Root};
 
 /// What the host needs: to run agents as another user, and to end them. Agents themselves have none.
 const CAPABILITIES: [&str; 3] = ["CAP_KILL", "CAP_SETUID", "CAP_SETGID"];
@@ -46,22 +46,30 @@ pub fn limits(resources: &Resources) -> Limits {
 }
 
 /// Writes the bundle of a container that is nobody's yet. `stage` is where the launcher has mounted the parts.
-pub fn write(layout: &Layout, slot: &Slot, resources: &Resources, stage: &Path) -> io::Result<()> {
+pub fn write(
+    layout: &Layout,
+    slot: &Slot,
+    resources: &Resources,
+    image: Option<&Root>,
+    stage: &Path,
+) -> io::Result<()> {
     let bundle = layout.spare(slot);
     directory(&bundle, 0o700)?;
     slot.write(&bundle)?;
-    let config = config(layout, slot, resources, stage);
+    let config = config(layout, slot, resources, image, stage);
     write_file(&bundle.join("config.json"), &serde_json::to_vec(&config)?, 0o600)
 }
 
-fn config(layout: &Layout, slot: &Slot, resources: &Resources, stage: &Path) -> Value {
+fn config(layout: &Layout, slot: &Slot, resources: &Resources, image: Option<&Root>, stage: &Path) -> Value {
+    // An image has programs of its own, and may be written to.
+    let programs = if image.is_none() { rootfs::program_directories() } else { Vec::new() };
     let ids = json!([{ "containerID": 0, "hostID": layout.ids.base, "size": Ids::COUNT }]);
     json!({
         "ociVersion": "1.0.2",
-        "root": { "path": stage.join(STAGE_ROOTFS), "readonly": true },
+        "root": { "path": stage.join(STAGE_ROOTFS), "readonly": image.is_none() },
         "hostname": "raworc",
-        "process": process(),
-        "mounts": mounts(resources.memory_bytes, stage),
+        "process": process(image),
+        "mounts": mounts(&programs, resources.memory_bytes, stage),
         "linux": {
             "namespaces": NAMESPACES.map(|kind| json!({ "type": kind })),
             "uidMappings": ids,
@@ -75,7 +83,7 @@ fn config(layout: &Layout, slot: &Slot, resources: &Resources, stage: &Path) -> 
     })
 }
 
-fn process() -> Value {
+fn process(image: Option<&Root>) -> Value {
     // An unprivileged process can't raise its hard limit, so ours is the most there is.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     json!({
@@ -84,12 +92,7 @@ fn process() -> Value {
         "args": [HOST_PATH],
         // The workspace comes later.
         "cwd": "/",
-        "env": [
-            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            format!("HOME={WORKSPACE_PATH}"),
-            "LANG=C.UTF-8",
-            "TERM=dumb",
-        ],
+        "env": image::environment(image.map_or(&[], |image| &image.env)),
         "capabilities": {
             "bounding": CAPABILITIES,
             "effective": CAPABILITIES,
@@ -107,7 +110,7 @@ fn process() -> Value {
 
 /// There is no `/sys`: nothing an agent needs is in it, and much that would have to be masked. tmpfs counts as the
 /// container's memory; the sizes only keep one of them from taking all of it.
-fn mounts(memory: u64, stage: &Path) -> Value {
+fn mounts(programs: &[PathBuf], memory: u64, stage: &Path) -> Value {
     let tmpfs = |path: &str, mode: &str, bytes: u64| {
         let options = ["nosuid".into(), "nodev".into(), format!("mode={mode}"), format!("size={bytes}")];
         json!({ "destination": path, "type": "tmpfs", "source": "tmpfs", "options": options })
@@ -116,7 +119,7 @@ fn mounts(memory: u64, stage: &Path) -> Value {
         let options = ["bind", mode, "nosuid", "nodev"];
         json!({ "destination": path, "type": "bind", "source": source, "options": options })
     };
-    let mut mounts: Vec<Value> = rootfs::program_directories().iter().map(|path| bind(path, path, "ro")).collect();
+    let mut mounts: Vec<Value> = programs.iter().map(|path| bind(path, path, "ro")).collect();
     let device_options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
     mounts.extend([
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] }),

@@ -6,18 +6,18 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use raworc_core::ids::ContainerId;
+use raworc_core::ids::{ContainerId, LayerId};
 use raworc_launcher::protocol::{Action, Assign, Outcome};
-use raworc_workspace::{Mounter, Stack};
+use raworc_workspace::{Mounter, Stack, Trash};
 use tokio::sync::{OwnedMutexGuard, RwLock, mpsc};
 
-use super::blocking;
 use super::cgroup::Cgroups;
 use super::launcher::Launcher;
 use super::layout::{Layout, Slot};
 use super::process::Handle;
 use super::spare::{Spare, Stock};
 use super::workspace::note;
+use super::{blocking, image};
 use crate::{ContainerSpec, Exit, Listed, RuntimeError};
 
 /// Every container of this data directory.
@@ -28,8 +28,10 @@ pub struct Containers {
     pub launcher: Launcher,
     /// Their cgroups.
     pub cgroups: Cgroups,
-    /// Mounts their workspaces.
+    /// Mounts their workspaces and images.
     pub mounter: Mounter,
+    /// Takes what was written to their root filesystems.
+    pub trash: Trash,
     /// Those that are nobody's yet.
     pub stock: Stock,
     /// Where ends are reported.
@@ -49,14 +51,16 @@ pub struct Owned {
     pub process: Option<Arc<Handle>>,
     /// What its workspace is made of, once it has one.
     pub workspace: Option<Stack>,
+    /// The layers of its image.
+    pub image: Vec<LayerId>,
     /// Taken to look at the workspace's mount, and alone to exchange it: in between there is none.
     pub mount: Arc<RwLock<()>>,
 }
 
 impl Owned {
     /// One of which no process is known.
-    pub fn new(slot: Slot, workspace: Option<Stack>) -> Self {
-        Self { slot, process: None, workspace, mount: Arc::default() }
+    pub fn new(slot: Slot, workspace: Option<Stack>, image: Vec<LayerId>) -> Self {
+        Self { slot, process: None, workspace, image, mount: Arc::default() }
     }
 }
 
@@ -67,10 +71,12 @@ impl Containers {
         launcher: Launcher,
         cgroups: Cgroups,
         mounter: Mounter,
+        trash: Trash,
         stock: Stock,
         exits: mpsc::Sender<Exit>,
     ) -> Self {
-        Self { layout, launcher, cgroups, mounter, stock, exits, owned: Mutex::default(), gates: Mutex::default() }
+        let (owned, gates) = Default::default();
+        Self { layout, launcher, cgroups, mounter, trash, stock, exits, owned, gates }
     }
 
     /// Starts a container, or leaves it alone where it runs.
@@ -93,8 +99,13 @@ impl Containers {
                 result => return self.or_remove(spec.id, result).await,
             }
         }
-        let fresh = self.prepare(&spec.resources).await?;
-        let result = self.assign(fresh, spec).await;
+        let slot = Slot::new();
+        // The layers of its image are about to be mounted: whoever asks is to know.
+        self.set_owned(spec.id, Owned::new(slot.clone(), None, layers_of(spec)));
+        let result = match self.prepare(slot, &spec.resources, spec.image.as_ref()).await {
+            Ok(fresh) => self.assign(fresh, spec).await,
+            Err(error) => Err(error),
+        };
         self.or_remove(spec.id, result).await
     }
 
@@ -109,8 +120,11 @@ impl Containers {
         result
     }
 
-    /// A spare one that lives: all of them die with their launcher.
+    /// A spare one that lives: all of them die with their launcher. None of them runs an image.
     async fn take_spare(&self, spec: &ContainerSpec) -> Option<Spare> {
+        if spec.image.is_some() {
+            return None;
+        }
         while let Some(spare) = self.stock.take(&spec.resources) {
             if !spare.process.has_ended() {
                 return Some(spare);
@@ -131,7 +145,8 @@ impl Containers {
             self.discard(&slot).await;
             return Err(RuntimeError::Start(error.to_string()));
         }
-        self.set_owned(id, Owned::new(slot.clone(), Some(spec.workspace.clone())));
+        let owned = Owned::new(slot.clone(), Some(spec.workspace.clone()), layers_of(spec));
+        self.set_owned(id, owned.clone());
         // The workspace travels as a detached mount: the launcher need not see the path, nor may an id without rights.
         let (mounter, stack, noted) = (self.mounter.clone(), spec.workspace.clone(), bundle.clone());
         let workspace = blocking(move || {
@@ -148,8 +163,7 @@ impl Containers {
             Ok(other) => return Err(RuntimeError::Start(format!("the launcher answered {other:?}"))),
             Err(error) => return Err(RuntimeError::Other(error.to_string())),
         }
-        let owned = Owned { process: Some(spare.process), ..Owned::new(slot, Some(spec.workspace.clone())) };
-        self.watch(id, owned, Some(spare.ending));
+        self.watch(id, Owned { process: Some(spare.process), ..owned }, Some(spare.ending));
         Ok(())
     }
 
@@ -196,7 +210,12 @@ impl Containers {
         self.launcher.forget(slot);
         // The bundle last: it is what the rest is found by.
         let trees = [self.layout.state().join(slot.as_str()), bundle.to_owned()];
-        blocking(move || trees.iter().try_for_each(remove_tree)).await
+        let (trash, written) = (self.trash.clone(), bundle.join(image::WRITTEN));
+        blocking(move || {
+            trash.take(&written)?;
+            trees.iter().try_for_each(remove_tree)
+        })
+        .await
     }
 
     /// Every container of which anything is there, and whether its first process is.
@@ -204,6 +223,7 @@ impl Containers {
         let listed = |(id, owned): (&ContainerId, &Owned)| Listed {
             id: *id,
             workspace: owned.workspace.clone(),
+            image: owned.image.clone(),
             is_running: owned.process.is_some(),
         };
         locked(&self.owned).iter().map(listed).collect()
@@ -263,6 +283,10 @@ impl Drop for Containers {
     fn drop(&mut self) {
         self.cgroups.remove_instance();
     }
+}
+
+fn layers_of(spec: &ContainerSpec) -> Vec<LayerId> {
+    spec.image.as_ref().map(|image| image.layers.clone()).unwrap_or_default()
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

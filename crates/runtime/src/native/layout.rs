@@ -53,7 +53,7 @@ impl Layout {
         Ok(layout)
     }
 
-    /// The root of every container.
+    /// The root of every container that runs no image.
     pub fn rootfs(&self) -> PathBuf {
         self.run.join("rootfs")
     }
@@ -76,6 +76,11 @@ impl Layout {
     /// The OCI runtime's own.
     pub fn state(&self) -> PathBuf {
         self.run.join("state")
+    }
+
+    /// What is being removed.
+    pub fn trash(&self) -> PathBuf {
+        self.run.join("trash")
     }
 
     /// The bundles.

@@ -3,10 +3,12 @@
 //! ```text
 //! DATA/run/
 //!   instance           a short random name, so that two servers on one machine don't touch each other's cgroups
-//!   rootfs/            the root of every container, read-only there
+//!   rootfs/            the root of every container that runs no image, read-only there
 //!   host/              the host program and the server's socket; appears as /run/raworc
-//!   containers/ID/     an OCI bundle, the records of its process and its workspace, and its slot; SLOT/ while it is nobody's
+//!   containers/ID/     an OCI bundle, the records of its process, its workspace and its image, what was written to the root
+//!                      of the latter, and its slot; SLOT/ while it is nobody's
 //!   state/             the OCI runtime's own
+//!   trash/             what was written to the roots of containers that are no more
 //! ```
 //!
 //! The limits of a container are in the cgroup `/raworc/INSTANCE/SLOT`, below the cgroup that systemd gave the user where
@@ -23,7 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use raworc_core::ids::ContainerId;
 use raworc_core::link::AGENT_UID;
-use raworc_workspace::{Mounter, Stack};
+use raworc_workspace::{Mounter, Stack, Trash};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -35,6 +37,7 @@ mod bundle;
 mod cgroup;
 mod containers;
 mod doctor;
+mod image;
 mod launcher;
 mod layout;
 mod process;
@@ -83,7 +86,7 @@ pub struct NativeConfig {
     pub data_dir: PathBuf,
     /// The host program, for any root filesystem: statically linked.
     pub host_binary: Vec<u8>,
-    /// Mounts workspaces.
+    /// Mounts workspaces and images.
     pub mounter: Mounter,
     /// The program that, given the argument `launcher`, is [`raworc_launcher::main`]: normally `/proc/self/exe`.
     pub launcher: PathBuf,
@@ -110,12 +113,17 @@ impl NativeRuntime {
         }
         let mounter = config.mounter.clone();
         let stock = Stock::new(config.spares, config.spare_resources);
-        let layout = blocking(move || Layout::prepare(&config)).await?;
+        let prepare = move || {
+            let layout = Layout::prepare(&config)?;
+            let trash = Trash::open(&layout.trash())?;
+            Ok((layout, trash))
+        };
+        let (layout, trash) = blocking(prepare).await?;
         let launcher = Launcher::start(&layout).await?;
         let (sender, receiver) = mpsc::channel(EXITS_MAX);
         let cgroups = Cgroups::find(&layout.cgroup_parent, &layout.instance)
             .map_err(|e| RuntimeError::Unavailable(e.to_string()))?;
-        let containers = Arc::new(Containers::new(layout, launcher, cgroups, mounter, stock, sender));
+        let containers = Arc::new(Containers::new(layout, launcher, cgroups, mounter, trash, stock, sender));
         containers.adopt().await?;
         tokio::spawn(spare::keep_full(Arc::downgrade(&containers)));
         Ok(Self { containers, exits: Mutex::new(Some(receiver)) })

@@ -1,5 +1,5 @@
-//! The root filesystem of containers: the machine's programs, and an `/etc` of our own with nothing of the machine's
-//! people, services or secrets. Built in place at each start, since running containers use it.
+//! The root filesystem of containers without an image: the machine's programs, and an `/etc` of our own with nothing of the
+//! machine's people, services or secrets. Built in place at each start, since running containers use it.
 
 use std::fs;
 use std::io;

@@ -6,18 +6,19 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use raworc_launcher::protocol::{Action, Outcome, Prepare};
 use tokio::sync::{Notify, watch};
 
-use super::bundle;
 use super::containers::Containers;
 use super::launcher::Ending;
 use super::layout::Slot;
 use super::process::Handle;
-use crate::{Resources, RuntimeError};
+use super::{blocking, bundle, image};
+use crate::{Resources, Root, RuntimeError};
 
 /// The stock is filled up when nothing has been taken for so long: a session that has just begun is not to share the
 /// processors with preparations for the next.
@@ -111,7 +112,7 @@ impl Containers {
         if self.stock.len() >= *wanted {
             return Ok(false);
         }
-        let spare = self.prepare(&self.stock.resources).await?;
+        let spare = self.prepare(Slot::new(), &self.stock.resources, None).await?;
         // All of them end when their launcher does.
         let (process, changed) = (Arc::clone(&spare.process), Arc::clone(&self.stock.changed));
         tokio::spawn(async move {
@@ -123,27 +124,41 @@ impl Containers {
     }
 
     /// Prepares a container; where that fails, nothing of it is left.
-    pub async fn prepare(&self, resources: &Resources) -> Result<Spare, RuntimeError> {
-        let slot = Slot::new();
-        let prepared = self.try_prepare(&slot, resources).await;
+    pub async fn prepare(
+        &self,
+        slot: Slot,
+        resources: &Resources,
+        image: Option<&Root>,
+    ) -> Result<Spare, RuntimeError> {
+        let prepared = self.try_prepare(&slot, resources, image).await;
         if prepared.is_err() {
             self.discard(&slot).await;
         }
         prepared
     }
 
-    async fn try_prepare(&self, slot: &Slot, resources: &Resources) -> Result<Spare, RuntimeError> {
+    async fn try_prepare(
+        &self,
+        slot: &Slot,
+        resources: &Resources,
+        image: Option<&Root>,
+    ) -> Result<Spare, RuntimeError> {
         let failed = |error: io::Error| RuntimeError::Start(error.to_string());
         let stage = self.launcher.stage().await?;
-        bundle::write(&self.layout, slot, resources, &stage).map_err(failed)?;
+        bundle::write(&self.layout, slot, resources, image, &stage).map_err(failed)?;
+        let root = match image {
+            Some(image) => Some(self.mount_image(slot, image).await?),
+            None => None,
+        };
         let ending = self.launcher.expect(slot);
         let prepare = Prepare {
             container: slot.to_string(),
             bundle: self.layout.spare(slot),
             cgroup: self.layout.cgroup(slot),
             limits: bundle::limits(resources),
+            has_root: root.is_some(),
         };
-        let process = match self.launcher.request(Action::Prepare(prepare), None).await? {
+        let process = match self.launcher.request(Action::Prepare(prepare), root).await? {
             Outcome::Prepared(process) => process,
             Outcome::Failed(message) => return Err(RuntimeError::Start(message)),
             other => return Err(RuntimeError::Start(format!("the launcher answered {other:?}"))),
@@ -151,6 +166,13 @@ impl Containers {
         let process = Handle::open(process).map_err(failed)?;
         let process = process.ok_or_else(|| RuntimeError::Start("its first process ended at once".into()))?;
         Ok(Spare { slot: slot.clone(), process: Arc::new(process), ending })
+    }
+
+    async fn mount_image(&self, slot: &Slot, image: &Root) -> Result<OwnedFd, RuntimeError> {
+        let (mounter, bundle) = (self.mounter.clone(), self.layout.spare(slot));
+        let (image, ids) = (image.clone(), self.layout.ids);
+        let mounted = blocking(move || image::mount(&mounter, &bundle, &image, ids)).await;
+        mounted.map_err(|error| RuntimeError::Start(format!("its image can't be mounted: {error}")))
     }
 
     /// Removes a container that became nobody's.

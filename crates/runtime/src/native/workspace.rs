@@ -9,7 +9,7 @@ use raworc_core::ids::{ContainerId, LayerId};
 use raworc_core::link::WORKSPACE_PATH;
 use raworc_launcher::protocol::{Action, Outcome, PROCESS_FILE, Process, Remount};
 use raworc_workspace::Stack;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use super::blocking;
 use super::containers::Containers;
@@ -46,11 +46,14 @@ impl Containers {
         let owned = self.running(id).ok_or_else(gone)?;
         let _here = owned.mount.read().await;
         let process = self.process(id)?;
-        let path = format!("/proc/{}/root{WORKSPACE_PATH}", process.pid);
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
+        let root = rustix::fs::open(format!("/proc/{}/root", process.pid), flags, Mode::empty()).map_err(failed)?;
+        // The container may run a stranger's image: a link in it would be followed from our own root.
+        let (path, within) =
+            (WORKSPACE_PATH.trim_start_matches('/'), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS);
+        let workspace = openat2(&root, path, flags, Mode::empty(), within).map_err(failed)?;
         // The number may have been given out again before it was opened, but not if the process lives now.
-        if owned.process.is_some_and(|process| process.has_ended()) { Err(gone()) } else { Ok(root) }
+        if owned.process.is_some_and(|process| process.has_ended()) { Err(gone()) } else { Ok(workspace) }
     }
 
     /// See [`Runtime::freeze`](crate::Runtime::freeze).

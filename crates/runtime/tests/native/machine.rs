@@ -87,18 +87,14 @@ impl Machine {
 
     /// A container that will run `script` as the container's root.
     pub fn container(&self, number: u128, script: &str) -> ContainerSpec {
-        let layer = LayerId(Uuid::from_u128(number));
-        let directory = layers_in(&self.data()).join(layer.0.as_simple().to_string());
-        for part in ["work", "fs"] {
-            fs::create_dir_all(directory.join(part)).unwrap();
-        }
-        let workspace = directory.join("fs");
+        let (layer, workspace) = self.layer(number);
         chown(&workspace, Some(Ids::BASE_OF_ROOT), Some(Ids::BASE_OF_ROOT)).unwrap();
         fs::set_permissions(&workspace, Permissions::from_mode(0o777)).unwrap();
         fs::write(workspace.join("script"), script).unwrap();
         let workspace = Stack { layers: Vec::new(), writable: Some(layer) };
         ContainerSpec {
             id: ContainerId { session: SessionId(Uuid::from_u128(number)), generation: 1 },
+            image: None,
             workspace,
             resources: RESOURCES,
             token: format!("token-{number}-of-{}", self.directory.path().display()),
@@ -106,10 +102,31 @@ impl Machine {
         }
     }
 
+    /// An empty layer, and its directory.
+    pub fn layer(&self, number: u128) -> (LayerId, PathBuf) {
+        let layer = LayerId(Uuid::from_u128(number));
+        let directory = layers_in(&self.data()).join(layer.0.as_simple().to_string());
+        for part in ["work", "fs"] {
+            fs::create_dir_all(directory.join(part)).unwrap();
+        }
+        (layer, directory.join("fs"))
+    }
+
     /// What the container writes to.
     pub fn workspace(&self, spec: &ContainerSpec) -> PathBuf {
         let layer = spec.workspace.writable.unwrap();
         layers_in(&self.data()).join(layer.0.as_simple().to_string()).join("fs")
+    }
+
+    /// Waits until what is being removed in the background has gone.
+    pub async fn until_buried(&self) {
+        let trash = self.data().join("run/trash");
+        let all = async {
+            while fs::read_dir(&trash).unwrap().next().is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, all).await.unwrap();
     }
 
     pub async fn exit(&mut self) -> Exit {

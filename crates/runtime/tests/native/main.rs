@@ -11,6 +11,7 @@ use raworc_core::limits::{MEMORY_BYTES_MIN, PIDS_MIN};
 use raworc_runtime::{ContainerSpec, Exit, ExitReason, Runtime, RuntimeError};
 use uuid::Uuid;
 
+mod image;
 mod machine;
 
 /// What a container looks like from inside, as `name: value` lines.

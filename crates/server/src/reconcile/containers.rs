@@ -140,6 +140,7 @@ async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
     let (stack, _hold) = trees::ready_stack_of(app, row.id).await?;
     let spec = ContainerSpec {
         id: container,
+        image: None,
         workspace: stack,
         resources: Resources { cpu: row.settings.cpu, memory_bytes: row.settings.memory.0, pids: row.settings.pids },
         token: app.host_tokens.make(container),

@@ -201,8 +201,11 @@ pub async fn collect(app: &Shared) -> Result<(), Failure> {
             return Ok(());
         }
     };
-    let stacks = listed.into_iter().filter_map(|listed| listed.workspace);
-    let mounted: BTreeSet<LayerId> = stacks.flat_map(|stack| stack.layers.into_iter().chain(stack.writable)).collect();
+    let mut mounted = BTreeSet::new();
+    for listed in listed {
+        mounted.extend(listed.image);
+        mounted.extend(listed.workspace.into_iter().flat_map(|stack| stack.layers.into_iter().chain(stack.writable)));
+    }
     let (mounted, free): (Vec<LayerId>, Vec<LayerId>) = free.into_iter().partition(|layer| mounted.contains(layer));
     app.trees.waste(busy.into_iter().chain(mounted));
     let unknown = self::unknown(app, free).await?;
