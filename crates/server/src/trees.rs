@@ -269,6 +269,26 @@ pub async fn stack_of(app: &Shared, session: SessionId) -> Result<(Stack, Hold),
     }
 }
 
+/// The layers of the image that a session's containers run, held.
+///
+/// # Errors
+/// 404 where there is no such session.
+pub async fn image_of(app: &Shared, session: SessionId) -> Result<(Stack, Hold), Failure> {
+    loop {
+        let top = image_now(app, session).await?;
+        match stack(app, top).await {
+            // It may have been merged with others just now: then it has another layer than a moment ago.
+            Err(_) if image_now(app, session).await? != top => {}
+            found => return found,
+        }
+    }
+}
+
+async fn image_now(app: &Shared, session: SessionId) -> Result<Option<LayerId>, Failure> {
+    let mut connection = app.store.read().await?;
+    Ok(raworc_store::sessions::find(&mut connection, session).await?.and_then(|row| row.image_layer_id))
+}
+
 /// The same, and what is written to is there.
 ///
 /// # Errors

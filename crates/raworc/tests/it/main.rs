@@ -12,6 +12,7 @@ mod disk;
 mod exec;
 mod files;
 mod harness;
+mod images;
 mod isolation;
 mod messages;
 mod oci_runtime;

@@ -8,7 +8,7 @@ use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::limits::STOP_GRACE;
 use raworc_core::session::Container;
-use raworc_runtime::{ContainerSpec, ExitReason, Resources, RuntimeError};
+use raworc_runtime::{ContainerSpec, ExitReason, Resources, Root, RuntimeError};
 use raworc_store::sessions::{self, SessionRow};
 use tokio::sync::Semaphore;
 
@@ -138,9 +138,13 @@ async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
     let turn = app.trees.turn(row.id).await;
     checkpoints::save_for(app, &turn, row.id, Cause::Start).await?;
     let (stack, _hold) = trees::ready_stack_of(app, row.id).await?;
+    let image = match &row.settings.image {
+        Some(image) => Some((trees::image_of(app, row.id).await?, &image.env)),
+        None => None,
+    };
     let spec = ContainerSpec {
         id: container,
-        image: None,
+        image: image.as_ref().map(|((stack, _), env)| Root { layers: stack.layers.clone(), env: (*env).clone() }),
         workspace: stack,
         resources: Resources { cpu: row.settings.cpu, memory_bytes: row.settings.memory.0, pids: row.settings.pids },
         token: app.host_tokens.make(container),
