@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -105,6 +106,10 @@ impl Runtime for SimRuntime {
             is_running: model.is_alive(),
         };
         Ok(all.map(listed).collect())
+    }
+
+    fn written(&self, _: ContainerId) -> Option<PathBuf> {
+        None
     }
 
     fn workspace(&self, id: ContainerId) -> Option<Stack> {

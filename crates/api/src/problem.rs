@@ -121,6 +121,8 @@ codes! {
     Internal = "internal", 500, "Internal error";
     /// A part the server needs is away.
     Unavailable = "unavailable", 503, "Unavailable";
+    /// The session takes more of the disk than it may.
+    DiskQuotaExceeded = "disk_quota_exceeded", 507, "Disk quota exceeded";
     /// The disk of the server is full.
     DiskFull = "disk_full", 503, "Disk full";
 }

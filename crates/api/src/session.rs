@@ -151,6 +151,7 @@ impl CreateSession {
                 cpu: over.cpu.or(base.cpu),
                 memory: over.memory.or(base.memory),
                 pids: over.pids.or(base.pids),
+                disk: over.disk.or(base.disk),
             }),
             (over, base) => over.or(base),
         };
@@ -194,6 +195,11 @@ pub struct ResourcesWanted {
     /// Processes and threads; default 256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
+    /// Bytes on the disk, or as `"10Gi"`: of its workspace, and of what an image's container writes elsewhere. 0: no limit, which
+    /// is the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<MemoryAmount>)]
+    pub disk: Option<Bytes>,
 }
 
 /// Bytes as a number, or a text such as `512Mi`.
@@ -216,6 +222,9 @@ pub struct Resources {
     pub memory: Bytes,
     /// Processes and threads.
     pub pids: u32,
+    /// Bytes on the disk; no limit where absent.
+    #[schema(value_type = Option<u64>)]
+    pub disk: Option<Bytes>,
 }
 
 /// `PUT /sessions/{id}`: what is absent stays as it is.

@@ -6,6 +6,7 @@
 //! The `container` of a session says what is wanted of the runtime (`Starting`, `Stopping`) until the runtime or the host
 //! says that it is so. It is stored with the session, so whoever carries it out can begin again after a crash.
 
+mod refusals;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -73,6 +74,7 @@ impl Step {
             Event::MessageFinished { generation, message } => self.message_finished(*generation, *message),
             Event::StartFailed { generation, fault } => self.start_failed(*generation, fault),
             Event::ContainerGone { generation, fault } => self.container_gone(*generation, fault),
+            Event::OverQuota { generation } => self.over_quota(*generation),
             Event::HostLost { generation } => self.host_lost(*generation),
             Event::Tick { active_inside } => {
                 self.tick(*active_inside);
@@ -293,6 +295,20 @@ impl Step {
         Ok(())
     }
 
+    /// What writes too much ends: the message with its processes, and those in the background. Nothing that was written is lost.
+    fn over_quota(&mut self, generation: Generation) -> Result<(), Refused> {
+        self.fence(generation)?;
+        if !matches!(self.session.state, State::Ready | State::Busy) {
+            return Err(Refused::Fenced);
+        }
+        if let Some(running) = self.session.running.take() {
+            self.effects.push(Effect::FailRunning(running.message));
+            self.go(State::Ready, Reason::DiskQuota);
+        }
+        self.rest(Reason::DiskQuota);
+        Ok(())
+    }
+
     fn host_lost(&mut self, generation: Generation) -> Result<(), Refused> {
         self.fence(generation)?;
         match self.session.state {
@@ -467,25 +483,5 @@ impl Step {
 
     fn has_live_container(&self) -> bool {
         matches!(self.session.container, Container::Starting | Container::Up)
-    }
-
-    // --- refusals ---------------------------------------------------------------------------------------------------
-
-    fn fence(&self, generation: Generation) -> Result<(), Refused> {
-        if generation == self.session.generation { Ok(()) } else { Err(Refused::Fenced) }
-    }
-
-    fn refuse_terminated(&self) -> Result<(), Refused> {
-        if self.session.deleted_at.is_some() {
-            Err(Refused::Deleted)
-        } else if self.session.terminated.is_some() {
-            Err(Refused::Terminated)
-        } else {
-            Ok(())
-        }
-    }
-
-    fn refuse_given_up(&self) -> Result<(), Refused> {
-        if self.session.state == State::Error && self.session.due_at.is_none() { Err(Refused::GivenUp) } else { Ok(()) }
     }
 }

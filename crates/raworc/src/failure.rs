@@ -199,6 +199,7 @@ fn exit_status_of(code: Code) -> u8 {
         | Code::InvalidState
         | Code::CheckpointFailed
         | Code::RegistryUnavailable
+        | Code::DiskQuotaExceeded
         | Code::AgentInUse
         | Code::Stale
         | Code::Busy

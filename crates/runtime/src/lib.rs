@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use raworc_core::ids::{ContainerId, LayerId};
@@ -117,6 +118,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Every container there is, running or with something of it left over.
     async fn list(&self) -> Result<Vec<Listed>, RuntimeError>;
+
+    /// Where what a container writes outside of its workspace is, if that is on the disk.
+    fn written(&self, id: ContainerId) -> Option<PathBuf>;
 
     /// What the workspace of a container that runs is made of; `None` where it does not run.
     fn workspace(&self, id: ContainerId) -> Option<Stack>;

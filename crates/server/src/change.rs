@@ -168,6 +168,10 @@ impl<'t> Change<'t> {
                 let error = self.gave_up(&message);
                 self.finish_message(&mut message, Status::Failed, Some(error), Map::new()).await?;
             }
+            Effect::FailRunning(id) => {
+                let mut message = self.message(id).await?;
+                self.finish_message(&mut message, Status::Failed, Some(over_quota()), Map::new()).await?;
+            }
             Effect::CancelRunning(id) => {
                 let mut message = self.message(id).await?;
                 self.finish_message(&mut message, Status::Cancelled, Some(session_ended()), Map::new()).await?;
@@ -223,6 +227,14 @@ impl<'t> Change<'t> {
                 message.losses + 1
             ),
         }
+    }
+}
+
+fn over_quota() -> MessageError {
+    MessageError {
+        code: "disk_quota_exceeded".into(),
+        message: "the session took more of the disk than its resources.disk allows, and what ran in it was ended"
+            .into(),
     }
 }
 

@@ -89,6 +89,7 @@ impl Engine {
         tasks.spawn(reconcile::every::run(app.clone()));
         tasks.spawn(reconcile::exits::run(app.clone()));
         tasks.spawn(reconcile::leases::run(app.clone()));
+        tasks.spawn(reconcile::quotas::run(app.clone()));
         tasks.spawn(reconcile::sweep::run(app.clone()));
         Ok(Self { app, admin_token })
     }

@@ -20,6 +20,7 @@ use crate::error::Failure;
 use crate::hub::lock;
 use crate::reconcile::every::Timed;
 use crate::reconcile::live::Copied;
+use crate::reconcile::quotas::Quotas;
 
 /// How long someone waits for a checkpoint that is being taken before they go on without it.
 pub const SETTLED_MAX: Duration = Duration::from_secs(60);
@@ -38,6 +39,8 @@ pub struct Trees {
     held: Mutex<HashMap<LayerId, usize>>,
     /// Those that are saved by the clock.
     pub timed: Timed,
+    /// Those whose use of the disk is limited.
+    pub quotas: Quotas,
     /// Layers that may be of no use any more.
     waste: Mutex<BTreeSet<LayerId>>,
 }
@@ -93,6 +96,7 @@ impl Trees {
             copied: Mutex::default(),
             held: Mutex::default(),
             timed: Timed::default(),
+            quotas: Quotas::default(),
             waste: Mutex::default(),
         })
     }

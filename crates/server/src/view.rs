@@ -32,7 +32,12 @@ pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
         created_by: row.owner_name,
         agents: agents.into_iter().map(assigned).collect(),
         metadata: row.settings.metadata,
-        resources: Resources { cpu: row.settings.cpu, memory: row.settings.memory, pids: row.settings.pids },
+        resources: Resources {
+            cpu: row.settings.cpu,
+            memory: row.settings.memory,
+            pids: row.settings.pids,
+            disk: row.settings.disk,
+        },
         env: row.settings.env,
         background_activity: row.settings.background_activity,
         checkpoints: plan(&row.settings.checkpoints),

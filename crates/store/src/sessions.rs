@@ -26,6 +26,9 @@ pub struct Settings {
     pub memory: Bytes,
     /// Processes and threads.
     pub pids: u32,
+    /// What it may take of the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Bytes>,
     /// Environment of everything that runs in it.
     pub env: BTreeMap<String, String>,
     /// Whether processes left running keep it from resting.

@@ -92,6 +92,7 @@ fn events(generation: Generation) -> Vec<(&'static str, Event)> {
         ("message finished", Event::MessageFinished { generation, message: message(1) }),
         ("start failed", Event::StartFailed { generation, fault: fault() }),
         ("container gone", Event::ContainerGone { generation, fault: fault() }),
+        ("over quota", Event::OverQuota { generation }),
         ("host lost", Event::HostLost { generation }),
         ("tick", Event::Tick { active_inside: false }),
         ("tick, active inside", Event::Tick { active_inside: true }),
@@ -114,6 +115,7 @@ fn describe(before: &Session, after: &Session, effects: &[Effect]) -> String {
             Effect::Requeue { is_lost: true, .. } => text.push_str("; requeue, lost"),
             Effect::Requeue { .. } => text.push_str("; requeue"),
             Effect::GiveUp(_) => text.push_str("; give up"),
+            Effect::FailRunning(_) => text.push_str("; fail running"),
             Effect::CancelRunning(_) => text.push_str("; cancel running"),
             Effect::TellCancel(_) => text.push_str("; tell host to cancel"),
             other @ (Effect::Noted(_) | Effect::Failed(_) | Effect::CancelQueued) => {
@@ -201,7 +203,9 @@ impl World {
                     assert!(entry.1 >= MESSAGE_ATTEMPTS_MAX, "given up too early");
                     entry.0 = Status::Ended;
                 }
-                Effect::CancelRunning(id) => self.messages.get_mut(id).unwrap().0 = Status::Ended,
+                Effect::FailRunning(id) | Effect::CancelRunning(id) => {
+                    self.messages.get_mut(id).unwrap().0 = Status::Ended
+                }
                 Effect::CancelQueued => {
                     let rewinds = matches!(event, Event::Rewind { .. });
                     assert!(after.terminated.is_some() || rewinds, "only an end or a rewind cancels what waits");
@@ -277,7 +281,7 @@ impl World {
 }
 
 fn any_event() -> impl Strategy<Value = u8> {
-    0u8..26
+    0u8..27
 }
 
 fn drive(world: &mut World, choice: u8, seconds: u32) {
@@ -303,6 +307,7 @@ fn drive(world: &mut World, choice: u8, seconds: u32) {
         18 => Event::Tick { active_inside: false },
         19 => Event::Rewind { checkpoint: 1 },
         20 => Event::Rewound,
+        21 => Event::OverQuota { generation },
         _ => match world.fair_event() {
             Some(event) => event,
             None => return,

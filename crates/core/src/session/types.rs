@@ -286,6 +286,11 @@ pub enum Event {
         /// Why, where nobody wished it.
         fault: Fault,
     },
+    /// Its disk limit is exceeded: whatever writes has to end.
+    OverQuota {
+        /// Of this container.
+        generation: Generation,
+    },
     /// The host's lease ran out.
     HostLost {
         /// Of this container.
@@ -323,6 +328,8 @@ pub enum Effect {
     },
     /// The message failed: its host died under it too often.
     GiveUp(MessageId),
+    /// The running message failed: the session took more of the disk than it may.
+    FailRunning(MessageId),
     /// The running message is cancelled.
     CancelRunning(MessageId),
     /// All queued messages are cancelled.
@@ -369,6 +376,8 @@ pub enum Reason {
     Restarted,
     /// It goes back to a checkpoint.
     Rewound,
+    /// It took more of the disk than it may.
+    DiskQuota,
     /// Something failed.
     Fault(FaultCode),
 }
@@ -386,6 +395,7 @@ impl Reason {
             Reason::Terminated => "terminated",
             Reason::Restarted => "restarted",
             Reason::Rewound => "rewound",
+            Reason::DiskQuota => "disk_quota_exceeded",
             Reason::Fault(code) => code.as_str(),
         }
     }

@@ -59,3 +59,35 @@ async fn space_is_told_and_given_back() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("sessions"), "{output:?}");
     assert!(server.cli(&["system", "prune", "--images", "--deleted-before", "7d"]).status.success());
 }
+
+#[tokio::test]
+async fn a_session_takes_no_more_than_it_may() {
+    let server = server_or_skip!();
+    let id = server.session(json!({ "resources": { "disk": "20Mi" } })).await;
+    server.output(&id, "head -c 5000000 /dev/zero > small; echo mine > mine").await;
+    // What writes too much ends, with what runs in the background; what was saved stays, and what was written, too.
+    let message = server.send(&id, "(while :; do head -c 1000000 /dev/zero >> more; done) & wait").await;
+    assert_eq!((&message["status"], &message["error"]["code"]), (&json!("failed"), &json!("disk_quota_exceeded")));
+    let session = server.until(&id, |session| session["state"] == "IDLE").await;
+    assert_eq!((&session["error"], &session["resources"]["disk"]), (&Value::Null, &json!(20 << 20)), "{session:#}");
+    assert!(server.events(&id).await.iter().any(|event| event["type"] == "session.disk_quota_exceeded"));
+    let path = format!("/sessions/{id}/files/from-outside");
+    let put = || server.request(reqwest::Method::PUT, &path).body("x").send();
+    assert_eq!(put().await.unwrap().status(), 507);
+    // It can still be looked into and cleaned up, but not grow.
+    assert_eq!(server.output(&id, "cat mine; rm more").await, "mine\n");
+    // What was removed counts until that is saved, which is soon.
+    while put().await.unwrap().status() != 201 {}
+    let message = server.send(&id, "head -c 30000000 /dev/zero > again; sleep 1000").await;
+    assert_eq!(message["error"]["code"], "disk_quota_exceeded", "{message:#}");
+    // More can be given, also while it runs.
+    let (status, _) = server.put(&format!("/sessions/{id}"), json!({ "resources": { "disk": "1Gi" } })).await;
+    assert_eq!(status, 200);
+    assert_eq!(server.output(&id, "head -c 30000000 /dev/zero > third; ls | wc -l").await, "5\n");
+    let (_, remix) = server.post(&format!("/sessions/{id}/remix"), json!({})).await;
+    assert_eq!(remix["resources"]["disk"], 1 << 30);
+    for wrong in [json!("12"), json!(-1), json!("2048Ti")] {
+        let (status, problem) = server.post("/sessions", json!({ "resources": { "disk": wrong } })).await;
+        assert_eq!((status.as_u16(), &problem["errors"][0]["field"]), (422, &json!("resources.disk")), "{problem:#}");
+    }
+}

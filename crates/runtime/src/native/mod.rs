@@ -159,6 +159,10 @@ impl Runtime for NativeRuntime {
         Ok(self.containers.list())
     }
 
+    fn written(&self, id: ContainerId) -> Option<PathBuf> {
+        self.containers.written(id)
+    }
+
     fn workspace(&self, id: ContainerId) -> Option<Stack> {
         self.containers.workspace(id)
     }

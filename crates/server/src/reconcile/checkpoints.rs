@@ -22,7 +22,7 @@ use raworc_workspace::{FileError, Stack};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use super::{layers, live};
+use super::{layers, live, quotas};
 use crate::app::{Shared, blocking};
 use crate::error::Failure;
 use crate::trees::{self, Turn};
@@ -95,6 +95,9 @@ pub async fn fix(app: &Shared, _: &Turn, session: SessionId, causes: &BTreeSet<C
     let Some((row, pending)) = load(app, session).await? else { return Ok(false) };
     let container = ContainerId { session, generation: row.machine.generation };
     app.trees.timed.set(session, &row.settings.checkpoints, app.runtime.workspace(container).is_some());
+    if app.runtime.workspace(container).is_some() {
+        quotas::watch(app, &row, container).await?;
+    }
     let job = Job { app, row: &row, container, causes, began: app.now() };
     let attempt = match app.runtime.workspace(container) {
         Some(stack) => job.fix_running(&stack, &pending).await,

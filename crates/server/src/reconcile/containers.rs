@@ -12,7 +12,7 @@ use raworc_runtime::{ContainerSpec, ExitReason, Resources, Root, RuntimeError};
 use raworc_store::sessions::{self, SessionRow};
 use tokio::sync::Semaphore;
 
-use super::checkpoints;
+use super::{checkpoints, quotas};
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::hub::lock;
@@ -150,6 +150,7 @@ async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
         token: app.host_tokens.make(container),
         hostname: hostname(row),
     };
+    quotas::watch(app, row, container).await?;
     let begun = std::time::Instant::now();
     match app.runtime.start(&spec).await {
         Ok(()) => {

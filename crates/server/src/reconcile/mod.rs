@@ -9,4 +9,5 @@ pub mod exits;
 pub mod layers;
 pub mod leases;
 pub mod live;
+pub mod quotas;
 pub mod sweep;

@@ -25,7 +25,9 @@ const CPU_MIN: f64 = 0.01;
 /// Largest `pids`: the kernel's own bound (`PID_MAX_LIMIT`).
 const PIDS_MAX: u32 = 4_194_304;
 
-/// Largest `memory`, in bytes; more than any machine has.
+/// Smallest `disk`, in bytes.
+const DISK_BYTES_MIN: u64 = 1 << 20;
+/// Largest `memory` and `disk`, in bytes; more than any machine has.
 const MEMORY_BYTES_MAX: u64 = 1 << 50;
 
 /// Deepest `metadata`. Whoever reads a list of sessions has to read it, and JSON parsers stop at a hundred or so.
@@ -79,6 +81,7 @@ impl Checks {
     /// Limits of a container.
     pub fn resources(&mut self, wanted: Option<&ResourcesWanted>) {
         let Some(wanted) = wanted else { return };
+        self.disk(wanted);
         if let Some(cpu) = wanted.cpu.filter(|cpu| !(CPU_MIN..=CPU_MAX).contains(cpu)) {
             self.fault("resources.cpu", format!("must be {CPU_MIN} to {CPU_MAX}, is {cpu}"));
         }
@@ -118,6 +121,17 @@ impl Checks {
         }
     }
 
+    /// A limit on the disk.
+    fn disk(&mut self, wanted: &ResourcesWanted) {
+        let bounds = DISK_BYTES_MIN..=MEMORY_BYTES_MAX;
+        if let Some(Bytes(bytes)) = wanted.disk.filter(|bytes| bytes.0 != 0 && !bounds.contains(&bytes.0)) {
+            let message = format!(
+                "must be 0 (no limit) or {DISK_BYTES_MIN} (1Mi) to {MEMORY_BYTES_MAX} (1024Ti) bytes, is {bytes}"
+            );
+            self.fault("resources.disk", message);
+        }
+    }
+
     /// A plan for checkpoints.
     pub fn plan(&mut self, wanted: Option<&CheckpointPlanWanted>) {
         let Some(wanted) = wanted else { return };
@@ -142,6 +156,11 @@ pub fn resources_or_default(wanted: Option<ResourcesWanted>) -> (f64, Bytes, u32
         wanted.memory.unwrap_or(Bytes(MEMORY_BYTES_DEFAULT)),
         wanted.pids.unwrap_or(PIDS_DEFAULT),
     )
+}
+
+/// A limit on the disk, if there is to be one.
+pub fn disk(wanted: Option<ResourcesWanted>) -> Option<Bytes> {
+    wanted.and_then(|wanted| wanted.disk).filter(|bytes| bytes.0 > 0)
 }
 
 /// Where checkpoints are sent, as someone wants it; nowhere where they say nothing, or that.

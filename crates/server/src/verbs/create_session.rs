@@ -21,7 +21,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::backups;
-use super::check::{Checks, backup, plan, resources_or_default};
+use super::check::{Checks, backup, disk, plan, resources_or_default};
 use super::idempotent::Key;
 use super::images::{self, Use};
 use super::send_message::{NewMessage, queue};
@@ -262,6 +262,7 @@ pub fn new_row(actor: &Actor, body: &CreateSession, now: Time) -> SessionRow {
             cpu,
             memory,
             pids,
+            disk: disk(body.resources),
             env: body.env.clone().unwrap_or_default(),
             background_activity: body.background_activity.unwrap_or(true),
             checkpoints: plan(Plan::default(), body.checkpoints),

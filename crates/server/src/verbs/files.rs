@@ -1,7 +1,10 @@
 //! Read and change files of a session's workspace, whatever its state.
 
+use std::fs::File;
 use std::io::Read;
 
+use raworc_api::problem::Code;
+use raworc_core::ids::ContainerId;
 use raworc_core::limits::FILE_BYTES_MAX;
 use raworc_core::permissions::Actor;
 use raworc_store::audit;
@@ -13,6 +16,7 @@ use super::find::{self, Purpose};
 use crate::app::{Shared, blocking};
 use crate::change::Change;
 use crate::error::Failure;
+use crate::reconcile::quotas;
 use crate::trees;
 
 /// What is at `path`.
@@ -41,6 +45,7 @@ pub async fn write(
     // As slowly as it comes, it holds nobody up; it is put into the workspace when it is there.
     let shelf = app.trees.shelf.clone();
     let mut content = blocking(move || shelf.spool(&mut content, FILE_BYTES_MAX)).await.map_err(FileError::Io)??;
+    refuse_over_quota(app, &row, &content).await?;
     let turn = app.trees.turn(row.id).await;
     let is_new =
         trees::change(app, &turn, move |workspace| workspace.write(&path, &mut content, FILE_BYTES_MAX)).await?;
@@ -66,6 +71,18 @@ pub async fn remove(app: &Shared, actor: &Actor, id_or_name: &str, path: String)
 async fn session(app: &Shared, actor: &Actor, id_or_name: &str, purpose: Purpose) -> Result<SessionRow, Failure> {
     let mut connection = app.store.read().await?;
     find::session(&mut connection, actor, id_or_name, purpose).await
+}
+
+/// A session with a limit takes no more than that from outside, either.
+async fn refuse_over_quota(app: &Shared, row: &SessionRow, content: &File) -> Result<(), Failure> {
+    let Some(limit) = row.settings.disk else { return Ok(()) };
+    let container = ContainerId { session: row.id, generation: row.machine.generation };
+    let bytes = content.metadata().map_err(FileError::from)?.len();
+    if quotas::used(app, row, container).await?.saturating_add(bytes) <= limit.0 {
+        return Ok(());
+    }
+    let detail = format!("the session may take {} bytes of the disk; remove something, or give it more", limit.0);
+    Err(Failure::new(Code::DiskQuotaExceeded, detail))
 }
 
 /// What has ended is kept as it is.

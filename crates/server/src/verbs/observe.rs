@@ -3,6 +3,7 @@
 use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::session::{Event, Fault, FaultCode, Session};
 use raworc_runtime::ExitReason;
+use serde_json::json;
 
 use crate::app::Shared;
 use crate::change::{Change, SYSTEM};
@@ -44,6 +45,29 @@ pub async fn container_gone(app: &Shared, container: ContainerId, reason: ExitRe
     };
     let fault = Fault { code, message };
     observe(app, container.session, Event::ContainerGone { generation: container.generation, fault }).await
+}
+
+/// The session takes so many bytes of the disk, which is more than it may.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn over_quota(app: &Shared, container: ContainerId, used_bytes: u64) -> Result<bool, Failure> {
+    let now = app.now();
+    app.store
+        .write(move |transaction| {
+            Box::pin(async move {
+                let mut change = Change::load(transaction, container.session, now, SYSTEM).await?;
+                let limit_bytes = change.row.settings.disk;
+                if !apply(&mut change, Event::OverQuota { generation: container.generation }).await? {
+                    return Ok(false);
+                }
+                let data = json!({ "used_bytes": used_bytes, "limit_bytes": limit_bytes });
+                change.log("session.disk_quota_exceeded", data).await?;
+                change.save().await?;
+                Ok(true)
+            })
+        })
+        .await
 }
 
 /// The host was not heard of for too long.

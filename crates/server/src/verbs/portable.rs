@@ -74,6 +74,7 @@ pub fn as_wanted(row: &SessionRow) -> CreateSession {
             cpu: Some(settings.cpu),
             memory: Some(settings.memory),
             pids: Some(settings.pids),
+            disk: settings.disk,
         }),
         env: Some(settings.env.clone()),
         background_activity: Some(settings.background_activity),

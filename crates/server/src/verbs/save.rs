@@ -122,17 +122,21 @@ async fn lay(change: &mut Change<'_>, found: Found) -> Result<Option<LayerId>, F
         Found::Sealed { .. } => (change.row.writable_id, change.row.layer_id),
         Found::Copied { layer, earlier } => (layer, earlier.or(change.row.layer_id)),
     };
-    let depth = match parent {
-        Some(parent) => layer(change, parent).await?.depth,
-        None => 0,
+    // Until it is measured, it is taken to be as large as what it lies on.
+    let (depth, bytes, files) = match parent {
+        Some(parent) => {
+            let below = layer(change, parent).await?;
+            (below.depth, below.bytes, below.files)
+        }
+        None => (0, 0, 0),
     };
     let row = LayerRow {
         id,
         parent_id: parent,
         depth: depth + 1,
         changed_bytes: 0,
-        bytes: 0,
-        files: 0,
+        bytes,
+        files,
         entries: 0,
         created_at: change.now,
     };

@@ -12,7 +12,7 @@ use raworc_store::audit;
 use raworc_store::sessions::{BackupState, SessionRow};
 use serde_json::json;
 
-use super::check::{Checks, backup, plan};
+use super::check::{Checks, backup, disk, plan};
 use super::find::{self, Purpose};
 use crate::app::Shared;
 use crate::change::Change;
@@ -30,7 +30,7 @@ pub async fn update_session(
     version: Option<i64>,
 ) -> Result<SessionRow, Failure> {
     check(&body)?;
-    let (actor, now, has_plan) = (actor.clone(), app.now(), body.checkpoints.is_some());
+    let (actor, now, has_plan) = (actor.clone(), app.now(), body.checkpoints.is_some() || body.resources.is_some());
     let row = app
         .store
         .write(move |transaction| {
@@ -97,6 +97,9 @@ fn apply(row: &mut SessionRow, body: UpdateSession, now: raworc_core::time::Time
     if let Some(wanted) = body.resources {
         row.settings.cpu = wanted.cpu.unwrap_or(row.settings.cpu);
         row.settings.memory = wanted.memory.unwrap_or(row.settings.memory);
+        if wanted.disk.is_some() {
+            row.settings.disk = disk(Some(wanted));
+        }
         row.settings.pids = wanted.pids.unwrap_or(row.settings.pids);
         fields.push("resources");
     }

@@ -10,10 +10,12 @@ pub mod compare;
 mod entry;
 pub mod seal;
 pub mod squash;
+mod usage;
 mod view;
 
 pub use adopt::adopt;
 pub use raworc_oci::Marks;
+pub use usage::usage;
 
 /// Directories inside one another at most: each costs a descriptor while it is looked at.
 pub const DEPTH_MAX: usize = 512;

@@ -77,6 +77,9 @@ pub struct Settings {
     /// Processes and threads [default of a new session: 256].
     #[arg(long, value_name = "N")]
     pub pids: Option<u32>,
+    /// Space on the disk, such as 10Gi; 0 for no limit [default of a new session: 0].
+    #[arg(long, value_name = "BYTES")]
+    pub disk: Option<Bytes>,
     /// An environment variable of everything that runs in it; may be repeated.
     #[arg(long, value_name = "NAME=VALUE", value_parser = input::variable)]
     pub env: Vec<(String, String)>,
@@ -122,7 +125,7 @@ impl Settings {
 
     /// The limits that are named, if any is.
     pub fn resources(&self) -> Option<ResourcesWanted> {
-        let wanted = ResourcesWanted { cpu: self.cpu, memory: self.memory, pids: self.pids };
+        let wanted = ResourcesWanted { cpu: self.cpu, memory: self.memory, pids: self.pids, disk: self.disk };
         (wanted != ResourcesWanted::default()).then_some(wanted)
     }
 }

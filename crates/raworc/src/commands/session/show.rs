@@ -108,7 +108,8 @@ fn work(session: &Session) -> String {
 
 fn limits(session: &Session) -> String {
     let limits = &session.resources;
-    format!("{} cpu, {} memory, {} processes", limits.cpu, bytes(limits.memory.0), limits.pids)
+    let disk = limits.disk.map(|disk| format!(", {} disk", bytes(disk.0))).unwrap_or_default();
+    format!("{} cpu, {} memory, {} processes{disk}", limits.cpu, bytes(limits.memory.0), limits.pids)
 }
 
 fn backup(session: &Session) -> String {
