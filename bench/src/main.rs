@@ -7,6 +7,7 @@ mod latency;
 mod many;
 mod memory;
 mod peers;
+mod registry;
 mod report;
 mod server;
 mod workspaces;
@@ -31,7 +32,7 @@ struct Options {
     /// How often each thing that takes milliseconds is done.
     #[arg(long, default_value_t = 100, value_name = "N")]
     rounds: usize,
-    /// Only these: latency, workspaces, burst, durable, memory, idle, scale.
+    /// Only these: latency, workspaces, registry, burst, durable, memory, idle, scale.
     #[arg(long, value_delimiter = ',', value_name = "PART,…")]
     only: Vec<String>,
     /// Leave the server's data here, and use what is there; otherwise in a temporary directory.
@@ -79,6 +80,9 @@ async fn measure(
         let server = Server::start(program, data_dir, &["--spares", "2"]).await?;
         workspaces::measure(&server, options.rounds, report).await?;
         server.stop().await?;
+    }
+    if options.wants("registry") {
+        registry::measure(program, report).await?;
     }
     if options.wants("burst") {
         let server = Server::start(program, data_dir, &[]).await?;

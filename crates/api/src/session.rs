@@ -222,7 +222,7 @@ pub struct Resources {
     pub memory: Bytes,
     /// Processes and threads.
     pub pids: u32,
-    /// Bytes on the disk; no limit where absent.
+    /// Bytes on the disk; `null` where there is no limit.
     #[schema(value_type = Option<u64>)]
     pub disk: Option<Bytes>,
 }

@@ -195,6 +195,14 @@ async fn export(context: &Context, session: &str, file: &Path) -> Result<()> {
         return Ok(());
     }
     let wrong = |error: std::io::Error| Failure::failed(format!("{} can't be written: {error}", file.display()));
+    // A pipe or a device is written to as it is.
+    if std::fs::metadata(file).is_ok_and(|found| !found.is_file()) {
+        let mut open = tokio::fs::OpenOptions::new().write(true).open(file).await.map_err(wrong)?;
+        while let Some(chunk) = archive.chunk().await? {
+            open.write_all(&chunk).await.map_err(wrong)?;
+        }
+        return open.flush().await.map_err(wrong);
+    }
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let (new, path) = tempfile::NamedTempFile::new_in(directory).map_err(wrong)?.into_parts();
     let (mut new, mut written) = (tokio::fs::File::from_std(new), 0);

@@ -107,7 +107,7 @@ async fn a_container_is_limited_as_its_session_says_and_runs_as_nobody() {
     let by_default = server.session(json!({})).await;
     let small = server.session(json!({ "resources": { "cpu": 0.5, "memory": "64Mi", "pids": 40 } })).await;
     let (_, session) = server.get(&format!("/sessions/{by_default}")).await;
-    assert_eq!(session["resources"], json!({ "cpu": 1.0, "memory": 512 << 20, "pids": 256 }));
+    assert_eq!(session["resources"], json!({ "cpu": 1.0, "memory": 512 << 20, "pids": 256, "disk": null }));
     for (id, cpu, memory, pids) in [(&by_default, 100, 512 << 20, 256), (&small, 50, 64 << 20, 40)] {
         let container = server.container(id).await;
         let value = |files: &[&str]| server.cgroup_value(&container, files);

@@ -20,3 +20,4 @@ mod portable;
 mod raw;
 mod sessions;
 mod system;
+mod transfers;

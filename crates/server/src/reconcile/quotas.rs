@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use raworc_core::ids::{ContainerId, SessionId};
+use raworc_core::session::Container;
 use raworc_store::layers;
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::FileError;
@@ -136,7 +137,12 @@ async fn look(app: &Shared, container: ContainerId) -> Result<(), Failure> {
         let mut connection = app.store.read().await?;
         sessions::find(&mut connection, container.session).await?
     };
-    let Some(row) = row.filter(|_| app.runtime.workspace(container).is_some()) else {
+    // One that is about to start is watched already, so that nothing is written before it is known what there was.
+    let is_current = |row: &SessionRow| {
+        let wanted = matches!(row.machine.container, Container::Starting | Container::Up);
+        wanted && row.machine.generation == container.generation
+    };
+    let Some(row) = row.filter(is_current) else {
         app.trees.quotas.forget(container);
         return Ok(());
     };
