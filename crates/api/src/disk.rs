@@ -20,6 +20,19 @@ pub struct DiskUsage {
     pub unused_images: LayerUsage,
     /// Bytes of images on their way, and of what transfers that failed have left. `prune` gives the latter back.
     pub transfers_bytes: u64,
+    /// How sessions are kept within their `resources.disk`.
+    pub limits: Limits,
+}
+
+/// What keeps sessions within their `resources.disk`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Limits {
+    /// The file system refuses what is too much (project quotas).
+    FileSystem,
+    /// They are looked at about once a second, and stopped where they have written too much.
+    #[default]
+    Stopping,
 }
 
 /// Layers: what checkpoints and images are made of. What many share is counted once.

@@ -386,7 +386,13 @@ pub async fn change<T: Send + 'static>(
         Some(root) => Opened { workspace: app.trees.shelf.workspace(root), _hold: None },
         None => {
             let (stack, hold) = ready_stack_of(app, row.id).await?;
-            Opened { workspace: open(app, move |shelf| shelf.mount(&stack)).await?, _hold: Some(hold) }
+            let writable = stack.writable;
+            let mount = move |shelf: &Workspaces| {
+                // What a container could write counts no longer: whoever writes from outside was looked at.
+                writable.map_or(Ok(false), |layer| shelf.limit(layer, None))?;
+                shelf.mount(&stack)
+            };
+            Opened { workspace: open(app, mount).await?, _hold: Some(hold) }
         }
     };
     Ok(blocking(move || work(&workspace)).await.map_err(FileError::Io)??)

@@ -13,7 +13,7 @@ use std::io;
 
 pub use files::{Entry, Found, Kind, Workspace};
 pub use mount::{Mounter, Stack};
-pub use shelf::{Space, Workspaces, layers_in};
+pub use shelf::{Space, Workspaces, has_limits, layers_in};
 pub use trash::Trash;
 
 /// What can go wrong with a file.

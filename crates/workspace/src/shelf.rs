@@ -7,14 +7,16 @@ use std::io::{self, Read, Seek as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use raworc_core::ids::{LayerId, SessionId};
+use raworc_quota::Projects;
 use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
 use crate::FileError;
 use crate::files::Workspace;
-use crate::layers::{Marks, seal};
+use crate::layers::{Marks, seal, usage};
 use crate::mount::{EMPTY, Mounter, Stack};
 use crate::trash::Trash;
 
@@ -26,6 +28,8 @@ pub struct Workspaces {
     owner: Option<u32>,
     marks: Marks,
     mounter: Option<Mounter>,
+    /// Where the file system enforces limits of projects: each layer that is written to is one.
+    projects: Option<Arc<Projects>>,
 }
 
 /// How large a file system is.
@@ -52,7 +56,8 @@ impl Workspaces {
         let root = layers_in(data_dir);
         DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
         let trash = Trash::open(&data_dir.join("trash"))?;
-        let workspaces = Self { root, trash, owner, marks, mounter };
+        let projects = Projects::of(&root).map(Arc::new);
+        let workspaces = Self { root, trash, owner, marks, mounter, projects };
         workspaces.take_over(&data_dir.join("workspaces"))?;
         Ok(workspaces)
     }
@@ -105,14 +110,18 @@ impl Workspaces {
             return Ok(());
         }
         let directory = self.directory(layer);
+        let work = directory.join("work");
         make(&directory)?;
-        make(&directory.join("work"))?;
+        make(&work)?;
         let new = directory.join("new");
         if new.exists() {
             fs::remove_dir(&new)?;
         }
         let below = stack.layers.first().map(|below| self.path(*below));
         seal::prepare(&new, below.as_deref(), self.owner.map(|owner| (owner, owner)))?;
+        if let Some(projects) = &self.projects {
+            projects.found(&[&new, &work], layer.0.as_u128())?;
+        }
         fs::rename(&new, &path)
     }
 
@@ -150,6 +159,43 @@ impl Workspaces {
     /// Where it cannot be moved away.
     pub fn remove(&self, layer: LayerId) -> io::Result<()> {
         self.trash.take(&self.directory(layer))
+    }
+
+    /// Whether the file system keeps what is written within limits (see [`Self::limit`]).
+    pub fn has_limits(&self) -> bool {
+        self.projects.is_some()
+    }
+
+    /// Lets no more than so many bytes be written to a layer, or as many as there is room for. Whoever writes more gets an
+    /// error. Says whether it could be done: where the file system has no limits, and for a layer that was made when it had
+    /// none, nothing happens.
+    ///
+    /// # Errors
+    /// Where the file system refuses.
+    pub fn limit(&self, layer: LayerId, bytes: Option<u64>) -> io::Result<bool> {
+        let Some((projects, project)) = self.project(layer)? else { return Ok(false) };
+        projects.limit(project, bytes)?;
+        Ok(true)
+    }
+
+    /// What has been written to a layer takes, in bytes.
+    ///
+    /// # Errors
+    /// Where it cannot be looked through.
+    pub fn written(&self, layer: LayerId) -> io::Result<u64> {
+        match self.project(layer)? {
+            Some((projects, project)) => Ok(projects.used(project)?.bytes),
+            None => usage(&self.path(layer)),
+        }
+    }
+
+    fn project(&self, layer: LayerId) -> io::Result<Option<(&Projects, u32)>> {
+        let Some(projects) = &self.projects else { return Ok(None) };
+        match projects.project(&self.path(layer)) {
+            // It is made when it is first needed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            outcome => Ok(outcome?.map(|project| (projects.as_ref(), project))),
+        }
     }
 
     /// The file system that layers are on.
@@ -211,6 +257,11 @@ impl Workspaces {
     fn mounter(&self) -> io::Result<&Mounter> {
         self.mounter.as_ref().ok_or_else(|| io::Error::other("workspaces cannot be looked into here"))
     }
+}
+
+/// Whether the file system of a directory would keep what is written to layers within limits.
+pub fn has_limits(directory: &Path) -> bool {
+    Projects::of(directory).is_some()
 }
 
 /// Where a server with this data directory keeps its layers.

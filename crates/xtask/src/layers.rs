@@ -9,11 +9,12 @@ use crate::Faults;
 use crate::house::House;
 
 /// The order: a crate may use those before it, never those after it. The ones that are yet to come keep their place.
-const ORDER: [&str; 14] = [
+const ORDER: [&str; 15] = [
     "raworc-core",
     "raworc-api",
     "raworc-store",
     "raworc-oci",
+    "raworc-quota",
     "raworc-workspace",
     "raworc-launcher",
     "raworc-runtime",

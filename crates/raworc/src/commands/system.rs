@@ -1,7 +1,7 @@
 //! `raworc system`.
 
 use clap::{Args, Subcommand};
-use raworc_api::disk::{DiskUsage, LayerUsage, Prune as Body};
+use raworc_api::disk::{DiskUsage, LayerUsage, Limits, Prune as Body};
 
 use crate::context::Context;
 use crate::failure::Result;
@@ -65,5 +65,12 @@ fn usage(usage: &DiskUsage) -> String {
         ("unused images", back(usage.unused_images, "`raworc system prune --images` removes them")),
         ("records", bytes(usage.records_bytes)),
         ("transfers", bytes(usage.transfers_bytes)),
+        (
+            "disk limits",
+            match usage.limits {
+                Limits::FileSystem => "kept by the file system".into(),
+                Limits::Stopping => "kept by stopping what writes too much".into(),
+            },
+        ),
     ])
 }

@@ -153,7 +153,10 @@ fn disk(data_dir: &Path) -> Vec<Check> {
     let existing = data_dir.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
     let place = existing.display();
     match statvfs(existing) {
-        Ok(statistics) => vec![space(&statistics, &place.to_string()), inodes(&statistics, &place.to_string())],
+        Ok(statistics) => {
+            let place = place.to_string();
+            vec![space(&statistics, &place), inodes(&statistics, &place), limits(existing)]
+        }
         Err(error) => {
             vec![Check::missing("disk space", format!("{place}: {error}"), "Choose another --data-dir.")]
         }
@@ -179,6 +182,15 @@ fn inodes(statistics: &StatVfs, place: &str) -> Check {
         return Check::ok("inodes", found);
     }
     Check::warning("inodes", found, "Remove files that are not needed, or choose another --data-dir.")
+}
+
+/// Which of the two ways a session is kept within its `resources.disk`; both are all right.
+fn limits(data_dir: &Path) -> Check {
+    const NAME: &str = "disk limits";
+    if raworc_workspace::has_limits(data_dir) {
+        return Check::ok(NAME, "kept by the file system (project quotas)");
+    }
+    Check::ok(NAME, "kept by stopping what writes too much; the file system has no project quotas for us")
 }
 
 fn number(path: &str) -> Option<u64> {

@@ -276,6 +276,7 @@ impl Job<'_> {
 
     async fn remount(&self) -> Result<(), Trouble> {
         let (stack, _hold) = trees::ready_stack_of(self.app, self.row.id).await?;
+        quotas::go_on(self.app, self.container).await?;
         Ok(self.app.runtime.remount(self.container, &stack).await?)
     }
 
@@ -294,7 +295,12 @@ impl Job<'_> {
     async fn settle(&self) -> Result<(), Trouble> {
         let (stack, _hold) = trees::stack(self.app, self.row.layer_id).await?;
         let (shelf, layer) = (self.app.trees.shelf.clone(), self.row.writable_id);
-        blocking(move || seal::settle(&shelf.path(layer), &shelf.paths(&stack.layers), shelf.marks())).await??;
+        let work = move || {
+            // It is not the session that writes to it now.
+            shelf.limit(layer, None)?;
+            seal::settle(&shelf.path(layer), &shelf.paths(&stack.layers), shelf.marks())
+        };
+        blocking(work).await??;
         Ok(())
     }
 }

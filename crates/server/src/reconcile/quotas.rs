@@ -1,8 +1,11 @@
-//! Watches what sessions with a `disk` limit write, and stops those that write more.
+//! Keeps sessions with a `disk` limit within it.
 //!
 //! What a workspace takes is what its layers hold together and what was written since; for a container that runs an image, also
 //! what was written outside of the workspace. A session that was over its limit before may still be used, to make room: but
 //! what it takes must not grow.
+//!
+//! Where the file system enforces limits of projects, it refuses what is too much, and here it is said so. Otherwise, and for
+//! what is written outside of the workspace, those that write too much are found by looking, and stopped.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -25,6 +28,10 @@ use crate::verbs::observe;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// A look that takes long is taken less often: so many times what it took lies between two.
 const REST: u32 = 20;
+/// Bytes that a session at its limit, or over it, may take on top: what is removed takes a little first.
+const ROOM_BYTES: u64 = 1 << 20;
+/// Where so many bytes are left, the file system refuses most of what is written.
+const LEFT_BYTES: u64 = 64 << 10;
 
 /// Sessions that are watched.
 #[derive(Default)]
@@ -34,28 +41,66 @@ pub struct Quotas(Mutex<HashMap<SessionId, Watch>>);
 struct Watch {
     container: ContainerId,
     limit: u64,
-    /// What it may take: its limit, or what it took when it began, where that is more.
+    /// What it may take: its limit, or a little more than it took when it began, where that is more.
     ceiling: u64,
     next: Instant,
+    /// That the file system refuses what it writes was told.
+    is_told: bool,
+}
+
+/// What a session takes, in bytes.
+#[derive(Clone, Copy)]
+struct Taken {
+    /// What its layers hold together.
+    saved: u64,
+    /// What was written to its workspace since.
+    written: u64,
+    /// What its container has written elsewhere.
+    elsewhere: u64,
+}
+
+impl Taken {
+    fn bytes(self) -> u64 {
+        self.saved.saturating_add(self.written).saturating_add(self.elsewhere)
+    }
+
+    /// What may be written to the workspace for all not to be more than this.
+    fn left(self, ceiling: u64) -> u64 {
+        ceiling.saturating_sub(self.saved).saturating_sub(self.elsewhere)
+    }
+}
+
+/// What is to be done about a session.
+enum Verdict {
+    Fine,
+    /// The file system refuses what it writes.
+    Refused,
+    /// It has to be stopped.
+    Over,
 }
 
 impl Quotas {
-    /// Watches a session's container from now on, or no more.
-    fn set(&self, container: ContainerId, limit: Option<u64>, used: u64) {
-        let mut all = lock(&self.0);
-        match limit {
-            Some(limit) => {
-                let ceiling = limit.max(used);
-                all.insert(container.session, Watch { container, limit, ceiling, next: Instant::now() + INTERVAL });
-            }
-            None => drop(all.remove(&container.session)),
-        }
+    /// Watches a session's container from now on; what it may take.
+    fn set(&self, container: ContainerId, limit: u64, used: u64) -> u64 {
+        let ceiling = limit.max(used.saturating_add(ROOM_BYTES));
+        let next = Instant::now() + INTERVAL;
+        lock(&self.0).insert(container.session, Watch { container, limit, ceiling, next, is_told: false });
+        ceiling
+    }
+
+    /// Watches none of a session's containers.
+    fn unset(&self, container: ContainerId) {
+        lock(&self.0).remove(&container.session);
     }
 
     /// Whether this container is watched with this limit.
-    fn has(&self, container: ContainerId, limit: Option<u64>) -> bool {
-        let watched = lock(&self.0).get(&container.session).copied();
-        watched.filter(|watch| watch.container == container).map(|watch| watch.limit) == limit
+    fn has(&self, container: ContainerId, limit: u64) -> bool {
+        self.of(container).is_some_and(|watch| watch.limit == limit)
+    }
+
+    fn of(&self, container: ContainerId) -> Option<Watch> {
+        let watch = lock(&self.0).get(&container.session).copied();
+        watch.filter(|watch| watch.container == container)
     }
 
     fn forget(&self, container: ContainerId) {
@@ -70,17 +115,24 @@ impl Quotas {
         lock(&self.0).values().filter(|watch| watch.next <= now).copied().collect()
     }
 
-    /// Notes what was found; whether it is too much.
-    fn found(&self, container: ContainerId, used: u64, took: Duration) -> bool {
+    /// Notes what was found.
+    fn found(&self, container: ContainerId, taken: Taken, is_bounded: bool, took: Duration) -> Verdict {
         let mut all = lock(&self.0);
         let Some(watch) = all.get_mut(&container.session).filter(|watch| watch.container == container) else {
-            return false;
+            return Verdict::Fine;
         };
         watch.next = Instant::now() + INTERVAL.max(took * REST);
+        let used = taken.bytes();
         let is_over = used > watch.ceiling;
         // Room that was made does not come back.
-        watch.ceiling = watch.limit.max(watch.ceiling.min(used));
-        is_over
+        watch.ceiling = watch.limit.max(watch.ceiling.min(used.saturating_add(ROOM_BYTES)));
+        let is_refused = is_bounded && used.saturating_add(LEFT_BYTES) > watch.ceiling;
+        let was_told = std::mem::replace(&mut watch.is_told, is_refused);
+        match (is_over, is_refused && !was_told) {
+            (true, _) => Verdict::Over,
+            (false, true) => Verdict::Refused,
+            (false, false) => Verdict::Fine,
+        }
     }
 }
 
@@ -89,12 +141,38 @@ impl Quotas {
 /// # Errors
 /// Where what there is cannot be looked through.
 pub async fn watch(app: &Shared, row: &SessionRow, container: ContainerId) -> Result<(), Failure> {
-    let limit = row.settings.disk.map(|bytes| bytes.0);
+    let Some(limit) = row.settings.disk.map(|bytes| bytes.0) else {
+        app.trees.quotas.unset(container);
+        bound(app, row, None).await?;
+        return Ok(());
+    };
     if !app.trees.quotas.has(container, limit) {
-        let used = if limit.is_some() { used(app, row, container).await? } else { 0 };
-        app.trees.quotas.set(container, limit, used);
+        let taken = taken(app, row, container).await?;
+        let ceiling = app.trees.quotas.set(container, limit, taken.bytes());
+        bound(app, row, Some(taken.left(ceiling))).await?;
     }
     Ok(())
+}
+
+/// Keeps a container within its limit that is about to get another layer to write to.
+///
+/// # Errors
+/// Where the file system refuses.
+pub async fn go_on(app: &Shared, container: ContainerId) -> Result<(), Failure> {
+    let Some(Watch { ceiling, .. }) = app.trees.quotas.of(container) else { return Ok(()) };
+    let Some(row) = find(app, container.session).await? else { return Ok(()) };
+    let left = taken(app, &row, container).await?.left(ceiling);
+    bound(app, &row, Some(left)).await?;
+    Ok(())
+}
+
+/// Has the file system keep what is written to a workspace within so many bytes; false where it cannot.
+async fn bound(app: &Shared, row: &SessionRow, bytes: Option<u64>) -> Result<bool, Failure> {
+    let (shelf, layer) = (app.trees.shelf.clone(), row.writable_id);
+    if !shelf.has_limits() {
+        return Ok(false);
+    }
+    Ok(blocking(move || shelf.limit(layer, bytes)).await.flatten().map_err(FileError::from)?)
 }
 
 /// What a session takes, in bytes.
@@ -102,18 +180,28 @@ pub async fn watch(app: &Shared, row: &SessionRow, container: ContainerId) -> Re
 /// # Errors
 /// Where it cannot be looked through.
 pub async fn used(app: &Shared, row: &SessionRow, container: ContainerId) -> Result<u64, Failure> {
-    let below = match row.layer_id {
+    Ok(taken(app, row, container).await?.bytes())
+}
+
+async fn taken(app: &Shared, row: &SessionRow, container: ContainerId) -> Result<Taken, Failure> {
+    let saved = match row.layer_id {
         Some(id) => {
             let mut connection = app.store.read().await?;
             layers::find(&mut connection, id).await?.map_or(0, |layer| layer.bytes)
         }
         None => 0,
     };
-    let places: Vec<_> =
-        std::iter::once(app.trees.shelf.path(row.writable_id)).chain(app.runtime.written(container)).collect();
-    let work = move || places.iter().try_fold(0_u64, |sum, place| Ok(sum.saturating_add(usage(place)?)));
-    let written = blocking(work).await.flatten().map_err(FileError::from)?;
-    Ok(below.saturating_add(written))
+    let (shelf, layer, elsewhere) = (app.trees.shelf.clone(), row.writable_id, app.runtime.written(container));
+    let work = move || {
+        let elsewhere = elsewhere.map_or(Ok(0), |place| usage(&place))?;
+        Ok(Taken { saved, written: shelf.written(layer)?, elsewhere })
+    };
+    Ok(blocking(work).await.flatten().map_err(FileError::from)?)
+}
+
+async fn find(app: &Shared, session: SessionId) -> Result<Option<SessionRow>, Failure> {
+    let mut connection = app.store.read().await?;
+    Ok(sessions::find(&mut connection, session).await?)
 }
 
 /// Runs until the server stops.
@@ -133,10 +221,7 @@ pub async fn run(app: Shared) {
 }
 
 async fn look(app: &Shared, container: ContainerId) -> Result<(), Failure> {
-    let row = {
-        let mut connection = app.store.read().await?;
-        sessions::find(&mut connection, container.session).await?
-    };
+    let row = find(app, container.session).await?;
     // One that is about to start is watched already, so that nothing is written before it is known what there was.
     let is_current = |row: &SessionRow| {
         let wanted = matches!(row.machine.container, Container::Starting | Container::Up);
@@ -148,16 +233,24 @@ async fn look(app: &Shared, container: ContainerId) -> Result<(), Failure> {
     };
     let began = Instant::now();
     // What cannot be looked through, such as directories without end, is more than anything.
-    let used = match used(app, &row, container).await {
+    let taken = match taken(app, &row, container).await {
         Err(Failure::File(error)) => {
             tracing::info!(%container, %error, "what a session takes cannot be counted");
-            u64::MAX
+            Taken { saved: 0, written: u64::MAX, elsewhere: 0 }
         }
         outcome => outcome?,
     };
-    if app.trees.quotas.found(container, used, began.elapsed()) {
-        tracing::info!(%container, used, "a session is over its disk limit");
-        observe::over_quota(app, container, used).await?;
+    let is_bounded = match app.trees.quotas.of(container) {
+        Some(Watch { ceiling, .. }) => bound(app, &row, Some(taken.left(ceiling))).await?,
+        None => false,
+    };
+    match app.trees.quotas.found(container, taken, is_bounded, began.elapsed()) {
+        Verdict::Fine => {}
+        Verdict::Refused => observe::at_quota(app, container, taken.bytes()).await?,
+        Verdict::Over => {
+            tracing::info!(%container, used = taken.bytes(), "a session is over its disk limit");
+            observe::over_quota(app, container, taken.bytes()).await?;
+        }
     }
     Ok(())
 }

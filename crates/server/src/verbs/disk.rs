@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use raworc_api::disk::{DiskUsage, LayerUsage, Prune, Pruned};
+use raworc_api::disk::{DiskUsage, LayerUsage, Limits, Prune, Pruned};
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::permissions::{Action, Actor};
 use raworc_core::session::Container;
@@ -57,6 +57,7 @@ pub async fn usage(app: &Shared, actor: &Actor) -> Result<DiskUsage, Failure> {
         deleted_sessions: count(&mut deleted.difference(&used).filter(|id| !kept.contains(id))),
         unused_images: count(&mut kept.difference(&used).filter(|id| !deleted.contains(id))),
         transfers_bytes,
+        limits: if app.trees.shelf.has_limits() { Limits::FileSystem } else { Limits::Stopping },
     })
 }
 

@@ -61,10 +61,34 @@ pub async fn over_quota(app: &Shared, container: ContainerId, used_bytes: u64) -
                 if !apply(&mut change, Event::OverQuota { generation: container.generation }).await? {
                     return Ok(false);
                 }
-                let data = json!({ "used_bytes": used_bytes, "limit_bytes": limit_bytes });
+                let data = json!({ "used_bytes": used_bytes, "limit_bytes": limit_bytes, "enforced_by": "stopping" });
                 change.log("session.disk_quota_exceeded", data).await?;
                 change.save().await?;
                 Ok(true)
+            })
+        })
+        .await
+}
+
+/// The file system refuses what is written, since it would be more than the session may take. Whoever writes goes on.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn at_quota(app: &Shared, container: ContainerId, used_bytes: u64) -> Result<(), Failure> {
+    let now = app.now();
+    app.store
+        .write(move |transaction| {
+            Box::pin(async move {
+                let mut change = Change::load(transaction, container.session, now, SYSTEM).await?;
+                if change.row.machine.generation != container.generation {
+                    return Ok(());
+                }
+                let limit_bytes = change.row.settings.disk;
+                let data =
+                    json!({ "used_bytes": used_bytes, "limit_bytes": limit_bytes, "enforced_by": "file_system" });
+                change.log("session.disk_quota_exceeded", data).await?;
+                change.save().await?;
+                Ok(())
             })
         })
         .await

@@ -126,6 +126,8 @@ impl Settle<'_> {
                 }
             }
         }
+        // What is linked into it belongs to the quotas of other layers.
+        raworc_quota::leave(directory)?;
         view.link_into(directory, depth, self.marks)?;
         // With nothing below, a whiteout would be listed like an entry.
         for name in entry::names(directory)? {
