@@ -276,7 +276,7 @@ impl Job<'_> {
 
     async fn remount(&self) -> Result<(), Trouble> {
         let (stack, _hold) = trees::ready_stack_of(self.app, self.row.id).await?;
-        quotas::go_on(self.app, self.container).await?;
+        quotas::go_on(self.app, self.row.id).await?;
         Ok(self.app.runtime.remount(self.container, &stack).await?)
     }
 
@@ -330,7 +330,10 @@ async fn finish(app: &Shared, session: SessionId, layer: LayerId) -> Result<(), 
     .await
     .map_err(FileError::Io)?;
     match change {
-        Ok(change) => save::ready(app, session, layer, change).await,
+        Ok(change) => {
+            save::ready(app, session, layer, change).await?;
+            quotas::go_on(app, session).await
+        }
         Err(error) => {
             tracing::error!(%session, %layer, %error, "a layer could not be brought to the disk");
             Err(FileError::from(error).into())

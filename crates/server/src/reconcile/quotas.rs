@@ -28,7 +28,7 @@ use crate::verbs::observe;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// A look that takes long is taken less often: so many times what it took lies between two.
 const REST: u32 = 20;
-/// Bytes that a session at its limit, or over it, may take on top: what is removed takes a little first.
+/// Bytes that may be written after each save, also by a session at its limit: what is removed takes a little first.
 const ROOM_BYTES: u64 = 1 << 20;
 /// Where so many bytes are left, the file system refuses most of what is written.
 const LEFT_BYTES: u64 = 64 << 10;
@@ -41,7 +41,7 @@ pub struct Quotas(Mutex<HashMap<SessionId, Watch>>);
 struct Watch {
     container: ContainerId,
     limit: u64,
-    /// What it may take: its limit, or a little more than it took when it began, where that is more.
+    /// What it may take: its limit, or what it took when it began, where that is more.
     ceiling: u64,
     next: Instant,
     /// That the file system refuses what it writes was told.
@@ -66,7 +66,7 @@ impl Taken {
 
     /// What may be written to the workspace for all not to be more than this.
     fn left(self, ceiling: u64) -> u64 {
-        ceiling.saturating_sub(self.saved).saturating_sub(self.elsewhere)
+        ceiling.saturating_sub(self.saved).saturating_sub(self.elsewhere).max(ROOM_BYTES)
     }
 }
 
@@ -82,7 +82,7 @@ enum Verdict {
 impl Quotas {
     /// Watches a session's container from now on; what it may take.
     fn set(&self, container: ContainerId, limit: u64, used: u64) -> u64 {
-        let ceiling = limit.max(used.saturating_add(ROOM_BYTES));
+        let ceiling = limit.max(used);
         let next = Instant::now() + INTERVAL;
         lock(&self.0).insert(container.session, Watch { container, limit, ceiling, next, is_told: false });
         ceiling
@@ -99,8 +99,11 @@ impl Quotas {
     }
 
     fn of(&self, container: ContainerId) -> Option<Watch> {
-        let watch = lock(&self.0).get(&container.session).copied();
-        watch.filter(|watch| watch.container == container)
+        self.any(container.session).filter(|watch| watch.container == container)
+    }
+
+    fn any(&self, session: SessionId) -> Option<Watch> {
+        lock(&self.0).get(&session).copied()
     }
 
     fn forget(&self, container: ContainerId) {
@@ -122,11 +125,11 @@ impl Quotas {
             return Verdict::Fine;
         };
         watch.next = Instant::now() + INTERVAL.max(took * REST);
-        let used = taken.bytes();
-        let is_over = used > watch.ceiling;
+        let most = watch.ceiling.max(taken.saved.saturating_add(ROOM_BYTES));
+        let is_over = taken.bytes() > most;
         // Room that was made does not come back.
-        watch.ceiling = watch.limit.max(watch.ceiling.min(used.saturating_add(ROOM_BYTES)));
-        let is_refused = is_bounded && used.saturating_add(LEFT_BYTES) > watch.ceiling;
+        watch.ceiling = watch.limit.max(watch.ceiling.min(taken.bytes()));
+        let is_refused = is_bounded && taken.bytes().saturating_add(LEFT_BYTES) > watch.ceiling;
         let was_told = std::mem::replace(&mut watch.is_told, is_refused);
         match (is_over, is_refused && !was_told) {
             (true, _) => Verdict::Over,
@@ -154,13 +157,14 @@ pub async fn watch(app: &Shared, row: &SessionRow, container: ContainerId) -> Re
     Ok(())
 }
 
-/// Keeps a container within its limit that is about to get another layer to write to.
+/// Keeps a session within its limit whose container is about to get another layer to write to, or whose last one was measured.
 ///
 /// # Errors
 /// Where the file system refuses.
-pub async fn go_on(app: &Shared, container: ContainerId) -> Result<(), Failure> {
-    let Some(Watch { ceiling, .. }) = app.trees.quotas.of(container) else { return Ok(()) };
-    let Some(row) = find(app, container.session).await? else { return Ok(()) };
+pub async fn go_on(app: &Shared, session: SessionId) -> Result<(), Failure> {
+    let Some(Watch { ceiling, container, .. }) = app.trees.quotas.any(session) else { return Ok(()) };
+    let row = find(app, session).await?.filter(|row| row.machine.generation == container.generation);
+    let Some(row) = row else { return Ok(()) };
     let left = taken(app, &row, container).await?.left(ceiling);
     bound(app, &row, Some(left)).await?;
     Ok(())
@@ -184,16 +188,20 @@ pub async fn used(app: &Shared, row: &SessionRow, container: ContainerId) -> Res
 }
 
 async fn taken(app: &Shared, row: &SessionRow, container: ContainerId) -> Result<Taken, Failure> {
-    let saved = match row.layer_id {
+    let below = match row.layer_id {
         Some(id) => {
             let mut connection = app.store.read().await?;
-            layers::find(&mut connection, id).await?.map_or(0, |layer| layer.bytes)
+            layers::find(&mut connection, id).await?
         }
-        None => 0,
+        None => None,
     };
+    let saved = below.as_ref().map_or(0, |layer| layer.bytes);
+    // What was sealed just now counts in full until it is measured.
+    let fresh = below.filter(|layer| layer.entries == 0).map(|layer| layer.id);
     let (shelf, layer, elsewhere) = (app.trees.shelf.clone(), row.writable_id, app.runtime.written(container));
     let work = move || {
         let elsewhere = elsewhere.map_or(Ok(0), |place| usage(&place))?;
+        let saved = saved.saturating_add(fresh.map_or(Ok(0), |layer| shelf.written(layer))?);
         Ok(Taken { saved, written: shelf.written(layer)?, elsewhere })
     };
     Ok(blocking(work).await.flatten().map_err(FileError::from)?)
