@@ -59,10 +59,76 @@ impl Compression {
     }
 }
 
-/// Compresses what is written with gzip, quickly, the same input always to the same bytes. `finish` ends it.
-pub fn gzip<W: Write>(writer: W) -> GzEncoder<W> {
+/// Bytes that are compressed by themselves: a member of the gzip file (RFC 1952, 2.2).
+const MEMBER_BYTES: usize = 1 << 20;
+/// Bytes at the beginning of a member that tell whether it is worth it.
+const SAMPLE_BYTES: usize = 32 << 10;
+
+/// Compresses what is written with gzip, quickly, the same input always to the same bytes. [`Gzip::finish`] ends it.
+///
+/// What cannot be made smaller (archives, media, models) is stored as it is: trying takes three times as long as all the rest.
+pub fn gzip<W: Write>(writer: W) -> Gzip<W> {
+    Gzip { writer, member: Vec::with_capacity(MEMBER_BYTES), is_empty: true }
+}
+
+/// See [`gzip`].
+pub struct Gzip<W: Write> {
+    writer: W,
+    /// What was written and is not compressed yet.
+    member: Vec<u8>,
+    is_empty: bool,
+}
+
+impl<W: Write> Gzip<W> {
+    /// Writes what is left; the writer beneath.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn finish(mut self) -> io::Result<W> {
+        if self.is_empty || !self.member.is_empty() {
+            self.end_member()?;
+        }
+        Ok(self.writer)
+    }
+
+    fn end_member(&mut self) -> io::Result<()> {
+        let level = if is_dense(&self.member)? { Level::none() } else { Level::fast() };
+        let mut encoder = encoder(&mut self.writer, level);
+        encoder.write_all(&self.member)?;
+        encoder.finish()?;
+        self.member.clear();
+        self.is_empty = false;
+        Ok(())
+    }
+}
+
+impl<W: Write> Write for Gzip<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(MEMBER_BYTES - self.member.len());
+        self.member.extend_from_slice(&bytes[..taken]);
+        if self.member.len() == MEMBER_BYTES {
+            self.end_member()?;
+        }
+        Ok(taken)
+    }
+
+    /// Nothing is written early: where a member ends would depend on who flushes.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn encoder<W: Write>(writer: W, level: Level) -> GzEncoder<W> {
     // 255 is "unknown" (RFC 1952, 2.3.1): the header says nothing of the machine or the time.
-    GzBuilder::new().mtime(0).operating_system(255).write(writer, Level::new(1))
+    GzBuilder::new().mtime(0).operating_system(255).write(writer, level)
+}
+
+/// Whether this would hardly become smaller: a sample does not by a sixteenth.
+fn is_dense(member: &[u8]) -> io::Result<bool> {
+    let sample = &member[..member.len().min(SAMPLE_BYTES)];
+    let mut encoder = encoder(Vec::with_capacity(SAMPLE_BYTES), Level::fast());
+    encoder.write_all(sample)?;
+    Ok(encoder.finish()?.len() > sample.len() - sample.len() / 16)
 }
 
 /// Decompresses `reader`, by its media type or, where that is `None`, by its first bytes.
@@ -91,4 +157,53 @@ pub fn decompress<'a, R: Read + Send + 'a>(
             Box::new(decoder)
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
+
+    use super::*;
+
+    /// Bytes that cannot be made smaller: a linear congruential generator's (Knuth's MMIX).
+    fn noise(length: usize) -> Vec<u8> {
+        let mut state = 1_u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        };
+        (0..length).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn what_was_compressed_comes_back_whoever_writes_it_how() {
+        let noise = noise(MEMBER_BYTES + 4321);
+        for plain in [&b""[..], b"short", &noise, &[noise.as_slice(), &vec![7; 3 * MEMBER_BYTES]].concat()] {
+            let whole = |step: usize| {
+                let mut compressor = gzip(Vec::new());
+                for part in plain.chunks(step) {
+                    compressor.write_all(part).unwrap();
+                    compressor.flush().unwrap();
+                }
+                compressor.finish().unwrap()
+            };
+            let compressed = whole(70_000);
+            assert_eq!(compressed, whole(4096), "the same bytes whatever the steps");
+            let mut again = Vec::new();
+            decompress(compressed.as_slice(), None).unwrap().read_to_end(&mut again).unwrap();
+            assert!(again == plain);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_made_smaller_hardly_grows_and_the_rest_gets_small() {
+        let compressed = |plain: &[u8]| {
+            let mut compressor = gzip(Vec::new());
+            compressor.write_all(plain).unwrap();
+            compressor.finish().unwrap().len()
+        };
+        let noise = noise(2 * MEMBER_BYTES);
+        assert!(compressed(&noise) < noise.len() + noise.len() / 1000);
+        assert!(compressed(&vec![7; 2 * MEMBER_BYTES]) < MEMBER_BYTES / 50);
+    }
 }

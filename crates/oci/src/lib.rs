@@ -19,7 +19,7 @@ mod layout;
 mod registry;
 
 pub use archive::{export, import};
-pub use compress::{Compression, decompress, gzip};
+pub use compress::{Compression, Gzip, decompress, gzip};
 pub use digest::Digest;
 pub use error::Error;
 pub use image::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, EXTRA, EXTRA_BYTES_MAX, INDEX, Image, Layer, MANIFEST};
