@@ -141,7 +141,8 @@ pub struct ListCheckpoints {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct DiffQuery {
-    /// What to compare with: the number of an older (or newer) checkpoint, or `now`. Absent: the one before.
+    /// What to compare with: the number or label of an older (or newer) checkpoint, or `now`; of another session as
+    /// `SESSION@NUMBER`. Absent: the one before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// Only this file, with its difference as text.

@@ -18,6 +18,8 @@ pub struct DiskUsage {
     pub deleted_sessions: LayerUsage,
     /// What only images need that no session runs. `prune` with `unused_images` gives it back.
     pub unused_images: LayerUsage,
+    /// What only checkpoints need that were brought in. They stay until they are deleted, as images.
+    pub imported_checkpoints: LayerUsage,
     /// Bytes of images on their way, and of what transfers that failed have left. `prune` gives the latter back.
     pub transfers_bytes: u64,
     /// How sessions are kept within their `resources.disk`.
@@ -48,7 +50,7 @@ pub struct LayerUsage {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Prune {
-    /// Remove images that no session runs.
+    /// Remove images that no session runs; not checkpoints that were brought in.
     #[serde(default)]
     pub unused_images: bool,
     /// Remove, for good, the workspaces and checkpoints of sessions that were deleted so long ago; 0 for all deleted ones.

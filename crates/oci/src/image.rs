@@ -84,6 +84,8 @@ pub struct Image {
     pub env: Vec<String>,
     /// What the config has below `raworc`: at most 3 MiB of JSON.
     pub extra: Option<Value>,
+    /// Which machine it says that it is for: operating system and processor, as the specification writes them.
+    pub platform: Option<(String, String)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -114,6 +116,10 @@ struct Config {
     history: Option<Vec<History>>,
     #[serde(default)]
     raworc: Option<Value>,
+    #[serde(default)]
+    os: Option<String>,
+    #[serde(default)]
+    architecture: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -273,7 +279,13 @@ impl Image {
             annotations,
             env: serde_json::from_value(env).unwrap_or_default(),
             extra: config.raworc,
+            platform: config.os.zip(config.architecture),
         })
+    }
+
+    /// Whether its programs can run here, as far as it says.
+    pub fn is_ours(&self) -> bool {
+        self.platform.as_ref().is_none_or(|(os, processor)| os == "linux" && processor == architecture())
     }
 }
 
@@ -341,7 +353,7 @@ pub(crate) fn choose(entries: &[Descriptor]) -> Result<&Descriptor, Error> {
 }
 
 /// This machine, as images name it.
-pub(crate) fn architecture() -> &'static str {
+pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

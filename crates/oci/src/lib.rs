@@ -22,7 +22,9 @@ pub use archive::{export, import};
 pub use compress::{Compression, Gzip, decompress, gzip};
 pub use digest::Digest;
 pub use error::Error;
-pub use image::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, EXTRA, EXTRA_BYTES_MAX, INDEX, Image, Layer, MANIFEST};
+pub use image::{
+    DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, EXTRA, EXTRA_BYTES_MAX, INDEX, Image, Layer, MANIFEST, architecture,
+};
 pub use layer::{Bounds, Format, Ids, Marks, Packed, Skipped, Unpacked, pack, unpack};
 pub use layout::{Blob, BlobWriter, Collected, DOCUMENT_BYTES_MAX, Layout, REF_NAME};
 pub use registry::{Options, Progress, Reference, Registry, Which};

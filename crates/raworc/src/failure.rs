@@ -166,7 +166,8 @@ fn command_for(code: Code) -> Option<&'static str> {
         Code::SessionPaused => Some("`raworc session resume` lets it work again."),
         Code::SessionFailed => Some("`raworc session restart` gives it a new container."),
         Code::RegistryRefused => Some(
-            "Say who you are with --username and --password-stdin, or give the server a file with --registry-auth.",
+            "Say who you are with --username and --password-stdin (of push, and of checkpoint pull and image pull: what was \
+             pulled can be named then), or give the server a file with --registry-auth.",
         ),
         Code::AgentInUse => Some("`raworc session agents assign` gives a session other agents."),
         _ => None,

@@ -40,6 +40,8 @@ pub struct App {
     pub metrics: Metrics,
     /// Files that may be uploaded at the same time: each holds a thread, and containers are started with the same ones.
     pub uploads: Semaphore,
+    /// Exports under way at once: each holds a thread, too, for as long as whoever reads it takes.
+    pub exports: Arc<Semaphore>,
     /// Everything that has to end before the records are closed.
     pub tasks: TaskTracker,
     /// Ends streams and loops.
@@ -52,6 +54,8 @@ pub struct App {
 
 /// Uploads at the same time.
 pub const UPLOADS_MAX: usize = 64;
+/// See [`App::exports`].
+pub const EXPORTS_MAX: usize = 16;
 
 /// What tells the time of day. It may jump.
 pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;

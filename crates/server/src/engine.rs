@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::app::{App, Clock, Shared, UPLOADS_MAX};
+use crate::app::{App, Clock, EXPORTS_MAX, Shared, UPLOADS_MAX};
 use crate::images::{Images, Registries};
 use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, trees, verbs};
 
@@ -74,6 +74,7 @@ impl Engine {
             host_tokens: auth::HostTokens::new(&host_secret),
             metrics: metrics::Metrics::default(),
             uploads: Semaphore::new(UPLOADS_MAX),
+            exports: Arc::new(Semaphore::new(EXPORTS_MAX)),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             started: Instant::now(),

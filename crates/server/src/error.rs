@@ -107,6 +107,7 @@ fn file_problem(error: &FileError) -> Problem {
         FileError::BadPath(_) | FileError::Outside => Problem::field("path", error.to_string()),
         FileError::WrongKind(_) => Problem::new(Code::FileConflict, error.to_string()),
         FileError::TooLarge => Problem::new(Code::TooLarge, error.to_string()),
+        FileError::TooDeep => Problem::new(Code::FileConflict, error.to_string()),
         FileError::DiskFull => disk_full(),
         FileError::Io(_) => {
             tracing::error!(%error, "a file could not be read or written");

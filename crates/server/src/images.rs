@@ -74,9 +74,13 @@ impl Images {
     /// In `data_dir`.
     ///
     /// # Errors
-    /// Where the layout cannot be made.
-    pub fn open(data_dir: &Path, format: Format, registries: Registries) -> Result<Self, Error> {
+    /// Where the layout cannot be made, or the file of credentials cannot be read.
+    pub fn open(data_dir: &Path, format: Format, registries: Registries) -> Result<Self, Failure> {
         let layout = Layout::open(&data_dir.join("images"))?;
+        // What is wrong with it is said at the start, and not by the first push.
+        if let Some(file) = &registries.auth_file {
+            Credentials::read(file)?;
+        }
         Ok(Self { layout, format, registries, passing: Arc::default() })
     }
 
@@ -107,7 +111,12 @@ impl Images {
                 Failure::new(Code::Internal, "the server's file of certificates cannot be read; its log says why")
             })?;
             let plain = registries.plain_http.iter().any(|host| host == reference.host());
-            let options = Options { plain_http: plain.then_some(true), certificates, ..Options::default() };
+            let options = Options {
+                plain_http: plain.then_some(true),
+                certificates,
+                bytes_max: IMAGE_BYTES_MAX,
+                ..Options::default()
+            };
             Ok(Registry::new(reference, credentials, options)?)
         };
         blocking(prepare).await.map_err(FileError::Io)?

@@ -368,13 +368,13 @@ pub async fn read_layer<T: Send + 'static>(
     Ok(blocking(move || work(&workspace)).await.map_err(FileError::Io)??)
 }
 
-/// Changes a session's workspace, whose turn the caller has.
+/// Changes a session's workspace, whose turn the caller has. It is over with the work, also where nobody waits for that.
 ///
 /// # Errors
 /// Where the work fails.
 pub async fn change<T: Send + 'static>(
     app: &Shared,
-    turn: &Turn,
+    turn: Turn,
     work: impl FnOnce(&Workspace) -> Result<T, FileError> + Send + 'static,
 ) -> Result<T, Failure> {
     let row = {
@@ -395,7 +395,11 @@ pub async fn change<T: Send + 'static>(
             Opened { workspace: open(app, mount).await?, _hold: Some(hold) }
         }
     };
-    Ok(blocking(move || work(&workspace)).await.map_err(FileError::Io)??)
+    let work = move || {
+        let _turn = turn;
+        work(&workspace)
+    };
+    Ok(blocking(work).await.map_err(FileError::Io)??)
 }
 
 /// The workspace's root in the session's container, if that runs.

@@ -105,6 +105,15 @@ pub async fn list(connection: &mut Connection, after: &str, limit: u32) -> Resul
         .await
 }
 
+/// The names of the images that agents bring along.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn images(connection: &mut Connection) -> Result<Vec<String>, StoreError> {
+    let all = sql("SELECT * FROM agents ORDER BY name").fetch_all(connection, agent).await?;
+    Ok(all.into_iter().filter_map(|agent| agent.definition.image).collect())
+}
+
 /// The agents of a session, the first one first.
 ///
 /// # Errors

@@ -146,6 +146,22 @@ pub async fn find(
         .await
 }
 
+/// The newest one with this label.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn labelled(
+    connection: &mut Connection,
+    session: SessionId,
+    label: &str,
+) -> Result<Option<CheckpointRow>, StoreError> {
+    sql("SELECT * FROM checkpoints WHERE session_id = $1 AND label = $2 ORDER BY n DESC LIMIT 1")
+        .bind(session.to_string())
+        .bind(label)
+        .fetch_optional(connection, checkpoint)
+        .await
+}
+
 /// The newest one that can be used.
 ///
 /// # Errors

@@ -75,6 +75,20 @@ pub async fn list(
         .await
 }
 
+/// Whether the conversation has changed after entry `after`.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn has_spoken(connection: &mut Connection, session: SessionId, after: u64) -> Result<bool, StoreError> {
+    let found = sql("SELECT 1 AS found FROM events WHERE session_id = $1 AND seq > $2 \
+                     AND (kind LIKE 'message.%' OR kind = 'session.rewound') LIMIT 1")
+    .bind(session.to_string())
+    .bind(bigint(after))
+    .fetch_optional(connection, |row| row.integer("found"))
+    .await?;
+    Ok(found.is_some())
+}
+
 /// The data of entries of one kind after `after`, in order.
 ///
 /// # Errors

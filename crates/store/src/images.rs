@@ -154,14 +154,14 @@ pub async fn list(
     .await
 }
 
-/// Images that no session runs. (What goes on from a checkpoint has its layers itself.)
+/// Images that no session runs. Checkpoints are none of them: nothing ever runs those, and there may be no other copy.
 ///
 /// # Errors
 /// Where the store fails.
 pub async fn unused(connection: &mut Connection) -> Result<Vec<ImageRow>, StoreError> {
     sql(format!(
-        "SELECT {COLUMNS} FROM images WHERE layer_id IS NULL \
-         OR NOT EXISTS (SELECT 1 FROM sessions WHERE image_layer_id = images.layer_id)"
+        "SELECT {COLUMNS} FROM images WHERE content IS NULL AND (layer_id IS NULL \
+         OR NOT EXISTS (SELECT 1 FROM sessions WHERE image_layer_id = images.layer_id))"
     ))
     .fetch_all(connection, image)
     .await

@@ -172,13 +172,15 @@ pub enum Root {
     },
     /// An image that is here.
     Image(LayerId),
+    /// A checkpoint that was brought in.
+    Imported(LayerId),
 }
 
 impl Root {
     /// The layer.
     pub fn layer(&self) -> LayerId {
         match self {
-            Self::Session { layer, .. } | Self::Image(layer) => *layer,
+            Self::Session { layer, .. } | Self::Image(layer) | Self::Imported(layer) => *layer,
         }
     }
 }
@@ -192,14 +194,28 @@ pub async fn roots(connection: &mut Connection) -> Result<Vec<Root>, StoreError>
          UNION ALL SELECT image_layer_id, deleted_at FROM sessions WHERE image_layer_id IS NOT NULL \
          UNION ALL SELECT c.layer_id, s.deleted_at FROM checkpoints c JOIN sessions s ON s.id = c.session_id \
          WHERE c.layer_id IS NOT NULL \
-         UNION ALL SELECT layer_id, -1 FROM images WHERE layer_id IS NOT NULL")
+         UNION ALL SELECT layer_id, CASE WHEN content IS NULL THEN -1 ELSE -2 END FROM images \
+         WHERE layer_id IS NOT NULL")
     .fetch_all(connection, |row| {
         let layer = row.id("layer")?;
         Ok(match row.optional_integer("deleted_at")? {
             Some(-1) => Root::Image(layer),
+            Some(-2) => Root::Imported(layer),
             deleted_at => Root::Session { layer, is_deleted: deleted_at.is_some() },
         })
     })
+    .await
+}
+
+/// The topmost layers of all workspaces and their checkpoints. (Those of images stay as they came: other images have them, too.)
+///
+/// # Errors
+/// Where the store fails.
+pub async fn workspaces(connection: &mut Connection) -> Result<Vec<LayerId>, StoreError> {
+    sql("SELECT layer_id AS layer FROM sessions WHERE layer_id IS NOT NULL \
+         UNION SELECT layer_id FROM checkpoints WHERE layer_id IS NOT NULL \
+         UNION SELECT layer_id FROM images WHERE layer_id IS NOT NULL AND content IS NOT NULL")
+    .fetch_all(connection, |row| row.id("layer"))
     .await
 }
 

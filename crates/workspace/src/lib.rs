@@ -34,6 +34,9 @@ pub enum FileError {
     /// More bytes than allowed.
     #[error("the file is too large")]
     TooLarge,
+    /// Directories are too deep inside one another.
+    #[error("directories are more than {} levels deep", layers::DEPTH_MAX)]
+    TooDeep,
     /// The disk is full.
     #[error("the disk is full")]
     DiskFull,
@@ -45,6 +48,9 @@ pub enum FileError {
 impl From<io::Error> for FileError {
     fn from(error: io::Error) -> Self {
         use rustix::io::Errno;
+        if error.get_ref().is_some_and(|inner| inner.is::<layers::TooDeep>()) {
+            return FileError::TooDeep;
+        }
         match Errno::from_io_error(&error) {
             Some(Errno::NOENT) => FileError::NotFound,
             Some(Errno::XDEV | Errno::LOOP) => FileError::Outside,

@@ -30,8 +30,8 @@ impl Client {
         self.fetch(checkpoints(id), query).await
     }
 
-    /// `GET /sessions/{id}/checkpoints/{n}`.
-    pub async fn get_checkpoint(&self, id: &str, n: u64) -> Result<Checkpoint> {
+    /// `GET /sessions/{id}/checkpoints/{n}`; `n` is a number or a label.
+    pub async fn get_checkpoint(&self, id: &str, n: &str) -> Result<Checkpoint> {
         self.fetch(checkpoints(id).id(n), &()).await
     }
 

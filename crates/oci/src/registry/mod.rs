@@ -32,6 +32,8 @@ pub struct Options {
     pub backoff: Duration,
     /// How much is uploaded at once, in bytes: between 64 KiB and 16 MiB. As much is kept in memory.
     pub chunk_bytes: u64,
+    /// Bytes that the layers of an image may have together, as they are stored.
+    pub bytes_max: u64,
     /// Certificates (PEM) to trust besides the machine's own.
     pub certificates: Option<Vec<u8>>,
 }
@@ -45,6 +47,7 @@ impl Default for Options {
             tries: 5,
             backoff: Duration::from_millis(250),
             chunk_bytes: 8 << 20,
+            bytes_max: 256 << 30,
             certificates: None,
         }
     }

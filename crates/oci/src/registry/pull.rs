@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use bytes::Bytes;
+use hyper::body::Incoming;
 use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use hyper::{Method, Response, StatusCode};
 use tokio::sync::mpsc;
@@ -19,6 +20,16 @@ use crate::{Digest, Error};
 const PIECES_MAX: usize = 8;
 /// What answers to requests for digests are called.
 const CONTENT_DIGEST: &str = "docker-content-digest";
+
+/// The kinds of manifests that are understood.
+fn accepted() -> String {
+    [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_INDEX].join(", ")
+}
+
+/// What a registry says that it sends.
+fn content_digest(response: &Response<Incoming>) -> Option<Digest> {
+    response.headers().get(CONTENT_DIGEST).and_then(|value| value.to_str().ok()?.parse().ok())
+}
 
 impl Registry {
     /// Downloads an image and all its blobs; what the layout has, by its size, is not asked for (what is damaged there has to
@@ -45,10 +56,32 @@ impl Registry {
         if config.size > DOCUMENT_BYTES_MAX {
             return Err(Error::TooLarge("the config".into()));
         }
+        let bytes = layers.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
+        if bytes > self.options.bytes_max {
+            return Err(Error::TooLarge("the image".into()));
+        }
         for blob in layers.iter().chain([&config]) {
             self.pull_blob(blob, layout, progress).await?;
         }
         Ok(top)
+    }
+
+    /// What the reference stands for now, asked once and for few bytes; none where the registry does not say it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Unauthorized`], [`Error::Away`], [`Error::Refused`].
+    pub async fn digest(&self) -> Result<Option<Digest>, Error> {
+        let which = self.reference.which();
+        let call = Call::new(Method::HEAD, self.url(&format!("manifests/{which}"))?).header(ACCEPT, accepted());
+        let response = match self.http.once(&call).await {
+            Ok(response) => response,
+            Err(Fault::Final(error)) => return Err(error),
+            Err(Fault::Passing { why, .. }) => return Err(Error::Away { tries: 1, why }),
+        };
+        match response.status() {
+            StatusCode::OK => Ok(content_digest(&response)),
+            _ => Err(self.http.unexpected(response, &self.reference.to_string()).await),
+        }
     }
 
     async fn pull_manifest(
@@ -58,15 +91,14 @@ impl Registry {
         layout: &Layout,
         progress: &dyn Progress,
     ) -> Result<(Descriptor, Vec<u8>), Error> {
-        let accepted = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_INDEX].join(", ");
-        let call = Call::new(Method::GET, self.url(&format!("manifests/{which}"))?).header(ACCEPT, accepted);
+        let call = Call::new(Method::GET, self.url(&format!("manifests/{which}"))?).header(ACCEPT, accepted());
         let mut patience = Patience::new(&self.options);
         let (bytes, said) = loop {
             let mut response = self.http.call(&call).await?;
             if response.status() != StatusCode::OK {
                 return Err(self.http.unexpected(response, &self.reference.to_string()).await);
             }
-            let said = response.headers().get(CONTENT_DIGEST).and_then(|value| value.to_str().ok()?.parse().ok());
+            let said = content_digest(&response);
             match self.http.whole(response.body_mut(), size.unwrap_or(DOCUMENT_BYTES_MAX).min(DOCUMENT_BYTES_MAX)).await
             {
                 Ok(Some(bytes)) => break (bytes, said),

@@ -55,7 +55,9 @@ pub fn image(root: &Path, bytes: usize) -> (Layout, Descriptor) {
         annotations: [("c.example".to_owned(), "d".to_owned())].into(),
         env: vec!["PATH=/bin".to_owned()],
         extra: Some(serde_json::json!({"z": [1, 2], "a": {"y": null, "b": "x"}})),
+        platform: Some(("linux".to_owned(), raworc_oci::architecture().to_owned())),
     };
+    assert!(image.is_ours());
     let manifest = image.store(&layout).unwrap();
     assert_eq!(image.store(&layout).unwrap(), manifest, "the same image is the same manifest");
     assert_eq!(Image::load(&layout, &manifest.digest).unwrap(), image);

@@ -6,6 +6,7 @@ use clap::Subcommand;
 use raworc_api::checkpoint::{
     ChangeKind, Checkpoint as Record, CheckpointStatus, CreateCheckpoint, Diff, DiffQuery, ListCheckpoints,
 };
+use raworc_api::client::Client;
 use raworc_api::image::PushCheckpoint;
 use raworc_api::page::PageQuery;
 use tokio::io::AsyncWriteExt as _;
@@ -43,29 +44,33 @@ pub enum Checkpoint {
     Get {
         /// Whose.
         session: String,
-        /// Its number.
-        n: u64,
+        /// Its number or label.
+        #[arg(value_name = "N")]
+        version: String,
     },
     /// Give up a checkpoint.
     #[command(visible_alias = "rm", after_help = "Example:\n  raworc checkpoint delete demo 3")]
     Delete {
         /// Whose.
         session: String,
-        /// Its number.
-        n: u64,
+        /// Its number or label.
+        #[arg(value_name = "N")]
+        version: String,
     },
     /// Show what changed between two checkpoints, or between one and now.
     #[command(
         after_help = "Examples:\n  raworc checkpoint diff demo\n  raworc checkpoint diff demo --from 2 --to 5\n  \
-                            raworc checkpoint diff demo --from 2 --path src/main.rs"
+                            raworc checkpoint diff demo --from 2 --path src/main.rs\n  \
+                            raworc checkpoint diff one --from other@now"
     )]
     Diff {
         /// Whose.
         session: String,
-        /// The earlier one: a number [default: the checkpoint before the later one].
-        #[arg(long, value_name = "N")]
+        /// The earlier one: a number or label, or SESSION@N of another session [default: the checkpoint before the later
+        /// one].
+        #[arg(long, value_name = "[SESSION@]N")]
         from: Option<String>,
-        /// The later one: a number, or now.
+        /// The later one: a number or label, or now.
         #[arg(long, value_name = "N", default_value = "now")]
         to: String,
         /// Only this file, line by line.
@@ -76,7 +81,7 @@ pub enum Checkpoint {
     #[command(after_help = "Examples:\n  raworc checkpoint push demo registry.example:5000/team/demo:v1\n  \
                             raworc checkpoint push demo@3 127.0.0.1:5000/demo:third")]
     Push {
-        /// Whose, and which: SESSION for what is there now, SESSION@N for its checkpoint N.
+        /// Whose, and which: SESSION for what is there now, SESSION@N for its checkpoint of that number or label.
         #[arg(value_name = "SESSION[@N]")]
         session: String,
         /// Where to: REGISTRY/REPOSITORY:TAG.
@@ -96,7 +101,7 @@ pub enum Checkpoint {
     #[command(after_help = "Examples:\n  raworc checkpoint export demo@3 demo.tar\n  \
                             raworc checkpoint export demo - | ssh there raworc checkpoint import - --name demo")]
     Export {
-        /// Whose, and which: SESSION for what is there now, SESSION@N for its checkpoint N.
+        /// Whose, and which: SESSION for what is there now, SESSION@N for its checkpoint of that number or label.
         #[arg(value_name = "SESSION[@N]")]
         session: String,
         /// The file; '-' is standard output.
@@ -116,8 +121,9 @@ pub enum Checkpoint {
     Restore {
         /// Whose.
         session: String,
-        /// Its number.
-        n: u64,
+        /// Its number or label.
+        #[arg(value_name = "N")]
+        version: String,
     },
 }
 
@@ -142,11 +148,12 @@ pub async fn run(context: &Context, command: Checkpoint) -> Result<()> {
             let page = paging.fetch(fetch).await?;
             list::show(context, &page, "there are no checkpoints", rows)
         }
-        Checkpoint::Get { session, n } => {
-            let checkpoint = client.get_checkpoint(&session, n).await?;
+        Checkpoint::Get { session, version } => {
+            let checkpoint = client.get_checkpoint(&session, &version).await?;
             ui.show(&checkpoint, |checkpoint| rows(std::slice::from_ref(checkpoint)))
         }
-        Checkpoint::Delete { session, n } => {
+        Checkpoint::Delete { session, version } => {
+            let n = number(&client, &session, &version).await?;
             client.delete_checkpoint(&session, n).await?;
             ui.show(&serde_json::json!({ "deleted": n }), |_| format!("Checkpoint {n} is deleted"))
         }
@@ -165,7 +172,8 @@ pub async fn run(context: &Context, command: Checkpoint) -> Result<()> {
         Checkpoint::Pull { reference, login } => image::pull(context, reference, login).await,
         Checkpoint::Export { session, file } => export(context, &session, &file).await,
         Checkpoint::Import { file, name } => image::import(context, &file, name).await,
-        Checkpoint::Restore { session, n } => {
+        Checkpoint::Restore { session, version } => {
+            let n = number(&client, &session, &version).await?;
             let session = client.restore_checkpoint(&session, n).await?;
             let name = clean(&session.name);
             ui.show(&session, |session| match session.rewinding_to {
@@ -178,9 +186,14 @@ pub async fn run(context: &Context, command: Checkpoint) -> Result<()> {
 
 /// What `SESSION[@N]` means.
 fn version(text: &str) -> (&str, &str) {
-    match text.rsplit_once('@') {
-        Some((session, n)) if !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()) => (session, n),
-        _ => (text, "now"),
+    text.rsplit_once('@').filter(|(session, n)| !session.is_empty() && !n.is_empty()).unwrap_or((text, "now"))
+}
+
+/// The number of the checkpoint that someone names by its number or label.
+pub async fn number(client: &Client, session: &str, version: &str) -> Result<u64> {
+    match version.parse() {
+        Ok(n) => Ok(n),
+        Err(_) => Ok(client.get_checkpoint(session, version).await?.n),
     }
 }
 

@@ -24,7 +24,7 @@ pub enum System {
 /// Options of `raworc system prune`.
 #[derive(Debug, Args)]
 pub struct Prune {
-    /// Remove images that no session runs.
+    /// Remove images that no session runs. Checkpoints that were pulled or imported stay.
     #[arg(long)]
     images: bool,
     /// Remove, for good, the files and checkpoints of sessions that were deleted so long ago, such as 7d; 0 for all deleted
@@ -63,6 +63,7 @@ fn usage(usage: &DiskUsage) -> String {
             back(usage.deleted_sessions, "`raworc system prune --deleted-before 0` removes them for good"),
         ),
         ("unused images", back(usage.unused_images, "`raworc system prune --images` removes them")),
+        ("imported checkpoints", back(usage.imported_checkpoints, "`raworc image delete` removes one")),
         ("records", bytes(usage.records_bytes)),
         ("transfers", bytes(usage.transfers_bytes)),
         (

@@ -134,6 +134,9 @@ async fn a_checkpoint_goes_in_a_file() {
     let session: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
     let opened = session["id"].as_str().unwrap();
     assert_eq!(there.output(opened, FINGERPRINT).await, seen);
+    // Making room does not take what there may be no other copy of.
+    assert_eq!(there.post("/system/prune", json!({ "unused_images": true })).await.1["images"], 0);
+    assert_eq!(there.get("/images/parcel").await.0, 200);
     // The image can go; the session stands on its own. A second one of the same name takes the first one's place.
     let again = there.cli(&["checkpoint", "import", file, "--name", "parcel"]);
     assert!(again.status.success(), "{again:?}");
@@ -245,18 +248,28 @@ async fn backups_are_made_by_themselves() {
     let update = json!({ "backup": backup });
     assert_eq!(server.put(&format!("/sessions/{id}"), update).await.0, 200);
     server.until(&id, |session| session["backup"]["checkpoint"] == 1).await;
+    // Another server goes on from it, and keeps what it brought in, while the name comes to mean something newer.
+    let (other, from) = (TestServer::start(&[]), json!({ "from": format!("{repository}:{id}") }));
+    let (status, session) = other.post("/sessions", from.clone()).await;
+    assert_eq!(status, 201, "{session:#}");
+    assert_eq!(other.output(session["id"].as_str().unwrap(), "cat a").await, "one\n");
     server.output(&id, "echo two > a").await;
     let session = server.until(&id, |session| session["backup"]["checkpoint"] == 2).await;
     assert_eq!(session["backup"]["error"], Value::Null);
     let events = server.events(&id).await;
     let count = |kind: &str| events.iter().filter(|event| event["type"] == kind).count();
     assert_eq!((count("checkpoint.backed_up"), count("checkpoint.backup_failed")), (2, 1));
-    // The server is lost; another one goes on from the newest, which has a name that does not change.
+    // The server is lost; the other one goes on from the newest, which has a name that does not change; also while the
+    // registry is away, now that it is here.
     drop(server);
-    let other = TestServer::start(&[]);
-    let (status, session) = other.post("/sessions", json!({ "from": format!("{repository}:{id}") })).await;
-    assert_eq!(status, 201, "{session:#}");
-    assert_eq!(other.output(session["id"].as_str().unwrap(), "cat a").await, "two\n");
+    for is_away in [false, true] {
+        if is_away {
+            daemon.kill();
+        }
+        let (status, session) = other.post("/sessions", from.clone()).await;
+        assert_eq!(status, 201, "{session:#}");
+        assert_eq!(other.output(session["id"].as_str().unwrap(), "cat a").await, "two\n");
+    }
     for wrong in [json!({ "registry": "nowhere" }), json!({ "registry": format!("{repository}:tag") })] {
         let (status, problem) = other.post("/sessions", json!({ "backup": wrong })).await;
         assert_eq!((status.as_u16(), &problem["errors"][0]["field"]), (422, &json!("backup.registry")), "{problem:#}");

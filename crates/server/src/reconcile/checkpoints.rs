@@ -108,7 +108,7 @@ pub async fn fix(app: &Shared, _: &Turn, session: SessionId, causes: &BTreeSet<C
         Err(Trouble::Failure(failure)) => Err(failure),
         Err(trouble) => {
             tracing::warn!(%session, %trouble, "a checkpoint could not be taken");
-            save::failed(app, session, causes, trouble.told()).await?;
+            save::failed(app, session, causes, &trouble.told()).await?;
             Ok(true)
         }
     }
@@ -123,6 +123,9 @@ pub enum Trouble {
     /// The disk is full: to be told.
     #[error("the disk is full")]
     DiskFull,
+    /// The workspace has directories that are too deep: to be told.
+    #[error("{}", FileError::TooDeep)]
+    TooDeep,
     /// The workspace, or the container: to be told.
     #[error("{0}")]
     Workspace(String),
@@ -130,10 +133,13 @@ pub enum Trouble {
 
 impl Trouble {
     /// What is said of it outside.
-    fn told(&self) -> &'static str {
+    fn told(&self) -> String {
         match self {
-            Self::DiskFull => "the server's disk is full; free some space",
-            Self::Failure(_) | Self::Workspace(_) => "the workspace could not be saved; the server's log says why",
+            Self::DiskFull => "the server's disk is full; free some space".to_owned(),
+            Self::TooDeep => format!("{self}: the workspace is not saved until they are gone"),
+            Self::Failure(_) | Self::Workspace(_) => {
+                "the workspace could not be saved; the server's log says why".to_owned()
+            }
         }
     }
 }
@@ -148,6 +154,7 @@ impl From<std::io::Error> for Trouble {
     fn from(error: std::io::Error) -> Self {
         match FileError::from(error) {
             FileError::DiskFull => Self::DiskFull,
+            FileError::TooDeep => Self::TooDeep,
             other => Self::Workspace(other.to_string()),
         }
     }

@@ -138,6 +138,12 @@ async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
     let turn = app.trees.turn(row.id).await;
     checkpoints::save_for(app, &turn, row.id, Cause::Start).await?;
     let (stack, _hold) = trees::ready_stack_of(app, row.id).await?;
+    // What it writes to may be another layer since.
+    let now = {
+        let mut connection = app.store.read().await.map_err(Failure::from)?;
+        sessions::find(&mut connection, row.id).await.map_err(Failure::from)?
+    };
+    let row = now.as_ref().unwrap_or(row);
     let image = match &row.settings.image {
         Some(image) => Some((trees::image_of(app, row.id).await?, &image.env)),
         None => None,

@@ -10,7 +10,6 @@ use std::ops::Range;
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::layers::{needless_run, run_to_merge};
 use raworc_core::limits::{LAYERS_MAX, LAYERS_SQUASHED_AT};
-use raworc_core::time::Time;
 use raworc_store::layers::{self, LayerRow};
 use raworc_store::{checkpoints, sessions};
 use raworc_workspace::FileError;
@@ -19,6 +18,7 @@ use uuid::Uuid;
 
 use crate::app::{Shared, blocking};
 use crate::error::Failure;
+use crate::trees::Hold;
 
 /// Layers whose rows are looked up in one go.
 const BATCH: usize = 256;
@@ -42,14 +42,23 @@ pub async fn make_room(app: &Shared, session: SessionId) -> Result<(), Failure> 
 }
 
 /// Makes chains of at least `from` layers shorter: the one that a session stands on, and that of its newest checkpoint.
+///
+/// While it does, more may be laid on them by whoever saves next, and then leaves the merging to us: so it looks again.
 async fn shorten(app: &Shared, session: SessionId, from: usize) -> Result<(), Failure> {
+    while shorten_once(app, session, from).await? {}
+    Ok(())
+}
+
+/// True where a chain has become shorter.
+async fn shorten_once(app: &Shared, session: SessionId, from: usize) -> Result<bool, Failure> {
     let mut tops: Vec<LayerId> = {
         let mut connection = app.store.read().await?;
-        let Some(row) = sessions::find(&mut connection, session).await? else { return Ok(()) };
+        let Some(row) = sessions::find(&mut connection, session).await? else { return Ok(false) };
         let newest = checkpoints::newest(&mut connection, session).await?;
         row.layer_id.into_iter().chain(newest.and_then(|newest| newest.layer_id)).collect()
     };
     tops.dedup();
+    let mut is_shorter = false;
     for top in tops {
         let chain = {
             let mut connection = app.store.read().await?;
@@ -60,28 +69,28 @@ async fn shorten(app: &Shared, session: SessionId, from: usize) -> Result<(), Fa
             }
             layers::chain(&mut connection, Some(top)).await.unwrap_or_default()
         };
-        merge(app, &chain).await?;
+        is_shorter |= merge(app, &chain).await?;
     }
-    Ok(())
+    Ok(is_shorter)
 }
 
-async fn merge(app: &Shared, chain: &[LayerRow]) -> Result<(), Failure> {
+async fn merge(app: &Shared, chain: &[LayerRow]) -> Result<bool, Failure> {
     let entries: Vec<u64> = chain.iter().map(|layer| layer.entries).collect();
     // A copy that the next one lies on keeps its name.
     match run_to_merge(&entries, |start| !app.trees.is_held(chain[start].id)) {
         Some(run) => merge_run(app, chain, run).await,
-        None => Ok(()),
+        None => Ok(false),
     }
 }
 
-/// Makes one of all layers, in all chains, that nothing stands on: what was overwritten in them takes space no more.
+/// Makes one of all layers, in all chains of workspaces, that nothing stands on: what was overwritten in them takes space no more.
 ///
 /// # Errors
 /// Where the store or the disk fails.
 pub async fn tighten_all(app: &Shared) -> Result<(), Failure> {
     let tops: BTreeSet<LayerId> = {
         let mut connection = app.store.read().await?;
-        layers::roots(&mut connection).await?.iter().map(layers::Root::layer).collect()
+        layers::workspaces(&mut connection).await?.into_iter().collect()
     };
     for top in tops {
         tighten(app, top).await?;
@@ -115,10 +124,11 @@ async fn tighten(app: &Shared, mut top: LayerId) -> Result<(), Failure> {
     }
 }
 
-async fn merge_run(app: &Shared, chain: &[LayerRow], run: Range<usize>) -> Result<(), Failure> {
+/// False where it is no run any more.
+async fn merge_run(app: &Shared, chain: &[LayerRow], run: Range<usize>) -> Result<bool, Failure> {
     let (layers, below) = (&chain[run.clone()], &chain[run.end..]);
     let new = LayerId(Uuid::new_v4());
-    let _hold = app.trees.hold(chain.iter().map(|layer| layer.id).chain([new]));
+    let hold = app.trees.hold(chain.iter().map(|layer| layer.id).chain([new]));
     let shelf = app.trees.shelf.clone();
     let paths = |rows: &[LayerRow]| shelf.paths(&rows.iter().map(|layer| layer.id).collect::<Vec<_>>());
     let (from, lower) = (paths(layers), paths(below));
@@ -133,30 +143,32 @@ async fn merge_run(app: &Shared, chain: &[LayerRow], run: Range<usize>) -> Resul
     };
     let measured = blocking(work).await.map_err(FileError::Io)?.map_err(FileError::from);
     let merged = match measured {
-        Ok(measured) => replace(app, layers.to_vec(), new, measured, app.now()).await,
+        Ok(measured) => replace(app, hold, layers.to_vec(), new, measured).await,
         Err(error) => Err(error.into()),
     };
     app.trees.waste([new]);
     merged
 }
 
-/// Records that a run of layers is another one from now on, unless it is no run any more.
+/// Records that a run of layers is another one from now on, unless it is no run any more; whether it was.
 async fn replace(
     app: &Shared,
+    hold: Hold,
     run: Vec<LayerRow>,
     new: LayerId,
     measured: seal::Change,
-    now: Time,
-) -> Result<(), Failure> {
-    let trees = std::sync::Arc::clone(&app.trees);
+) -> Result<bool, Failure> {
+    let (trees, now) = (std::sync::Arc::clone(&app.trees), app.now());
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
+            // It is recorded even if nobody waits for that any more: until then it is held.
+            let _hold = hold;
             let connection = transaction.connection();
-            let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(()) };
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(false) };
             for layer in &run {
                 let found = layers::find(connection, layer.id).await?;
                 if found.is_none_or(|found| found.parent_id != layer.parent_id) {
-                    return Ok(());
+                    return Ok(false);
                 }
             }
             let by = u32::try_from(run.len() - 1).unwrap_or(0);
@@ -174,7 +186,7 @@ async fn replace(
             layers::insert(connection, &row).await?;
             layers::lift(connection, new, by).await?;
             trees.waste(layers::release(connection, Some(first.id)).await?);
-            Ok::<_, Failure>(())
+            Ok::<_, Failure>(true)
         })
     });
     write.await

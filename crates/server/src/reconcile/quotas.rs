@@ -30,6 +30,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const REST: u32 = 20;
 /// Bytes that may be written after each save, also by a session at its limit: what is removed takes a little first.
 const ROOM_BYTES: u64 = 1 << 20;
+/// So far above its limit, a session has no such room any more.
+const ROOMS_BYTES: u64 = 16 << 20;
 /// Where so many bytes are left, the file system refuses most of what is written.
 const LEFT_BYTES: u64 = 64 << 10;
 
@@ -48,6 +50,19 @@ struct Watch {
     is_told: bool,
 }
 
+impl Watch {
+    /// What it may take at most, with the room to clean up.
+    fn most(&self, taken: Taken) -> u64 {
+        let room = if taken.saved < self.limit.saturating_add(ROOMS_BYTES) { ROOM_BYTES } else { 0 };
+        self.ceiling.max(taken.saved.saturating_add(room))
+    }
+
+    /// Room that was made does not come back.
+    fn lower(&mut self, taken: Taken) {
+        self.ceiling = self.limit.max(self.ceiling.min(taken.bytes()));
+    }
+}
+
 /// What a session takes, in bytes.
 #[derive(Clone, Copy)]
 struct Taken {
@@ -64,9 +79,9 @@ impl Taken {
         self.saved.saturating_add(self.written).saturating_add(self.elsewhere)
     }
 
-    /// What may be written to the workspace for all not to be more than this.
-    fn left(self, ceiling: u64) -> u64 {
-        ceiling.saturating_sub(self.saved).saturating_sub(self.elsewhere).max(ROOM_BYTES)
+    /// What may be written to the workspace for all not to be more than a container may take, beside a little room.
+    fn left(self, watch: &Watch) -> u64 {
+        watch.most(self).saturating_sub(self.saved).saturating_sub(self.elsewhere)
     }
 }
 
@@ -80,12 +95,12 @@ enum Verdict {
 }
 
 impl Quotas {
-    /// Watches a session's container from now on; what it may take.
-    fn set(&self, container: ContainerId, limit: u64, used: u64) -> u64 {
-        let ceiling = limit.max(used);
-        let next = Instant::now() + INTERVAL;
-        lock(&self.0).insert(container.session, Watch { container, limit, ceiling, next, is_told: false });
-        ceiling
+    /// Watches a session's container from now on.
+    fn set(&self, container: ContainerId, limit: u64, used: u64) -> Watch {
+        let (ceiling, next) = (limit.max(used), Instant::now() + INTERVAL);
+        let watch = Watch { container, limit, ceiling, next, is_told: false };
+        lock(&self.0).insert(container.session, watch);
+        watch
     }
 
     /// Watches none of a session's containers.
@@ -118,6 +133,13 @@ impl Quotas {
         lock(&self.0).values().filter(|watch| watch.next <= now).copied().collect()
     }
 
+    /// Notes what was saved.
+    fn lower(&self, container: ContainerId, taken: Taken) {
+        if let Some(watch) = lock(&self.0).get_mut(&container.session).filter(|watch| watch.container == container) {
+            watch.lower(taken);
+        }
+    }
+
     /// Notes what was found.
     fn found(&self, container: ContainerId, taken: Taken, is_bounded: bool, took: Duration) -> Verdict {
         let mut all = lock(&self.0);
@@ -125,10 +147,9 @@ impl Quotas {
             return Verdict::Fine;
         };
         watch.next = Instant::now() + INTERVAL.max(took * REST);
-        let most = watch.ceiling.max(taken.saved.saturating_add(ROOM_BYTES));
+        let most = watch.most(taken);
         let is_over = taken.bytes() > most;
-        // Room that was made does not come back.
-        watch.ceiling = watch.limit.max(watch.ceiling.min(taken.bytes()));
+        watch.lower(taken);
         let is_refused = is_bounded && taken.bytes().saturating_add(LEFT_BYTES) > watch.ceiling;
         let was_told = std::mem::replace(&mut watch.is_told, is_refused);
         match (is_over, is_refused && !was_told) {
@@ -150,9 +171,19 @@ pub async fn watch(app: &Shared, row: &SessionRow, container: ContainerId) -> Re
         return Ok(());
     };
     if !app.trees.quotas.has(container, limit) {
-        let taken = taken(app, row, container).await?;
-        let ceiling = app.trees.quotas.set(container, limit, taken.bytes());
-        bound(app, row, Some(taken.left(ceiling))).await?;
+        // What cannot be counted does not keep it from starting: it is over its limit when it is looked at.
+        let nothing = Taken { saved: 0, written: 0, elsewhere: 0 };
+        let taken = match taken(app, row, container).await {
+            Err(Failure::File(error)) => {
+                tracing::info!(%container, %error, "what a session takes cannot be counted");
+                nothing
+            }
+            outcome => outcome?,
+        };
+        // Where nothing is refused, what was written too much may be far above the limit, and is cleaned up all the same.
+        let room = if app.trees.shelf.has_limits() { 0 } else { ROOM_BYTES };
+        let watch = app.trees.quotas.set(container, limit, taken.bytes().saturating_add(room));
+        bound(app, row, Some(taken.left(&watch))).await?;
     }
     Ok(())
 }
@@ -162,11 +193,13 @@ pub async fn watch(app: &Shared, row: &SessionRow, container: ContainerId) -> Re
 /// # Errors
 /// Where the file system refuses.
 pub async fn go_on(app: &Shared, session: SessionId) -> Result<(), Failure> {
-    let Some(Watch { ceiling, container, .. }) = app.trees.quotas.any(session) else { return Ok(()) };
+    let Some(watch) = app.trees.quotas.any(session) else { return Ok(()) };
+    let container = watch.container;
     let row = find(app, session).await?.filter(|row| row.machine.generation == container.generation);
     let Some(row) = row else { return Ok(()) };
-    let left = taken(app, &row, container).await?.left(ceiling);
-    bound(app, &row, Some(left)).await?;
+    let taken = taken(app, &row, container).await?;
+    app.trees.quotas.lower(container, taken);
+    bound(app, &row, Some(taken.left(&watch))).await?;
     Ok(())
 }
 
@@ -249,7 +282,7 @@ async fn look(app: &Shared, container: ContainerId) -> Result<(), Failure> {
         outcome => outcome?,
     };
     let is_bounded = match app.trees.quotas.of(container) {
-        Some(Watch { ceiling, .. }) => bound(app, &row, Some(taken.left(ceiling))).await?,
+        Some(watch) => bound(app, &row, Some(taken.left(&watch))).await?,
         None => false,
     };
     match app.trees.quotas.found(container, taken, is_bounded, began.elapsed()) {

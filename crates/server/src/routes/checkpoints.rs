@@ -74,14 +74,14 @@ async fn list(
 
 /// Get a checkpoint.
 #[utoipa::path(get, path = "/sessions/{id}/checkpoints/{n}", tag = "checkpoints",
-    params(("id" = String, Path, description = "Id or name"), ("n" = u64, Path)),
+    params(("id" = String, Path, description = "Id or name"), ("n" = String, Path, description = "A number, or a label")),
     responses((status = 200, body = Checkpoint), Problems))]
 async fn get(
     State(app): State<Shared>,
     Caller(actor): Caller,
-    Path((id, n)): Path<(String, u64)>,
+    Path((id, n)): Path<(String, String)>,
 ) -> Result<axum::Json<Checkpoint>, Failure> {
-    Ok(axum::Json(view::checkpoint(checkpoints::get(&app, &actor, &id, n).await?)))
+    Ok(axum::Json(view::checkpoint(checkpoints::get(&app, &actor, &id, &n).await?)))
 }
 
 /// Give up a checkpoint. What it alone needs is removed from the disk in a while.
@@ -99,7 +99,7 @@ async fn delete(
 
 /// Compare a checkpoint, or `now`, with another.
 #[utoipa::path(get, path = "/sessions/{id}/checkpoints/{n}/diff", tag = "checkpoints",
-    params(("id" = String, Path, description = "Id or name"), ("n" = String, Path, description = "A number, or `now`"),
+    params(("id" = String, Path, description = "Id or name"), ("n" = String, Path, description = "A number, a label, or `now`"),
            DiffQuery),
     responses((status = 200, body = Diff), Problems))]
 async fn diff(
@@ -146,7 +146,7 @@ async fn restore(
 
 /// List the workspace as of a checkpoint.
 #[utoipa::path(get, path = "/sessions/{id}/checkpoints/{n}/files", tag = "checkpoints",
-    params(("id" = String, Path, description = "Id or name"), ("n" = String, Path, description = "A number, or `now`")),
+    params(("id" = String, Path, description = "Id or name"), ("n" = String, Path, description = "A number, a label, or `now`")),
     responses((status = 200, body = Listing), Problems))]
 async fn files(
     State(app): State<Shared>,
@@ -158,7 +158,7 @@ async fn files(
 
 /// Read a file, or list a directory, as of a checkpoint.
 #[utoipa::path(get, path = "/sessions/{id}/checkpoints/{n}/files/{*path}", tag = "checkpoints",
-    params(("id" = String, Path, description = "Id or name"), ("n" = String, Path, description = "A number, or `now`"),
+    params(("id" = String, Path, description = "Id or name"), ("n" = String, Path, description = "A number, a label, or `now`"),
            ("path" = String, Path)),
     responses((status = 200, content((Vec<u8> = "application/octet-stream"), (Listing = "application/json")),
                headers(("Raworc-Kind" = String, description = "`file` or `directory`"))), Problems))]

@@ -1,12 +1,14 @@
 //! `/images`, and checkpoints on their way to other servers
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use raworc_api::image::{Image, ImportImages, Imported, ListImages, PullImage, PushCheckpoint, Pushed};
 use raworc_api::page::Page;
-use raworc_api::problem::Problem;
+use raworc_api::problem::{Code, Problem};
 use tokio_util::io::{ReaderStream, SyncIoBridge};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -140,10 +142,16 @@ async fn export_checkpoint(
     Caller(actor): Caller,
     Path((id, n)): Path<(String, String)>,
 ) -> Result<Response, Failure> {
+    let Ok(permit) = Arc::clone(&app.exports).try_acquire_owned() else {
+        return Err(Failure::new(Code::Busy, "as many exports as can be are under way; try again soon"));
+    };
     let export = push::export(&app, &actor, &id, &n).await?;
     let disposition = format!("attachment; filename=\"{}\"", export.file_name());
     let (read, write) = tokio::io::duplex(EXPORT_BUFFER_BYTES);
-    let done = tokio::task::spawn_blocking(move || export.write(SyncIoBridge::new(write)));
+    let done = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        export.write(SyncIoBridge::new(write))
+    });
     // What ends early must not look as if it were whole.
     let end = futures::stream::once(async move {
         match done.await {

@@ -10,6 +10,7 @@ use raworc_core::names;
 use raworc_core::permissions::Actor;
 use raworc_store::audit;
 use raworc_store::checkpoints::{self, CheckpointRow, Status};
+use raworc_store::events;
 use raworc_store::layers::LayerRow;
 use raworc_store::sessions::SessionRow;
 use raworc_workspace::layers::compare::{self, Difference};
@@ -17,6 +18,7 @@ use raworc_workspace::{FileError, Found};
 use serde_json::json;
 
 use super::check::Checks;
+use super::disk::refuse_purged;
 use super::find::{self, Purpose};
 use super::save;
 use crate::app::{Shared, blocking};
@@ -45,6 +47,7 @@ pub async fn request(
         .write(move |transaction| {
             Box::pin(async move {
                 let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
+                refuse_purged(row.purged_at)?;
                 audit::append(transaction.connection(), now, &actor, "checkpoint.create", &row.id.to_string()).await?;
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 let wanted = save::new_row(&mut change.row, Cause::Request, label, &actor.name, now);
@@ -81,15 +84,19 @@ async fn wait(app: &Shared, row: CheckpointRow) -> Result<CheckpointRow, Failure
 /// Where none could be taken.
 pub async fn fresh(app: &Shared, actor: &Actor, row: &SessionRow) -> Result<CheckpointRow, Failure> {
     trees::settled(app, row.id).await;
-    let newest = {
+    let (row, newest) = {
         let mut connection = app.store.read().await?;
-        checkpoints::newest(&mut connection, row.id).await?
+        let row = find::session(&mut connection, actor, &row.id.to_string(), Purpose::Read).await?;
+        let newest = match checkpoints::newest(&mut connection, row.id).await? {
+            Some(newest) if !events::has_spoken(&mut connection, row.id, newest.seq).await? => Some(newest),
+            _ => None,
+        };
+        (row, newest)
     };
     // Whoever rests or waits has saved what it did; then there is nothing to wait for.
     if let Some(newest) = newest
         && newest.layer_id == row.layer_id
-        && newest.seq + 2 >= row.last_seq
-        && !trees::is_changed(app, row).await.map_err(FileError::from)?
+        && !trees::is_changed(app, &row).await.map_err(FileError::from)?
     {
         return Ok(newest);
     }
@@ -117,13 +124,16 @@ pub async fn list(
     Ok(checkpoints::list(&mut connection, row.id, after, limit).await?)
 }
 
-/// The checkpoint of this number.
+/// The checkpoint of this number or label.
 ///
 /// # Errors
 /// 404 where there is none.
-pub async fn get(app: &Shared, actor: &Actor, id_or_name: &str, n: u64) -> Result<CheckpointRow, Failure> {
+pub async fn get(app: &Shared, actor: &Actor, id_or_name: &str, version: &str) -> Result<CheckpointRow, Failure> {
     let row = session(app, actor, id_or_name).await?;
-    get_row(app, row.id, n).await
+    match parse(app, &row, version).await? {
+        Version::Now => Err(Failure::not_found("checkpoint", version)),
+        Version::Number(n) => get_row(app, row.id, n).await,
+    }
 }
 
 async fn session(app: &Shared, actor: &Actor, id_or_name: &str) -> Result<SessionRow, Failure> {
@@ -190,12 +200,12 @@ pub async fn usable(app: &Shared, session: SessionId, n: u64) -> Result<Checkpoi
     Ok(row)
 }
 
-/// The checkpoint that someone names: a number, or `now` for one of what is there now.
+/// The checkpoint that someone names: a number, a label, or `now` for one of what is there now.
 ///
 /// # Errors
 /// 404 where there is none, 409 where it is not ready.
 pub async fn named(app: &Shared, actor: &Actor, row: &SessionRow, version: &str) -> Result<CheckpointRow, Failure> {
-    match parse(version)? {
+    match parse(app, row, version).await? {
         Version::Now => fresh(app, actor, row).await,
         Version::Number(n) => usable(app, row.id, n).await,
     }
@@ -229,7 +239,7 @@ pub async fn look(
     path: String,
 ) -> Result<Found, Failure> {
     let row = session(app, actor, id_or_name).await?;
-    match parse(version)? {
+    match parse(app, &row, version).await? {
         Version::Now => trees::read_now(app, &row, move |workspace| workspace.look(&path)).await,
         Version::Number(n) => {
             let top = usable(app, row.id, n).await?.layer_id;
@@ -245,11 +255,27 @@ enum Version {
     Number(u64),
 }
 
-fn parse(text: &str) -> Result<Version, Failure> {
+impl std::fmt::Display for Version {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Now => formatter.write_str("now"),
+            Self::Number(n) => n.fmt(formatter),
+        }
+    }
+}
+
+/// What a version's name means: `now`, a number, or a label (of several that have it, the newest).
+async fn parse(app: &Shared, row: &SessionRow, text: &str) -> Result<Version, Failure> {
     if text == "now" {
         return Ok(Version::Now);
     }
-    text.parse().map(Version::Number).map_err(|_| Failure::not_found("checkpoint", text))
+    if let Ok(n) = text.parse() {
+        return Ok(Version::Number(n));
+    }
+    let mut connection = app.store.read().await?;
+    let found = checkpoints::labelled(&mut connection, row.id, text).await?;
+    let found = found.ok_or_else(|| Failure::not_found("checkpoint", text))?;
+    Ok(Version::Number(found.n))
 }
 
 /// What differs between two versions.
@@ -266,7 +292,8 @@ pub struct Differences {
     pub is_binary: bool,
 }
 
-/// Compares version `to` with `from`; where that is absent, with the checkpoint before it.
+/// Compares version `to` with `from`, which may be another session's (`SESSION@VERSION`); where that is absent, with the
+/// checkpoint before it.
 ///
 /// # Errors
 /// 404 where there is no such version.
@@ -278,22 +305,32 @@ pub async fn diff(
     path: Option<String>,
 ) -> Result<Differences, Failure> {
     let row = session(app, actor, id_or_name).await?;
-    let to = parse(to)?;
-    let from = match from {
-        Some(from) => Some(parse(&from)?),
-        None => before(app, &row, to).await?.map(Version::Number),
+    let to = parse(app, &row, to).await?;
+    let (old, from) = match from.as_deref().map(|from| from.rsplit_once('@').ok_or(from)) {
+        Some(Ok((other, version))) => {
+            let other = session(app, actor, other).await?;
+            let version = parse(app, &other, version).await?;
+            (root(app, &other, Some(version)).await?, format!("{}@{version}", other.name))
+        }
+        Some(Err(version)) => {
+            let version = parse(app, &row, version).await?;
+            (root(app, &row, Some(version)).await?, version.to_string())
+        }
+        None => {
+            let version = before(app, &row, to).await?.map(Version::Number);
+            let name = version.map_or_else(|| "empty".to_owned(), |version| version.to_string());
+            (root(app, &row, version).await?, name)
+        }
     };
-    let old = root(app, &row, from).await?;
     let new = root(app, &row, Some(to)).await?;
-    let from = match from {
-        None => "empty".to_owned(),
-        Some(Version::Now) => "now".to_owned(),
-        Some(Version::Number(n)) => n.to_string(),
-    };
     let work = move || {
         let (mut items, is_truncated) = compare::compare(old.root(), new.root(), DIFFERENCES_MAX)?;
         let Some(path) = path else { return Ok((items, is_truncated, None, false)) };
         items.retain(|item| item.path == path.as_bytes());
+        let is_in = |side: &raworc_workspace::Workspace| !matches!(side.look(&path), Err(FileError::NotFound));
+        if !is_in(&old) && !is_in(&new) {
+            return Err(FileError::NotFound);
+        }
         let texts = [&old, &new].map(|side| read_text(side, &path));
         let unified = match texts {
             [Ok(old), Ok(new)] => compare::text(&path, old.as_deref(), new.as_deref()),

@@ -10,7 +10,7 @@ use raworc_core::permissions::{Action, Actor};
 use raworc_core::session::Container;
 use raworc_core::time::Time;
 use raworc_store::layers::{self, LayerRow, Root};
-use raworc_store::{audit, checkpoints, images, sessions};
+use raworc_store::{agents, audit, checkpoints, images, sessions};
 use raworc_workspace::FileError;
 use serde_json::json;
 use uuid::Uuid;
@@ -19,6 +19,9 @@ use super::save;
 use crate::app::{Shared, blocking, permit};
 use crate::change::Change;
 use crate::error::Failure;
+
+/// How long a deleted session's container may take to go.
+const GONE_MAX: Duration = Duration::from_secs(15);
 
 /// What takes space.
 ///
@@ -36,6 +39,7 @@ pub async fn usage(app: &Shared, actor: &Actor) -> Result<DiskUsage, Failure> {
     let below = |wanted: fn(&Root) -> bool| reachable(&by_id, roots.iter().filter(|root| wanted(root)));
     let used = below(|root| matches!(root, Root::Session { is_deleted: false, .. }));
     let kept = below(|root| matches!(root, Root::Image(_)));
+    let imported = below(|root| matches!(root, Root::Imported(_)));
     let deleted = below(|root| matches!(root, Root::Session { is_deleted: true, .. }));
     let count = |ids: &mut dyn Iterator<Item = &LayerId>| {
         ids.filter_map(|id| by_id.get(id)).fold(LayerUsage::default(), |sum, row| LayerUsage {
@@ -54,8 +58,11 @@ pub async fn usage(app: &Shared, actor: &Actor) -> Result<DiskUsage, Failure> {
         free_bytes,
         records_bytes,
         sessions: count(&mut used.iter()),
-        deleted_sessions: count(&mut deleted.difference(&used).filter(|id| !kept.contains(id))),
-        unused_images: count(&mut kept.difference(&used).filter(|id| !deleted.contains(id))),
+        deleted_sessions: count(
+            &mut deleted.difference(&used).filter(|id| !kept.contains(id) && !imported.contains(id)),
+        ),
+        unused_images: count(&mut kept.difference(&used).filter(|id| !deleted.contains(id) && !imported.contains(id))),
+        imported_checkpoints: count(&mut imported.difference(&used).filter(|id| !deleted.contains(id))),
         transfers_bytes,
         limits: if app.trees.shelf.has_limits() { Limits::FileSystem } else { Limits::Stopping },
     })
@@ -91,7 +98,7 @@ pub async fn prune(app: &Shared, actor: &Actor, body: Prune) -> Result<Pruned, F
             sessions::to_purge(&mut connection, until).await?
         };
         for session in deleted {
-            pruned.sessions += u64::from(purge(app, actor, session).await?);
+            pruned.sessions += u64::from(purge_soon(app, actor, session).await?);
         }
     }
     if body.unused_images {
@@ -109,6 +116,20 @@ pub async fn prune(app: &Shared, actor: &Actor, body: Prune) -> Result<Pruned, F
 async fn layer_bytes(app: &Shared) -> Result<u64, Failure> {
     let mut connection = app.store.read().await?;
     Ok(layers::all(&mut connection).await?.iter().fold(0, |sum, row| sum.saturating_add(row.changed_bytes)))
+}
+
+/// The same as [`purge`], but a container that is on its way out is waited for.
+async fn purge_soon(app: &Shared, actor: &Actor, session: SessionId) -> Result<bool, Failure> {
+    let mut changes = app.hub.subscribe(session);
+    let wait = async {
+        while !purge(app, actor, session).await? {
+            if changes.changed().await.is_err() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    tokio::time::timeout(GONE_MAX, wait).await.unwrap_or(Ok(false))
 }
 
 /// Gives up the files of a deleted session; false where something of it still runs.
@@ -148,7 +169,9 @@ async fn remove_unused(app: &Shared, actor: &Actor) -> Result<u64, Failure> {
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
             let connection = transaction.connection();
-            let unused = images::unused(connection).await?;
+            let mut unused = images::unused(connection).await?;
+            let named = agents::images(connection).await?;
+            unused.retain(|image| !named.contains(&image.name));
             for image in &unused {
                 audit::append(connection, now, &actor, "image.delete", &image.id.to_string()).await?;
                 images::delete(connection, image.id).await?;

@@ -45,11 +45,12 @@ pub async fn write(
     // As slowly as it comes, it holds nobody up; it is put into the workspace when it is there.
     let shelf = app.trees.shelf.clone();
     let mut content = blocking(move || shelf.spool(&mut content, FILE_BYTES_MAX)).await.map_err(FileError::Io)??;
-    refuse_over_quota(app, &row, &content).await?;
     let turn = app.trees.turn(row.id).await;
+    // Others may have written, or raised its limit, before it was our turn.
+    let row = session(app, actor, &row.id.to_string(), Purpose::Use).await?;
+    refuse_over_quota(app, &row, &content).await?;
     let is_new =
-        trees::change(app, &turn, move |workspace| workspace.write(&path, &mut content, FILE_BYTES_MAX)).await?;
-    drop(turn);
+        trees::change(app, turn, move |workspace| workspace.write(&path, &mut content, FILE_BYTES_MAX)).await?;
     note(app, actor, &row, "file.written", written).await?;
     Ok(is_new)
 }
@@ -63,8 +64,7 @@ pub async fn remove(app: &Shared, actor: &Actor, id_or_name: &str, path: String)
     refuse_ended(&row)?;
     let removed = path.clone();
     let turn = app.trees.turn(row.id).await;
-    trees::change(app, &turn, move |workspace| workspace.remove(&path)).await?;
-    drop(turn);
+    trees::change(app, turn, move |workspace| workspace.remove(&path)).await?;
     note(app, actor, &row, "file.deleted", removed).await
 }
 

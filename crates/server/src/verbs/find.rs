@@ -42,15 +42,15 @@ pub async fn session(
     Ok(row)
 }
 
-/// A name means a session that is there; only where there is none, a deleted one.
+/// A name means a session that is there; only where there is none, a deleted one. One's own come before those of others.
 async fn by_name(connection: &mut Connection, actor: &Actor, name: &str) -> Result<Option<SessionRow>, Failure> {
-    for include_deleted in [false, true] {
-        let filter = Filter {
-            owner: (actor.role != Role::Admin).then_some(actor.account),
-            name: Some(name.to_owned()),
-            include_deleted,
-            ..Filter::default()
-        };
+    let (own, all) = (Some(actor.account), None);
+    let places: &[_] = match actor.role {
+        Role::Admin => &[(own, false), (all, false), (own, true), (all, true)],
+        Role::Member => &[(own, false), (own, true)],
+    };
+    for &(owner, include_deleted) in places {
+        let filter = Filter { owner, name: Some(name.to_owned()), include_deleted, ..Filter::default() };
         let mut rows = sessions::list(connection, &filter, 2).await?;
         if rows.len() > 1 {
             let detail = format!("more than one session is called {name:?}; use its id");

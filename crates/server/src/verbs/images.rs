@@ -8,10 +8,11 @@ use raworc_core::ids::ImageId;
 use raworc_core::limits::{IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX};
 use raworc_core::names;
 use raworc_core::permissions::{Action, Actor, Role};
-use raworc_oci::{Bounds, Descriptor, Digest, Image, Reference};
+use raworc_oci::{Bounds, Descriptor, Digest, Image, Reference, Which};
 use raworc_store::images::{self, ImageRow, Summary};
 use raworc_store::{Connection, audit, layers};
 use raworc_workspace::FileError;
+use tokio::sync::OwnedRwLockReadGuard;
 use uuid::Uuid;
 
 use super::portable::Portable;
@@ -36,12 +37,32 @@ pub async fn pull(app: &Shared, actor: &Actor, body: PullImage, tell: &Tell) -> 
         told(raworc_api::image::TransferProgress { what: format!("pulling {what}"), done_bytes, total_bytes });
     };
     let manifest = registry.pull(app.images.layout(), &progress).await?;
-    let row = keep(app, actor, reference.to_string(), &manifest, tell).await;
-    drop(passing);
-    if row.is_ok() {
-        served(app, manifest.digest).await;
-    }
-    row
+    let digest = manifest.digest;
+    let mut rows = keep_all(app, actor, vec![(reference.to_string(), manifest)], tell, passing).await?;
+    rows.pop().ok_or_else(|| Failure::not_found("image", &digest.to_string()))
+}
+
+/// Takes in images that are in the layout, to the end, also where nobody waits for it any more: so nothing of them is left over.
+async fn keep_all(
+    app: &Shared,
+    actor: &Actor,
+    images: Vec<(String, Descriptor)>,
+    tell: &Tell,
+    passing: OwnedRwLockReadGuard<()>,
+) -> Result<Vec<ImageRow>, Failure> {
+    let (task_app, actor, tell) = (app.clone(), actor.clone(), tell.clone());
+    let work = async move {
+        let mut rows = Vec::new();
+        for (name, manifest) in &images {
+            rows.push(keep(&task_app, &actor, name.clone(), manifest, &tell).await?);
+        }
+        drop(passing);
+        for (_, manifest) in images {
+            served(&task_app, manifest.digest).await;
+        }
+        Ok(rows)
+    };
+    app.tasks.spawn(work).await.map_err(|error| FileError::Io(std::io::Error::other(error)))?
 }
 
 /// Brings in the images of an archive: an OCI archive, or what `docker save` writes, compressed or not.
@@ -69,16 +90,13 @@ pub async fn import(
         raworc_oci::import(archive, &layout, &bounds, &mut progress)
     };
     let found = blocking(read).await.map_err(FileError::Io)??;
-    let mut rows = Vec::new();
-    for (own, manifest) in &found {
-        let name = named(name.as_ref().filter(|_| found.len() == 1).or(own.as_ref()))?;
-        rows.push(keep(app, actor, name, manifest, tell).await?);
-    }
-    drop(passing);
-    for (_, manifest) in found {
-        served(app, manifest.digest).await;
-    }
-    Ok(rows)
+    let is_one = found.len() == 1;
+    let images = found.into_iter().map(|(own, manifest)| {
+        let name = named(name.as_ref().filter(|_| is_one).or(own.as_ref()))?;
+        Ok((name, manifest))
+    });
+    let images = images.collect::<Result<Vec<_>, Failure>>()?;
+    keep_all(app, actor, images, tell, passing).await
 }
 
 fn named(name: Option<&String>) -> Result<String, Failure> {
@@ -105,6 +123,12 @@ async fn keep(
     let image = blocking(move || Image::load(&layout, &digest)).await.map_err(FileError::Io)??;
     let unusable = |why| Failure::new(Code::ImageUnusable, why);
     let portable = Portable::read(image.extra.as_ref()).map_err(unusable)?;
+    // A checkpoint's files are of use on any machine.
+    if portable.is_none() && !image.is_ours() {
+        let detail =
+            format!("{name} is for another machine than this one, which is linux/{}", raworc_oci::architecture());
+        return Err(unusable(detail));
+    }
     for _ in 0..TRIES {
         let taken = take_in(app, &image, tell).await?;
         let row = ImageRow {
@@ -122,21 +146,27 @@ async fn keep(
         };
         let content = portable.as_ref().map(serde_json::to_string).transpose();
         let content = content.map_err(raworc_store::StoreError::from)?;
-        if record(app, actor, row.clone(), content, &taken).await? {
-            return Ok(row);
+        match record(app, actor, row, content, &taken).await {
+            Ok(Some(row)) => return Ok(row),
+            Ok(None) => {}
+            Err(error) => {
+                // Nobody needs what was unpacked for it.
+                app.trees.waste(taken.new.iter().map(|(layer, _)| layer.id));
+                return Err(error);
+            }
         }
     }
     Err(Failure::new(Code::Unavailable, "its layers were given up while it was taken in; try again"))
 }
 
-/// Records an image and its layers; false where what they lie on is gone.
+/// Records an image and its layers, unless it is here already; none where what they lie on is gone.
 async fn record(
     app: &Shared,
     actor: &Actor,
     row: ImageRow,
     content: Option<String>,
     taken: &TakenIn,
-) -> Result<bool, Failure> {
+) -> Result<Option<ImageRow>, Failure> {
     let (actor, now, trees) = (actor.clone(), app.now(), std::sync::Arc::clone(&app.trees));
     let (known, new) = (taken.known, taken.new.clone());
     let write = app.store.write(move |transaction| {
@@ -146,7 +176,14 @@ async fn record(
                 && layers::find(connection, known).await?.is_none()
             {
                 trees.waste(new.iter().map(|(layer, _)| layer.id));
-                return Ok(false);
+                return Ok(None);
+            }
+            let old = images::find_by_name(connection, actor.account, &row.name).await?;
+            let old = old.filter(|old| old.owner_id == actor.account);
+            // Someone else has brought in the same just now, and names it already.
+            if let Some(old) = old.as_ref().filter(|old| old.digest == row.digest) {
+                trees.waste(new.iter().map(|(layer, _)| layer.id));
+                return Ok(Some(old.clone()));
             }
             for (layer, archived) in &new {
                 layers::insert(connection, layer).await?;
@@ -154,9 +191,7 @@ async fn record(
                     layers::set_archived(connection, layer.id, archived).await?;
                 }
             }
-            if let Some(old) = images::find_by_name(connection, actor.account, &row.name).await?
-                && old.owner_id == actor.account
-            {
+            if let Some(old) = old {
                 images::delete(connection, old.id).await?;
                 images::insert(connection, &row, content).await?;
                 trees.waste(layers::release(connection, old.layer_id).await?);
@@ -164,7 +199,7 @@ async fn record(
                 images::insert(connection, &row, content).await?;
             }
             audit::append(connection, now, &actor, "image.create", &row.id.to_string()).await?;
-            Ok::<_, Failure>(true)
+            Ok::<_, Failure>(Some(row))
         })
     });
     write.await
@@ -245,10 +280,12 @@ impl Use {
 /// 422 where it is none for this use; what pulling it says.
 pub async fn resolve(app: &Shared, actor: &Actor, name: &str, usage: Use) -> Result<ImageRow, Failure> {
     let row = match get(app, actor, name).await {
+        Ok(row) if usage == Use::GoOn && row.name == name => current(app, actor, row).await?,
         Ok(row) => row,
         Err(missing) => match name.parse::<Reference>() {
             // What is written in a shorter way is called by its full name here.
             Ok(reference) => match get(app, actor, &reference.to_string()).await {
+                Ok(row) if usage == Use::GoOn => current(app, actor, row).await?,
                 Ok(row) => row,
                 Err(_) => {
                     let body = PullImage { reference: reference.to_string(), credentials: None };
@@ -264,6 +301,26 @@ pub async fn resolve(app: &Shared, actor: &Actor, name: &str, usage: Use) -> Res
     };
     check(&row, usage)?;
     Ok(row)
+}
+
+/// What a checkpoint's name means now: a tag of a registry may have moved, as backups move theirs. Where the registry cannot
+/// be asked, what is here is what there is.
+async fn current(app: &Shared, actor: &Actor, row: ImageRow) -> Result<ImageRow, Failure> {
+    let Some(reference) = row.name.parse::<Reference>().ok().filter(|found| matches!(found.which(), Which::Tag(_)))
+    else {
+        return Ok(row);
+    };
+    match app.images.registry(&reference, None).await?.digest().await {
+        Ok(Some(digest)) if digest.to_string() != row.digest => {
+            let body = PullImage { reference: reference.to_string(), credentials: None };
+            pull(app, actor, body, &(std::sync::Arc::new(|_| {}) as Tell)).await
+        }
+        Ok(_) => Ok(row),
+        Err(error) => {
+            tracing::warn!(image = row.name, %error, "a registry could not be asked whether a tag has moved");
+            Ok(row)
+        }
+    }
 }
 
 /// Whether an image is fit for a use.

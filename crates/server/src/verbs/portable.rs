@@ -136,7 +136,23 @@ impl Portable {
                 document["version"]
             ));
         }
-        let read = Self::deserialize(document).map_err(|error| format!("its checkpoint cannot be read: {error}"))?;
+        let mut read =
+            Self::deserialize(document).map_err(|error| format!("its checkpoint cannot be read: {error}"))?;
+        // Whoever wrote it may be anybody. Where a session sends what it has, and what its programs are told, is not theirs to
+        // say; nor is what only we ask of ourselves.
+        let CreateSession { agent_ids, waiting_timeout_seconds, ttl_seconds, metadata, resources, .. } = read.session;
+        let CreateSession { background_activity, checkpoints, image, .. } = read.session;
+        read.session = CreateSession {
+            agent_ids,
+            waiting_timeout_seconds,
+            ttl_seconds,
+            metadata,
+            resources,
+            background_activity,
+            checkpoints,
+            image,
+            ..CreateSession::default()
+        };
         Ok(Some(read))
     }
 

@@ -293,12 +293,8 @@ async fn store_sizes(change: &mut Change<'_>, id: LayerId, measured: Measured) -
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn failed(
-    app: &Shared,
-    session: SessionId,
-    causes: &BTreeSet<Cause>,
-    error: &'static str,
-) -> Result<(), Failure> {
+pub async fn failed(app: &Shared, session: SessionId, causes: &BTreeSet<Cause>, error: &str) -> Result<(), Failure> {
+    let error = error.to_owned();
     let (now, cause) = (app.now(), causes.iter().next().copied());
     app.store
         .write(move |transaction| {
@@ -314,12 +310,12 @@ pub async fn failed(
                 }
                 for mut checkpoint in open {
                     checkpoint.status = Status::Failed;
-                    checkpoint.error = Some(error.to_owned());
+                    checkpoint.error = Some(error.clone());
                     checkpoints::update(change.connection(), &checkpoint).await?;
                     let data = json!({ "n": checkpoint.n, "cause": checkpoint.cause, "error": error });
                     change.log_as(&checkpoint.created_by, "checkpoint.failed", data).await?;
                     if checkpoint.cause == Cause::Rewind {
-                        give_up_rewind(&mut change, error).await?;
+                        give_up_rewind(&mut change, &error).await?;
                     }
                 }
                 change.save().await?;

@@ -13,7 +13,7 @@ use rustix::fs::{chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr, fremov
 use rustix::fs::{linkat, mkdirat, mknodat, open, openat, readlinkat, statat, symlinkat, utimensat};
 use rustix::io::Errno;
 
-use super::{DEPTH_MAX, Marks};
+use super::{DEPTH_MAX, Marks, TooDeep};
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// The most that the names, or one value, of extended attributes take (Linux, `XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
@@ -27,8 +27,7 @@ pub fn root(path: &Path) -> io::Result<OwnedFd> {
 /// Opens a directory in another, which is `depth` levels down.
 pub fn inner(directory: impl AsFd, name: &CStr, depth: usize) -> io::Result<OwnedFd> {
     if depth >= DEPTH_MAX {
-        let message = format!("directories are more than {DEPTH_MAX} levels deep");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, TooDeep));
     }
     Ok(openat(directory, name, DIRECTORY, Mode::empty())?)
 }

@@ -19,3 +19,8 @@ pub use usage::usage;
 
 /// Directories inside one another at most: each costs a descriptor while it is looked at.
 pub const DEPTH_MAX: usize = 512;
+
+/// What is said, in an [`std::io::Error`], of deeper ones.
+#[derive(Debug, thiserror::Error)]
+#[error("directories are more than {DEPTH_MAX} levels deep")]
+pub struct TooDeep;

@@ -95,7 +95,7 @@ pub struct Settings {
     /// With --checkpoints every: time between two of them, such as 10m.
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     pub checkpoint_every: Option<u64>,
-    /// How many checkpoints are kept, beside those with a label [default of a new session: 20].
+    /// How many of the newest checkpoints are kept; older ones with a label, too [default of a new session: 20].
     #[arg(long, value_name = "N")]
     pub keep_checkpoints: Option<u32>,
     /// Send its checkpoints to REGISTRY/REPOSITORY by themselves, with the server's credentials; '' for nowhere any more.

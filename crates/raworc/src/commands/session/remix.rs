@@ -29,9 +29,9 @@ const PAGE: u32 = 500;
 pub struct Remix {
     /// What to start from.
     session: String,
-    /// Which of its checkpoints [default: what is there now].
+    /// Which of its checkpoints, by number or label [default: what is there now].
     #[arg(long, value_name = "N")]
-    checkpoint: Option<u64>,
+    checkpoint: Option<String>,
     /// What to call it [default: made up].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -61,8 +61,12 @@ pub async fn run(context: &Context, args: Remix) -> Result<()> {
     let began = std::time::Instant::now();
     let prompt = args.prompt.as_deref().map(input::prompt).transpose()?;
     let settings = args.settings;
+    let checkpoint = match &args.checkpoint {
+        Some(version) => Some(crate::commands::checkpoint::number(&client, &args.session, version).await?),
+        None => None,
+    };
     let body = RemixSession {
-        checkpoint: args.checkpoint,
+        checkpoint,
         name: args.name,
         starting_prompt: prompt,
         agent_ids: Some(args.agents).filter(|agents| !agents.is_empty()),
