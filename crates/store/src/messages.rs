@@ -3,7 +3,6 @@
 use std::ops::RangeInclusive;
 
 use raworc_api::message::{MessageError, MessageUsage, Role, Status};
-use raworc_core::conversation::Rewound;
 use raworc_core::ids::{MessageId, SessionId};
 use raworc_core::time::Time;
 use serde_json::{Map, Value};
@@ -194,7 +193,7 @@ pub async fn list(
     query.fetch_all(connection, message).await
 }
 
-/// Messages of these parts of the log that had ended by event `until`, in order, whether taken back since or not.
+/// Messages of these parts of the log that had ended by the end of their part, in order, whether taken back since or not.
 ///
 /// # Errors
 /// Where the store fails.
@@ -202,16 +201,14 @@ pub async fn ended_in(
     connection: &mut Connection,
     session: SessionId,
     ranges: &[RangeInclusive<u64>],
-    until: u64,
 ) -> Result<Vec<MessageRow>, StoreError> {
     let mut all = Vec::new();
     for range in ranges {
         let rows = sql("SELECT * FROM messages WHERE session_id = $1 AND seq >= $2 AND seq <= $3 \
-                        AND finished_at IS NOT NULL AND (finished_seq IS NULL OR finished_seq <= $4) ORDER BY seq")
+                        AND finished_at IS NOT NULL AND (finished_seq IS NULL OR finished_seq <= $3) ORDER BY seq")
         .bind(session.to_string())
         .bind(bigint(*range.start()))
         .bind(bigint(*range.end()))
-        .bind(bigint(until))
         .fetch_all(connection, message)
         .await?;
         all.extend(rows);
@@ -219,8 +216,8 @@ pub async fn ended_in(
     Ok(all)
 }
 
-/// Takes back every message of a session up to the event that went back, but those of these parts of the log that had
-/// ended by the point it went back to.
+/// Takes back every message of a session before the event `at`, but those of these parts of the log that had ended by the end of
+/// their part: what goes on behind it was taken back before.
 ///
 /// # Errors
 /// Where the store fails.
@@ -228,20 +225,19 @@ pub async fn rewind(
     connection: &mut Connection,
     session: SessionId,
     ranges: &[RangeInclusive<u64>],
-    rewound: Rewound,
+    at: u64,
 ) -> Result<(), StoreError> {
     sql("UPDATE messages SET rewound = 1 WHERE session_id = $1 AND seq < $2")
         .bind(session.to_string())
-        .bind(bigint(rewound.at))
+        .bind(bigint(at))
         .execute(connection)
         .await?;
     for range in ranges {
         sql("UPDATE messages SET rewound = 0 WHERE session_id = $1 AND seq >= $2 AND seq <= $3 \
-             AND finished_at IS NOT NULL AND (finished_seq IS NULL OR finished_seq <= $4)")
+             AND finished_at IS NOT NULL AND (finished_seq IS NULL OR finished_seq <= $3)")
         .bind(session.to_string())
         .bind(bigint(*range.start()))
         .bind(bigint(*range.end()))
-        .bind(bigint(rewound.to))
         .execute(connection)
         .await?;
     }

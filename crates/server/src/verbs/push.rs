@@ -104,7 +104,7 @@ async fn prepare(
         let ranges = standing(checkpoint.seq, &row.rewinds);
         (
             agents::of_session(&mut connection, row.id).await?,
-            messages::ended_in(&mut connection, row.id, &ranges, checkpoint.seq).await?,
+            messages::ended_in(&mut connection, row.id, &ranges).await?,
         )
     };
     let layers = pack(app, &chain, registry, tell).await?;

@@ -93,7 +93,7 @@ pub async fn remix(
                 });
                 change.log("session.created", data).await?;
                 let ranges = standing(from.seq, &parent.rewinds);
-                let messages = messages::ended_in(change.connection(), parent.id, &ranges, from.seq).await?;
+                let messages = messages::ended_in(change.connection(), parent.id, &ranges).await?;
                 let size = (from.bytes, from.files);
                 let inherited = Inherited { label: from.label.clone(), by: from.created_by.clone(), size };
                 inherit(&mut change, messages, inherited).await?;

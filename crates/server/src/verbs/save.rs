@@ -232,7 +232,7 @@ async fn go_back(change: &mut Change<'_>, trees: &Trees, saved_as: &CheckpointRo
     };
     let rewound = Rewound { at: saved_as.seq + 1, to: target.seq };
     let ranges = standing(target.seq, &change.row.rewinds);
-    messages::rewind(change.connection(), session, &ranges, rewound).await?;
+    messages::rewind(change.connection(), session, &ranges, rewound.at).await?;
     change.row.rewinds.push(rewound);
     // What it lies on so far is kept by the checkpoint that was taken before it goes back.
     change.row.layer_id = target.layer_id;
