@@ -29,7 +29,7 @@ use crate::trees;
 /// Asks for a checkpoint and waits for it, for as long as anyone would; then it may still be `pending`.
 ///
 /// # Errors
-/// 422 where the label is wrong.
+/// 409 where the session's files are gone, 422 where the label is wrong.
 pub async fn request(
     app: &Shared,
     actor: &Actor,
