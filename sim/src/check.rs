@@ -1,12 +1,16 @@
 //! What must hold when the bad days are over.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, bail, ensure};
 use axum::Router;
 use axum::http::Method;
+use raworc_core::ids::LayerId;
 use raworc_core::session::State;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::people::call;
+use crate::records;
 use crate::world::World;
 
 /// Whether nothing is left to be done: no session is on its way anywhere, and the containers are those that are wanted.
@@ -23,6 +27,10 @@ pub async fn is_settled(world: &World, router: &Router) -> anyhow::Result<bool> 
     }
     wanted.sort();
     let state = world.state();
+    let is_frozen = state.containers.values().any(|model| model.is_frozen || model.is_working());
+    if is_frozen || records::is_saving(&state.truth.records)? {
+        return Ok(false);
+    }
     let there: Vec<String> = state.containers.keys().map(ToString::to_string).collect();
     Ok(wanted == there && state.containers.values().all(crate::host::Model::is_alive))
 }
@@ -57,13 +65,18 @@ pub async fn invariants(world: &World, router: &Router) -> anyhow::Result<()> {
             all(world, router, &format!("/sessions/{id}/messages"), "cursor", |message| message["seq"].to_string())
                 .await?;
         edges(&events).with_context(|| format!("the log of {id}"))?;
-        for message in messages.iter().filter(|message| message["role"] == "user") {
+        let inherited: Vec<&Value> = events.iter().filter(|event| event["type"] == "message.inherited").collect();
+        let is_own = |message: &&Value| !inherited.iter().any(|event| event["data"]["message_id"] == message["id"]);
+        for message in messages.iter().filter(|message| message["role"] == "user").filter(is_own) {
             told_once(world, message, &events, &messages).with_context(|| format!("{message:#}"))?;
         }
         let known: Vec<&str> = messages.iter().map(|message| text(&message["id"])).collect();
         let state = world.state();
         for (message, _) in state.people.acknowledged.iter().filter(|(_, session)| *session == id) {
-            ensure!(known.contains(&message.as_str()), "the acknowledged message {message} of {id} is lost");
+            let is_told = |kind: &str| events.iter().any(|event| event["type"] == kind);
+            // What was taken back is told no longer.
+            let is_known = known.contains(&message.as_str()) || is_told("session.rewound");
+            ensure!(is_known, "the acknowledged message {message} of {id} is lost");
         }
         let waiting = messages.iter().filter(|message| message["status"] == "queued").count();
         ensure!(
@@ -74,6 +87,52 @@ pub async fn invariants(world: &World, router: &Router) -> anyhow::Result<()> {
         ensure!(messages.iter().all(|message| message["status"] != "processing"), "a message of {id} is stuck");
     }
     Ok(())
+}
+
+/// Every workspace, and every checkpoint, is what it should be; and whatever people were told of is there.
+pub fn workspaces(world: &World) -> anyhow::Result<()> {
+    let state = &mut *world.state();
+    let truth = &mut state.truth;
+    ensure!(truth.wrong.is_empty(), "{}", truth.wrong.join("\n"));
+    let sessions = records::sessions(&truth.records)?;
+    for session in &sessions {
+        let id = &session.id;
+        if !session.is_purged {
+            truth.look(id, &session.stack).with_context(|| format!("the workspace of {id}"))?;
+        }
+        let ready = records::ready(&truth.records, id)?;
+        for (n, _) in &ready {
+            truth.look_at(id, *n).with_context(|| format!("checkpoint {n} of {id}"))?;
+        }
+        let lost = truth.lost(session, &ready);
+        ensure!(lost.is_empty(), "checkpoints {lost:?} of {id} are gone, and nobody gave them up");
+    }
+    Ok(())
+}
+
+/// Who tidies up removes what nobody needs, and nothing else.
+pub async fn tidies(world: &World, router: &Router) -> anyhow::Result<()> {
+    if tidy_up(world, router).await?.is_ok() {
+        return Ok(());
+    }
+    // A container that ends meanwhile leaves what was in use for the next time.
+    tokio::time::sleep(crate::REST).await;
+    tidy_up(world, router).await?
+}
+
+async fn tidy_up(world: &World, router: &Router) -> anyhow::Result<anyhow::Result<()>> {
+    let mut mounted = mounted(world);
+    let (status, told) = call(world, router, Method::POST, "/system/prune", None, &json!({})).await?;
+    ensure!(status.is_success(), "{status}: {told}");
+    workspaces(world)?;
+    mounted.extend(self::mounted(world));
+    Ok(world.state().truth.leaks(&mounted))
+}
+
+fn mounted(world: &World) -> BTreeSet<LayerId> {
+    let state = world.state();
+    let stacks = state.containers.values().map(|model| &model.workspace);
+    stacks.flat_map(|stack| stack.layers.iter().chain(&stack.writable)).copied().collect()
 }
 
 /// Numbers without a gap, states along the edges, and nobody who speaks for a container that is no more.

@@ -14,7 +14,11 @@ use tokio::time::Instant;
 use tokio_util::codec::{Framed, LinesCodec};
 use tokio_util::sync::CancellationToken;
 
+use crate::agent;
 use crate::world::World;
+
+/// How often someone who stands still looks whether that is over.
+const FROZEN: Duration = Duration::from_millis(1);
 
 type Frames = Framed<DuplexStream, LinesCodec>;
 
@@ -27,6 +31,10 @@ pub struct Model {
     next: u64,
     unacknowledged: VecDeque<(u64, Report)>,
     job: Option<Job>,
+    /// How often something goes on writing that a message has left behind.
+    background: usize,
+    /// Nothing in it goes on.
+    pub is_frozen: bool,
 }
 
 struct Job {
@@ -38,7 +46,16 @@ struct Job {
 impl Model {
     /// A host that was just started.
     pub fn new(token: String, workspace: Stack) -> Self {
-        Self { token, workspace, gone: CancellationToken::new(), next: 1, unacknowledged: VecDeque::new(), job: None }
+        Self {
+            token,
+            workspace,
+            gone: CancellationToken::new(),
+            next: 1,
+            unacknowledged: VecDeque::new(),
+            job: None,
+            background: 0,
+            is_frozen: false,
+        }
     }
 
     /// Whether it runs.
@@ -49,6 +66,11 @@ impl Model {
     /// It ends.
     pub fn end(&self) {
         self.gone.cancel();
+    }
+
+    /// Whether anything but its host runs in it.
+    pub fn is_working(&self) -> bool {
+        self.job.is_some() || self.background > 0
     }
 
     fn works(&self) -> Vec<WorkId> {
@@ -119,7 +141,10 @@ impl Host {
         }
         let mut heartbeat = Instant::now();
         loop {
-            let work = self.model(|model| model.job.is_some());
+            while self.model(|model| model.is_frozen) {
+                tokio::time::sleep(FROZEN).await;
+            }
+            let work = self.model(|model| Model::is_working(model));
             let progress = self.world.millis(if self.world.chance(0.05) { 3_000 } else { 40 });
             tokio::select! {
                 biased;
@@ -132,11 +157,13 @@ impl Host {
                     }
                 }
                 () = tokio::time::sleep(progress), if work => {
+                    self.write();
                     if self.work().await.is_none() { return Talk::Lost }
                 }
                 () = tokio::time::sleep_until(heartbeat), if self.is_welcome => {
                     heartbeat = Instant::now() + HEARTBEAT_INTERVAL;
-                    if self.send(HostFrame::Heartbeat { background_processes: 0 }).await.is_none() { return Talk::Lost }
+                    let background_processes = self.model(|model| u32::from(model.background > 0));
+                    if self.send(HostFrame::Heartbeat { background_processes }).await.is_none() { return Talk::Lost }
                 }
             }
             if let Some(talk) = self.misfortune().await {
@@ -208,21 +235,48 @@ impl Host {
         self.model(|model| model.job = Some(Job { id: work.id, outputs, ending }));
     }
 
+    /// Some files are changed, unless everything stands still.
+    fn write(&self) {
+        let session = self.id.session.to_string();
+        if self.model(|model| model.is_frozen || !model.is_alive()) || self.world.chance(0.3) {
+            return;
+        }
+        let tree = self.world.state().truth.tree_of(&session);
+        let changes = agent::changes(&self.world, tree);
+        let mut state = self.world.state();
+        let Some(stack) = state.containers.get(&self.id).map(|model| model.workspace.clone()) else { return };
+        let told = format!("{changes:?}");
+        let written = state.truth.write(&session, &stack, changes);
+        state.truth.expect(&format!("what {} writes", self.id), written);
+        let now = state.truth.state_of(&session);
+        state.tell(&format!("{} has written: state {now}, {told}", self.id));
+    }
+
     /// The next thing that the job says.
     async fn work(&mut self) -> Option<()> {
+        let is_frozen = self.model(|model| model.is_frozen);
+        let left = if self.world.chance(0.2) { 1 + self.world.below(3) } else { 0 };
         let frame = self.model(|model| {
-            let job = model.job.as_mut()?;
+            if is_frozen {
+                return None;
+            }
+            let Some(job) = model.job.as_mut() else {
+                model.background = model.background.saturating_sub(1);
+                return None;
+            };
             let work = job.id;
             if job.outputs == 0 {
                 let ending = job.ending;
                 model.job = None;
+                model.background += left;
                 let finished = Report::Finished { work, ending, duration_micros: 1, dropped_bytes: 0 };
                 return Some(model.report(finished));
             }
             job.outputs -= 1;
             let text = format!("{}\n", job.outputs);
             Some(model.report(Report::Output { work, stream: Stream::Stdout, text }))
-        })?;
+        });
+        let Some(frame) = frame else { return Some(()) };
         if self.is_welcome {
             self.send(frame).await?;
         }

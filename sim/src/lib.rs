@@ -2,32 +2,50 @@
 //! up, in a time that passes only when everybody waits. One seed is one story: the same one each time.
 //!
 //! In it servers are killed at any moment and started again, hosts die, hang and lose connections, starts fail, observations
-//! come late or twice, disks are slow or full, and the clock jumps. In the end everything must have settled, and
-//! [`check`] looks at what people were told.
+//! come late or twice, disks are slow or full, and the clock jumps. Layers are real directories: containers write to them, and
+//! the disk may be full, or the server dead, in the middle of any work on them. In the end everything must have settled, and
+//! [`check`] looks at what people were told, and at what they have.
 
+mod agent;
 mod check;
 mod disk;
 mod host;
 mod people;
+mod records;
 mod runtime;
+mod tree;
+mod truth;
+mod versions;
+mod weather;
 mod world;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use raworc_core::layers::Lengths;
 use raworc_server::engine::{Engine, Parts};
 use raworc_store::Store;
+use raworc_workspace::steps;
 use tokio::time::Instant;
 
 use disk::SimDisk;
 use runtime::SimRuntime;
+use truth::Truth;
+use weather::SimWeather;
 use world::World;
 
 /// By then everything has settled once nothing goes wrong any more: a start that hangs is given up after a minute.
 const SETTLED: Duration = Duration::from_secs(150);
-/// Things that people do in the life of one server at most.
+/// Has everything come to rest for so long, nothing is being made shorter or removed any more either.
+const REST: Duration = Duration::from_secs(1);
+/// Things that people do in the life of one server at most, and in a long one.
 const ACTS: usize = 25;
+const MANY_ACTS: usize = 100;
+/// Workspaces lie on few layers, so that some are always being made one.
+const LENGTHS: Lengths = Lengths { merged_at: 4, max: 6, kept: 1 };
+/// A file system in memory: nothing is flushed to anywhere.
+const MEMORY: &str = "/dev/shm";
 
 /// What became of a seed.
 pub struct Story {
@@ -39,8 +57,14 @@ pub struct Story {
 
 /// Runs one seed.
 pub fn run(seed: u64, is_loud: bool) -> Story {
-    let world = World::new(seed, is_loud);
-    let result = live(&world, seed);
+    let (ground, truth) = match Ground::new(seed) {
+        Ok(found) => found,
+        Err(error) => return Story { trace: Vec::new(), result: Err(error) },
+    };
+    let world = World::new(seed, is_loud, truth);
+    weather::watch(&world);
+    let result = live(&world, &ground);
+    let _ = steps::watch(None);
     if let Err(error) = &result {
         world.tell(&format!("seed {seed}: {error:#}"));
     }
@@ -48,16 +72,34 @@ pub fn run(seed: u64, is_loud: bool) -> Story {
     Story { trace, result }
 }
 
-fn live(world: &World, seed: u64) -> anyhow::Result<()> {
-    let directory = tempfile::tempdir()?;
-    let memory = format!("raworc-sim-{}-{seed}-{:p}", std::process::id(), &directory);
-    // Keeps the records while no server runs.
-    let _records = rusqlite::Connection::open(format!("file:/{memory}?vfs=memdb"))?;
+/// What is there while no server runs.
+struct Ground {
+    directory: tempfile::TempDir,
+    /// The name of the memory that the records are in.
+    memory: String,
+}
+
+impl Ground {
+    /// Layers are in memory, where they may be.
+    fn new(seed: u64) -> anyhow::Result<(Self, Truth)> {
+        let directory = match tempfile::tempdir_in(MEMORY) {
+            Ok(directory) if tree::can_hold_layers(directory.path()) => directory,
+            _ => tempfile::tempdir()?,
+        };
+        let memory = format!("raworc-sim-{}-{seed}-{:p}", std::process::id(), &directory);
+        // Keeps the records while no server runs.
+        let records = rusqlite::Connection::open(format!("file:/{memory}?vfs=memdb"))?;
+        let truth = Truth::new(raworc_workspace::layers_in(directory.path()), records);
+        Ok((Self { directory, memory }, truth))
+    }
+}
+
+fn live(world: &World, ground: &Ground) -> anyhow::Result<()> {
     let servers = 1 + world.below(4);
     for server in 0..servers {
         let is_last = server + 1 == servers;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
-        let lived = runtime.block_on(serve(world, directory.path(), &memory, is_last))?;
+        let lived = runtime.block_on(serve(world, ground, is_last))?;
         // Whatever was under way is cut off where it stood.
         drop(runtime);
         let pause = world.millis(if world.chance(0.2) { 20_000 } else { 500 });
@@ -67,21 +109,23 @@ fn live(world: &World, seed: u64) -> anyhow::Result<()> {
 }
 
 /// One server's life; how long it was.
-async fn serve(world: &World, directory: &std::path::Path, memory: &str, is_last: bool) -> anyhow::Result<Duration> {
+async fn serve(world: &World, ground: &Ground, is_last: bool) -> anyhow::Result<Duration> {
     let born = Instant::now();
-    world.begin();
+    let dies = world.begin(!is_last);
     world.tell("a server starts");
     let life = async {
-        let engine = start(world, directory, memory).await?;
-        people::act(world, &engine.router(), world.below(ACTS)).await?;
+        let engine = start(world, ground).await?;
+        let acts = world.below(if world.chance(0.2) { MANY_ACTS } else { ACTS });
+        people::act(world, &engine.router(), acts).await?;
         if is_last { settle(world, &engine).await } else { Ok(()) }
     };
     if is_last {
         life.await?;
     } else {
-        let death = world.millis(if world.chance(0.3) { 100 } else { 12_000 });
+        let death = world.millis([100, 12_000, 12_000, 40_000][world.below(4)]);
         tokio::select! {
             biased;
+            () = dies.notified() => {}
             () = tokio::time::sleep(death) => {}
             lived = life => lived?,
         }
@@ -90,21 +134,23 @@ async fn serve(world: &World, directory: &std::path::Path, memory: &str, is_last
     Ok(born.elapsed())
 }
 
-async fn start(world: &World, directory: &std::path::Path, memory: &str) -> anyhow::Result<Arc<Engine>> {
+async fn start(world: &World, ground: &Ground) -> anyhow::Result<Arc<Engine>> {
     // A full disk keeps a server from starting; whoever looks after it starts it again.
     for _ in 0..10 {
         let parts = Parts {
-            data_dir: directory,
+            data_dir: ground.directory.path(),
             runtime: Arc::new(SimRuntime::open(world)),
             agent_owner: None,
-            marks: raworc_workspace::layers::Marks::Trusted,
+            marks: tree::MARKS,
             mounter: None,
             ids: raworc_oci::Ids::UNMAPPED,
             registries: raworc_server::Registries::default(),
             clock: world.clock(),
+            lengths: LENGTHS,
+            weather: Some(Arc::new(SimWeather(world.clone()))),
         };
         let disk = Arc::new(SimDisk(world.clone()));
-        match Engine::start(parts, |listener| Store::open_memory(memory, listener, disk)).await {
+        match Engine::start(parts, |listener| Store::open_memory(&ground.memory, listener, disk)).await {
             Ok(engine) => {
                 let engine = Arc::new(engine);
                 let mut state = world.state();
@@ -126,13 +172,19 @@ async fn settle(world: &World, engine: &Engine) -> anyhow::Result<()> {
     world.tell("nothing goes wrong from here on");
     let router = engine.router();
     let deadline = Instant::now() + SETTLED;
-    while !check::is_settled(world, &router).await? {
+    let mut since = Instant::now();
+    while since.elapsed() < REST {
+        if !check::is_settled(world, &router).await? {
+            since = Instant::now();
+        }
         if Instant::now() > deadline {
             bail!("not settled:\n{}", check::describe(world, &router).await?);
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
-    check::invariants(world, &router).await.context("an invariant is broken")
+    check::invariants(world, &router).await.context("an invariant is broken")?;
+    check::workspaces(world).context("a workspace is not what it should be")?;
+    check::tidies(world, &router).await.context("what is not needed is not removed, or more is")
 }
 
 #[cfg(test)]
@@ -141,10 +193,21 @@ mod tests {
     use super::*;
 
     /// Every bug that a seed has found stays here under its name.
-    const FOUND: [(u64, &str); 3] = [
+    const FOUND: [(u64, &str); 8] = [
         (740, "a restart was planned by a clock that was then set back by an hour"),
         (18, "two connections of a host: the one that took the message was lost, the other waited for ever"),
         (436, "a message whose agent had been taken away was ended, but not the session's record of it"),
+        (66, "a session whose files had been removed got a checkpoint, which was empty"),
+        (450, "a copy of what something was writing was kept though its checkpoint had been given up"),
+        (
+            2051,
+            "a checkpoint that a full disk cut off brought back files that had been deleted from a renamed directory",
+        ),
+        (
+            4879,
+            "a checkpoint did not have what had been written before it was asked for, while another one was being taken",
+        ),
+        (2280, "going back a second time brought back a message that going back the first time had taken back"),
     ];
 
     #[test]
@@ -156,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_seed_is_one_story() {
-        for seed in [18, 740] {
+        for seed in [18, 740].into_iter().chain(100_000..100_020) {
             assert_eq!(run(seed, false).trace, run(seed, false).trace);
         }
     }

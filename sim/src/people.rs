@@ -10,6 +10,7 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
+use crate::versions;
 use crate::world::World;
 
 /// Sessions at most.
@@ -22,6 +23,8 @@ pub struct People {
     pub token: String,
     /// Ids of sessions.
     pub sessions: Vec<String>,
+    /// How many of them were made from others.
+    pub remixes: usize,
     /// Messages that were acknowledged: id, and of which session.
     pub acknowledged: BTreeMap<String, String>,
     /// A request that was not answered: its session, its key, its text.
@@ -63,8 +66,9 @@ pub async fn act(world: &World, router: &Router, count: usize) -> anyhow::Result
     for _ in 0..count {
         world.pass(if world.chance(0.1) { 3_000 } else { 150 }).await;
         match world.below(100) {
-            0..15 => create(world, router).await?,
-            15..70 => send(world, router).await?,
+            0..12 => create(world, router).await?,
+            12..50 => send(world, router).await?,
+            50..70 => versions::act(world, router).await?,
             70 => jump(world),
             71..73 => assign(world, router).await?,
             number => wish(world, router, number).await?,
@@ -74,24 +78,35 @@ pub async fn act(world: &World, router: &Router, count: usize) -> anyhow::Result
 }
 
 async fn create(world: &World, router: &Router) -> anyhow::Result<()> {
-    if world.state().people.sessions.len() >= SESSIONS {
+    let made = {
+        let people = &world.state().people;
+        people.sessions.len() - people.remixes
+    };
+    if made >= SESSIONS {
         return Ok(());
     }
     let prompt = if world.chance(0.3) { "echo first" } else { "" };
     let rest = 1 + world.below(5);
-    let body = json!({ "starting_prompt": prompt, "waiting_timeout_seconds": rest });
+    let mut body = json!({ "starting_prompt": prompt, "waiting_timeout_seconds": rest });
+    body["checkpoints"] = versions::plan(world);
     let (status, session) = call(world, router, Method::POST, "/sessions", None, &body).await?;
     if status == StatusCode::CREATED {
         let id = session["id"].as_str().context("no id")?.to_owned();
         let mut state = world.state();
         state.tell(&format!("{id} is created"));
+        let first = state.truth.begin(&id);
+        if state.truth.expect("a new session", first) != 0 {
+            state.truth.wrong.push(format!("{id} is new, and not empty"));
+        }
         state.people.sessions.push(id);
     }
     Ok(())
 }
 
-fn any_session(world: &World) -> Option<String> {
-    let place = world.below(SESSIONS);
+/// One of the sessions.
+pub fn any_session(world: &World) -> Option<String> {
+    let count = world.state().people.sessions.len().max(SESSIONS);
+    let place = world.below(count);
     world.state().people.sessions.get(place).cloned()
 }
 

@@ -27,6 +27,8 @@ impl SimRuntime {
         let ended: Vec<ContainerId> = {
             let mut state = world.state();
             state.exits = Some(sender.clone());
+            // Whoever finds a container that stands still lets it go on.
+            state.containers.values_mut().for_each(|model| model.is_frozen = false);
             state.containers.iter().filter(|(_, model)| !model.is_alive()).map(|(id, _)| *id).collect()
         };
         let world = world.clone();
@@ -66,6 +68,7 @@ impl Runtime for SimRuntime {
             let is_there = state.containers.get(&spec.id).is_some_and(Model::is_alive);
             if !is_there {
                 state.tell(&format!("{} starts", spec.id));
+                state.mount(spec.id, &spec.workspace);
                 state.containers.insert(spec.id, Model::new(spec.token.clone(), spec.workspace.clone()));
             }
             is_there
@@ -125,12 +128,20 @@ impl Runtime for SimRuntime {
         if self.world.fault(0.03) {
             return Err(RuntimeError::Other("it does not stand still".into()));
         }
-        self.world.tell(&format!("{id} is frozen"));
-        Ok(Company::Alone)
+        let mut state = self.world.state();
+        let model = state.containers.get_mut(&id).filter(|model| model.is_alive());
+        let model = model.ok_or_else(|| RuntimeError::Other("it is gone".into()))?;
+        model.is_frozen = true;
+        let company = if model.is_working() { Company::Others } else { Company::Alone };
+        state.tell(&format!("{id} is frozen: {company:?}"));
+        Ok(company)
     }
 
-    async fn thaw(&self, _: ContainerId) -> Result<(), RuntimeError> {
+    async fn thaw(&self, id: ContainerId) -> Result<(), RuntimeError> {
         self.world.pass(1).await;
+        if let Some(model) = self.world.state().containers.get_mut(&id) {
+            model.is_frozen = false;
+        }
         Ok(())
     }
 
@@ -139,7 +150,11 @@ impl Runtime for SimRuntime {
         if self.world.fault(0.03) {
             return Err(RuntimeError::Other("it cannot be mounted".into()));
         }
-        if let Some(model) = self.world.state().containers.get_mut(&id) {
+        let mut state = self.world.state();
+        if state.containers.contains_key(&id) {
+            state.mount(id, workspace);
+        }
+        if let Some(model) = state.containers.get_mut(&id) {
             model.workspace = workspace.clone();
         }
         Ok(())

@@ -11,11 +11,14 @@ use raworc_core::time::Time;
 use raworc_runtime::{Exit, ExitReason};
 use raworc_server::Clock;
 use raworc_server::engine::Engine;
-use tokio::sync::mpsc;
+use raworc_workspace::Stack;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use crate::host::Model;
 use crate::people::People;
+use crate::truth::Truth;
+use crate::weather::Fate;
 
 /// When it all begins: 2030-01-01.
 const BEGINNING: Time = Time(1_893_456_000_000_000);
@@ -51,11 +54,21 @@ pub struct State {
     pub exits: Option<mpsc::Sender<Exit>>,
     /// Who uses it.
     pub people: People,
+    /// What workspaces should show.
+    pub truth: Truth,
+    /// What becomes of the work on layers that is being done.
+    pub fate: Option<Fate>,
+    /// Whether the present server may die in the middle of it.
+    pub is_mortal: bool,
+    /// Whether it has.
+    pub is_dead: bool,
+    /// Told when it does.
+    pub death: Arc<Notify>,
 }
 
 impl World {
     /// A world in which everything follows from `seed`.
-    pub fn new(seed: u64, is_loud: bool) -> Self {
+    pub fn new(seed: u64, is_loud: bool, truth: Truth) -> Self {
         Self(Arc::new(Mutex::new(State {
             rng: StdRng::seed_from_u64(seed),
             trace: Vec::new(),
@@ -70,6 +83,11 @@ impl World {
             engine: None,
             exits: None,
             people: People::default(),
+            truth,
+            fate: None,
+            is_mortal: false,
+            is_dead: false,
+            death: Arc::default(),
         })))
     }
 
@@ -105,9 +123,12 @@ impl World {
         tokio::time::sleep(self.millis(millis)).await;
     }
 
-    /// A server begins on a runtime of its own, in which this is called.
-    pub fn begin(&self) {
-        self.state().born = Some(Instant::now());
+    /// A server begins on a runtime of its own, in which this is called. What is told when it dies before its time.
+    pub fn begin(&self, is_mortal: bool) -> Arc<Notify> {
+        let mut state = self.state();
+        (state.born, state.is_mortal, state.is_dead, state.fate) = (Some(Instant::now()), is_mortal, false, None);
+        state.death = Arc::default();
+        Arc::clone(&state.death)
     }
 
     /// The server has ended; so long until there is another one.
@@ -152,6 +173,18 @@ impl World {
 }
 
 impl State {
+    /// A container gets this workspace.
+    pub fn mount(&mut self, id: ContainerId, workspace: &Stack) {
+        let others = self.containers.iter().filter(|(other, model)| **other != id && model.is_alive());
+        if let Some((other, _)) = others.into_iter().find(|(_, model)| model.workspace.writable == workspace.writable) {
+            let both = format!("{id} and {other} write to the same layer");
+            self.truth.wrong.push(both);
+        }
+        let found = self.truth.mount(&id.session.to_string(), workspace);
+        let shown = self.truth.expect(&format!("the workspace of {id}"), found);
+        self.tell(&format!("{id} has its workspace in state {shown}, on {} layers", workspace.layers.len()));
+    }
+
     fn true_time(&self) -> Duration {
         self.elapsed + self.born.map_or(Duration::ZERO, |born| born.elapsed())
     }

@@ -2,20 +2,37 @@
 
 use std::ops::Range;
 
-/// The newest layers stay as they are: they are most likely to be gone back to.
-const KEPT: usize = 8;
+use crate::limits::{LAYERS_KEPT, LAYERS_MAX, LAYERS_SQUASHED_AT};
+
 /// What a layer costs beside its entries, in entries.
 const LAYER_COST: u64 = 64;
 
+/// How many layers workspaces lie on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lengths {
+    /// A chain of so many is made shorter in the background.
+    pub merged_at: usize,
+    /// A chain of so many is made shorter before anything more is laid on it.
+    pub max: usize,
+    /// So many of the newest stay as they are.
+    pub kept: usize,
+}
+
+impl Default for Lengths {
+    fn default() -> Self {
+        Self { merged_at: LAYERS_SQUASHED_AT, max: LAYERS_MAX, kept: LAYERS_KEPT }
+    }
+}
+
 /// The run of layers to make one, from the number of entries of each (the topmost first); it does not start at a layer for
-/// which `may_start` is false. `None` where there are too few.
+/// which `may_start` is false, nor among the topmost `kept`. `None` where there are too few.
 ///
 /// From the top down a layer joins the run if it is no larger than those before it together. So what was merged before, and
 /// a large layer at the bottom, are left alone until as much has gathered above them: an entry is merged about as often as
 /// the logarithm of their number, and there are about as many runs (a log-structured merge tree, size-tiered).
 #[must_use]
-pub fn run_to_merge(entries: &[u64], may_start: impl Fn(usize) -> bool) -> Option<Range<usize>> {
-    let start = (KEPT..entries.len()).find(|start| may_start(*start))?;
+pub fn run_to_merge(entries: &[u64], kept: usize, may_start: impl Fn(usize) -> bool) -> Option<Range<usize>> {
+    let start = (kept..entries.len()).find(|start| may_start(*start))?;
     let mut sum: u64 = 0;
     let mut end = start;
     for entries in &entries[start..] {
@@ -43,7 +60,6 @@ pub fn needless_run(is_needed: &[bool]) -> Option<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::{LAYERS_MAX, LAYERS_SQUASHED_AT};
 
     #[test]
     fn what_nothing_stands_on_is_made_one_with_what_is_above() {
@@ -57,17 +73,17 @@ mod tests {
 
     #[test]
     fn few_layers_stay() {
-        assert_eq!(run_to_merge(&[1; 9], |_| true), None);
-        assert_eq!(run_to_merge(&[1; 10], |_| true), Some(8..10));
-        assert_eq!(run_to_merge(&[], |_| true), None);
+        assert_eq!(run_to_merge(&[1; 9], LAYERS_KEPT, |_| true), None);
+        assert_eq!(run_to_merge(&[1; 10], LAYERS_KEPT, |_| true), Some(8..10));
+        assert_eq!(run_to_merge(&[], LAYERS_KEPT, |_| true), None);
     }
 
     #[test]
     fn a_large_one_at_the_bottom_is_left_alone() {
         let mut entries = vec![10; 24];
         entries[23] = 100_000;
-        assert_eq!(run_to_merge(&entries, |_| true), Some(8..23));
-        assert_eq!(run_to_merge(&entries, |start| start != 8), Some(9..23));
+        assert_eq!(run_to_merge(&entries, LAYERS_KEPT, |_| true), Some(8..23));
+        assert_eq!(run_to_merge(&entries, LAYERS_KEPT, |start| start != 8), Some(9..23));
     }
 
     #[test]
@@ -78,7 +94,7 @@ mod tests {
             chain.insert(0, 1 + n % 20);
             assert!(chain.len() <= LAYERS_SQUASHED_AT && chain.len() < LAYERS_MAX, "{chain:?}");
             if chain.len() >= LAYERS_SQUASHED_AT {
-                let run = run_to_merge(&chain, |_| true).unwrap();
+                let run = run_to_merge(&chain, LAYERS_KEPT, |_| true).unwrap();
                 let sum: u64 = chain[run.clone()].iter().sum();
                 merged += sum;
                 chain.splice(run, [sum]);

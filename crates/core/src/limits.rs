@@ -88,6 +88,8 @@ pub const BACKUP_EVERY_DEFAULT: Duration = Duration::from_secs(60);
 pub const LAYERS_MAX: usize = 64;
 /// Layers at which a chain is made shorter in the background.
 pub const LAYERS_SQUASHED_AT: usize = 24;
+/// The newest layers stay as they are: they are most likely to be gone back to.
+pub const LAYERS_KEPT: usize = 8;
 /// Differences told of two checkpoints.
 pub const DIFFERENCES_MAX: usize = 10_000;
 /// Largest file of which a difference in text is told, in bytes.

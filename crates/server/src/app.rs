@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::future::BoxFuture;
+use raworc_core::layers::Lengths;
 use raworc_core::permissions::{Action, Actor, Decision, allow};
 use raworc_core::time::Time;
 use raworc_runtime::Runtime;
@@ -28,6 +30,10 @@ pub struct App {
     pub runtime: Arc<dyn Runtime>,
     /// Files.
     pub trees: Arc<Trees>,
+    /// What work on them meets, in a simulation.
+    pub weather: Option<Arc<dyn Weather>>,
+    /// How many layers workspaces lie on.
+    pub lengths: Lengths,
     /// Images on their way.
     pub images: Images,
     /// Notices of change.
@@ -68,7 +74,29 @@ pub fn system_clock() -> Clock {
 /// A shared [`App`].
 pub type Shared = Arc<App>;
 
+/// What work on layers meets in a simulation, where a disk takes time and a server may be killed before the work and after it.
+/// (Inside of it, see [`raworc_workspace::steps`].)
+pub trait Weather: Send + Sync + 'static {
+    /// Before some work. Where this never ends, nothing has been done.
+    fn before(&self) -> BoxFuture<'_, ()>;
+
+    /// After it. Where this never ends, nobody hears what has been done.
+    fn after(&self) -> BoxFuture<'_, ()>;
+}
+
 impl App {
+    /// Works on layers, where nobody else has to wait for it.
+    ///
+    /// # Errors
+    /// Where the work panicked.
+    pub async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> std::io::Result<T> {
+        let Some(weather) = &self.weather else { return blocking(work).await };
+        weather.before().await;
+        let done = blocking(work).await;
+        weather.after().await;
+        done
+    }
+
     /// The time.
     pub fn now(&self) -> Time {
         (self.clock)()

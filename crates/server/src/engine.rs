@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use raworc_core::layers::Lengths;
 use raworc_core::time::Time;
 use raworc_runtime::Runtime;
 use raworc_store::{Listener, Store, StoreError, agents, sessions, settings};
@@ -13,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::app::{App, Clock, EXPORTS_MAX, Shared, UPLOADS_MAX};
+use crate::app::{App, Clock, EXPORTS_MAX, Shared, UPLOADS_MAX, Weather};
 use crate::images::{Images, Registries};
 use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, trees, verbs};
 
@@ -35,6 +36,10 @@ pub struct Parts<'p> {
     pub registries: Registries,
     /// Tells the time.
     pub clock: Clock,
+    /// How many layers workspaces lie on.
+    pub lengths: Lengths,
+    /// What work on layers meets, in a simulation.
+    pub weather: Option<Arc<dyn Weather>>,
 }
 
 /// An engine that runs.
@@ -68,6 +73,8 @@ impl Engine {
             store,
             runtime: parts.runtime,
             trees: trees::Trees::new(workspaces),
+            weather: parts.weather,
+            lengths: parts.lengths,
             images,
             hub,
             hosts: hosts::Hosts::default(),

@@ -17,12 +17,11 @@ use raworc_store::layers::{self, Archived, LayerRow};
 use raworc_workspace::layers::{adopt, seal, squash};
 use raworc_workspace::{FileError, Stack};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
-use uuid::Uuid;
 
 use crate::app::{Shared, blocking};
 use crate::credentials::Credentials;
 use crate::error::Failure;
-use crate::trees::Hold;
+use crate::trees::{self, Hold};
 
 /// How long what a transfer left is kept for the next one.
 const LEFT_FOR: Duration = Duration::from_secs(24 * 3600);
@@ -186,7 +185,7 @@ pub async fn take_in(app: &Shared, image: &Image, tell: &Tell) -> Result<TakenIn
         if below.len() >= LAYERS_KEPT && !taken.new.is_empty() {
             fold(app, &mut taken, &mut below).await?;
         }
-        let id = LayerId(Uuid::new_v4());
+        let id = trees::new_layer();
         taken._holds.push(app.trees.hold([id]));
         let work = Unpack {
             app: app.clone(),
@@ -276,7 +275,7 @@ impl Unpack {
 
 /// Makes one layer of all new ones: more do not fit into one mount.
 async fn fold(app: &Shared, taken: &mut TakenIn, below: &mut Vec<LayerRow>) -> Result<(), Failure> {
-    let id = LayerId(Uuid::new_v4());
+    let id = trees::new_layer();
     taken._holds.push(app.trees.hold([id]));
     let from: Vec<LayerId> = taken.new.iter().rev().map(|(row, _)| row.id).collect();
     let lower: Vec<LayerId> = below[from.len()..].iter().map(|row| row.id).collect();

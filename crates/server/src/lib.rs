@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use raworc_core::layers::Lengths;
 use raworc_runtime::Runtime;
 use raworc_store::{Store, StoreError};
 use raworc_workspace::Mounter;
@@ -37,7 +38,7 @@ use tokio::net::TcpListener;
 use engine::Engine;
 use error::Failure;
 
-pub use app::Clock;
+pub use app::{Clock, Weather};
 pub use routes::openapi;
 
 /// What is under way gets this long to end when the server stops; longer than stopping a container takes.
@@ -136,7 +137,9 @@ impl Server {
         let ids = config.host_owner.map_or(raworc_oci::Ids::UNMAPPED, raworc_oci::Ids::based);
         let registries = config.registries;
         let data_dir = &config.data_dir;
-        let parts = engine::Parts { data_dir, runtime, agent_owner, marks, mounter, ids, registries, clock };
+        let (lengths, weather) = (Lengths::default(), None);
+        let parts =
+            engine::Parts { data_dir, runtime, agent_owner, marks, mounter, ids, registries, clock, lengths, weather };
         let engine = Engine::start(parts, |listener| Store::open_sqlite(&records, listener)).await?;
         let (app, router) = (&engine.app, engine.router());
         app.tasks.spawn(link::accept(app.clone(), hosts));

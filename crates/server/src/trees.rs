@@ -14,6 +14,7 @@ use raworc_store::layers::{self, LayerRow};
 use raworc_store::sessions::SessionRow;
 use raworc_workspace::{FileError, Stack, Workspace, Workspaces};
 use tokio::sync::{Notify, OwnedMutexGuard};
+use uuid::Uuid;
 
 use crate::app::{Shared, blocking};
 use crate::error::Failure;
@@ -77,6 +78,13 @@ impl std::ops::Deref for Opened {
     fn deref(&self) -> &Workspace {
         &self.workspace
     }
+}
+
+/// An id for a layer. Ids are in the order in which they were made, so that whoever goes through many always does it in the
+/// same order.
+#[must_use]
+pub fn new_layer() -> LayerId {
+    LayerId(Uuid::now_v7())
 }
 
 /// Keeps layers from being removed.
@@ -300,7 +308,7 @@ async fn image_now(app: &Shared, session: SessionId) -> Result<Option<LayerId>, 
 pub async fn ready_stack_of(app: &Shared, session: SessionId) -> Result<(Stack, Hold), Failure> {
     let (stack, hold) = stack_of(app, session).await?;
     let (shelf, wanted) = (app.trees.shelf.clone(), stack.clone());
-    blocking(move || shelf.create(&wanted)).await.flatten().map_err(FileError::from)?;
+    app.work(move || shelf.create(&wanted)).await.flatten().map_err(FileError::from)?;
     Ok((stack, hold))
 }
 
@@ -310,7 +318,7 @@ pub async fn ready_stack_of(app: &Shared, session: SessionId) -> Result<(Stack, 
 /// Where what it wrote cannot be read.
 pub async fn is_changed(app: &Shared, row: &SessionRow) -> std::io::Result<bool> {
     let (shelf, layer, below) = (app.trees.shelf.clone(), row.writable_id, row.layer_id);
-    blocking(move || shelf.is_changed(layer, below)).await.flatten()
+    app.work(move || shelf.is_changed(layer, below)).await.flatten()
 }
 
 async fn stack_now(app: &Shared, session: SessionId) -> Result<Stack, Failure> {

@@ -7,6 +7,7 @@ mod files;
 pub mod layers;
 mod mount;
 mod shelf;
+pub mod steps;
 mod trash;
 
 use std::io;

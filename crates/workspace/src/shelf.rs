@@ -18,6 +18,7 @@ use crate::FileError;
 use crate::files::Workspace;
 use crate::layers::{Marks, seal, usage};
 use crate::mount::{EMPTY, Mounter, Stack};
+use crate::steps;
 use crate::trash::Trash;
 
 /// All layers of a server, and `trash/` for what is being removed. Calls block.
@@ -119,6 +120,7 @@ impl Workspaces {
         }
         let below = stack.layers.first().map(|below| self.path(*below));
         seal::prepare(&new, below.as_deref(), self.owner.map(|owner| (owner, owner)))?;
+        steps::change()?;
         if let Some(projects) = &self.projects {
             projects.found(&[&new, &work], layer.0.as_u128())?;
         }
@@ -158,6 +160,7 @@ impl Workspaces {
     /// # Errors
     /// Where it cannot be moved away.
     pub fn remove(&self, layer: LayerId) -> io::Result<()> {
+        steps::change()?;
         self.trash.take(&self.directory(layer))
     }
 
@@ -270,6 +273,7 @@ pub fn layers_in(data_dir: &Path) -> PathBuf {
 }
 
 fn make(directory: &Path) -> io::Result<()> {
+    steps::change()?;
     match DirBuilder::new().mode(0o700).create(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),

@@ -224,7 +224,17 @@ impl Shelf {
             };
             // A copy refers to what lies below what it was copied from, not to earlier copies.
             let lower = self.paths(if live { below } else { &stack });
-            seal::settle(&self.shelf.path(layer), &lower, Marks::Trusted).unwrap();
+            let from = self.shelf.path(layer);
+            let layer = if live {
+                seal::settle(&from, &lower, Marks::Trusted).unwrap();
+                layer
+            } else if seal::has_redirects(&from, Marks::Trusted).unwrap() {
+                let settled = LayerId(Uuid::new_v4());
+                seal::settled(&from, &lower, &self.shelf.begin(settled).unwrap(), Marks::Trusted).unwrap();
+                settled
+            } else {
+                layer
+            };
             stack.insert(0, layer);
             saved.push((stack.clone(), seen));
         }

@@ -20,12 +20,11 @@ use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::layers::seal;
 use raworc_workspace::{FileError, Stack};
 use tokio::sync::Semaphore;
-use uuid::Uuid;
 
 use super::{layers, live, quotas};
-use crate::app::{Shared, blocking};
+use crate::app::Shared;
 use crate::error::Failure;
-use crate::trees::{self, Turn};
+use crate::trees::{self, Hold, Turn};
 use crate::verbs::observe;
 use crate::verbs::save::{self, Found, Saved};
 
@@ -191,14 +190,16 @@ pub struct Job<'j> {
 impl Job<'_> {
     /// Nothing runs: what was written is a layer as it is.
     async fn fix_resting(&self, pending: &[CheckpointRow]) -> Result<bool, Trouble> {
+        live::forget(&self.app.trees, self.row.id);
         let is_changed = trees::is_changed(self.app, self.row).await?;
         if !self.is_wanted(pending, is_changed) {
             return Ok(false);
         }
+        let _hold;
         let found = if is_changed {
-            self.settle().await?;
-            live::forget(self.app, self.row.id);
-            Found::Sealed { next: LayerId(Uuid::new_v4()) }
+            let (layer, hold) = self.settle().await?;
+            _hold = hold;
+            Found::Sealed { layer, next: trees::new_layer() }
         } else {
             Found::Unchanged
         };
@@ -239,7 +240,8 @@ impl Job<'_> {
 
     /// Records what was found.
     pub async fn record(&self, found: Found, frozen: Duration) -> Result<(), Failure> {
-        save::record(self.app, self.row.id, Saved { found, frozen, began: self.began }, self.causes).await
+        let saved = Saved { found, frozen, began: self.began, newest: self.row.checkpoints };
+        save::record(self.app, self.row.id, saved, self.causes).await
     }
 
     /// What was written becomes a layer, and the container gets another one to write to. It is frozen, and thawed here.
@@ -254,17 +256,17 @@ impl Job<'_> {
     }
 
     async fn seal(&self, since: Instant) -> Result<(), Trouble> {
-        self.settle().await?;
+        let (layer, _settled) = self.settle().await?;
         // What it will write to is there before it is settled that it does: where there is no room, nothing has happened.
-        let next = LayerId(Uuid::new_v4());
+        let next = trees::new_layer();
         let _hold = self.app.trees.hold([next]);
-        let (shelf, below) = (self.app.trees.shelf.clone(), self.row.writable_id);
-        let made = blocking(move || shelf.create(&Stack { layers: vec![below], writable: Some(next) })).await?;
+        let shelf = self.app.trees.shelf.clone();
+        let made = self.app.work(move || shelf.create(&Stack { layers: vec![layer], writable: Some(next) })).await?;
         let recorded = match made {
-            Ok(()) => self.record(Found::Sealed { next }, since.elapsed()).await.map_err(Trouble::from),
+            Ok(()) => self.record(Found::Sealed { layer, next }, since.elapsed()).await.map_err(Trouble::from),
             Err(error) => Err(error.into()),
         };
-        live::forget(self.app, self.row.id);
+        live::forget(&self.app.trees, self.row.id);
         if recorded.is_err() {
             self.app.trees.waste([next]);
         }
@@ -298,17 +300,27 @@ impl Job<'_> {
         Err(Trouble::Workspace("the container could not get its new layer".into()))
     }
 
-    /// Makes what the session wrote independent of how overlayfs wrote it.
-    async fn settle(&self) -> Result<(), Trouble> {
+    /// The layer that what the session wrote becomes, held: the one that it wrote to, or, where that depends on how overlayfs wrote
+    /// it, another one that does not.
+    async fn settle(&self) -> Result<(LayerId, Hold), Trouble> {
         let (stack, _hold) = trees::stack(self.app, self.row.layer_id).await?;
-        let (shelf, layer) = (self.app.trees.shelf.clone(), self.row.writable_id);
-        let work = move || {
+        let (shelf, written, settled) = (self.app.trees.shelf.clone(), self.row.writable_id, trees::new_layer());
+        let hold = self.app.trees.hold([settled]);
+        let work = move || -> std::io::Result<LayerId> {
             // It is not the session that writes to it now.
-            shelf.limit(layer, None)?;
-            seal::settle(&shelf.path(layer), &shelf.paths(&stack.layers), shelf.marks())
+            shelf.limit(written, None)?;
+            let from = shelf.path(written);
+            if !seal::has_redirects(&from, shelf.marks())? {
+                return Ok(written);
+            }
+            let into = shelf.begin(settled)?;
+            seal::settled(&from, &shelf.paths(&stack.layers), &into, shelf.marks())?;
+            Ok(settled)
         };
-        blocking(work).await??;
-        Ok(())
+        let done = self.app.work(work).await.flatten();
+        // If it does not become a layer of the session.
+        self.app.trees.waste([settled]);
+        Ok((done?, hold))
     }
 }
 
@@ -328,15 +340,13 @@ async fn finish_all(app: &Shared, session: SessionId) -> Result<(), Failure> {
 async fn finish(app: &Shared, session: SessionId, layer: LayerId) -> Result<(), Failure> {
     let (stack, _hold) = trees::stack(app, Some(layer)).await?;
     let shelf = app.trees.shelf.clone();
-    let change = blocking(move || {
+    let work = move || {
         let paths = shelf.paths(&stack.layers);
         let (own, lower) = paths.split_first().ok_or(std::io::ErrorKind::NotFound)?;
         seal::sync(own)?;
         seal::measure(own, lower, shelf.marks())
-    })
-    .await
-    .map_err(FileError::Io)?;
-    match change {
+    };
+    match app.work(work).await.flatten() {
         Ok(change) => {
             save::ready(app, session, layer, change).await?;
             quotas::go_on(app, session).await

@@ -9,23 +9,21 @@ use std::ops::Range;
 
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::layers::{needless_run, run_to_merge};
-use raworc_core::limits::{LAYERS_MAX, LAYERS_SQUASHED_AT};
 use raworc_store::layers::{self, LayerRow};
 use raworc_store::{checkpoints, sessions};
 use raworc_workspace::FileError;
 use raworc_workspace::layers::{seal, squash};
-use uuid::Uuid;
 
-use crate::app::{Shared, blocking};
+use crate::app::Shared;
 use crate::error::Failure;
-use crate::trees::Hold;
+use crate::trees::{self, Hold};
 
 /// Layers whose rows are looked up in one go.
 const BATCH: usize = 256;
 
 /// After a session was saved: makes its chains shorter where they are long, and removes what nothing needs any more.
 pub async fn look_after(app: &Shared, session: SessionId) {
-    if let Err(error) = shorten(app, session, LAYERS_SQUASHED_AT).await {
+    if let Err(error) = shorten(app, session, app.lengths.merged_at).await {
         tracing::warn!(%session, %error, "the layers of a workspace could not be made fewer; the next time will try again");
     }
     if let Err(error) = collect(app).await {
@@ -38,7 +36,7 @@ pub async fn look_after(app: &Shared, session: SessionId) {
 /// # Errors
 /// Where the store or the disk fails.
 pub async fn make_room(app: &Shared, session: SessionId) -> Result<(), Failure> {
-    shorten(app, session, LAYERS_MAX).await
+    shorten(app, session, app.lengths.max).await
 }
 
 /// Makes chains of at least `from` layers shorter: the one that a session stands on, and that of its newest checkpoint.
@@ -77,7 +75,7 @@ async fn shorten_once(app: &Shared, session: SessionId, from: usize) -> Result<b
 async fn merge(app: &Shared, chain: &[LayerRow]) -> Result<bool, Failure> {
     let entries: Vec<u64> = chain.iter().map(|layer| layer.entries).collect();
     // A copy that the next one lies on keeps its name.
-    match run_to_merge(&entries, |start| !app.trees.is_held(chain[start].id)) {
+    match run_to_merge(&entries, app.lengths.kept, |start| !app.trees.is_held(chain[start].id)) {
         Some(run) => merge_run(app, chain, run).await,
         None => Ok(false),
     }
@@ -127,7 +125,7 @@ async fn tighten(app: &Shared, mut top: LayerId) -> Result<(), Failure> {
 /// False where it is no run any more.
 async fn merge_run(app: &Shared, chain: &[LayerRow], run: Range<usize>) -> Result<bool, Failure> {
     let (layers, below) = (&chain[run.clone()], &chain[run.end..]);
-    let new = LayerId(Uuid::new_v4());
+    let new = trees::new_layer();
     let hold = app.trees.hold(chain.iter().map(|layer| layer.id).chain([new]));
     let shelf = app.trees.shelf.clone();
     let paths = |rows: &[LayerRow]| shelf.paths(&rows.iter().map(|layer| layer.id).collect::<Vec<_>>());
@@ -141,7 +139,7 @@ async fn merge_run(app: &Shared, chain: &[LayerRow], run: Range<usize>) -> Resul
             seal::measure(&into, &lower, shelf.marks())
         }
     };
-    let measured = blocking(work).await.map_err(FileError::Io)?.map_err(FileError::from);
+    let measured = app.work(work).await.map_err(FileError::Io)?.map_err(FileError::from);
     let merged = match measured {
         Ok(measured) => replace(app, hold, layers.to_vec(), new, measured).await,
         Err(error) => Err(error.into()),
@@ -223,7 +221,7 @@ pub async fn collect(app: &Shared) -> Result<(), Failure> {
     let unknown = self::unknown(app, free).await?;
     let shelf = app.trees.shelf.clone();
     let remove = move || unknown.into_iter().try_for_each(|layer| shelf.remove(layer));
-    blocking(remove).await.map_err(FileError::Io)?.map_err(FileError::from)?;
+    app.work(remove).await.map_err(FileError::Io)?.map_err(FileError::from)?;
     Ok(())
 }
 
@@ -248,7 +246,7 @@ async fn unknown(app: &Shared, layers: impl IntoIterator<Item = LayerId>) -> Res
 /// Where the store or the disk fails.
 pub async fn collect_all(app: &Shared) -> Result<(), Failure> {
     let shelf = app.trees.shelf.clone();
-    let all = blocking(move || shelf.list()).await.map_err(FileError::Io)?.map_err(FileError::from)?;
+    let all = app.work(move || shelf.list()).await.map_err(FileError::Io)?.map_err(FileError::from)?;
     app.trees.waste(all);
     collect(app).await
 }

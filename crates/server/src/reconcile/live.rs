@@ -12,11 +12,9 @@ use std::time::Instant;
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_runtime::Company;
 use raworc_workspace::layers::{capture, seal, squash};
-use uuid::Uuid;
 
 use super::checkpoints::{Job, Trouble};
-use crate::app::{Shared, blocking};
-use crate::trees::{self, Hold};
+use crate::trees::{self, Hold, Trees};
 use crate::verbs::save::Found;
 
 /// The last copy of what a session writes.
@@ -34,7 +32,7 @@ pub struct Copied {
 
 /// Saves the workspace of a container in which not only its host runs.
 pub async fn copy(job: &Job<'_>) -> Result<(), Trouble> {
-    let rounds = [(); 3].map(|()| LayerId(Uuid::new_v4()));
+    let rounds = [(); 3].map(|()| trees::new_layer());
     let hold = job.app.trees.hold(rounds);
     let result = copy_to(job, rounds).await;
     drop(hold);
@@ -65,9 +63,16 @@ async fn copy_to(job: &Job<'_>, rounds: [LayerId; 3]) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// What a session writes to is a layer itself now: it is not copied any more.
-pub fn forget(app: &Shared, session: SessionId) {
-    drop_listing(app.trees.set_copied(session, None));
+/// The next copy is of everything: nothing runs any more, or what a session writes to is a layer itself now.
+pub fn forget(trees: &Trees, session: SessionId) {
+    drop_listing(trees.set_copied(session, None));
+}
+
+/// The next copy cannot lie on one that was given up.
+pub fn forget_given_up(trees: &Trees, session: SessionId, given_up: &[LayerId]) {
+    if trees.copied(session).is_some_and(|copied| given_up.contains(&copied.layer)) {
+        forget(trees, session);
+    }
 }
 
 fn drop_listing(before: Option<Copied>) {
@@ -85,7 +90,7 @@ async fn round(job: &Job<'_>, layer: LayerId, before: Option<PathBuf>) -> Result
         capture::capture(&shelf.path(from), &into, &listing, before.as_deref(), shelf.marks())?;
         Ok(listing)
     };
-    Ok(blocking(copy).await??)
+    Ok(job.app.work(copy).await??)
 }
 
 /// Makes one layer, the last of `rounds`, of the first two, to lie on an earlier copy or what the workspace does.
@@ -102,5 +107,5 @@ async fn join(job: &Job<'_>, rounds: [LayerId; 3], earlier: Option<LayerId>) -> 
         let into = shelf.begin(both)?;
         squash::squash(&[shelf.path(second), shelf.path(first)], is_bottom, &into, marks)
     };
-    Ok(blocking(work).await??)
+    Ok(job.app.work(work).await??)
 }

@@ -19,7 +19,7 @@ use raworc_workspace::FileError;
 use raworc_workspace::layers::usage;
 use tokio::time::Instant;
 
-use crate::app::{Shared, blocking};
+use crate::app::Shared;
 use crate::error::Failure;
 use crate::hub::lock;
 use crate::verbs::observe;
@@ -209,7 +209,7 @@ async fn bound(app: &Shared, row: &SessionRow, bytes: Option<u64>) -> Result<boo
     if !shelf.has_limits() {
         return Ok(false);
     }
-    Ok(blocking(move || shelf.limit(layer, bytes)).await.flatten().map_err(FileError::from)?)
+    Ok(app.work(move || shelf.limit(layer, bytes)).await.flatten().map_err(FileError::from)?)
 }
 
 /// What a session takes, in bytes.
@@ -237,7 +237,7 @@ async fn taken(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
         let saved = saved.saturating_add(fresh.map_or(Ok(0), |layer| shelf.written(layer))?);
         Ok(Taken { saved, written: shelf.written(layer)?, elsewhere })
     };
-    Ok(blocking(work).await.flatten().map_err(FileError::from)?)
+    Ok(app.work(work).await.flatten().map_err(FileError::from)?)
 }
 
 async fn find(app: &Shared, session: SessionId) -> Result<Option<SessionRow>, Failure> {

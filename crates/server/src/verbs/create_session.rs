@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use raworc_api::session::CreateSession;
 use raworc_core::checkpoints::{Cause, Plan};
-use raworc_core::ids::{ImageId, LayerId, MessageId, SessionId};
+use raworc_core::ids::{ImageId, MessageId, SessionId};
 use raworc_core::limits::{
     MESSAGE_BYTES_MAX, NAME_CHARACTERS_MAX, TTL_SECONDS, WAITING_TIMEOUT_DEFAULT, WAITING_TIMEOUT_SECONDS,
 };
@@ -28,6 +28,7 @@ use super::send_message::{NewMessage, queue};
 use crate::app::{Shared, permit};
 use crate::change::Change;
 use crate::error::Failure;
+use crate::trees;
 
 /// The agent of a session that names none.
 pub const DEFAULT_AGENT: &str = "shell";
@@ -274,7 +275,7 @@ pub fn new_row(actor: &Actor, body: &CreateSession, now: Time) -> SessionRow {
         parent_checkpoint: None,
         layer_id: None,
         image_layer_id: None,
-        writable_id: LayerId(Uuid::new_v4()),
+        writable_id: trees::new_layer(),
         checkpoints: 0,
         rewinds: Vec::new(),
         purged_at: None,

@@ -13,12 +13,12 @@ use raworc_store::layers::{self, LayerRow, Root};
 use raworc_store::{agents, audit, checkpoints, images, sessions};
 use raworc_workspace::FileError;
 use serde_json::json;
-use uuid::Uuid;
 
 use super::save;
 use crate::app::{Shared, blocking, permit};
 use crate::change::Change;
 use crate::error::Failure;
+use crate::trees;
 
 /// How long a deleted session's container may take to go.
 const GONE_MAX: Duration = Duration::from_secs(15);
@@ -148,7 +148,7 @@ async fn purge(app: &Shared, actor: &Actor, session: SessionId) -> Result<bool, 
                 save::forget(&mut change, &trees, n).await?;
             }
             let stood_on = [change.row.layer_id.take(), change.row.image_layer_id.take()];
-            trees.waste([std::mem::replace(&mut change.row.writable_id, LayerId(Uuid::new_v4()))]);
+            trees.waste([std::mem::replace(&mut change.row.writable_id, trees::new_layer())]);
             change.row.purged_at = Some(now);
             change.row.backup_at = None;
             change.log("session.purged", json!({})).await?;

@@ -15,12 +15,12 @@ use raworc_store::messages;
 use raworc_store::sessions::SessionRow;
 use raworc_workspace::layers::seal::Change as Measured;
 use serde_json::json;
-use uuid::Uuid;
 
 use crate::app::Shared;
 use crate::change::{Change, SYSTEM};
 use crate::error::Failure;
-use crate::trees::Trees;
+use crate::reconcile::live;
+use crate::trees::{self, Trees};
 use crate::verbs::backups;
 
 /// What a look at a workspace brought.
@@ -28,8 +28,10 @@ use crate::verbs::backups;
 pub enum Found {
     /// Nothing was written since the last time.
     Unchanged,
-    /// What the session writes to is a layer now.
+    /// What the session wrote is a layer now.
     Sealed {
+        /// What it wrote to, or the same made independent of how it was written.
+        layer: LayerId,
         /// What it writes to from now on.
         next: LayerId,
     },
@@ -51,6 +53,8 @@ pub struct Saved {
     pub frozen: Duration,
     /// When it began.
     pub began: Time,
+    /// The number of the session's newest checkpoint then: one that was asked for later may be meant to have what was written later.
+    pub newest: u64,
 }
 
 /// Records it: for every checkpoint that someone waits for, or else as a new one.
@@ -64,9 +68,10 @@ pub async fn record(app: &Shared, session: SessionId, saved: Saved, causes: &BTr
         .write(move |transaction| {
             Box::pin(async move {
                 let mut change = Change::load(transaction, session, now, SYSTEM).await?;
-                let top = lay(&mut change, saved.found).await?;
+                let top = lay(&mut change, &trees, saved.found).await?;
                 let open = checkpoints::open_of(change.connection(), session).await?;
                 let mut pending = pending(&change.row, open);
+                pending.retain(|checkpoint| checkpoint.n <= saved.newest);
                 if let (true, Some(cause)) = (pending.is_empty(), cause) {
                     let row = new_row(&mut change.row, cause, None, SYSTEM, saved.began);
                     checkpoints::insert(change.connection(), &row).await?;
@@ -116,10 +121,10 @@ pub fn new_row(row: &mut SessionRow, cause: Cause, label: Option<String>, by: &s
 }
 
 /// Adds what was found to the layers; the topmost one of the workspace as it was then.
-async fn lay(change: &mut Change<'_>, found: Found) -> Result<Option<LayerId>, Failure> {
+async fn lay(change: &mut Change<'_>, trees: &Trees, found: Found) -> Result<Option<LayerId>, Failure> {
     let (id, parent) = match found {
         Found::Unchanged => return Ok(change.row.layer_id),
-        Found::Sealed { .. } => (change.row.writable_id, change.row.layer_id),
+        Found::Sealed { layer, .. } => (layer, change.row.layer_id),
         Found::Copied { layer, earlier } => (layer, earlier.or(change.row.layer_id)),
     };
     // Until it is measured, it is taken to be as large as what it lies on.
@@ -141,9 +146,9 @@ async fn lay(change: &mut Change<'_>, found: Found) -> Result<Option<LayerId>, F
         created_at: change.now,
     };
     layers::insert(change.connection(), &row).await?;
-    if let Found::Sealed { next } = found {
+    if let Found::Sealed { next, .. } = found {
         change.row.layer_id = Some(id);
-        change.row.writable_id = next;
+        trees.waste([std::mem::replace(&mut change.row.writable_id, next)]);
     }
     Ok(Some(id))
 }
@@ -216,7 +221,9 @@ pub async fn forget(change: &mut Change<'_>, trees: &Trees, n: u64) -> Result<()
     let session = change.row.id;
     let Some(row) = checkpoints::find(change.connection(), session, n).await? else { return Ok(()) };
     checkpoints::delete(change.connection(), session, n).await?;
-    trees.waste(layers::release(change.connection(), row.layer_id).await?);
+    let given_up = layers::release(change.connection(), row.layer_id).await?;
+    live::forget_given_up(trees, session, &given_up);
+    trees.waste(given_up);
     Ok(())
 }
 
@@ -236,7 +243,7 @@ async fn go_back(change: &mut Change<'_>, trees: &Trees, saved_as: &CheckpointRo
     change.row.rewinds.push(rewound);
     // What it lies on so far is kept by the checkpoint that was taken before it goes back.
     change.row.layer_id = target.layer_id;
-    trees.waste([std::mem::replace(&mut change.row.writable_id, LayerId(Uuid::new_v4()))]);
+    trees.waste([std::mem::replace(&mut change.row.writable_id, trees::new_layer())]);
     change.log("session.rewound", json!({ "checkpoint": n, "saved_as": saved_as.n })).await?;
     Ok(())
 }

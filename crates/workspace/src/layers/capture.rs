@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, FileType, Stat, linkat};
 use super::Marks;
 use super::entry::{self, Mark};
 use super::seal;
+use crate::steps;
 
 /// The clock of a file system advances in ticks: what changed so shortly before it was looked at may have changed again
 /// since without being seen to.
@@ -250,7 +251,7 @@ fn look(stat: &Stat) -> Seen {
         size: stat.st_size,
         is_directory: entry::kind(stat) == FileType::Directory,
         // Also where the clock was set back.
-        is_doubtful: age.map_or(true, |age| age < DOUBTFUL),
+        is_doubtful: steps::is_watched() || age.map_or(true, |age| age < DOUBTFUL),
         marks: 0,
     }
 }
@@ -268,6 +269,7 @@ fn join(path: &[u8], name: &CStr) -> Vec<u8> {
 /// A line for each entry: the numbers, and the path in hexadecimal digits.
 fn write(path: &Path, listing: &Listing) -> io::Result<()> {
     use std::io::Write as _;
+    steps::change()?;
     let mut file = io::BufWriter::new(fs::File::create(path)?);
     for (key, seen) in listing {
         let Seen { ino, changed: (seconds, nanos), size, is_directory, is_doubtful, marks } = seen;

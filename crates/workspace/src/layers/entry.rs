@@ -14,6 +14,7 @@ use rustix::fs::{linkat, mkdirat, mknodat, open, openat, readlinkat, statat, sym
 use rustix::io::Errno;
 
 use super::{DEPTH_MAX, Marks, TooDeep};
+use crate::steps;
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// The most that the names, or one value, of extended attributes take (Linux, `XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
@@ -66,6 +67,7 @@ pub fn is_whiteout(stat: &Stat) -> bool {
 
 /// Makes one.
 pub fn whiteout(directory: impl AsFd, name: &CStr) -> io::Result<()> {
+    steps::change()?;
     Ok(mknodat(directory, name, FileType::CharacterDevice, Mode::empty(), 0)?)
 }
 
@@ -95,11 +97,13 @@ impl Mark {
 
     /// Gives it to a directory.
     pub fn set(self, directory: impl AsFd, marks: Marks, value: &[u8]) -> io::Result<()> {
+        steps::change()?;
         Ok(fsetxattr(directory, self.name(marks), value, XattrFlags::empty())?)
     }
 
     /// Takes it away.
     pub fn remove(self, directory: impl AsFd, marks: Marks) -> io::Result<()> {
+        steps::change()?;
         match fremovexattr(directory, self.name(marks)) {
             Ok(()) | Err(Errno::NODATA) => Ok(()),
             Err(error) => Err(error.into()),
@@ -149,6 +153,7 @@ pub fn attributes(file: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
 /// Makes the owner, mode, attributes and times of an open file those of another. Times last: the rest changes them.
 pub fn copy_attributes(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
     let stat = fstat(&from)?;
+    steps::change()?;
     fchown(&to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
     fchmod(&to, Mode::from_raw_mode(stat.st_mode))?;
     for (name, value) in attributes(&from)? {
@@ -171,6 +176,7 @@ fn times(stat: &Stat) -> Timestamps {
 
 /// Makes a directory that is to become like `like`; whoever has filled it calls [`copy_attributes`].
 pub fn make_directory(to: impl AsFd, name: &CStr, depth: usize) -> io::Result<OwnedFd> {
+    steps::change()?;
     match mkdirat(&to, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
@@ -181,6 +187,7 @@ pub fn make_directory(to: impl AsFd, name: &CStr, depth: usize) -> io::Result<Ow
 /// Links `to/name` to what is `from/name` (no directory): layers never change, so they may share it. Where a file has as many
 /// names as it can have, or is elsewhere, it is copied.
 pub fn link_or_copy(from: impl AsFd, name: &CStr, stat: &Stat, to: impl AsFd) -> io::Result<()> {
+    steps::change()?;
     match linkat(&from, name, &to, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(Errno::MLINK | Errno::XDEV | Errno::PERM) => copy(from, name, stat, to).map(|_| ()),
@@ -190,6 +197,7 @@ pub fn link_or_copy(from: impl AsFd, name: &CStr, stat: &Stat, to: impl AsFd) ->
 
 /// Copies what is `from/name` (no directory) to `to/name`. False where it is something that is not kept: a device, a socket.
 pub fn copy(from: impl AsFd, name: &CStr, stat: &Stat, to: impl AsFd) -> io::Result<bool> {
+    steps::change()?;
     match kind(stat) {
         FileType::RegularFile => {
             // It may have become something else meanwhile that opening would wait for.

@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, fsyn
 use super::Marks;
 use super::entry::{self, Mark};
 use super::view::View;
+use crate::steps;
 
 /// Files and directories of a layer up to which each is flushed by itself; beyond, the whole file system is.
 const FLUSHED_MAX: usize = 256;
@@ -35,6 +36,7 @@ pub struct Change {
 /// # Errors
 /// Where it cannot be made.
 pub fn prepare(writable: &Path, below: Option<&Path>, owner: Option<(u32, u32)>) -> io::Result<()> {
+    steps::change()?;
     DirBuilder::new().mode(0o755).create(writable)?;
     let made = entry::root(writable)?;
     match (below, owner) {
@@ -66,9 +68,60 @@ pub fn is_changed(writable: &Path, below: Option<&Path>) -> io::Result<bool> {
     Ok(!is_like || entry::attributes(&own)? != entry::attributes(&below)?)
 }
 
+/// Whether directories in a layer refer to others: then it has to be settled.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn has_redirects(layer: &Path, marks: Marks) -> io::Result<bool> {
+    redirects(&entry::root(layer)?, 0, marks)
+}
+
+fn redirects(directory: &OwnedFd, depth: usize, marks: Marks) -> io::Result<bool> {
+    for name in entry::names(directory)? {
+        let Some(stat) = entry::look(directory, &name)? else { continue };
+        if entry::kind(&stat) == FileType::Directory {
+            let inner = entry::inner(directory, &name, depth)?;
+            if Mark::Redirect.get(&inner, marks)?.is_some() || redirects(&inner, depth + 1, marks)? {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Makes the new directory `into` the same as a layer, settled. The layer stays as it is: where this is cut off, a session may go on
+/// writing to it, and what it wrote would end up in the files of others that settling links to.
+///
+/// # Errors
+/// Where the layer cannot be read, or `into` not be made.
+pub fn settled(layer: &Path, lower: &[PathBuf], into: &Path, marks: Marks) -> io::Result<()> {
+    std::fs::create_dir(into)?;
+    twin(&entry::root(layer)?, &entry::root(into)?, 0, marks)?;
+    settle(into, lower, marks)
+}
+
+fn twin(from: &OwnedFd, to: &OwnedFd, depth: usize, marks: Marks) -> io::Result<()> {
+    for name in entry::names(from)? {
+        let Some(stat) = entry::look(from, &name)? else { continue };
+        if entry::kind(&stat) != FileType::Directory {
+            entry::link_or_copy(from, &name, &stat, to)?;
+            continue;
+        }
+        let (inner, made) = (entry::inner(from, &name, depth)?, entry::make_directory(to, &name, depth)?);
+        for mark in [Mark::Opaque, Mark::Redirect] {
+            if let Some(value) = mark.get(&inner, marks)? {
+                mark.set(&made, marks, &value)?;
+            }
+        }
+        twin(&inner, &made, depth + 1, marks)?;
+    }
+    entry::copy_attributes(from, to)
+}
+
 /// Makes a layer show by itself what it shows on top of `lower` (the topmost first, settled): a directory that was renamed
 /// refers to its old place, where the rest of what is in it is found (mount option `redirect_dir`). It becomes one that
-/// hides what is below and has everything itself. Done again after it was cut off, it does the same.
+/// hides what is below and has everything itself, files by link. A layer that this was cut off in is to be thrown away, and nobody
+/// may write to one.
 ///
 /// # Errors
 /// Where the layer cannot be read or changed.
@@ -132,6 +185,7 @@ impl Settle<'_> {
         // With nothing below, a whiteout would be listed like an entry.
         for name in entry::names(directory)? {
             if entry::look(directory, &name)?.is_some_and(|stat| entry::is_whiteout(&stat)) {
+                steps::change()?;
                 unlinkat(directory, &name, AtFlags::empty())?;
             }
         }
@@ -217,12 +271,14 @@ impl Measure {
 /// # Errors
 /// Where the disk fails.
 pub fn sync(layer: &Path) -> io::Result<()> {
+    steps::change()?;
     let root = entry::root(layer)?;
     let mut left = FLUSHED_MAX;
     if !flush(&root, 0, &mut left)? {
         syncfs(&root)?;
     }
-    Ok(fsync(&root)?)
+    fsync(&root)?;
+    steps::flushed(layer)
 }
 
 /// False where there is more than `left`.
