@@ -1,6 +1,7 @@
 //! Containers that were running before this server was, and the watch over all of them.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,10 +39,8 @@ impl Containers {
             nobodys.remove(&slot);
             let is_assigned = bundle.join(ASSIGNED_FILE).exists();
             let (workspace, image) = (workspace::noted(&bundle), image::noted(&bundle));
-            match Handle::of_bundle(&bundle).map_err(failed)? {
+            match self.found(&bundle, &slot).await.map_err(failed)? {
                 Some(process) if is_assigned && workspace.is_some() => {
-                    // The server before may have been killed while it held it.
-                    self.cgroups.set_frozen(&slot, false).await.map_err(failed)?;
                     let owned = Owned { process: Some(Arc::new(process)), ..Owned::new(slot, workspace, image) };
                     self.watch(id, owned, None);
                 }
@@ -67,6 +66,19 @@ impl Containers {
             }
         });
         Ok(())
+    }
+
+    /// The process of a container that runs. One whose cgroup has gone is on its way out, and helped along: one container
+    /// never keeps the others from being looked after.
+    async fn found(&self, bundle: &Path, slot: &Slot) -> std::io::Result<Option<Handle>> {
+        let Some(process) = Handle::of_bundle(bundle)? else { return Ok(None) };
+        // The server before may have been killed while it held it.
+        if let Err(error) = self.cgroups.set_frozen(slot, false).await {
+            tracing::warn!(?slot, %error, "a container cannot go on, and is ended");
+            process.kill().await?;
+            return Ok(None);
+        }
+        Ok(Some(process))
     }
 
     /// Notes that a container runs, and reports its exit unless it is stopped before.

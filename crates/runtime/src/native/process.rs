@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use raworc_launcher::protocol::{PROCESS_FILE, Process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -34,7 +35,7 @@ impl Handle {
             Err(error) => return Err(error.into()),
         };
         // The number could have been given out again before it was opened; the start time tells.
-        if Process::find(process.pid) != Some(process) {
+        if Process::find(process.pid) != Some(process) || has_ended(&pidfd)? {
             return Ok(None);
         }
         Ok(Some(Self { pidfd: pollable(pidfd, Interest::READABLE)? }))
@@ -82,5 +83,34 @@ impl Handle {
     /// False where it has ended, or may not be signalled.
     fn signal(&self, signal: Signal) -> bool {
         pidfd_send_signal(self.pidfd.get_ref(), signal).is_ok()
+    }
+}
+
+/// Whether a process has ended, also where nobody has waited for it yet.
+fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    Ok(poll(&mut fds, Some(&Timespec::default()))? > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
+
+    use std::process::Command;
+
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_nobody_has_waited_for_does_not_live() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+        let process = Process::find(pid.as_raw_nonzero().get()).unwrap();
+        assert!(Handle::open(process).unwrap().is_none());
+        child.wait().unwrap();
+        let own = Process::find(std::process::id().cast_signed()).unwrap();
+        assert!(!Handle::open(own).unwrap().unwrap().has_ended());
     }
 }
