@@ -18,6 +18,18 @@ pub fn check_title(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A label of a checkpoint: a title that cannot be taken for anything else that names one, alone or behind `SESSION@`.
+pub fn check_label(text: &str) -> Result<(), String> {
+    check_title(text)?;
+    if text == "now" || text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err("must not be a number, nor `now`: these name other checkpoints".into());
+    }
+    if text.contains('@') {
+        return Err("must not contain '@', which stands between a session and a checkpoint".into());
+    }
+    Ok(())
+}
+
 /// A handle: of agents and accounts. Letters, digits, `-`, `_` and `.`, beginning with a letter or digit.
 pub fn check_handle(text: &str) -> Result<(), String> {
     check_title(text)?;
@@ -97,6 +109,15 @@ mod tests {
         ];
         for (text, title, handle) in table {
             assert_eq!((check_title(text).is_ok(), check_handle(text).is_ok()), (title, handle), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn labels() {
+        for (text, ok) in
+            [("v1", true), ("1.0", true), ("+1", true), ("Now", true), ("now", false), ("12", false), ("a@b", false)]
+        {
+            assert_eq!(check_label(text).is_ok(), ok, "{text:?}");
         }
     }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use raworc_core::ids::LayerId;
-use raworc_workspace::layers::{Marks, capture, seal, squash};
+use raworc_workspace::layers::{Marks, capture, compare, seal, squash};
 use raworc_workspace::{Mounter, Stack, Workspaces, layers_in};
 use rustix::fs::XattrFlags;
 use uuid::Uuid;
@@ -249,6 +249,22 @@ fn differences(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Ve
     differ.map(|name| format!("{name}: {:?} / {:?}", a.get(name), b.get(name))).collect()
 }
 
+/// The paths in which two versions differ as far as a comparison goes: times, shared names and holes are not told.
+fn told(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Vec<String> {
+    let essence = |text: &String| {
+        let words: Vec<&str> = text.split(' ').collect();
+        match words[..] {
+            [mode, user, group, length, head, _, _, _, attribute] => {
+                [mode, user, group, length, head, attribute].join(" ")
+            }
+            _ => text.clone(),
+        }
+    };
+    let names: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).filter(|name| !name.is_empty()).collect();
+    let differ = names.into_iter().filter(|name| a.get(*name).map(essence) != b.get(*name).map(essence));
+    differ.cloned().collect()
+}
+
 fn check(rounds: &[Vec<Op>], live: &[Vec<Op>], start: usize) {
     let Some(shelf) = shelf() else { return };
     let mut saved = shelf.work(&[], rounds, false);
@@ -267,6 +283,21 @@ fn check(rounds: &[Vec<Op>], live: &[Vec<Op>], start: usize) {
             .map(|text| text.split(' ').nth(3).unwrap().parse().unwrap())
             .collect();
         assert_eq!((files, bytes), (i64::try_from(regular.len()).unwrap(), regular.iter().sum()));
+    }
+    // However much of it they share, two versions differ in what differs.
+    let open = |layers: &[LayerId]| shelf.shelf.view(&Stack { layers: layers.to_vec(), writable: None }).unwrap();
+    for [(before, old), (after, new)] in
+        saved.array_windows().chain([&[saved[0].clone(), saved[saved.len() - 1].clone()]])
+    {
+        let (before, after) = (open(before), open(after));
+        let (found, _) = compare::compare(before.root(), after.root(), usize::MAX).unwrap();
+        let mut found: Vec<_> = found.into_iter().map(|found| String::from_utf8(found.path).unwrap()).collect();
+        found.sort();
+        assert_eq!(found, told(old, new));
+        for path in new.keys().filter(|path| !path.is_empty()) {
+            let one = compare::compare_one(before.root(), after.root(), path).unwrap();
+            assert_eq!(one.is_some(), found.contains(path), "{path}");
+        }
     }
     // Any run of layers made one shows the same, and so does what lies on it.
     let Some((stack, seen)) = saved.last() else { return };

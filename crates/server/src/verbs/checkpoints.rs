@@ -38,7 +38,7 @@ pub async fn request(
 ) -> Result<CheckpointRow, Failure> {
     let mut checks = Checks::default();
     if let Some(label) = &label {
-        checks.check("label", names::check_title(label));
+        checks.check("label", names::check_label(label));
     }
     checks.done()?;
     let (actor, now) = (actor.clone(), app.now());
@@ -269,7 +269,8 @@ async fn parse(app: &Shared, row: &SessionRow, text: &str) -> Result<Version, Fa
     if text == "now" {
         return Ok(Version::Now);
     }
-    if let Ok(n) = text.parse() {
+    // (A sign before it makes it a label.)
+    if let Some(n) = text.parse().ok().filter(|_| text.starts_with(|first: char| first.is_ascii_digit())) {
         return Ok(Version::Number(n));
     }
     let mut connection = app.store.read().await?;
@@ -324,20 +325,22 @@ pub async fn diff(
     };
     let new = root(app, &row, Some(to)).await?;
     let work = move || {
-        let (mut items, is_truncated) = compare::compare(old.root(), new.root(), DIFFERENCES_MAX)?;
-        let Some(path) = path else { return Ok((items, is_truncated, None, false)) };
-        items.retain(|item| item.path == path.as_bytes());
+        let Some(path) = path else {
+            let (items, is_truncated) = compare::compare(old.root(), new.root(), DIFFERENCES_MAX)?;
+            return Ok((items, is_truncated, None, false));
+        };
         let is_in = |side: &raworc_workspace::Workspace| !matches!(side.look(&path), Err(FileError::NotFound));
         if !is_in(&old) && !is_in(&new) {
             return Err(FileError::NotFound);
         }
+        let items = Vec::from_iter(compare::compare_one(old.root(), new.root(), &path)?);
         let texts = [&old, &new].map(|side| read_text(side, &path));
         let unified = match texts {
             [Ok(old), Ok(new)] => compare::text(&path, old.as_deref(), new.as_deref()),
             [Err(error), _] | [_, Err(error)] => return Err(error),
         };
         let is_binary = unified.is_none();
-        Ok((items, is_truncated, unified.filter(|text| !text.is_empty()), is_binary))
+        Ok((items, false, unified.filter(|text| !text.is_empty()), is_binary))
     };
     let (items, is_truncated, unified, is_binary) = blocking(work).await.map_err(FileError::Io)??;
     Ok(Differences { from, items, is_truncated, unified, is_binary })
