@@ -15,6 +15,8 @@ use crate::{Bounds, Compression, Digest, Error, gzip};
 
 /// How much documents of one archive may have together, in bytes: they are kept in memory.
 const DOCUMENTS_BYTES_MAX: u64 = 16 << 20;
+/// How many images, and names of them, one archive may have.
+const IMAGES_MAX: usize = 256;
 /// How long the name of something in an archive may be that is looked at, in bytes.
 const NAME_BYTES_MAX: usize = 512;
 
@@ -222,6 +224,7 @@ impl<R: Read + Send> Import<'_, R> {
             Document::Manifest { .. } => return Err(Error::BadArchive("its index.json is no index".into())),
         };
         let mut images = Vec::new();
+        count(index.len())?;
         for mut entry in index {
             self.check(&entry, true)?;
             let name = entry.annotations.remove(REF_NAME);
@@ -267,6 +270,7 @@ impl<R: Read + Send> Import<'_, R> {
             if names.is_empty() {
                 images.push((None, descriptor.clone()));
             }
+            count(images.len() + names.len())?;
             images.extend(names.into_iter().map(|name| (Some(name), descriptor.clone())));
         }
         Ok(images)
@@ -290,6 +294,10 @@ impl<R: Read + Send> Import<'_, R> {
         let linked = || self.links.get(path).and_then(|target| self.layers.get(target));
         self.layers.get(path).or_else(linked).ok_or_else(|| lacks(path))
     }
+}
+
+fn count(images: usize) -> Result<(), Error> {
+    if images > IMAGES_MAX { Err(Error::TooLarge("the number of its images".into())) } else { Ok(()) }
 }
 
 /// An image in `manifest.json`.

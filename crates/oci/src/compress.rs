@@ -1,10 +1,14 @@
 //! Compressed layers.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use flate2::{Compression as Level, GzBuilder};
+
+use crate::Error;
 
 /// How a layer is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +135,8 @@ fn is_dense(member: &[u8]) -> io::Result<bool> {
     Ok(encoder.finish()?.len() > sample.len() - sample.len() / 16)
 }
 
-/// Decompresses `reader`, by its media type or, where that is `None`, by its first bytes.
+/// Decompresses `reader`, by its media type or, where that is `None`, by its first bytes. What cannot be decompressed is a
+/// [`Error::BadArchive`] inside of the error; what `reader` says stays as it is.
 ///
 /// # Errors
 /// Where its first bytes cannot be read.
@@ -147,16 +152,48 @@ pub fn decompress<'a, R: Read + Send + 'a>(
             Compression::of_magic(&first)
         }
     };
-    let whole = io::Cursor::new(first).chain(reader);
+    let has_failed = Arc::new(AtomicBool::new(false));
+    let whole = Source { inner: io::Cursor::new(first).chain(reader), has_failed: Arc::clone(&has_failed) };
     Ok(match compression {
         Compression::None => Box::new(whole),
-        Compression::Gzip => Box::new(MultiGzDecoder::new(whole)),
+        Compression::Gzip => Box::new(Decoder { inner: MultiGzDecoder::new(whole), has_failed }),
         Compression::Zstd => {
-            let mut decoder = zstd::Decoder::new(whole)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-            Box::new(decoder)
+            let mut inner = zstd::Decoder::new(whole)?;
+            inner.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            Box::new(Decoder { inner, has_failed })
         }
     })
+}
+
+/// Notes whether it was the source that failed.
+struct Source<R> {
+    inner: R,
+    has_failed: Arc<AtomicBool>,
+}
+
+impl<R: Read> Read for Source<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let result = self.inner.read(buffer);
+        let is_failure = result.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
+        self.has_failed.fetch_or(is_failure, Ordering::Relaxed);
+        result
+    }
+}
+
+/// Tells what is wrong with the content from what is wrong with reading it.
+struct Decoder<D> {
+    inner: D,
+    has_failed: Arc<AtomicBool>,
+}
+
+impl<D: Read> Read for Decoder<D> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => error,
+            _ if self.has_failed.load(Ordering::Relaxed) => error,
+            _ => Error::BadArchive(format!("it cannot be decompressed: {error}")).into_io(),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -192,6 +229,25 @@ mod tests {
             let mut again = Vec::new();
             decompress(compressed.as_slice(), None).unwrap().read_to_end(&mut again).unwrap();
             assert!(again == plain);
+        }
+    }
+
+    #[test]
+    fn damage_is_told_from_what_cannot_be_read() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        }
+        for magic in [&[0x28, 0xb5, 0x2f, 0xfd][..], &[0x1f, 0x8b, 8, 0]] {
+            let fails = |rest: &mut (dyn Read + Send)| {
+                let read = decompress(magic.chain(rest), None).and_then(|mut plain| plain.read_to_end(&mut Vec::new()));
+                Error::from_io(read.unwrap_err())
+            };
+            assert!(matches!(fails(&mut noise(100).as_slice()), Error::BadArchive(_)));
+            assert!(matches!(fails(&mut io::empty()), Error::BadArchive(_)));
+            assert!(matches!(fails(&mut Broken), Error::Io(error) if error.kind() == io::ErrorKind::BrokenPipe));
         }
     }
 

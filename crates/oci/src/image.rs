@@ -2,13 +2,14 @@
 //! what Docker calls image manifest version 2, schema 2, is read too).
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use oci_spec::image::{Arch, ConfigBuilder, HistoryBuilder, ImageConfigurationBuilder, Os, RootFsBuilder};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::digest::Digesting;
 use crate::layout::{Blob, DOCUMENT_BYTES_MAX, Layout};
 use crate::{Bounds, Compression, Digest, Error, Format, Packed, Unpacked, decompress, gzip, pack, unpack};
 
@@ -179,6 +180,25 @@ impl Layer {
                 Err(Error::Damaged { digest: self.blob.digest })
             }
             outcome => outcome,
+        }
+    }
+}
+
+impl Layer {
+    /// Whether the blob in the layout really is what the layer says it is, uncompressed; at most `bytes_max` of it are read.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Damaged`], [`Error::TooLarge`]; where it cannot be read or decompressed.
+    pub fn verify(&self, layout: &Layout, bytes_max: u64) -> Result<(), Error> {
+        let blob = layout.get(&self.blob.digest)?;
+        let compression = Compression::of_media_type(&self.blob.media_type);
+        let plain = decompress(blob, compression).map_err(Error::from_io)?;
+        let mut plain = Digesting::new(plain.take(bytes_max.saturating_add(1)));
+        std::io::copy(&mut plain, &mut std::io::sink()).map_err(Error::from_io)?;
+        match plain.finish() {
+            (_, _, bytes) if bytes > bytes_max => Err(Error::TooLarge("a layer".into())),
+            (_, digest, _) if digest != self.diff_id => Err(Error::Damaged { digest: self.diff_id }),
+            _ => Ok(()),
         }
     }
 }
