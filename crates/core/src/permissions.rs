@@ -79,6 +79,13 @@ pub enum Action {
     },
     /// See what the whole server does.
     ReadServer,
+    /// Give space back, at the cost of what others no longer seem to need.
+    ManageServer,
+    /// Be at registries whom the server's file of credentials says.
+    UseRegistryCredentials {
+        /// Whether the server was told that they are for everyone.
+        is_shared: bool,
+    },
 }
 
 /// The answer.
@@ -117,7 +124,12 @@ pub fn allow(actor: &Actor, action: Action) -> Decision {
         Action::ReadSession { owner } | Action::UseSession { owner } | Action::ManageTokens { owner } => {
             if owner == actor.account { Decision::Allow } else { Decision::Hide }
         }
-        Action::ManageAgents | Action::ManageAccounts | Action::ReadServer => Decision::Forbid,
+        Action::UseRegistryCredentials { is_shared: true } => Decision::Allow,
+        Action::ManageAgents
+        | Action::ManageAccounts
+        | Action::ReadServer
+        | Action::ManageServer
+        | Action::UseRegistryCredentials { .. } => Decision::Forbid,
     }
 }
 
@@ -150,6 +162,9 @@ mod tests {
             (Action::ManageTokens { owner: me }, Decision::Allow),
             (Action::ManageTokens { owner: other }, Decision::Hide),
             (Action::ReadServer, Decision::Forbid),
+            (Action::ManageServer, Decision::Forbid),
+            (Action::UseRegistryCredentials { is_shared: true }, Decision::Allow),
+            (Action::UseRegistryCredentials { is_shared: false }, Decision::Forbid),
         ];
         for (action, expected) in table {
             assert_eq!(allow(&member, action), expected, "{action:?}");

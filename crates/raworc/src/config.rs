@@ -74,11 +74,17 @@ pub struct ServeOptions {
     #[arg(long, env = "RAWORC_SPARES", hide_env_values = true, value_name = "N", value_parser = clap::value_parser!(u8).range(..=SPARES_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spares: Option<u8>,
-    /// A file of credentials for registries, as `docker login` and `skopeo login` write it; every account of the server can
-    /// use them [default: none].
+    /// A file of credentials for registries, as `docker login` and `skopeo login` write it; administrators and backups use
+    /// them [default: none].
     #[arg(long, env = "RAWORC_REGISTRY_AUTH", hide_env_values = true, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_auth: Option<PathBuf>,
+    /// Whether all accounts may use those credentials: with them, everyone reads and writes what they are good for
+    /// [default: false].
+    #[arg(long, env = "RAWORC_REGISTRY_AUTH_SHARED", hide_env_values = true, value_name = "true|false")]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_auth_shared: Option<bool>,
     /// Registries to speak to without TLS, as HOST or HOST:PORT, separated by commas; those on this machine are in any case
     /// [default: none].
     #[arg(
@@ -142,6 +148,8 @@ pub struct Settings {
     pub spares: u8,
     /// Credentials for registries.
     pub registry_auth: Option<PathBuf>,
+    /// Whether all accounts use them.
+    pub registry_auth_shared: bool,
     /// Registries that are spoken to without TLS.
     pub registry_plain_http: Vec<String>,
     /// Certificates of registries.
@@ -160,6 +168,8 @@ struct Merged {
     oci_runtime: Option<PathBuf>,
     spares: u8,
     registry_auth: Option<PathBuf>,
+    #[serde(default)]
+    registry_auth_shared: bool,
     #[serde(default)]
     registry_plain_http: Vec<String>,
     registry_certificates: Option<PathBuf>,
@@ -200,6 +210,7 @@ impl Settings {
             oci_runtime: merged.oci_runtime,
             spares: merged.spares,
             registry_auth: merged.registry_auth,
+            registry_auth_shared: merged.registry_auth_shared,
             registry_plain_http: merged.registry_plain_http,
             registry_certificates: merged.registry_certificates,
             log: merged.log,
@@ -218,7 +229,7 @@ fn wrong_file(path: &Path, error: figment::Error) -> Failure {
         })
         .collect();
     Failure::usage(format!("{} is not right: {}", path.display(), faults.join("; "))).help(
-        "The keys are listen, oci_runtime, spares, registry_auth, registry_plain_http, registry_certificates, log and \
+        "The keys are listen, oci_runtime, spares, registry_auth, registry_auth_shared, registry_plain_http, registry_certificates, log and \
          log_format; `raworc serve --help` tells what they mean.",
     )
 }

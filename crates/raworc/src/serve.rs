@@ -48,6 +48,13 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
     let mounter = Mounter::start(&layers, marks).map_err(|error| {
         miette!(help = "`raworc doctor` says what this machine lacks", "nothing can be mounted: {error}")
     })?;
+    let registries = Registries {
+        auth_file: settings.registry_auth.clone(),
+        auth_is_shared: settings.registry_auth_shared,
+        plain_http: settings.registry_plain_http.clone(),
+        certificates: settings.registry_certificates.clone(),
+    };
+    registries.check().map_err(|problem| miette!("{problem}"))?;
     let runtime = NativeRuntime::open(NativeConfig {
         mounter: mounter.clone(),
         data_dir: data_dir.clone(),
@@ -68,14 +75,17 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         agent_owner: Some(runtime.ids().agent()),
         marks,
         mounter,
-        registries: Registries {
-            auth_file: settings.registry_auth.clone(),
-            plain_http: settings.registry_plain_http.clone(),
-            certificates: settings.registry_certificates.clone(),
-        },
+        registries,
     };
     let runtime = Arc::new(runtime);
-    let server = Server::start(config, lock, runtime.clone()).await.map_err(advise)?;
+    let server = match Server::start(config, lock, runtime.clone()).await {
+        Ok(server) => server,
+        Err(error) => {
+            // What it has made on the machine already would only be found by the next one.
+            runtime.close().await;
+            return Err(advise(error));
+        }
+    };
     let url = format!("http://{}", server.address());
     let url_file = data_dir.join(URL_FILE);
     write_whole(&url_file, &format!("{url}\n"))

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures::future::BoxFuture;
+use raworc_core::ids::AccountId;
 use raworc_core::layers::Lengths;
 use raworc_core::permissions::{Action, Actor, Decision, allow};
 use raworc_core::time::Time;
 use raworc_runtime::Runtime;
 use raworc_store::Store;
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,7 +19,9 @@ use crate::error::Failure;
 use crate::hosts::Hosts;
 use crate::hub::Hub;
 use crate::images::Images;
+use crate::keyed::Places;
 use crate::metrics::Metrics;
+use crate::registries::Registries;
 use crate::trees::Trees;
 
 /// The parts of a running server.
@@ -36,6 +38,8 @@ pub struct App {
     pub lengths: Lengths,
     /// Images on their way.
     pub images: Images,
+    /// Where they go to and come from.
+    pub registries: Registries,
     /// Notices of change.
     pub hub: Arc<Hub>,
     /// Hosts that are connected.
@@ -44,10 +48,8 @@ pub struct App {
     pub host_tokens: HostTokens,
     /// Counters.
     pub metrics: Metrics,
-    /// Files that may be uploaded at the same time: each holds a thread, and containers are started with the same ones.
-    pub uploads: Semaphore,
-    /// Exports under way at once: each holds a thread, too, for as long as whoever reads it takes.
-    pub exports: Arc<Semaphore>,
+    /// Files that an account may upload at the same time: each holds a thread, for as long as whoever sends it takes.
+    pub uploads: Places<AccountId>,
     /// Everything that has to end before the records are closed.
     pub tasks: TaskTracker,
     /// Ends streams and loops.
@@ -58,10 +60,8 @@ pub struct App {
     pub clock: Clock,
 }
 
-/// Uploads at the same time.
-pub const UPLOADS_MAX: usize = 64;
-/// See [`App::exports`].
-pub const EXPORTS_MAX: usize = 16;
+/// Uploads of one account at the same time.
+pub const UPLOADS_MAX: usize = 32;
 
 /// What tells the time of day. It may jump.
 pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;

@@ -6,10 +6,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use raworc_api::problem::Code;
 use serde::Deserialize;
-
-use crate::error::Failure;
 
 /// Whom to be at which registry.
 #[derive(Debug, Default, Deserialize)]
@@ -26,33 +23,33 @@ struct Entry {
 }
 
 impl Credentials {
-    /// Reads the file; one that is not there says nothing.
+    /// Reads the file.
     ///
     /// # Errors
-    /// Where it is there and cannot be read.
-    pub fn read(file: &Path) -> Result<Self, Failure> {
-        let unreadable = |error: &dyn std::fmt::Display| {
-            tracing::error!(file = %file.display(), %error, "the file of credentials cannot be read");
-            Failure::new(Code::Internal, "the server's file of credentials cannot be read; its log says why")
-        };
-        match std::fs::read(file) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| unreadable(&error)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(unreadable(&error)),
-        }
+    /// Why it cannot be used, in words for who runs the server.
+    pub fn read(file: &Path) -> Result<Self, String> {
+        let told = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+        let bytes = std::fs::read(file).map_err(|error| told(&error))?;
+        serde_json::from_slice(&bytes).map_err(|error| told(&error))
     }
 
-    /// The user and password for a registry.
-    pub fn of(&self, host: &str) -> Option<(String, String)> {
-        // Docker writes some of its keys as URLs.
-        let bare = |key: &str| {
-            let key = key.trim_start_matches("https://").trim_start_matches("http://");
-            key.split('/').next().unwrap_or_default().to_owned()
-        };
-        let (_, entry) = self.auths.iter().find(|(key, _)| bare(key) == host)?;
+    /// The user and password for a repository: the entry that names it, or else the nearest part of its path, or its host.
+    pub fn of(&self, host: &str, repository: &str) -> Option<(String, String)> {
+        let path = format!("{host}/{repository}");
+        let is_for = |key: &str| path.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let entries = self.auths.iter().map(|(key, entry)| (bare(key), entry)).filter(|(key, _)| is_for(key));
+        let (_, entry) = entries.max_by_key(|(key, _)| key.len())?;
         let text = String::from_utf8(STANDARD.decode(&entry.auth).ok()?).ok()?;
         let (user, password) = text.split_once(':')?;
         Some((user.to_owned(), password.to_owned()))
+    }
+}
+
+/// A key without what says nothing: Docker writes some as URLs of an API, which are for the whole host.
+fn bare(key: &str) -> &str {
+    match key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")) {
+        Some(url) => url.split('/').next().unwrap_or_default(),
+        None => key.trim_end_matches('/'),
     }
 }
 
@@ -61,15 +58,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_hosts_however_they_are_written() {
+    fn the_nearest_entry_counts_however_keys_are_written() {
         let file = r#"{"auths": {"https://a.test/v1/": {"auth": "bWU6YTpi"}, "b.test:5000": {"auth": "eW91Og=="},
+                       "b.test:5000/team/tools/": {"auth": "dDp0"}, "b.test:5000/team": {"auth": "bTpt"},
                        "c.test": {"auth": "?"}}, "credsStore": "x"}"#;
         let credentials: Credentials = serde_json::from_str(file).unwrap();
-        let pair = |user: &str, password: &str| Some((user.to_owned(), password.to_owned()));
-        assert_eq!(credentials.of("a.test"), pair("me", "a:b"));
-        assert_eq!(credentials.of("b.test:5000"), pair("you", ""));
-        for none in ["b.test", "c.test", "d.test"] {
-            assert_eq!(credentials.of(none), None, "{none}");
+        let table = [
+            ("a.test", "any/thing", Some(("me", "a:b"))),
+            ("b.test:5000", "teams/x", Some(("you", ""))),
+            ("b.test:5000", "team", Some(("m", "m"))),
+            ("b.test:5000", "team/x", Some(("m", "m"))),
+            ("b.test:5000", "team/tools", Some(("t", "t"))),
+            ("b.test:5000", "team/tools/x", Some(("t", "t"))),
+            ("b.test", "team", None),
+            ("c.test", "x", None),
+            ("d.test", "x", None),
+        ];
+        for (host, repository, expected) in table {
+            let expected = expected.map(|(user, password)| (user.to_owned(), password.to_owned()));
+            assert_eq!(credentials.of(host, repository), expected, "{host}/{repository}");
         }
     }
 }

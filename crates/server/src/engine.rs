@@ -10,12 +10,14 @@ use raworc_runtime::Runtime;
 use raworc_store::{Listener, Store, StoreError, agents, sessions, settings};
 use raworc_workspace::layers::Marks;
 use raworc_workspace::{Mounter, Workspaces};
-use tokio::sync::Semaphore;
+
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::app::{App, Clock, EXPORTS_MAX, Shared, UPLOADS_MAX, Weather};
-use crate::images::{Images, Registries};
+use crate::app::{App, Clock, Shared, UPLOADS_MAX, Weather};
+use crate::images::Images;
+use crate::keyed::Places;
+use crate::registries::Registries;
 use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, trees, verbs};
 
 /// What an engine is made of.
@@ -67,7 +69,7 @@ impl Engine {
         let workspaces = Workspaces::open(parts.data_dir, parts.agent_owner, parts.marks, parts.mounter)
             .map_err(|error| StartError::File(parts.data_dir.to_owned(), error))?;
         let format = raworc_oci::Format { marks: parts.marks, ids: parts.ids };
-        let images = Images::open(parts.data_dir, format, parts.registries)
+        let images = Images::open(parts.data_dir, format)
             .map_err(|error| StartError::Other(format!("the images cannot be opened: {error}")))?;
         let app: Shared = Arc::new(App {
             store,
@@ -76,12 +78,12 @@ impl Engine {
             weather: parts.weather,
             lengths: parts.lengths,
             images,
+            registries: parts.registries,
             hub,
             hosts: hosts::Hosts::default(),
             host_tokens: auth::HostTokens::new(&host_secret),
             metrics: metrics::Metrics::default(),
-            uploads: Semaphore::new(UPLOADS_MAX),
-            exports: Arc::new(Semaphore::new(EXPORTS_MAX)),
+            uploads: Places::new(UPLOADS_MAX),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             started: Instant::now(),

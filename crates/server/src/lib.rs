@@ -11,15 +11,17 @@ mod extract;
 mod hosts;
 mod hub;
 mod images;
+mod keyed;
 mod link;
 mod metrics;
 mod reconcile;
+mod registries;
 mod routes;
 mod trees;
 mod verbs;
 mod view;
 
-pub use images::Registries;
+pub use registries::Registries;
 
 use std::fs::{File, OpenOptions};
 use std::net::SocketAddr;

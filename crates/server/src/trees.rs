@@ -13,12 +13,13 @@ use raworc_core::ids::{ContainerId, LayerId, SessionId};
 use raworc_store::layers::{self, LayerRow};
 use raworc_store::sessions::SessionRow;
 use raworc_workspace::{FileError, Stack, Workspace, Workspaces};
-use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::app::{Shared, blocking};
 use crate::error::Failure;
 use crate::hub::lock;
+use crate::keyed::{Held, Turns};
 use crate::reconcile::every::Timed;
 use crate::reconcile::live::Copied;
 use crate::reconcile::quotas::Quotas;
@@ -30,7 +31,7 @@ pub const SETTLED_MAX: Duration = Duration::from_secs(60);
 pub struct Trees {
     /// Their layers.
     pub shelf: Workspaces,
-    turns: Mutex<HashMap<SessionId, Arc<tokio::sync::Mutex<()>>>>,
+    turns: Turns<SessionId>,
     /// Sessions that are to be saved, and why; an empty set while it is being done.
     asked: Mutex<BTreeMap<SessionId, Asked>>,
     any: Notify,
@@ -61,11 +62,7 @@ impl Asked {
 }
 
 /// The right to change a session's workspace from outside, or what it is made of.
-pub struct Turn {
-    trees: Arc<Trees>,
-    session: SessionId,
-    guard: Option<OwnedMutexGuard<()>>,
-}
+pub type Turn = Held<SessionId>;
 
 /// A workspace, or a version of one, to be looked into.
 pub struct Opened {
@@ -98,7 +95,7 @@ impl Trees {
     pub fn new(shelf: Workspaces) -> Arc<Self> {
         Arc::new(Self {
             shelf,
-            turns: Mutex::default(),
+            turns: Turns::default(),
             asked: Mutex::default(),
             any: Notify::new(),
             copied: Mutex::default(),
@@ -110,10 +107,8 @@ impl Trees {
     }
 
     /// Waits for the turn.
-    pub async fn turn(self: &Arc<Self>, session: SessionId) -> Turn {
-        let turn = Arc::clone(lock(&self.turns).entry(session).or_default());
-        let guard = turn.lock_owned().await;
-        Turn { trees: Arc::clone(self), session, guard: Some(guard) }
+    pub async fn turn(&self, session: SessionId) -> Turn {
+        self.turns.wait(session).await
     }
 
     /// Has a session's workspace saved, if there is anything to save. Until that is done, it gets no new message.
@@ -222,17 +217,6 @@ impl Drop for Hold {
                     held.remove(layer);
                 }
             }
-        }
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut turns = lock(&self.trees.turns);
-        self.guard = None;
-        // New holders come through this map only, which is locked: at 1 nobody waits.
-        if turns.get(&self.session).is_some_and(|turn| Arc::strong_count(turn) == 1) {
-            turns.remove(&self.session);
         }
     }
 }
@@ -387,9 +371,9 @@ pub async fn change<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let row = {
         let mut connection = app.store.read().await?;
-        raworc_store::sessions::find(&mut connection, turn.session).await?
+        raworc_store::sessions::find(&mut connection, *turn.key()).await?
     };
-    let row = row.ok_or_else(|| Failure::not_found("session", &turn.session.to_string()))?;
+    let row = row.ok_or_else(|| Failure::not_found("session", &turn.key().to_string()))?;
     let workspace = match running(app, &row).await {
         Some(root) => Opened { workspace: app.trees.shelf.workspace(root), _hold: None },
         None => {

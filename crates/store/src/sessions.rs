@@ -218,14 +218,30 @@ pub async fn insert(connection: &mut Connection, row: &SessionRow) -> Result<(),
     Ok(())
 }
 
-/// Sessions whose newest checkpoint is to be sent to their registry by now.
+/// A session whose next backup is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupDue {
+    /// Which.
+    pub session: SessionId,
+    /// Whose.
+    pub owner: AccountId,
+    /// Where to; none where that has just been taken back.
+    pub registry: Option<String>,
+}
+
+/// Sessions whose next backup is due, those that have waited longest first. All of them: how many are sent at the same time is
+/// decided for each owner and registry, and none of them shall hide another's.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn with_backup_due(connection: &mut Connection, now: Time) -> Result<Vec<SessionId>, StoreError> {
-    sql("SELECT id FROM sessions WHERE backup_at IS NOT NULL AND backup_at <= $1 ORDER BY backup_at LIMIT 100")
+pub async fn with_backup_due(connection: &mut Connection, now: Time) -> Result<Vec<BackupDue>, StoreError> {
+    sql("SELECT id, owner_id, settings FROM sessions WHERE backup_at IS NOT NULL AND backup_at <= $1 ORDER BY backup_at")
         .bind(now.0)
-        .fetch_all(connection, |row| row.id("id"))
+        .fetch_all(connection, |row| {
+            let settings: Settings = row.json("settings")?;
+            let registry = settings.backup.map(|backup| backup.registry);
+            Ok(BackupDue { session: row.id("id")?, owner: row.id("owner_id")?, registry })
+        })
         .await
 }
 

@@ -22,14 +22,14 @@ async fn token(server: &TestServer, account: &str, body: Value) -> (Value, Strin
 }
 
 /// Makes a member with a token; the token.
-async fn member(server: &TestServer, name: &str) -> String {
+pub async fn member(server: &TestServer, name: &str) -> String {
     let (status, account) = server.post("/accounts", json!({ "name": name, "role": "member" })).await;
     assert_eq!((status.as_u16(), &account["role"]), (201, &json!("member")));
     token(server, name, json!({ "name": "test" })).await.1
 }
 
 /// A call with this token: status and body.
-async fn call(server: &TestServer, token: &str, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+pub async fn call(server: &TestServer, token: &str, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
     let mut request = server.request_as(token, method.parse::<Method>().unwrap(), path);
     if let Some(body) = body {
         request = request.json(&body);

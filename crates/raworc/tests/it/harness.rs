@@ -90,6 +90,13 @@ impl TestServer {
         self.directory.path().join("data")
     }
 
+    /// The blobs of images that are on their way, or were left there.
+    pub fn blobs(&self) -> Vec<PathBuf> {
+        let list =
+            |directory: PathBuf| fs::read_dir(directory).into_iter().flatten().map(|entry| entry.unwrap().path());
+        list(self.data_dir().join("images")).flat_map(|account| list(account.join("blobs/sha256"))).collect()
+    }
+
     /// The server's process id.
     pub fn pid(&self) -> i32 {
         self.child.as_ref().unwrap().id() as i32

@@ -1,12 +1,15 @@
 //! Checkpoints that go to another server: through a registry, and in a file.
 
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
+use crate::accounts::{call, member};
 use crate::daemon::{Daemon, Settings, run};
-use crate::harness::{TestServer, can_run_containers};
+use crate::harness::{RAWORC, TestServer, can_run_containers};
 
 /// Everything of a workspace in which two servers may differ, were they to.
 const FINGERPRINT: &str = r"find . -mindepth 1 -printf '%p %y %m %U %G %s %l\n' | LC_ALL=C sort
@@ -109,11 +112,17 @@ async fn others_read_what_was_pushed() {
     run(Command::new("umoci").args(["unpack", "--image", layout]).arg(&bundle));
     let theirs = run(Command::new("sh").args(["-c", FINGERPRINT]).current_dir(bundle.join("rootfs"))).stdout;
     assert_eq!(String::from_utf8_lossy(&theirs), server.output(&id, FINGERPRINT).await);
-    // What is pushed again is not packed again: only what is new is sent.
+    assert_eq!(server.blobs(), Vec::<PathBuf>::new(), "what has served is gone");
+    // Only what is new is sent: one layer, and what says how it all fits together.
+    let blobs = || {
+        let found =
+            run(Command::new("find").arg(daemon.path("data")).args(["-path", "*/blobs/sha256/*", "-name", "data"]));
+        found.stdout.iter().filter(|byte| **byte == b'\n').count()
+    };
+    let before = blobs();
     server.output(&id, "echo three > d").await;
-    let began = std::fs::read_dir(server.data_dir().join("images/blobs/sha256")).unwrap().count();
-    assert_eq!(began, 0, "what has served is gone");
     assert_eq!(push(&server, &id, "now", &reference).await.0, 200);
+    assert_eq!(blobs(), before + 3);
 }
 
 #[tokio::test]
@@ -191,34 +200,26 @@ async fn what_is_brought_in_is_ones_own() {
     let reference = format!("{}/mine:v1", daemon.address);
     assert_eq!(push(&server, &id, "now", &reference).await.0, 200);
     assert_eq!(server.post("/images", json!({ "reference": reference })).await.0, 201);
-    let (status, account) = server.post("/accounts", json!({ "name": "other", "role": "member" })).await;
-    assert_eq!(status, 201, "{account:#}");
-    let (_, token) = server.post("/accounts/other/tokens", json!({ "name": "t" })).await;
-    let token = token["secret"].as_str().or(token["token"].as_str()).unwrap().to_owned();
-    let ask = async |method: reqwest::Method, path: &str, body: Value| {
-        let mut request = server.request_as(&token, method, path);
-        if !body.is_null() {
-            request = request.json(&body);
-        }
-        let response = request.send().await.unwrap();
-        (response.status().as_u16(), response.json::<Value>().await.unwrap_or(Value::Null))
+    let token = member(&server, "other").await;
+    let ask = async |method: &str, path: &str, body: Value| {
+        call(&server, &token, method, path, (!body.is_null()).then_some(body)).await
     };
     let encoded = reference.replace('/', "%2F");
-    let (_, list) = ask(reqwest::Method::GET, "/images", Value::Null).await;
+    let (_, list) = ask("GET", "/images", Value::Null).await;
     assert_eq!(list["items"], json!([]), "an administrator's checkpoint is nobody else's");
-    assert_eq!(ask(reqwest::Method::GET, &format!("/images/{encoded}"), Value::Null).await.0, 404);
-    assert_eq!(ask(reqwest::Method::DELETE, &format!("/images/{encoded}"), Value::Null).await.0, 404);
+    assert_eq!(ask("GET", &format!("/images/{encoded}"), Value::Null).await.0, 404);
+    assert_eq!(ask("DELETE", &format!("/images/{encoded}"), Value::Null).await.0, 404);
     let push = format!("/sessions/{id}/checkpoints/1/push");
-    assert_eq!(ask(reqwest::Method::POST, &push, json!({ "reference": reference })).await.0, 404);
-    assert_eq!(ask(reqwest::Method::GET, &format!("/sessions/{id}/checkpoints/1/export"), Value::Null).await.0, 404);
+    assert_eq!(ask("POST", &push, json!({ "reference": reference })).await.0, 404);
+    assert_eq!(ask("GET", &format!("/sessions/{id}/checkpoints/1/export"), Value::Null).await.0, 404);
     // What they pull themselves is theirs, with the same layers.
-    assert_eq!(ask(reqwest::Method::POST, "/images", json!({ "reference": reference })).await.0, 201);
-    let (_, list) = ask(reqwest::Method::GET, "/images", Value::Null).await;
+    assert_eq!(ask("POST", "/images", json!({ "reference": reference })).await.0, 201);
+    let (_, list) = ask("GET", "/images", Value::Null).await;
     assert_eq!(list["items"].as_array().unwrap().len(), 1);
     for (body, field) in
         [(json!({ "reference": "no reference" }), "reference"), (json!({ "reference": "" }), "reference")]
     {
-        let (status, problem) = ask(reqwest::Method::POST, "/images", body).await;
+        let (status, problem) = ask("POST", "/images", body).await;
         assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!(field)), "{problem:#}");
     }
     for (body, field) in [
@@ -227,9 +228,120 @@ async fn what_is_brought_in_is_ones_own() {
         (json!({ "image": "nothing" }), "image"),
         (json!({ "image": reference }), "image"),
     ] {
-        let (status, problem) = ask(reqwest::Method::POST, "/sessions", body).await;
+        let (status, problem) = ask("POST", "/sessions", body).await;
         assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!(field)), "{problem:#}");
     }
+}
+
+#[tokio::test]
+async fn what_the_server_may_at_registries_is_not_what_members_may() {
+    let Some(daemon) = registry(Settings { password: true, tls: false }) else { return };
+    let auth = tempfile::NamedTempFile::new().unwrap();
+    // The nearest entry counts; the others are wrong.
+    let (host, wrong) = (daemon.address, json!({ "auth": "dXNlcjp3cm9uZw==" }));
+    let auths = json!({ host.to_string(): wrong, format!("{host}/te"): wrong,
+                        format!("{host}/team"): { "auth": "dXNlcjpzZWNyZXQ=" } });
+    std::fs::write(auth.path(), json!({ "auths": auths }).to_string()).unwrap();
+    let file = auth.path().to_str().unwrap();
+    let reference = format!("{host}/team/own:v1");
+    for is_shared in [false, true] {
+        let server = TestServer::start(&["--registry-auth", file, &format!("--registry-auth-shared={is_shared}")]);
+        let id = worked(&server, "own").await;
+        assert_eq!(push(&server, &id, "now", &reference).await.0, 200);
+        let token = member(&server, "other").await;
+        let pulled = call(&server, &token, "POST", "/images", Some(json!({ "reference": reference }))).await;
+        let made = call(&server, &token, "POST", "/sessions", Some(json!({ "from": reference }))).await;
+        if is_shared {
+            assert_eq!((pulled.0, made.0), (201, 201), "{pulled:#?} {made:#?}");
+        } else {
+            assert_eq!((pulled.0, &pulled.1["code"]), (403, &json!("registry_refused")), "{pulled:#?}");
+            assert_eq!((made.0, &made.1["code"]), (403, &json!("registry_refused")), "{made:#?}");
+            let as_themselves = json!({ "username": "user", "password": "secret" });
+            let body = json!({ "reference": reference, "credentials": as_themselves });
+            assert_eq!(call(&server, &token, "POST", "/images", Some(body)).await.0, 201);
+        }
+        // Backups write below names of their own only, for everyone.
+        let body = json!({ "backup": { "registry": format!("{host}/team/backups") } });
+        let (status, session) = call(&server, &token, "POST", "/sessions", Some(body)).await;
+        assert_eq!(status, 201, "{session:#}");
+        let theirs = session["id"].as_str().unwrap();
+        server.output(theirs, "echo safe > file").await;
+        server.until(theirs, |session| session["backup"]["checkpoint"] == 1).await;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    for (option, word) in [("--registry-auth", "credentials"), ("--registry-certificates", "certificates")] {
+        let mut server = Command::new(RAWORC);
+        let output =
+            server.args(["serve", option, "/nowhere/file", "--data-dir"]).arg(scratch.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(word) && said.contains("/nowhere/file"), "{said}");
+        assert_eq!(output.status.code(), Some(1), "{said}");
+    }
+}
+
+/// What an OCI archive names, changed by `change`, which gets the directory of blobs, its manifest and its config. The digests of
+/// these are made right again.
+fn forge(archive: &Path, change: impl FnOnce(&Path, &mut Value, &mut Value)) -> Vec<u8> {
+    let scratch = tempfile::tempdir().unwrap();
+    run(Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(scratch.path()));
+    let blobs = scratch.path().join("blobs/sha256");
+    let read = |path: &Path| serde_json::from_slice::<Value>(&std::fs::read(path).unwrap()).unwrap();
+    let blob = |descriptor: &Value| blobs.join(descriptor["digest"].as_str().unwrap().trim_start_matches("sha256:"));
+    let put = |descriptor: &mut Value, content: &Value| {
+        let bytes = content.to_string();
+        let digest = hex::encode(Sha256::digest(&bytes));
+        std::fs::write(blobs.join(&digest), &bytes).unwrap();
+        (descriptor["digest"], descriptor["size"]) = (json!(format!("sha256:{digest}")), json!(bytes.len()));
+    };
+    let mut index = read(&scratch.path().join("index.json"));
+    let mut manifest = read(&blob(&index["manifests"][0]));
+    let mut config = read(&blob(&manifest["config"]));
+    change(&blobs, &mut manifest, &mut config);
+    put(&mut manifest["config"], &config);
+    put(&mut index["manifests"][0], &manifest);
+    std::fs::write(scratch.path().join("index.json"), index.to_string()).unwrap();
+    run(Command::new("tar").args(["-c", "oci-layout", "index.json", "blobs"]).current_dir(scratch.path())).stdout
+}
+
+#[tokio::test]
+async fn to_know_what_a_layer_is_called_is_not_to_have_it() {
+    if !can_run_containers() {
+        return;
+    }
+    let server = TestServer::start(&[]);
+    let id = server.session(json!({ "name": "secret" })).await;
+    server.output(&id, "echo very secret > secret").await;
+    let archive = server.data_dir().with_file_name("secret.tar");
+    assert!(server.cli(&["checkpoint", "export", &id, archive.to_str().unwrap()]).status.success());
+    let token = member(&server, "other").await;
+    let import = async |token: &str, archive: Vec<u8>| {
+        let request = server.request_as(token, reqwest::Method::POST, "/images/import?name=loot");
+        let response = request.body(archive).send().await.unwrap();
+        (response.status().as_u16(), response.json::<Value>().await.unwrap())
+    };
+    // It lies among what is on its way, too: its owner has just brought it in, to no use.
+    let useless = forge(&archive, |_, _, config| config["raworc"]["version"] = json!(99));
+    assert_eq!(import(&server.token, useless).await.0, 422);
+    assert_ne!(server.blobs(), Vec::<PathBuf>::new());
+    let without = forge(&archive, |blobs, manifest, _| {
+        let digest = manifest["layers"][0]["digest"].as_str().unwrap();
+        std::fs::remove_file(blobs.join(digest.trim_start_matches("sha256:"))).unwrap();
+    });
+    let other = forge(&archive, |blobs, manifest, config| {
+        let bytes = [0_u8; 1024];
+        let digest = hex::encode(Sha256::digest(bytes));
+        std::fs::write(blobs.join(&digest), bytes).unwrap();
+        assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 1);
+        manifest["layers"][0] = json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "size": bytes.len(),
+                                        "digest": format!("sha256:{digest}") });
+    });
+    for forged in [without, other] {
+        let (status, problem) = import(&token, forged).await;
+        assert_eq!((status, &problem["code"]), (422, &json!("image_unusable")), "{problem:#}");
+    }
+    assert_eq!(call(&server, &token, "GET", "/images", None).await.1["items"], json!([]));
+    let whole = forge(&archive, |_, _, _| {});
+    assert_eq!(import(&token, whole).await.0, 201, "whoever has it, has it");
 }
 
 #[tokio::test]

@@ -1,27 +1,63 @@
 //! Sends new checkpoints to the registries of sessions that want it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use raworc_core::ids::SessionId;
+use raworc_core::ids::{AccountId, SessionId};
 use raworc_oci::Reference;
+use raworc_store::sessions::BackupDue;
 use raworc_store::{checkpoints, sessions};
 
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::hub::lock;
 use crate::images::Tell;
+use crate::registries::Login;
 use crate::verbs::{backups, push};
 
 /// How exactly times are kept.
 const TICK: Duration = Duration::from_secs(1);
-/// Backups on their way at the same time.
-const BACKUPS: usize = 2;
+/// Backups of one account on their way to one registry at the same time: a slow one holds up no other.
+const PER_REGISTRY: usize = 2;
+/// Backups of one account on their way at the same time.
+const PER_ACCOUNT: usize = 4;
+
+/// What is on its way.
+#[derive(Clone, Default)]
+struct Running(Arc<Mutex<HashMap<SessionId, Target>>>);
+
+/// Whose a backup is, and where it goes.
+type Target = (AccountId, Option<String>);
+
+/// One of them, until it is dropped.
+struct Place {
+    running: Running,
+    session: SessionId,
+}
+
+impl Running {
+    fn enter(&self, due: &BackupDue) -> Option<Place> {
+        let mut running = lock(&self.0);
+        let of_account = || running.values().filter(|(owner, _)| *owner == due.owner);
+        let to_registry = of_account().filter(|(_, registry)| *registry == due.registry).count();
+        if running.contains_key(&due.session) || to_registry >= PER_REGISTRY || of_account().count() >= PER_ACCOUNT {
+            return None;
+        }
+        running.insert(due.session, (due.owner, due.registry.clone()));
+        Some(Place { running: self.clone(), session: due.session })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        lock(&self.running.0).remove(&self.session);
+    }
+}
 
 /// Runs until the server stops.
 pub async fn run(app: Shared) {
-    let busy: Arc<Mutex<HashSet<SessionId>>> = Arc::default();
+    let running = Running::default();
     loop {
         tokio::select! {
             biased;
@@ -35,20 +71,18 @@ pub async fn run(app: Shared) {
                 continue;
             }
         };
-        for session in due {
-            let mut running = lock(&busy);
-            if running.len() < BACKUPS && running.insert(session) {
-                let (app, busy) = (app.clone(), Arc::clone(&busy));
-                app.tasks.clone().spawn(async move {
-                    look_after(&app, session).await;
-                    lock(&busy).remove(&session);
-                });
-            }
+        for due in due {
+            let Some(place) = running.enter(&due) else { continue };
+            let app = app.clone();
+            app.tasks.clone().spawn(async move {
+                let _place = place;
+                look_after(&app, due.session).await;
+            });
         }
     }
 }
 
-async fn due(app: &Shared) -> Result<Vec<SessionId>, Failure> {
+async fn due(app: &Shared) -> Result<Vec<BackupDue>, Failure> {
     let mut connection = app.store.read().await?;
     Ok(sessions::with_backup_due(&mut connection, app.now()).await?)
 }
@@ -80,17 +114,17 @@ async fn back_up(app: &Shared, session: SessionId) -> Result<(), Failure> {
     // One tag for each, and one that always means the newest.
     let sent = async {
         let own = named(format!("{session}-{}", newest.n))?;
-        let registry = app.images.registry(&own, None).await?;
-        let digest = push::send(app, &row, &newest, &registry, &tell).await?;
-        let registry = app.images.registry(&named(session.to_string())?, None).await?;
-        push::send(app, &row, &newest, &registry, &tell).await?;
+        let registry = app.registries.registry(&own, Login::Servers).await?;
+        let digest = push::send(app, row.owner_id, (&row, &newest), &registry, &tell).await?;
+        let registry = app.registries.registry(&named(session.to_string())?, Login::Servers).await?;
+        push::send(app, row.owner_id, (&row, &newest), &registry, &tell).await?;
         Ok::<_, Failure>((own.to_string(), digest.to_string()))
     };
     match sent.await {
-        Ok(sent) => backups::done(app, session, newest.n, sent).await,
+        Ok(sent) => backups::done(app, session, (newest.n, &plan.registry), sent).await,
         Err(failure) => {
             tracing::warn!(%session, n = newest.n, error = %failure, "a backup failed; it is tried again");
-            backups::failed(app, session, newest.n, failure.into_problem().detail).await
+            backups::failed(app, session, (newest.n, &plan.registry), failure.into_problem().detail).await
         }
     }
 }

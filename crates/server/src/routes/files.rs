@@ -10,8 +10,9 @@ use futures::{Stream, StreamExt as _};
 use raworc_api::problem::Code;
 use raworc_api::workspace::{FileEntry, FileKind, Listing};
 use raworc_core::limits::FILE_BYTES_MAX;
+use raworc_core::permissions::Actor;
 use raworc_workspace::{Entry, FileError, Found, Kind};
-use tokio::sync::SemaphorePermit;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -71,7 +72,7 @@ async fn put(
     if announced.is_some_and(|bytes| bytes > FILE_BYTES_MAX) {
         return Err(FileError::TooLarge.into());
     }
-    let (_one, reader) = upload(&app, body).await?;
+    let (_one, reader) = upload(&app, &actor, body).await?;
     let is_new = files::write(&app, &actor, &id, path, reader).await?;
     Ok(if is_new { StatusCode::CREATED } else { StatusCode::NO_CONTENT })
 }
@@ -79,10 +80,12 @@ async fn put(
 /// A body to be read where reading may block, when its turn has come.
 pub(super) async fn upload(
     app: &Shared,
+    actor: &Actor,
     body: Body,
-) -> Result<(SemaphorePermit<'_>, impl std::io::Read + Send + use<>), Failure> {
-    let Ok(Ok(turn)) = tokio::time::timeout(UPLOAD_WAIT_MAX, app.uploads.acquire()).await else {
-        return Err(Failure::new(Code::Busy, "too many files are being uploaded at the same time; try again later"));
+) -> Result<(OwnedSemaphorePermit, impl std::io::Read + Send + use<>), Failure> {
+    let Ok(Ok(turn)) = tokio::time::timeout(UPLOAD_WAIT_MAX, app.uploads.of(actor.account).acquire_owned()).await
+    else {
+        return Err(Failure::new(Code::Busy, "this account uploads too many files at the same time; try again later"));
     };
     Ok((turn, SyncIoBridge::new(StreamReader::new(Box::pin(impatient(body.into_data_stream()))))))
 }

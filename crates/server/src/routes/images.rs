@@ -1,6 +1,7 @@
 //! `/images`, and checkpoints on their way to other servers
 
-use std::sync::Arc;
+use std::io::{self, Write};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -8,8 +9,10 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use raworc_api::image::{Image, ImportImages, Imported, ListImages, PullImage, PushCheckpoint, Pushed};
 use raworc_api::page::Page;
-use raworc_api::problem::{Code, Problem};
-use tokio_util::io::{ReaderStream, SyncIoBridge};
+use raworc_api::problem::Problem;
+use tokio::io::{AsyncWriteExt as _, DuplexStream};
+use tokio::runtime::Handle;
+use tokio_util::io::ReaderStream;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -28,6 +31,8 @@ use crate::view;
 const ARCHIVE: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Bytes of an archive that are written ahead of who reads it.
 const EXPORT_BUFFER_BYTES: usize = 256 << 10;
+/// How long who reads an archive may take none of it, before it is given up: it holds a thread.
+const EXPORT_IDLE_MAX: Duration = Duration::from_secs(60);
 
 pub(super) fn routes() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
@@ -85,7 +90,7 @@ async fn import(
     body: Body,
 ) -> Result<Response, Failure> {
     let work = |tell| async move {
-        let (_one, archive) = upload(&app, body).await?;
+        let (_one, archive) = upload(&app, &actor, body).await?;
         let rows = images::import(&app, &actor, query.name, archive, &tell).await?;
         Ok(Imported { items: rows.into_iter().map(view::image).collect() })
     };
@@ -142,16 +147,11 @@ async fn export_checkpoint(
     Caller(actor): Caller,
     Path((id, n)): Path<(String, String)>,
 ) -> Result<Response, Failure> {
-    let Ok(permit) = Arc::clone(&app.exports).try_acquire_owned() else {
-        return Err(Failure::new(Code::Busy, "as many exports as can be are under way; try again soon"));
-    };
     let export = push::export(&app, &actor, &id, &n).await?;
     let disposition = format!("attachment; filename=\"{}\"", export.file_name());
     let (read, write) = tokio::io::duplex(EXPORT_BUFFER_BYTES);
-    let done = tokio::task::spawn_blocking(move || {
-        let _permit = permit;
-        export.write(SyncIoBridge::new(write))
-    });
+    let reader = Patient { pipe: write, runtime: Handle::current() };
+    let done = tokio::task::spawn_blocking(move || export.write(reader));
     // What ends early must not look as if it were whole.
     let end = futures::stream::once(async move {
         match done.await {
@@ -171,4 +171,21 @@ async fn export_checkpoint(
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
     ];
     Ok((headers, body).into_response())
+}
+
+/// Writes to whoever reads at the other end, for as long as that goes on.
+struct Patient {
+    pipe: DuplexStream,
+    runtime: Handle,
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let write = tokio::time::timeout(EXPORT_IDLE_MAX, self.pipe.write(bytes));
+        self.runtime.block_on(write).map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "nobody reads it"))?
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

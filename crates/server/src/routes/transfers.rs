@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +10,10 @@ use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream};
 use raworc_api::image::TransferProgress;
+use raworc_workspace::FileError;
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::Failure;
 use crate::images::Tell;
@@ -22,10 +23,9 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// A comment is sent this often where nothing happens.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-type Work<T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send>>;
-
 /// Does the work and answers it. As a stream, there are events `progress`, and at the end `done` with what the answer would be,
-/// or `failed` with the problem. Whoever goes away ends the work; what has been transferred is not transferred again.
+/// or `failed` with the problem. Whoever goes away ends the work (what has been transferred is not transferred again); whoever
+/// only does not read holds nothing up.
 pub async fn answer<T, F>(
     headers: &HeaderMap,
     status: StatusCode,
@@ -44,13 +44,13 @@ where
     let work = work(Arc::new(move |progress| {
         tell.send_replace(progress);
     }));
-    let transfer = Transfer { work: Some(Box::pin(work) as Work<T>), told };
+    let transfer = Transfer { work: Some(AbortOnDropHandle::new(tokio::spawn(work))), told };
     Ok(Sse::new(transfer.events()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
 struct Transfer<T> {
     /// Until it has ended.
-    work: Option<Work<T>>,
+    work: Option<AbortOnDropHandle<Result<T, Failure>>>,
     told: watch::Receiver<TransferProgress>,
 }
 
@@ -69,7 +69,7 @@ impl<T: Serialize + Send + 'static> Transfer<T> {
             };
             let event = tokio::select! {
                 biased;
-                result = &mut work => match result {
+                result = &mut work => match result.map_err(|error| FileError::Io(std::io::Error::other(error)).into()).flatten() {
                     Ok(done) => sse::Event::default().event("done").json_data(done),
                     Err(failure) => sse::Event::default().event("failed").json_data(failure.into_problem()),
                 },

@@ -15,27 +15,27 @@ pub fn want(change: &mut Change<'_>) {
     change.row.backup_at = Some(change.row.backup_at.unwrap_or(earliest.max(change.now)));
 }
 
-/// Checkpoint `n` is in the registry.
+/// Checkpoint `n` is in the registry that the session named when it was sent.
 ///
 /// # Errors
 /// Where the store fails.
 pub async fn done(
     app: &Shared,
     session: SessionId,
-    n: u64,
+    (n, registry): (u64, &str),
     (reference, digest): (String, String),
 ) -> Result<(), Failure> {
-    let now = app.now();
+    let (now, registry) = (app.now(), registry.to_owned());
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
             let mut change = Change::load(transaction, session, now, SYSTEM).await?;
-            let newest = raworc_store::checkpoints::newest(change.connection(), session).await?;
-            let backup = &mut change.row.backup;
-            (backup.checkpoint, backup.at) = (Some(n), Some(now));
-            (backup.failures, backup.error) = (0, None);
-            change.row.backup_at = None;
-            if newest.is_some_and(|newest| newest.n > n) {
-                want(&mut change);
+            // Where another is wanted by now, what is to be sent there is still to come.
+            if is_wanted(&change, &registry) {
+                let backup = &mut change.row.backup;
+                (backup.checkpoint, backup.at) = (Some(n), Some(now));
+                (backup.failures, backup.error) = (0, None);
+                change.row.backup_at = None;
+                want_newer(&mut change).await?;
             }
             let data = json!({ "n": n, "reference": reference, "digest": digest });
             change.log("checkpoint.backed_up", data).await?;
@@ -46,7 +46,20 @@ pub async fn done(
     write.await
 }
 
-/// There is nothing to send any more.
+fn is_wanted(change: &Change<'_>, registry: &str) -> bool {
+    change.row.settings.backup.as_ref().is_some_and(|plan| plan.registry == registry)
+}
+
+async fn want_newer(change: &mut Change<'_>) -> Result<(), Failure> {
+    let session = change.row.id;
+    let newest = raworc_store::checkpoints::newest(change.connection(), session).await?;
+    if newest.is_some_and(|newest| Some(newest.n) > change.row.backup.checkpoint) {
+        want(change);
+    }
+    Ok(())
+}
+
+/// There was nothing to send any more when it was looked up.
 ///
 /// # Errors
 /// Where the store fails.
@@ -56,6 +69,7 @@ pub async fn nothing(app: &Shared, session: SessionId) -> Result<(), Failure> {
         Box::pin(async move {
             let mut change = Change::load(transaction, session, now, SYSTEM).await?;
             change.row.backup_at = None;
+            want_newer(&mut change).await?;
             change.save().await?;
             Ok::<_, Failure>(())
         })
@@ -67,11 +81,19 @@ pub async fn nothing(app: &Shared, session: SessionId) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn failed(app: &Shared, session: SessionId, n: u64, error: String) -> Result<(), Failure> {
-    let now = app.now();
+pub async fn failed(
+    app: &Shared,
+    session: SessionId,
+    (n, registry): (u64, &str),
+    error: String,
+) -> Result<(), Failure> {
+    let (now, registry) = (app.now(), registry.to_owned());
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
             let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+            if !is_wanted(&change, &registry) {
+                return Ok(());
+            }
             let backup = &mut change.row.backup;
             backup.failures = backup.failures.saturating_add(1);
             let is_first = backup.failures == 1;

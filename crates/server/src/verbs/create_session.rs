@@ -57,7 +57,7 @@ pub async fn create_session(
             let image = images::resolve(app, actor, name, Use::GoOn).await?;
             let portable = images::portable(app, &image).await?;
             let wanted = CreateSession { name: body.name.clone().or_else(|| Some(another(portable.name()))), ..body };
-            let wanted = wanted.over(portable.session.clone());
+            let wanted = wanted.over(portable.wanted());
             check(&wanted)?;
             (wanted, Some((image.id, portable)))
         }

@@ -88,7 +88,7 @@ fn reachable<'r>(by_id: &BTreeMap<LayerId, &LayerRow>, roots: impl Iterator<Item
 /// # Errors
 /// 403 where the actor is no administrator.
 pub async fn prune(app: &Shared, actor: &Actor, body: Prune) -> Result<Pruned, Failure> {
-    permit(actor, Action::ReadServer, "disk", "")?;
+    permit(actor, Action::ManageServer, "disk", "")?;
     let before = layer_bytes(app).await?;
     let mut pruned = Pruned::default();
     if let Some(seconds) = body.deleted_sessions_after_seconds {

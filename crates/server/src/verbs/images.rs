@@ -1,6 +1,7 @@
 //! Bring images in, list and remove them.
 
 use std::io::Read;
+use std::sync::Arc;
 
 use raworc_api::image::PullImage;
 use raworc_api::problem::{Code, Problem};
@@ -8,17 +9,16 @@ use raworc_core::ids::ImageId;
 use raworc_core::limits::{IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX};
 use raworc_core::names;
 use raworc_core::permissions::{Action, Actor, Role};
-use raworc_oci::{Bounds, Descriptor, Digest, Image, Reference, Which};
+use raworc_oci::{Bounds, Descriptor, Digest, Image, Layout, Reference, Which};
 use raworc_store::images::{self, ImageRow, Summary};
 use raworc_store::{Connection, audit, layers};
 use raworc_workspace::FileError;
-use tokio::sync::OwnedRwLockReadGuard;
 use uuid::Uuid;
 
 use super::portable::Portable;
 use crate::app::{Shared, blocking, permit};
 use crate::error::Failure;
-use crate::images::{TakenIn, Tell, take_in};
+use crate::images::{Passage, TakenIn, Tell, take_in};
 
 /// How often an image is taken in again whose layers were given up meanwhile.
 const TRIES: u32 = 3;
@@ -30,15 +30,16 @@ const TRIES: u32 = 3;
 pub async fn pull(app: &Shared, actor: &Actor, body: PullImage, tell: &Tell) -> Result<ImageRow, Failure> {
     permit(actor, Action::CreateImage, "image", "")?;
     let reference: Reference = body.reference.parse()?;
-    let registry = app.images.registry(&reference, body.credentials).await?;
-    let passing = app.images.passing().await;
+    let login = app.registries.login(actor, body.credentials);
+    let registry = app.registries.registry(&reference, login).await?;
+    let passage = app.images.passing(actor.account).await?;
     let told = tell.clone();
     let progress = move |what: &str, done_bytes: u64, total_bytes: u64| {
         told(raworc_api::image::TransferProgress { what: format!("pulling {what}"), done_bytes, total_bytes });
     };
-    let manifest = registry.pull(app.images.layout(), &progress).await?;
+    let manifest = registry.pull(passage.layout(), &progress).await?;
     let digest = manifest.digest;
-    let mut rows = keep_all(app, actor, vec![(reference.to_string(), manifest)], tell, passing).await?;
+    let mut rows = keep_all(app, actor, vec![(reference.to_string(), manifest)], tell, passage).await?;
     rows.pop().ok_or_else(|| Failure::not_found("image", &digest.to_string()))
 }
 
@@ -48,18 +49,17 @@ async fn keep_all(
     actor: &Actor,
     images: Vec<(String, Descriptor)>,
     tell: &Tell,
-    passing: OwnedRwLockReadGuard<()>,
+    passage: Passage,
 ) -> Result<Vec<ImageRow>, Failure> {
     let (task_app, actor, tell) = (app.clone(), actor.clone(), tell.clone());
     let work = async move {
         let mut rows = Vec::new();
         for (name, manifest) in &images {
-            rows.push(keep(&task_app, &actor, name.clone(), manifest, &tell).await?);
+            rows.push(keep(&task_app, &actor, (name.clone(), manifest), passage.layout(), &tell).await?);
         }
-        drop(passing);
-        for (_, manifest) in images {
-            served(&task_app, manifest.digest).await;
-        }
+        let served = images.into_iter().map(|(_, manifest)| manifest.digest);
+        let served: Vec<Digest> = served.collect();
+        blocking(move || passage.over(served)).await.map_err(FileError::Io)?;
         Ok(rows)
     };
     app.tasks.spawn(work).await.map_err(|error| FileError::Io(std::io::Error::other(error)))?
@@ -80,8 +80,8 @@ pub async fn import(
     if let Some(name) = &name {
         names::check_image(name).map_err(|why| Problem::field("name", why))?;
     }
-    let passing = app.images.passing().await;
-    let (layout, told) = (app.images.layout().clone(), tell.clone());
+    let passage = app.images.passing(actor.account).await?;
+    let (layout, told) = (passage.layout().clone(), tell.clone());
     let read = move || {
         let bounds = Bounds { bytes: IMAGE_BYTES_MAX, entries: IMAGE_ENTRIES_MAX };
         let mut progress = |done_bytes| {
@@ -96,7 +96,7 @@ pub async fn import(
         Ok((name, manifest))
     });
     let images = images.collect::<Result<Vec<_>, Failure>>()?;
-    keep_all(app, actor, images, tell, passing).await
+    keep_all(app, actor, images, tell, passage).await
 }
 
 fn named(name: Option<&String>) -> Result<String, Failure> {
@@ -105,22 +105,16 @@ fn named(name: Option<&String>) -> Result<String, Failure> {
     Ok(name.clone())
 }
 
-/// An image has served.
-pub async fn served(app: &Shared, manifest: Digest) {
-    let images = app.clone();
-    let _ = blocking(move || images.images.served(&manifest)).await;
-}
-
 /// Unpacks an image that is in the layout, and records it. One of the same name is given up.
 async fn keep(
     app: &Shared,
     actor: &Actor,
-    name: String,
-    manifest: &Descriptor,
+    (name, manifest): (String, &Descriptor),
+    layout: &Layout,
     tell: &Tell,
 ) -> Result<ImageRow, Failure> {
-    let (layout, digest) = (app.images.layout().clone(), manifest.digest);
-    let image = blocking(move || Image::load(&layout, &digest)).await.map_err(FileError::Io)??;
+    let (blobs, digest) = (layout.clone(), manifest.digest);
+    let image = blocking(move || Image::load(&blobs, &digest)).await.map_err(FileError::Io)??;
     let unusable = |why| Failure::new(Code::ImageUnusable, why);
     let portable = Portable::read(image.extra.as_ref()).map_err(unusable)?;
     // A checkpoint's files are of use on any machine.
@@ -130,7 +124,7 @@ async fn keep(
         return Err(unusable(detail));
     }
     for _ in 0..TRIES {
-        let taken = take_in(app, &image, tell).await?;
+        let taken = take_in(app, layout, &image, tell).await?;
         let row = ImageRow {
             id: ImageId(Uuid::now_v7()),
             owner_id: actor.account,
@@ -167,7 +161,7 @@ async fn record(
     content: Option<String>,
     taken: &TakenIn,
 ) -> Result<Option<ImageRow>, Failure> {
-    let (actor, now, trees) = (actor.clone(), app.now(), std::sync::Arc::clone(&app.trees));
+    let (actor, now, trees) = (actor.clone(), app.now(), Arc::clone(&app.trees));
     let (known, new) = (taken.known, taken.new.clone());
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
@@ -240,7 +234,7 @@ async fn find(connection: &mut Connection, actor: &Actor, id_or_name: &str) -> R
 /// # Errors
 /// 404 where there is none, 403 where it is not the actor's.
 pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String) -> Result<(), Failure> {
-    let (actor, now, trees) = (actor.clone(), app.now(), std::sync::Arc::clone(&app.trees));
+    let (actor, now, trees) = (actor.clone(), app.now(), Arc::clone(&app.trees));
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
             let connection = transaction.connection();
@@ -287,10 +281,7 @@ pub async fn resolve(app: &Shared, actor: &Actor, name: &str, usage: Use) -> Res
             Ok(reference) => match get(app, actor, &reference.to_string()).await {
                 Ok(row) if usage == Use::GoOn => current(app, actor, row).await?,
                 Ok(row) => row,
-                Err(_) => {
-                    let body = PullImage { reference: reference.to_string(), credentials: None };
-                    pull(app, actor, body, &(std::sync::Arc::new(|_| {}) as Tell)).await?
-                }
+                Err(_) => bring(app, actor, &reference).await?,
             },
             Err(_) if name.parse::<ImageId>().is_ok() => return Err(missing),
             Err(error) => {
@@ -303,6 +294,16 @@ pub async fn resolve(app: &Shared, actor: &Actor, name: &str, usage: Use) -> Res
     Ok(row)
 }
 
+/// Pulls what is not here yet, once for all who want it now.
+async fn bring(app: &Shared, actor: &Actor, reference: &Reference) -> Result<ImageRow, Failure> {
+    let reference = reference.to_string();
+    let _turn = app.images.turn(actor.account, reference.clone()).await;
+    match get(app, actor, &reference).await {
+        Ok(row) => Ok(row),
+        Err(_) => pull(app, actor, PullImage { reference, credentials: None }, &(Arc::new(|_| {}) as Tell)).await,
+    }
+}
+
 /// What a checkpoint's name means now: a tag of a registry may have moved, as backups move theirs. Where the registry cannot
 /// be asked, what is here is what there is.
 async fn current(app: &Shared, actor: &Actor, row: ImageRow) -> Result<ImageRow, Failure> {
@@ -310,10 +311,10 @@ async fn current(app: &Shared, actor: &Actor, row: ImageRow) -> Result<ImageRow,
     else {
         return Ok(row);
     };
-    match app.images.registry(&reference, None).await?.digest().await {
+    match app.registries.registry(&reference, app.registries.login(actor, None)).await?.digest().await {
         Ok(Some(digest)) if digest.to_string() != row.digest => {
             let body = PullImage { reference: reference.to_string(), credentials: None };
-            pull(app, actor, body, &(std::sync::Arc::new(|_| {}) as Tell)).await
+            pull(app, actor, body, &(Arc::new(|_| {}) as Tell)).await
         }
         Ok(_) => Ok(row),
         Err(error) => {

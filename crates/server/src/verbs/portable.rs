@@ -2,9 +2,13 @@
 //! the config of the image, below `raworc`. No environment, no token, no secret is in it.
 
 use jiff::Timestamp;
+use raworc_api::checkpoint::{BackupWanted, CheckpointPlanWanted};
 use raworc_api::message::{MessageError, MessageUsage, Role, Status};
 use raworc_api::session::{CreateSession, ResourcesWanted};
+use raworc_core::checkpoints::Policy;
 use raworc_core::ids::{MessageId, SessionId};
+use raworc_core::names::{check_label, check_title};
+use raworc_core::quantity::Bytes;
 use raworc_oci::EXTRA_BYTES_MAX;
 use raworc_store::checkpoints::CheckpointRow;
 use raworc_store::images::CheckpointSummary;
@@ -25,8 +29,7 @@ pub struct Portable {
     version: u32,
     /// Of which checkpoint.
     checkpoint: Origin,
-    /// What the session was like, as one would ask for it.
-    pub session: CreateSession,
+    session: Like,
     /// The conversation, in order.
     messages: Vec<Spoken>,
     /// Older messages that did not fit.
@@ -40,6 +43,40 @@ struct Origin {
     n: u64,
     label: Option<String>,
     taken_at: Timestamp,
+}
+
+/// What the session was like, as far as that is of use elsewhere. What a newer server says besides is not minded.
+///
+/// Whoever wrote it may be anybody: where a session sends what it has, and what its programs are told, is not theirs to say, nor
+/// is what only we ask of ourselves.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Like {
+    agent_ids: Option<Vec<String>>,
+    image: Option<String>,
+    waiting_timeout_seconds: Option<u64>,
+    ttl_seconds: Option<u64>,
+    metadata: Option<Map<String, Value>>,
+    resources: Resources,
+    background_activity: Option<bool>,
+    checkpoints: Plan,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Resources {
+    cpu: Option<f64>,
+    memory: Option<Bytes>,
+    pids: Option<u32>,
+    disk: Option<Bytes>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Plan {
+    policy: Option<Policy>,
+    every_seconds: Option<u64>,
+    keep_last: Option<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,12 +115,12 @@ pub fn as_wanted(row: &SessionRow) -> CreateSession {
         }),
         env: Some(settings.env.clone()),
         background_activity: Some(settings.background_activity),
-        checkpoints: Some(raworc_api::checkpoint::CheckpointPlanWanted {
+        checkpoints: Some(CheckpointPlanWanted {
             policy: Some(settings.checkpoints.policy),
             every_seconds: settings.checkpoints.every.map(|every| every.as_secs()),
             keep_last: Some(settings.checkpoints.keep_last),
         }),
-        backup: settings.backup.as_ref().map(|backup| raworc_api::checkpoint::BackupWanted {
+        backup: settings.backup.as_ref().map(|backup| BackupWanted {
             registry: backup.registry.clone(),
             every_seconds: Some(backup.every.as_secs()),
         }),
@@ -112,13 +149,7 @@ impl Portable {
                 label: checkpoint.label.clone(),
                 taken_at: checkpoint.created_at.to_timestamp(),
             },
-            session: CreateSession {
-                agent_ids: Some(agents),
-                image: row.settings.image.as_ref().map(|image| image.name.clone()),
-                env: None,
-                backup: None,
-                ..as_wanted(row)
-            },
+            session: Like::of(row, agents),
             messages: messages.iter().map(|message| Spoken::of(message, message.reply_to.and_then(place))).collect(),
             left_out: left_out as u64,
         }
@@ -138,22 +169,15 @@ impl Portable {
         }
         let mut read =
             Self::deserialize(document).map_err(|error| format!("its checkpoint cannot be read: {error}"))?;
-        // Whoever wrote it may be anybody. Where a session sends what it has, and what its programs are told, is not theirs to
-        // say; nor is what only we ask of ourselves.
-        let CreateSession { agent_ids, waiting_timeout_seconds, ttl_seconds, metadata, resources, .. } = read.session;
-        let CreateSession { background_activity, checkpoints, image, .. } = read.session;
-        read.session = CreateSession {
-            agent_ids,
-            waiting_timeout_seconds,
-            ttl_seconds,
-            metadata,
-            resources,
-            background_activity,
-            checkpoints,
-            image,
-            ..CreateSession::default()
-        };
+        let origin = &mut read.checkpoint;
+        check_title(&origin.session).map_err(|why| format!("the name of its checkpoint's session {why}"))?;
+        origin.label = origin.label.take().filter(|label| check_label(label).is_ok());
         Ok(Some(read))
+    }
+
+    /// What the session was like, as one would ask for it.
+    pub fn wanted(&self) -> CreateSession {
+        self.session.clone().into()
     }
 
     /// The name of the session it is of.
@@ -182,6 +206,49 @@ impl Portable {
             spoken.into_row(id, session, reply_to)
         });
         rows.collect()
+    }
+}
+
+impl Like {
+    fn of(row: &SessionRow, agents: Vec<String>) -> Self {
+        let (settings, plan) = (&row.settings, &row.settings.checkpoints);
+        Self {
+            agent_ids: Some(agents),
+            image: settings.image.as_ref().map(|image| image.name.clone()),
+            waiting_timeout_seconds: Some(row.machine.waiting_timeout.as_secs()),
+            ttl_seconds: row.machine.ttl.map(|ttl| ttl.as_secs()),
+            metadata: Some(settings.metadata.clone()),
+            resources: Resources {
+                cpu: Some(settings.cpu),
+                memory: Some(settings.memory),
+                pids: Some(settings.pids),
+                disk: settings.disk,
+            },
+            background_activity: Some(settings.background_activity),
+            checkpoints: Plan {
+                policy: Some(plan.policy),
+                every_seconds: plan.every.map(|every| every.as_secs()),
+                keep_last: Some(plan.keep_last),
+            },
+        }
+    }
+}
+
+impl From<Like> for CreateSession {
+    fn from(like: Like) -> Self {
+        let Resources { cpu, memory, pids, disk } = like.resources;
+        let Plan { policy, every_seconds, keep_last } = like.checkpoints;
+        Self {
+            agent_ids: like.agent_ids,
+            image: like.image,
+            waiting_timeout_seconds: like.waiting_timeout_seconds,
+            ttl_seconds: like.ttl_seconds,
+            metadata: like.metadata,
+            resources: Some(ResourcesWanted { cpu, memory, pids, disk }),
+            background_activity: like.background_activity,
+            checkpoints: Some(CheckpointPlanWanted { policy, every_seconds, keep_last }),
+            ..Self::default()
+        }
     }
 }
 
@@ -235,6 +302,23 @@ mod tests {
 
     use super::*;
 
+    /// As the first release wrote them: they are in registries now, and have to be understood for good.
+    const FIRST: &str = include_str!("portable.v1.json");
+
+    #[test]
+    fn documents_of_the_first_form_are_understood() {
+        let document: Value = serde_json::from_str(FIRST).unwrap();
+        let read = Portable::read(Some(&document)).unwrap().unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), document, "nothing of it is lost");
+        let rows = read.clone().into_messages(SessionId(Uuid::nil()));
+        assert_eq!(rows.len(), 2);
+        assert_eq!(rows[1].reply_to, Some(rows[0].id));
+        assert_eq!(read.summary().label.as_deref(), Some("before the move"));
+        let wanted = read.wanted();
+        assert_eq!(wanted.resources.unwrap().memory, Some(Bytes(256 << 20)));
+        assert_eq!(wanted.checkpoints.unwrap().keep_last, Some(7));
+    }
+
     #[test]
     fn what_comes_from_elsewhere_does_not_say_where_data_goes_or_what_programs_are_told() {
         let document = json!({
@@ -246,21 +330,32 @@ mod tests {
                 "backup": { "registry": "evil.example/loot", "every_seconds": 5 },
                 "env": { "HTTPS_PROXY": "http://evil.example" },
                 "from": "evil.example/more:v1",
+                "from a newer server": {},
                 "metadata": { "kept": true },
                 "agent_ids": ["shell"],
                 "ttl_seconds": 60,
+                "resources": { "cpu": 2.0, "from a newer server": 1 },
             },
             "messages": [],
         });
-        let session = Portable::read(Some(&document)).unwrap().unwrap().session;
+        let wanted = Portable::read(Some(&document)).unwrap().unwrap().wanted();
         let kept = CreateSession {
             metadata: serde_json::from_value(json!({ "kept": true })).unwrap(),
             agent_ids: Some(vec!["shell".to_owned()]),
             ttl_seconds: Some(60),
+            resources: Some(ResourcesWanted { cpu: Some(2.0), ..ResourcesWanted::default() }),
+            checkpoints: Some(CheckpointPlanWanted::default()),
             ..CreateSession::default()
         };
-        assert_eq!(session, kept);
-        for wrong in [json!({ "version": 2 }), json!({ "version": VERSION }), json!("text")] {
+        assert_eq!(wanted, kept);
+        let named = |name: &str| {
+            let mut document = document.clone();
+            document["checkpoint"]["session"] = json!(name);
+            document
+        };
+        for wrong in
+            [named("\u{1b}[2J"), named(""), json!({ "version": 2 }), json!({ "version": VERSION }), json!("text")]
+        {
             assert!(Portable::read(Some(&wrong)).is_err(), "{wrong}");
         }
         assert_eq!(Portable::read(None).unwrap(), None);

@@ -4,23 +4,22 @@ use std::io::Write;
 
 use raworc_api::image::{PushCheckpoint, Pushed, TransferProgress};
 use raworc_core::conversation::standing;
+use raworc_core::ids::AccountId;
 use raworc_core::permissions::Actor;
-use raworc_oci::{Descriptor, Digest, Error, Image, Reference, Registry};
+use raworc_oci::{Descriptor, Digest, Error, Image, Layout, Reference, Registry};
 use raworc_store::checkpoints::CheckpointRow;
 use raworc_store::sessions::SessionRow;
 use raworc_store::{agents, audit, messages};
 use raworc_workspace::FileError;
 use serde_json::json;
-use tokio::sync::OwnedRwLockReadGuard;
 
 use super::checkpoints as versions;
 use super::find::{self, Purpose};
-use super::images;
 use super::portable::Portable;
 use crate::app::{Shared, blocking};
 use crate::change::Change;
 use crate::error::Failure;
-use crate::images::{Tell, pack};
+use crate::images::{Passage, Tell, pack};
 use crate::trees::Hold;
 
 /// Says in the manifest what the image is of.
@@ -39,8 +38,9 @@ pub async fn push(
 ) -> Result<Pushed, Failure> {
     let (row, checkpoint) = find(app, actor, id_or_name, version).await?;
     let reference: Reference = body.reference.parse()?;
-    let registry = app.images.registry(&reference, body.credentials).await?;
-    let digest = send(app, &row, &checkpoint, &registry, tell).await?;
+    let login = app.registries.login(actor, body.credentials);
+    let registry = app.registries.registry(&reference, login).await?;
+    let digest = send(app, actor.account, (&row, &checkpoint), &registry, tell).await?;
     let pushed = Pushed { reference: reference.to_string(), digest: digest.to_string(), n: checkpoint.n };
     note(app, actor, &row, &pushed).await?;
     Ok(pushed)
@@ -60,41 +60,42 @@ async fn find(
     Ok((row, checkpoint))
 }
 
-/// Sends a checkpoint of a session.
+/// Sends a checkpoint of a session, as a transfer of `account`.
 ///
 /// # Errors
 /// As [`push`].
 pub async fn send(
     app: &Shared,
-    row: &SessionRow,
-    checkpoint: &CheckpointRow,
+    account: AccountId,
+    checkpoint: (&SessionRow, &CheckpointRow),
     registry: &Registry,
     tell: &Tell,
 ) -> Result<Digest, Failure> {
-    let passing = app.images.passing().await;
-    let (mut manifest, hold) = prepare(app, row, checkpoint, Some(registry), tell).await?;
+    let passage = app.images.passing(account).await?;
+    let layout = passage.layout();
+    let (mut manifest, hold) = prepare(app, layout, checkpoint, Some(registry), tell).await?;
     let told = tell.clone();
     let progress = move |what: &str, done_bytes: u64, total_bytes: u64| {
         told(TransferProgress { what: format!("pushing {what}"), done_bytes, total_bytes });
     };
-    let mut sent = registry.push(app.images.layout(), &manifest.digest, &progress).await;
+    let mut sent = registry.push(layout, &manifest.digest, &progress).await;
     if let Err(Error::Damaged { digest } | Error::Missing { digest }) = &sent {
         // What lay here was spoiled, or removed; the layer itself is still there.
-        app.images.layout().delete(digest)?;
-        (manifest, _) = prepare(app, row, checkpoint, Some(registry), tell).await?;
-        sent = registry.push(app.images.layout(), &manifest.digest, &progress).await;
+        layout.delete(digest)?;
+        (manifest, _) = prepare(app, layout, checkpoint, Some(registry), tell).await?;
+        sent = registry.push(layout, &manifest.digest, &progress).await;
     }
-    drop((passing, hold));
+    drop(hold);
     sent?;
-    images::served(app, manifest.digest).await;
+    blocking(move || passage.over([manifest.digest])).await.map_err(FileError::Io)?;
     Ok(manifest.digest)
 }
 
 /// Puts the image of a checkpoint into the layout, but for layers that the registry has.
 async fn prepare(
     app: &Shared,
-    row: &SessionRow,
-    checkpoint: &CheckpointRow,
+    layout: &Layout,
+    (row, checkpoint): (&SessionRow, &CheckpointRow),
     registry: Option<&Registry>,
     tell: &Tell,
 ) -> Result<(Descriptor, Hold), Failure> {
@@ -107,7 +108,7 @@ async fn prepare(
             messages::ended_in(&mut connection, row.id, &ranges).await?,
         )
     };
-    let layers = pack(app, &chain, registry, tell).await?;
+    let layers = pack(app, layout, &chain, registry, tell).await?;
     let agents = agents.into_iter().map(|agent| agent.definition.name).collect();
     let portable = Portable::of(row, agents, checkpoint, spoken);
     let image = Image {
@@ -117,7 +118,7 @@ async fn prepare(
         extra: Some(serde_json::to_value(portable).map_err(raworc_store::StoreError::from)?),
         ..Image::default()
     };
-    let layout = app.images.layout().clone();
+    let layout = layout.clone();
     let manifest = blocking(move || image.store(&layout)).await.map_err(FileError::Io)??;
     Ok((manifest, hold))
 }
@@ -139,10 +140,9 @@ async fn note(app: &Shared, actor: &Actor, row: &SessionRow, pushed: &Pushed) ->
 
 /// A checkpoint that is ready to be written into an archive.
 pub struct Export {
-    app: Shared,
+    passage: Passage,
     manifest: Descriptor,
     name: String,
-    passing: OwnedRwLockReadGuard<()>,
 }
 
 /// Packs a checkpoint for an archive.
@@ -151,10 +151,10 @@ pub struct Export {
 /// 404 where there is no such checkpoint.
 pub async fn export(app: &Shared, actor: &Actor, id_or_name: &str, version: &str) -> Result<Export, Failure> {
     let (row, checkpoint) = find(app, actor, id_or_name, version).await?;
-    let passing = app.images.passing().await;
+    let passage = app.images.passing(actor.account).await?;
     let tell: Tell = std::sync::Arc::new(|_| {});
-    let (manifest, _hold) = prepare(app, &row, &checkpoint, None, &tell).await?;
-    Ok(Export { app: app.clone(), manifest, name: format!("{}-{}", row.id, checkpoint.n), passing })
+    let (manifest, _hold) = prepare(app, passage.layout(), (&row, &checkpoint), None, &tell).await?;
+    Ok(Export { passage, manifest, name: format!("{}-{}", row.id, checkpoint.n) })
 }
 
 impl Export {
@@ -168,10 +168,8 @@ impl Export {
     /// # Errors
     /// Where it cannot be written, or a blob is spoiled. What has been written then is no archive.
     pub fn write(self, writer: impl Write) -> Result<(), Error> {
-        let layout = self.app.images.layout();
-        raworc_oci::export(layout, &self.manifest, Some(&self.name), writer, &mut |_, _, _| {})?;
-        drop(self.passing);
-        self.app.images.served(&self.manifest.digest);
+        raworc_oci::export(self.passage.layout(), &self.manifest, Some(&self.name), writer, &mut |_, _, _| {})?;
+        self.passage.over([self.manifest.digest]);
         Ok(())
     }
 }
