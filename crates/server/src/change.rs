@@ -1,13 +1,13 @@
 //! One change of one session, in one transaction: load, decide (in core), record.
 
 use raworc_api::message::{MessageError, Status};
-use raworc_core::ids::{MessageId, SessionId};
+use raworc_core::ids::{LayerId, MessageId, SessionId};
 use raworc_core::session::{self, Effect, Event, Note};
 use raworc_core::time::Time;
 use raworc_store::events::EventRow;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::{self, SessionRow};
-use raworc_store::{Connection, StoreError, Transaction, events};
+use raworc_store::{Connection, StoreError, Transaction, events, layers};
 use serde_json::{Map, Value, json};
 
 use crate::error::Failure;
@@ -99,6 +99,19 @@ impl<'t> Change<'t> {
         Ok(self.row.last_seq)
     }
 
+    /// Has these layers looked at after the commit: their directories are removed if nothing needs them.
+    pub fn wasted(&mut self, layers: impl IntoIterator<Item = LayerId>) {
+        self.transaction.wasted(layers);
+    }
+
+    /// See [`layers::release`].
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn release(&mut self, layer: Option<LayerId>) -> Result<Vec<LayerId>, StoreError> {
+        layers::release(self.transaction, layer).await
+    }
+
     /// Stores the session and has it made known after the commit.
     ///
     /// # Errors
@@ -114,11 +127,11 @@ impl<'t> Change<'t> {
     ///
     /// # Errors
     /// Where the store fails.
-    pub async fn save_first(mut self) -> Result<&'t mut Connection, StoreError> {
+    pub async fn save_first(mut self) -> Result<&'t mut Transaction, StoreError> {
         self.row.updated_at = self.now;
         sessions::update(self.transaction.connection(), &mut self.row).await?;
         self.transaction.changed(self.row.id);
-        Ok(self.transaction.connection())
+        Ok(self.transaction)
     }
 
     /// Brings a user message to its end.

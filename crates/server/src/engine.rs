@@ -62,19 +62,20 @@ impl Engine {
         open: impl FnOnce(Listener) -> Result<Store, StoreError>,
     ) -> Result<Self, StartError> {
         let hub = Arc::new(hub::Hub::default());
-        let store = open(hub::listener(&hub))?;
+        let workspaces = Workspaces::open(parts.data_dir, parts.agent_owner, parts.marks, parts.mounter)
+            .map_err(|error| StartError::File(parts.data_dir.to_owned(), error))?;
+        let trees = trees::Trees::new(workspaces);
+        let store = open(listener(&hub, &trees))?;
         let now = (parts.clock)();
         let admin_token = admin_token::find_or_make(&store, &parts.data_dir.join("admin.token"), now).await?;
         let host_secret = first_records(&store, now).await?;
-        let workspaces = Workspaces::open(parts.data_dir, parts.agent_owner, parts.marks, parts.mounter)
-            .map_err(|error| StartError::File(parts.data_dir.to_owned(), error))?;
         let format = raworc_oci::Format { marks: parts.marks, ids: parts.ids };
         let images = Images::open(parts.data_dir, format)
             .map_err(|error| StartError::Other(format!("the images cannot be opened: {error}")))?;
         let app: Shared = Arc::new(App {
             store,
             runtime: parts.runtime,
-            trees: trees::Trees::new(workspaces),
+            trees,
             weather: parts.weather,
             lengths: parts.lengths,
             images,
@@ -98,6 +99,7 @@ impl Engine {
         tasks.spawn(reconcile::deadlines::run(app.clone()));
         tasks.spawn(reconcile::every::run(app.clone()));
         tasks.spawn(reconcile::exits::run(app.clone()));
+        tasks.spawn(reconcile::layers::run(app.clone()));
         tasks.spawn(reconcile::leases::run(app.clone()));
         tasks.spawn(reconcile::quotas::run(app.clone()));
         tasks.spawn(reconcile::sweep::run(app.clone()));
@@ -143,4 +145,13 @@ async fn expect_hosts(app: &Shared) -> Result<(), StartError> {
         app.hosts.expect(container);
     }
     Ok(())
+}
+
+/// Who hears of commits.
+fn listener(hub: &Arc<hub::Hub>, trees: &Arc<trees::Trees>) -> Listener {
+    let (hub, trees) = (Arc::clone(hub), Arc::clone(trees));
+    Arc::new(move |news| {
+        hub.notify(&news.sessions);
+        trees.waste(news.wasted);
+    })
 }

@@ -2,7 +2,7 @@
 //! changes, and nothing is lost when it comes late.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use raworc_core::ids::SessionId;
 use tokio::sync::{Notify, watch};
@@ -18,9 +18,9 @@ pub struct Hub {
 
 impl Hub {
     /// These sessions changed; called after each commit.
-    pub fn notify(&self, changed: &[SessionId]) {
+    pub fn notify<'i>(&self, changed: impl IntoIterator<Item = &'i SessionId> + Clone) {
         let mut sessions = lock(&self.sessions);
-        for id in changed {
+        for id in changed.clone() {
             if let Some(sender) = sessions.get(id) {
                 if sender.receiver_count() == 0 {
                     sessions.remove(id);
@@ -66,10 +66,4 @@ impl Hub {
 /// A lock that cannot be poisoned in a way that matters: what it guards is whole after every statement.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The hub as the store's listener.
-pub fn listener(hub: &Arc<Hub>) -> raworc_store::Listener {
-    let hub = Arc::clone(hub);
-    Arc::new(move |changed| hub.notify(changed))
 }

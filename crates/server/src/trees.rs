@@ -45,6 +45,7 @@ pub struct Trees {
     pub quotas: Quotas,
     /// Layers that may be of no use any more.
     waste: Mutex<BTreeSet<LayerId>>,
+    wasted: Notify,
 }
 
 #[derive(Default)]
@@ -103,6 +104,7 @@ impl Trees {
             timed: Timed::default(),
             quotas: Quotas::default(),
             waste: Mutex::default(),
+            wasted: Notify::new(),
         })
     }
 
@@ -196,14 +198,25 @@ impl Trees {
         lock(&self.held).contains_key(&layer)
     }
 
-    /// Has these layers looked at: their directories are removed if nothing needs them.
+    /// Has these layers looked at: their directories are removed if nothing needs them. What a transaction leaves is to go
+    /// through [`raworc_store::Transaction::wasted`]: before its commit, it is still needed.
     pub fn waste(&self, layers: impl IntoIterator<Item = LayerId>) {
-        lock(&self.waste).extend(layers);
+        let mut waste = lock(&self.waste);
+        waste.extend(layers);
+        if !waste.is_empty() {
+            self.wasted.notify_one();
+        }
     }
 
-    /// Those layers; whoever takes them looks at each.
-    pub fn take_waste(&self) -> BTreeSet<LayerId> {
-        std::mem::take(&mut lock(&self.waste))
+    /// Waits for such layers; whoever takes them looks at each.
+    pub async fn next_waste(&self) -> BTreeSet<LayerId> {
+        loop {
+            let waste = std::mem::take(&mut *lock(&self.waste));
+            if !waste.is_empty() {
+                return waste;
+            }
+            self.wasted.notified().await;
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 use raworc_core::ids::LayerId;
 use raworc_core::time::Time;
 
-use crate::StoreError;
 use crate::rows::{Row, bigint};
 use crate::sql::{Connection, sql};
+use crate::{StoreError, Transaction};
 
 /// A layer that never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,21 +135,32 @@ pub async fn find_same(
         .await
 }
 
-/// The layers from `top` down.
+/// The layers from `top` down, as they are at one moment.
 ///
 /// # Errors
 /// [`StoreError::Damaged`] where one is missing.
 pub async fn chain(connection: &mut Connection, top: Option<LayerId>) -> Result<Vec<LayerRow>, StoreError> {
-    let mut chain: Vec<LayerRow> = Vec::new();
-    let mut next = top;
-    while let Some(id) = next {
-        let row = find(connection, id).await?;
-        let row = row.filter(|_| chain.iter().all(|above| above.id != id));
-        let row = row.ok_or_else(|| StoreError::Damaged(format!("the layer {id} is missing, or lies on itself")))?;
-        next = row.parent_id;
-        chain.push(row);
+    let Some(top) = top else { return Ok(Vec::new()) };
+    // (The bound is far beyond what can be mounted, and ends a chain that comes back to itself.)
+    let chain = sql("WITH RECURSIVE down (id, place) AS (\
+                         SELECT $1, 0 \
+                         UNION ALL SELECT layers.parent_id, place + 1 FROM layers JOIN down ON layers.id = down.id \
+                         WHERE layers.parent_id IS NOT NULL AND place < 10000) \
+                     SELECT layers.* FROM down JOIN layers ON layers.id = down.id ORDER BY place")
+    .bind(top.to_string())
+    .fetch_all(connection, layer)
+    .await?;
+    let mut expected = Some(top);
+    for row in &chain {
+        if expected != Some(row.id) {
+            break;
+        }
+        expected = row.parent_id;
     }
-    Ok(chain)
+    match expected {
+        None => Ok(chain),
+        Some(id) => Err(StoreError::Damaged(format!("the layer {id} is missing, or lies on itself"))),
+    }
 }
 
 /// Every layer there is.
@@ -251,19 +262,21 @@ async fn exists(connection: &mut Connection, text: &'static str, id: LayerId) ->
     Ok(sql(text).bind(id.to_string()).fetch_optional(connection, |_| Ok(())).await?.is_some())
 }
 
-/// Forgets a layer that nothing stands on any more, and those below it that then are of no use either: they are returned.
+/// Forgets a layer that nothing stands on any more, and those below it that then are of no use either: they are wasted, and
+/// returned.
 ///
 /// To be called in the transaction that takes something away from the layer.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn release(connection: &mut Connection, layer: Option<LayerId>) -> Result<Vec<LayerId>, StoreError> {
+pub async fn release(transaction: &mut Transaction, layer: Option<LayerId>) -> Result<Vec<LayerId>, StoreError> {
     const USED: &str = "SELECT 1 AS found FROM layers WHERE parent_id = $1 \
                         UNION ALL SELECT 1 FROM sessions WHERE layer_id = $1 OR image_layer_id = $1 \
                         UNION ALL SELECT 1 FROM checkpoints WHERE layer_id = $1 \
                         UNION ALL SELECT 1 FROM images WHERE layer_id = $1";
     let (mut released, mut next) = (Vec::new(), layer);
     while let Some(id) = next {
+        let connection = transaction.connection();
         let Some(row) = find(connection, id).await? else { break };
         if exists(connection, USED, id).await? {
             break;
@@ -272,6 +285,7 @@ pub async fn release(connection: &mut Connection, layer: Option<LayerId>) -> Res
         released.push(id);
         next = row.parent_id;
     }
+    transaction.wasted(released.iter().copied());
     Ok(released)
 }
 

@@ -26,7 +26,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use raworc_core::ids::SessionId;
 use rusqlite::ErrorCode;
 use rusqlite_migration::{M, Migrations};
 
@@ -34,7 +33,7 @@ use readers::Readers;
 
 pub use readers::Reader;
 pub use sql::Connection;
-pub use writer::{Job, JobFuture, Transaction};
+pub use writer::{Job, JobFuture, News, Transaction};
 
 /// What brought the tables to what they are, oldest first. SQLite's `user_version` says how many have been applied.
 const MIGRATIONS: &[M<'_>] = &[
@@ -100,8 +99,8 @@ impl From<serde_json::Error> for StoreError {
     }
 }
 
-/// Told, after each commit, which sessions changed.
-pub type Listener = Arc<dyn Fn(&[SessionId]) + Send + Sync>;
+/// Told, after each commit, what follows from it.
+pub type Listener = Arc<dyn Fn(News) + Send + Sync>;
 
 /// A disk that may be slow or full; what [`Store::open_memory`] has in place of one.
 pub trait Disk: Send + Sync + 'static {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::executor::block_on;
 use futures::future::BoxFuture;
-use raworc_core::ids::SessionId;
+use raworc_core::ids::{LayerId, SessionId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,10 +21,25 @@ const BATCH: usize = 256;
 /// What a job's closure gives back.
 pub type JobFuture<'t, T, E> = BoxFuture<'t, Result<T, E>>;
 
-/// The connection of a job, and what it has changed.
+/// The connection of a job, and what the listener is told after the commit.
 pub struct Transaction {
     connection: Connection,
-    changed: BTreeSet<SessionId>,
+    news: News,
+}
+
+/// What follows from a commit, for whoever listens.
+#[derive(Clone, Debug, Default)]
+pub struct News {
+    /// Sessions that changed.
+    pub sessions: BTreeSet<SessionId>,
+    /// Layers that may be of no use any more.
+    pub wasted: BTreeSet<LayerId>,
+}
+
+impl News {
+    fn is_empty(&self) -> bool {
+        self.sessions.is_empty() && self.wasted.is_empty()
+    }
 }
 
 impl Transaction {
@@ -35,7 +50,12 @@ impl Transaction {
 
     /// Has the listener told, after the commit, that this session changed.
     pub fn changed(&mut self, session: SessionId) {
-        self.changed.insert(session);
+        self.news.sessions.insert(session);
+    }
+
+    /// Has the listener told, after the commit, that these layers may be of no use any more. (Before it, they still are.)
+    pub fn wasted(&mut self, layers: impl IntoIterator<Item = LayerId>) {
+        self.news.wasted.extend(layers);
     }
 }
 
@@ -150,7 +170,7 @@ async fn run(
     listener: Listener,
     disk: Option<Arc<dyn Disk>>,
 ) {
-    let mut transaction = Transaction { connection, changed: BTreeSet::new() };
+    let mut transaction = Transaction { connection, news: News::default() };
     loop {
         let first = tokio::select! {
             biased;
@@ -167,9 +187,9 @@ async fn run(
             None => run_batch(&mut transaction, &mut batch, &mut queue).await,
             Some(disk) => run_on(&**disk, &mut transaction, &mut batch, &mut queue).await,
         };
-        let changed: Vec<SessionId> = std::mem::take(&mut transaction.changed).into_iter().collect();
-        if outcome.is_ok() && !changed.is_empty() {
-            listener(&changed);
+        let news = std::mem::take(&mut transaction.news);
+        if outcome.is_ok() && !news.is_empty() {
+            listener(news);
         }
         for job in batch {
             job.answer(outcome.clone());
@@ -207,7 +227,7 @@ async fn run_batch(
         Err(error) => Err(error),
     };
     if result.is_err() {
-        transaction.changed.clear();
+        transaction.news = News::default();
         if transaction.connection.is_in_transaction() {
             let _ = statement(transaction, "ROLLBACK").await;
         }
@@ -222,7 +242,7 @@ async fn run_jobs(
 ) -> Result<(), StoreError> {
     let mut next = 0;
     while next < batch.len() {
-        let changed_before = transaction.changed.clone();
+        let news_before = transaction.news.clone();
         statement(transaction, "SAVEPOINT job").await?;
         let keep = batch[next].run(transaction).await;
         if !transaction.connection.is_in_transaction() {
@@ -232,7 +252,7 @@ async fn run_jobs(
         }
         if !keep {
             statement(transaction, "ROLLBACK TO job").await?;
-            transaction.changed = changed_before;
+            transaction.news = news_before;
         }
         statement(transaction, "RELEASE job").await?;
         next += 1;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::time::Duration;
 
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::layers::{needless_run, run_to_merge};
@@ -18,16 +19,16 @@ use crate::app::Shared;
 use crate::error::Failure;
 use crate::trees::{self, Hold};
 
+/// How long to wait before what was still mounted or read is looked at again: longer each time.
+const AGAIN_MIN: Duration = Duration::from_millis(200);
+const AGAIN_MAX: Duration = Duration::from_secs(60);
 /// Layers whose rows are looked up in one go.
 const BATCH: usize = 256;
 
-/// After a session was saved: makes its chains shorter where they are long, and removes what nothing needs any more.
+/// After a session was saved: makes its chains shorter where they are long.
 pub async fn look_after(app: &Shared, session: SessionId) {
     if let Err(error) = shorten(app, session, app.lengths.merged_at).await {
         tracing::warn!(%session, %error, "the layers of a workspace could not be made fewer; the next time will try again");
-    }
-    if let Err(error) = collect(app).await {
-        tracing::warn!(%error, "layers could not be removed; the next sweep tries again");
     }
 }
 
@@ -156,7 +157,7 @@ async fn replace(
     new: LayerId,
     measured: seal::Change,
 ) -> Result<bool, Failure> {
-    let (trees, now) = (std::sync::Arc::clone(&app.trees), app.now());
+    let now = app.now();
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
             // It is recorded even if nobody waits for that any more: until then it is held.
@@ -183,32 +184,49 @@ async fn replace(
             };
             layers::insert(connection, &row).await?;
             layers::lift(connection, new, by).await?;
-            trees.waste(layers::release(connection, Some(first.id)).await?);
+            layers::release(transaction, Some(first.id)).await?;
             Ok::<_, Failure>(true)
         })
     });
     write.await
 }
 
-/// Removes the directories of layers that nothing needs any more.
+/// Removes layers that nothing needs any more, as they come; runs until the server stops.
+pub async fn run(app: Shared) {
+    let (mut busy, mut pause) = (BTreeSet::new(), AGAIN_MIN);
+    loop {
+        tokio::select! {
+            biased;
+            () = app.stopping.cancelled() => return,
+            waste = app.trees.next_waste() => {
+                busy.extend(waste);
+                pause = AGAIN_MIN;
+            }
+            () = tokio::time::sleep(pause), if !busy.is_empty() => pause = (pause * 2).min(AGAIN_MAX),
+        }
+        match collect(&app, busy.clone()).await {
+            Ok(left) => busy = left,
+            Err(error) => tracing::warn!(%error, "layers could not be removed; it is tried again"),
+        }
+    }
+}
+
+/// Removes the directories of those of the layers that nothing needs any more; those that nothing will need soon.
 ///
 /// # Errors
-/// Where the store or the disk fails; what is left is for the next time.
-pub async fn collect(app: &Shared) -> Result<(), Failure> {
-    let candidates = app.trees.take_waste();
-    if candidates.is_empty() {
-        return Ok(());
-    }
+/// Where the store or the disk fails.
+async fn collect(app: &Shared, candidates: BTreeSet<LayerId>) -> Result<BTreeSet<LayerId>, Failure> {
     // The order matters. What is unknown here is not mounted any more by whoever looks for what to mount from now on, and
     // whoever looked before holds it until the runtime knows. What is being made is held until it is known.
     let unknown = unknown(app, candidates).await?;
-    let (busy, free): (Vec<LayerId>, Vec<LayerId>) = unknown.into_iter().partition(|layer| app.trees.is_held(*layer));
+    let (mut busy, free): (BTreeSet<LayerId>, BTreeSet<LayerId>) =
+        unknown.into_iter().partition(|layer| app.trees.is_held(*layer));
     let listed = match app.runtime.list().await {
         Ok(listed) => listed,
         Err(error) => {
             tracing::warn!(%error, "the containers could not be listed");
-            app.trees.waste(busy.into_iter().chain(free));
-            return Ok(());
+            busy.extend(free);
+            return Ok(busy);
         }
     };
     let mut mounted = BTreeSet::new();
@@ -216,13 +234,14 @@ pub async fn collect(app: &Shared) -> Result<(), Failure> {
         mounted.extend(listed.image);
         mounted.extend(listed.workspace.into_iter().flat_map(|stack| stack.layers.into_iter().chain(stack.writable)));
     }
-    let (mounted, free): (Vec<LayerId>, Vec<LayerId>) = free.into_iter().partition(|layer| mounted.contains(layer));
-    app.trees.waste(busy.into_iter().chain(mounted));
+    let (mounted, free): (BTreeSet<LayerId>, BTreeSet<LayerId>) =
+        free.into_iter().partition(|layer| mounted.contains(layer));
+    busy.extend(mounted);
     let unknown = self::unknown(app, free).await?;
     let shelf = app.trees.shelf.clone();
     let remove = move || unknown.into_iter().try_for_each(|layer| shelf.remove(layer));
     app.work(remove).await.map_err(FileError::Io)?.map_err(FileError::from)?;
-    Ok(())
+    Ok(busy)
 }
 
 /// Those of the layers that no record names.
@@ -247,6 +266,7 @@ async fn unknown(app: &Shared, layers: impl IntoIterator<Item = LayerId>) -> Res
 pub async fn collect_all(app: &Shared) -> Result<(), Failure> {
     let shelf = app.trees.shelf.clone();
     let all = app.work(move || shelf.list()).await.map_err(FileError::Io)?.map_err(FileError::from)?;
-    app.trees.waste(all);
-    collect(app).await
+    let busy = collect(app, all.into_iter().collect()).await?;
+    app.trees.waste(busy);
+    Ok(())
 }

@@ -24,14 +24,11 @@ const KEYS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 pub async fn run(app: Shared) {
     let mut sweeps: u32 = 0;
     loop {
-        let looked = if sweeps.is_multiple_of(THOROUGH_EVERY) {
+        if sweeps.is_multiple_of(THOROUGH_EVERY) {
             leftovers(&app).await;
-            layers::collect_all(&app).await
-        } else {
-            layers::collect(&app).await
-        };
-        if let Err(error) = looked {
-            tracing::error!(%error, "layers could not be looked through; the next sweep tries again");
+            if let Err(error) = layers::collect_all(&app).await {
+                tracing::error!(%error, "layers could not be looked through; a later sweep tries again");
+            }
         }
         sweeps = sweeps.wrapping_add(1);
         tokio::select! {

@@ -122,41 +122,55 @@ async fn layer_bytes(app: &Shared) -> Result<u64, Failure> {
 async fn purge_soon(app: &Shared, actor: &Actor, session: SessionId) -> Result<bool, Failure> {
     let mut changes = app.hub.subscribe(session);
     let wait = async {
-        while !purge(app, actor, session).await? {
-            if changes.changed().await.is_err() {
-                return Ok(false);
+        loop {
+            match purge(app, actor, session).await? {
+                Purged::Done => return Ok(true),
+                Purged::Needless => return Ok(false),
+                Purged::Running if changes.changed().await.is_err() => return Ok(false),
+                Purged::Running => {}
             }
         }
-        Ok(true)
     };
     tokio::time::timeout(GONE_MAX, wait).await.unwrap_or(Ok(false))
 }
 
-/// Gives up the files of a deleted session; false where something of it still runs.
-async fn purge(app: &Shared, actor: &Actor, session: SessionId) -> Result<bool, Failure> {
+enum Purged {
+    Done,
+    /// Someone else has done it, or it is deleted no longer.
+    Needless,
+    /// Something of it still runs.
+    Running,
+}
+
+/// Gives up the files of a deleted session.
+async fn purge(app: &Shared, actor: &Actor, session: SessionId) -> Result<Purged, Failure> {
     let (actor, now, trees) = (actor.clone(), app.now(), Arc::clone(&app.trees));
     let turn = app.trees.turn(session).await;
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
             let mut change = Change::load(transaction, session, now, actor.name.clone()).await?;
             let row = &change.row;
-            if row.machine.deleted_at.is_none() || row.machine.container != Container::None || row.purged_at.is_some() {
-                return Ok(false);
+            if row.machine.deleted_at.is_none() || row.purged_at.is_some() {
+                return Ok(Purged::Needless);
+            }
+            if row.machine.container != Container::None {
+                return Ok(Purged::Running);
             }
             audit::append(change.connection(), now, &actor, "session.purge", &session.to_string()).await?;
             for (n, _) in checkpoints::all(change.connection(), session).await? {
                 save::forget(&mut change, &trees, n).await?;
             }
             let stood_on = [change.row.layer_id.take(), change.row.image_layer_id.take()];
-            trees.waste([std::mem::replace(&mut change.row.writable_id, trees::new_layer())]);
+            let before = std::mem::replace(&mut change.row.writable_id, trees::new_layer());
+            change.wasted([before]);
             change.row.purged_at = Some(now);
             change.row.backup_at = None;
             change.log("session.purged", json!({})).await?;
-            let connection = change.save_first().await?;
+            let transaction = change.save_first().await?;
             for layer in stood_on {
-                trees.waste(layers::release(connection, layer).await?);
+                layers::release(transaction, layer).await?;
             }
-            Ok::<_, Failure>(true)
+            Ok::<_, Failure>(Purged::Done)
         })
     });
     let purged = write.await;
@@ -165,7 +179,7 @@ async fn purge(app: &Shared, actor: &Actor, session: SessionId) -> Result<bool, 
 }
 
 async fn remove_unused(app: &Shared, actor: &Actor) -> Result<u64, Failure> {
-    let (actor, now, trees) = (actor.clone(), app.now(), Arc::clone(&app.trees));
+    let (actor, now) = (actor.clone(), app.now());
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
             let connection = transaction.connection();
@@ -173,9 +187,10 @@ async fn remove_unused(app: &Shared, actor: &Actor) -> Result<u64, Failure> {
             let named = agents::images(connection).await?;
             unused.retain(|image| !named.contains(&image.name));
             for image in &unused {
+                let connection = transaction.connection();
                 audit::append(connection, now, &actor, "image.delete", &image.id.to_string()).await?;
                 images::delete(connection, image.id).await?;
-                trees.waste(layers::release(connection, image.layer_id).await?);
+                layers::release(transaction, image.layer_id).await?;
             }
             Ok::<_, Failure>(unused.len() as u64)
         })

@@ -161,7 +161,7 @@ async fn record(
     content: Option<String>,
     taken: &TakenIn,
 ) -> Result<Option<ImageRow>, Failure> {
-    let (actor, now, trees) = (actor.clone(), app.now(), Arc::clone(&app.trees));
+    let (actor, now) = (actor.clone(), app.now());
     let (known, new) = (taken.known, taken.new.clone());
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
@@ -169,14 +169,14 @@ async fn record(
             if let Some(known) = known
                 && layers::find(connection, known).await?.is_none()
             {
-                trees.waste(new.iter().map(|(layer, _)| layer.id));
+                transaction.wasted(new.iter().map(|(layer, _)| layer.id));
                 return Ok(None);
             }
             let old = images::find_by_name(connection, actor.account, &row.name).await?;
             let old = old.filter(|old| old.owner_id == actor.account);
             // Someone else has brought in the same just now, and names it already.
             if let Some(old) = old.as_ref().filter(|old| old.digest == row.digest) {
-                trees.waste(new.iter().map(|(layer, _)| layer.id));
+                transaction.wasted(new.iter().map(|(layer, _)| layer.id));
                 return Ok(Some(old.clone()));
             }
             for (layer, archived) in &new {
@@ -188,11 +188,11 @@ async fn record(
             if let Some(old) = old {
                 images::delete(connection, old.id).await?;
                 images::insert(connection, &row, content).await?;
-                trees.waste(layers::release(connection, old.layer_id).await?);
+                layers::release(transaction, old.layer_id).await?;
             } else {
                 images::insert(connection, &row, content).await?;
             }
-            audit::append(connection, now, &actor, "image.create", &row.id.to_string()).await?;
+            audit::append(transaction.connection(), now, &actor, "image.create", &row.id.to_string()).await?;
             Ok::<_, Failure>(Some(row))
         })
     });
@@ -234,7 +234,7 @@ async fn find(connection: &mut Connection, actor: &Actor, id_or_name: &str) -> R
 /// # Errors
 /// 404 where there is none, 403 where it is not the actor's.
 pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String) -> Result<(), Failure> {
-    let (actor, now, trees) = (actor.clone(), app.now(), Arc::clone(&app.trees));
+    let (actor, now) = (actor.clone(), app.now());
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
             let connection = transaction.connection();
@@ -243,7 +243,7 @@ pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String) -> Result<(
             permit(&actor, action, "image", &id_or_name)?;
             audit::append(connection, now, &actor, "image.delete", &row.id.to_string()).await?;
             images::delete(connection, row.id).await?;
-            trees.waste(layers::release(connection, row.layer_id).await?);
+            layers::release(transaction, row.layer_id).await?;
             Ok::<_, Failure>(())
         })
     });

@@ -68,7 +68,7 @@ pub async fn record(app: &Shared, session: SessionId, saved: Saved, causes: &BTr
         .write(move |transaction| {
             Box::pin(async move {
                 let mut change = Change::load(transaction, session, now, SYSTEM).await?;
-                let top = lay(&mut change, &trees, saved.found).await?;
+                let top = lay(&mut change, saved.found).await?;
                 let open = checkpoints::open_of(change.connection(), session).await?;
                 let mut pending = pending(&change.row, open);
                 pending.retain(|checkpoint| checkpoint.n <= saved.newest);
@@ -82,7 +82,7 @@ pub async fn record(app: &Shared, session: SessionId, saved: Saved, causes: &BTr
                     fix(&mut change, &trees, checkpoint, top, saved).await?;
                 }
                 if let Some(rewind) = rewind {
-                    go_back(&mut change, &trees, &rewind).await?;
+                    go_back(&mut change, &rewind).await?;
                 }
                 change.save().await?;
                 Ok(())
@@ -121,7 +121,7 @@ pub fn new_row(row: &mut SessionRow, cause: Cause, label: Option<String>, by: &s
 }
 
 /// Adds what was found to the layers; the topmost one of the workspace as it was then.
-async fn lay(change: &mut Change<'_>, trees: &Trees, found: Found) -> Result<Option<LayerId>, Failure> {
+async fn lay(change: &mut Change<'_>, found: Found) -> Result<Option<LayerId>, Failure> {
     let (id, parent) = match found {
         Found::Unchanged => return Ok(change.row.layer_id),
         Found::Sealed { layer, .. } => (layer, change.row.layer_id),
@@ -148,7 +148,8 @@ async fn lay(change: &mut Change<'_>, trees: &Trees, found: Found) -> Result<Opt
     layers::insert(change.connection(), &row).await?;
     if let Found::Sealed { next, .. } = found {
         change.row.layer_id = Some(id);
-        trees.waste([std::mem::replace(&mut change.row.writable_id, next)]);
+        let before = std::mem::replace(&mut change.row.writable_id, next);
+        change.wasted([before]);
     }
     Ok(Some(id))
 }
@@ -221,14 +222,13 @@ pub async fn forget(change: &mut Change<'_>, trees: &Trees, n: u64) -> Result<()
     let session = change.row.id;
     let Some(row) = checkpoints::find(change.connection(), session, n).await? else { return Ok(()) };
     checkpoints::delete(change.connection(), session, n).await?;
-    let given_up = layers::release(change.connection(), row.layer_id).await?;
+    let given_up = change.release(row.layer_id).await?;
     live::forget_given_up(trees, session, &given_up);
-    trees.waste(given_up);
     Ok(())
 }
 
 /// The workspace and the conversation become those of the checkpoint that the session goes back to.
-async fn go_back(change: &mut Change<'_>, trees: &Trees, saved_as: &CheckpointRow) -> Result<(), Failure> {
+async fn go_back(change: &mut Change<'_>, saved_as: &CheckpointRow) -> Result<(), Failure> {
     let session = change.row.id;
     let Some(n) = change.row.machine.rewind else { return Ok(()) };
     let target = checkpoints::find(change.connection(), session, n).await?;
@@ -243,7 +243,8 @@ async fn go_back(change: &mut Change<'_>, trees: &Trees, saved_as: &CheckpointRo
     change.row.rewinds.push(rewound);
     // What it lies on so far is kept by the checkpoint that was taken before it goes back.
     change.row.layer_id = target.layer_id;
-    trees.waste([std::mem::replace(&mut change.row.writable_id, trees::new_layer())]);
+    let before = std::mem::replace(&mut change.row.writable_id, trees::new_layer());
+    change.wasted([before]);
     change.log("session.rewound", json!({ "checkpoint": n, "saved_as": saved_as.n })).await?;
     Ok(())
 }
