@@ -7,7 +7,7 @@ use std::time::Instant;
 use raworc_core::layers::Lengths;
 use raworc_core::time::Time;
 use raworc_runtime::Runtime;
-use raworc_store::{Listener, Store, StoreError, agents, sessions, settings};
+use raworc_store::{Listener, Store, StoreError, agents, settings};
 use raworc_workspace::layers::Marks;
 use raworc_workspace::{Mounter, Workspaces};
 
@@ -90,7 +90,7 @@ impl Engine {
             started: Instant::now(),
             clock: parts.clock,
         });
-        expect_hosts(&app).await?;
+        reconcile::checkpoints::take_up(&app).await?;
         reconcile::sweep::once(&app).await?;
         let tasks = &app.tasks;
         tasks.spawn(reconcile::backups::run(app.clone()));
@@ -136,15 +136,6 @@ async fn first_records(store: &Store, now: Time) -> Result<String, StartError> {
             })
         })
         .await?)
-}
-
-/// Every host that was running when the last server ended gets a full lease to come back.
-async fn expect_hosts(app: &Shared) -> Result<(), StartError> {
-    let mut connection = app.store.read().await?;
-    for container in sessions::containers_up(&mut connection).await? {
-        app.hosts.expect(container);
-    }
-    Ok(())
 }
 
 /// Who hears of commits.

@@ -33,12 +33,49 @@ const SAVES: usize = 4;
 /// Wait before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Takes up what the last server has left, before any host is let in: nothing is started in a container that was about to
+/// be saved before that is done, and none where nothing may be written any more.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn take_up(app: &Shared) -> Result<(), Failure> {
+    let (up, open) = {
+        let mut connection = app.store.read().await?;
+        (sessions::containers_up(&mut connection).await?, checkpoints::sessions_with_open(&mut connection).await?)
+    };
+    for container in &up {
+        app.hosts.expect(*container);
+        let writes_to = app.runtime.workspace(*container).and_then(|stack| stack.writable);
+        let row = find(app, container.session).await?;
+        if writes_to.is_some() && row.is_some_and(|row| writes_to != Some(row.writable_id)) {
+            tracing::info!(%container, "its workspace was saved, and it has no layer to write to yet; it is replaced");
+            give_up(app, *container).await?;
+        }
+    }
+    open.into_iter()
+        .chain(up.into_iter().map(|container| container.session))
+        .for_each(|session| app.trees.ask(session, Cause::Request));
+    Ok(())
+}
+
+async fn find(app: &Shared, session: SessionId) -> Result<Option<SessionRow>, Failure> {
+    let mut connection = app.store.read().await?;
+    Ok(sessions::find(&mut connection, session).await?)
+}
+
+/// A container that writes where nothing may be written any more has to go; its session goes on with another.
+async fn give_up(app: &Shared, container: ContainerId) -> Result<(), Failure> {
+    if let Err(error) = app.runtime.stop(container, Duration::ZERO).await {
+        // Its host is not listened to any more, and the next sweep tries again.
+        tracing::warn!(%container, %error, "a container could not be stopped");
+    }
+    app.hosts.forget(container);
+    observe::container_gone(app, container, ExitReason::Unknown).await?;
+    Ok(())
+}
+
 /// Runs until the server stops.
 pub async fn run(app: Shared) {
-    match unfinished(&app).await {
-        Ok(sessions) => sessions.into_iter().for_each(|session| app.trees.ask(session, Cause::Request)),
-        Err(error) => tracing::error!(%error, "the checkpoints that were begun could not be read"),
-    }
     let slots = Arc::new(Semaphore::new(SAVES));
     loop {
         let asked = tokio::select! {
@@ -50,14 +87,6 @@ pub async fn run(app: Shared) {
             app.tasks.spawn(look_after(app.clone(), session, causes, Arc::clone(&slots)));
         }
     }
-}
-
-/// Sessions with checkpoints that were begun, and those with a container that may have been about to be saved.
-async fn unfinished(app: &Shared) -> Result<Vec<SessionId>, Failure> {
-    let mut connection = app.store.read().await?;
-    let mut all = checkpoints::sessions_with_open(&mut connection).await?;
-    all.extend(sessions::containers_up(&mut connection).await?.into_iter().map(|container| container.session));
-    Ok(all)
 }
 
 async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, slots: Arc<Semaphore>) {
@@ -209,8 +238,9 @@ impl Job<'_> {
 
     async fn fix_running(&self, stack: &Stack, pending: &[CheckpointRow]) -> Result<bool, Trouble> {
         if stack.writable != Some(self.row.writable_id) {
-            // What it writes to was sealed, and the server was killed before the container got the new one.
-            self.exchange().await?;
+            // What it writes to was sealed, though nobody could be told.
+            give_up(self.app, self.container).await?;
+            return self.fix_resting(pending).await;
         }
         let is_changed = trees::is_changed(self.app, self.row).await?;
         if !self.is_wanted(pending, is_changed) {
@@ -247,11 +277,12 @@ impl Job<'_> {
     /// What was written becomes a layer, and the container gets another one to write to. It is frozen, and thawed here.
     pub async fn seal_frozen(&self, since: Instant) -> Result<(), Trouble> {
         let sealed = self.seal(since).await;
-        let exchanged = match &sealed {
-            Ok(()) => self.remount().await,
-            Err(_) => Ok(()),
-        };
-        self.thaw_or_give_up(exchanged).await?;
+        if sealed.is_ok()
+            && let Err(error) = self.remount().await
+        {
+            return Err(self.without_layer(error).await);
+        }
+        self.app.runtime.thaw(self.container).await?;
         sealed
     }
 
@@ -274,30 +305,18 @@ impl Job<'_> {
     }
 
     /// Gives a container the layer that its session writes to now.
-    async fn exchange(&self) -> Result<(), Trouble> {
-        let exchanged = match self.app.runtime.freeze(self.container).await? {
-            Company::Alone => self.remount().await,
-            // Nothing is started in a container before it has what it is to write to.
-            Company::Others => Err(Trouble::Workspace("something runs in it".into())),
-        };
-        self.thaw_or_give_up(exchanged).await
-    }
-
     async fn remount(&self) -> Result<(), Trouble> {
         let (stack, _hold) = trees::ready_stack_of(self.app, self.row.id).await?;
         quotas::go_on(self.app, self.row.id).await?;
         Ok(self.app.runtime.remount(self.container, &stack).await?)
     }
 
-    /// A container that writes where nothing may be written any more has to go; its session goes on with another.
-    async fn thaw_or_give_up(&self, exchanged: Result<(), Trouble>) -> Result<(), Trouble> {
-        let (app, container) = (self.app, self.container);
-        let Err(error) = exchanged else { return Ok(app.runtime.thaw(container).await?) };
-        tracing::error!(%container, %error, "a container could not get its new layer and is stopped");
-        app.runtime.stop(container, Duration::ZERO).await?;
-        app.hosts.forget(container);
-        observe::container_gone(app, container, ExitReason::Unknown).await?;
-        Err(Trouble::Workspace("the container could not get its new layer".into()))
+    async fn without_layer(&self, error: impl std::fmt::Display) -> Trouble {
+        tracing::error!(container = %self.container, %error, "a container could not get its new layer and is stopped");
+        match give_up(self.app, self.container).await {
+            Ok(()) => Trouble::Workspace("the container could not get its new layer".into()),
+            Err(failure) => failure.into(),
+        }
     }
 
     /// The layer that what the session wrote becomes, held: the one that it wrote to, or, where that depends on how overlayfs wrote
