@@ -1,13 +1,13 @@
 //! The runtime of the simulation: containers are entries in the world.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use raworc_core::ids::ContainerId;
-use raworc_runtime::{Company, ContainerSpec, Exit, ExitReason, Listed, Runtime, RuntimeError};
+use raworc_runtime::{Company, ContainerSpec, Exit, ExitReason, Hidden, Listed, Runtime, RuntimeError};
 use raworc_workspace::Stack;
 use tokio::sync::mpsc;
 
@@ -111,8 +111,8 @@ impl Runtime for SimRuntime {
         Ok(all.map(listed).collect())
     }
 
-    fn written(&self, _: ContainerId) -> Option<PathBuf> {
-        None
+    fn hidden(&self, _: ContainerId) -> io::Result<Hidden> {
+        Ok(Hidden::default())
     }
 
     fn workspace(&self, id: ContainerId) -> Option<Stack> {

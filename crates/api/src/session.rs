@@ -365,8 +365,8 @@ pub struct AssignedAgent {
 /// Why a session is in ERROR.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SessionError {
-    /// `start_failed`, `start_timeout`, `host_lost`, `container_exited`, `container_killed`, `out_of_memory` or
-    /// `container_gone`.
+    /// `start_failed`, `start_timeout`, `host_lost`, `container_exited`, `container_killed`, `out_of_memory`,
+    /// `container_gone` or `disk_quota_exceeded`.
     #[schema(value_type = String)]
     pub code: FaultCode,
     /// What happened.

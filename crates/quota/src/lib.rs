@@ -58,13 +58,15 @@ impl Projects {
         Ok(sys::project(directory(path)?.as_fd())?.filter(|number| *number >= FIRST))
     }
 
-    /// Lets a project take so many bytes on the disk (rounded up to a KiB, at least one), or as many as there are.
+    /// Lets a project take so many bytes on the disk (rounded up to a KiB, at least one) and have so many files, directories and
+    /// links (at least one), or as many as there is room for.
     ///
     /// # Errors
     /// Where the file system refuses.
-    pub fn limit(&self, project: u32, bytes: Option<u64>) -> io::Result<()> {
+    pub fn limit(&self, project: u32, bytes: Option<u64>, files: Option<u64>) -> io::Result<()> {
         let blocks = bytes.map_or(0, |bytes| bytes.div_ceil(BLOCK_BYTES).max(1));
-        Ok(sys::set_limit(&self.root, project, blocks)?)
+        let files = files.map_or(0, |files| files.max(1));
+        Ok(sys::set_limits(&self.root, project, blocks, files)?)
     }
 
     /// What the files of a project take.

@@ -75,9 +75,10 @@ pub fn used(at: impl AsFd, project: u32) -> Result<Used, Errno> {
     Ok(Used { bytes: quota.dqb_curspace, files: quota.dqb_curinodes })
 }
 
-/// Limits a project to so many KiB; 0 for no limit.
-pub fn set_limit(at: impl AsFd, project: u32, blocks: u64) -> Result<(), Errno> {
-    let mut quota = libc::dqblk { dqb_bhardlimit: blocks, dqb_valid: libc::QIF_BLIMITS, ..no_quota() };
+/// Limits a project to so many KiB and inodes; 0 for no limit.
+pub fn set_limits(at: impl AsFd, project: u32, blocks: u64, inodes: u64) -> Result<(), Errno> {
+    let valid = libc::QIF_BLIMITS | libc::QIF_ILIMITS;
+    let mut quota = libc::dqblk { dqb_bhardlimit: blocks, dqb_ihardlimit: inodes, dqb_valid: valid, ..no_quota() };
     // SAFETY: Q_SETQUOTA reads an `if_dqblk`, which lives for the call.
     unsafe { quotactl(at.as_fd(), libc::Q_SETQUOTA, project, (&raw mut quota).cast()) }
 }

@@ -1,8 +1,8 @@
 //! What containers run on. [`Runtime`] is all that the rest of Raworc knows of it; each backend is a room of its own.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use async_trait::async_trait;
 use raworc_core::ids::{ContainerId, LayerId};
@@ -106,6 +106,15 @@ pub enum RuntimeError {
     Other(String),
 }
 
+/// What a container takes beside what is in its workspace, in bytes on the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hidden {
+    /// What was written outside of its workspace.
+    pub elsewhere: u64,
+    /// Files of its workspace that were removed, and that something in it has open.
+    pub removed: u64,
+}
+
 /// Runs containers. Every call may be repeated, also after a crash between any two of its steps.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
@@ -119,8 +128,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Every container there is, running or with something of it left over.
     async fn list(&self) -> Result<Vec<Listed>, RuntimeError>;
 
-    /// Where what a container writes outside of its workspace is, if that is on the disk.
-    fn written(&self, id: ContainerId) -> Option<PathBuf>;
+    /// What a container takes on the disk that its workspace does not show. It blocks, since it may take long.
+    ///
+    /// # Errors
+    /// Where something cannot be looked through, such as directories without end.
+    fn hidden(&self, id: ContainerId) -> io::Result<Hidden>;
 
     /// What the workspace of a container that runs is made of; `None` where it does not run.
     fn workspace(&self, id: ContainerId) -> Option<Stack>;

@@ -16,10 +16,13 @@ use uuid::Uuid;
 
 use crate::FileError;
 use crate::files::Workspace;
-use crate::layers::{Marks, seal, usage};
+use crate::layers::{ENTRY_BYTES_MIN, Marks, seal, usage};
 use crate::mount::{EMPTY, Mounter, Stack};
 use crate::steps;
 use crate::trash::Trash;
+
+/// Directories of a layer itself, and what overlayfs makes for its work, at most.
+const OWN_FILES_MAX: u64 = 16;
 
 /// All layers of a server, and `trash/` for what is being removed. Calls block.
 #[derive(Clone, Debug)]
@@ -177,7 +180,9 @@ impl Workspaces {
     /// Where the file system refuses.
     pub fn limit(&self, layer: LayerId, bytes: Option<u64>) -> io::Result<bool> {
         let Some((projects, project)) = self.project(layer)? else { return Ok(false) };
-        projects.limit(project, bytes)?;
+        // What makes the layer itself is not what is written to it.
+        let files = bytes.map(|bytes| bytes / ENTRY_BYTES_MIN + OWN_FILES_MAX);
+        projects.limit(project, bytes, files)?;
         Ok(true)
     }
 
@@ -187,7 +192,10 @@ impl Workspaces {
     /// Where it cannot be looked through.
     pub fn written(&self, layer: LayerId) -> io::Result<u64> {
         match self.project(layer)? {
-            Some((projects, project)) => Ok(projects.used(project)?.bytes),
+            Some((projects, project)) => {
+                let used = projects.used(project)?;
+                Ok(used.bytes.max(used.files.saturating_mul(ENTRY_BYTES_MIN)))
+            }
             None => usage(&self.path(layer)),
         }
     }

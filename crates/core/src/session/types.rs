@@ -196,6 +196,8 @@ pub enum FaultCode {
     OutOfMemory,
     /// The container is gone and nobody saw why.
     ContainerGone,
+    /// The session takes so much more of the disk than it may that it is not started.
+    DiskQuotaExceeded,
 }
 
 impl FaultCode {
@@ -209,6 +211,7 @@ impl FaultCode {
             FaultCode::ContainerKilled => "container_killed",
             FaultCode::OutOfMemory => "out_of_memory",
             FaultCode::ContainerGone => "container_gone",
+            FaultCode::DiskQuotaExceeded => "disk_quota_exceeded",
         }
     }
 }

@@ -91,3 +91,37 @@ async fn a_session_takes_no_more_than_it_may() {
         assert_eq!((status.as_u16(), &problem["errors"][0]["field"]), (422, &json!("resources.disk")), "{problem:#}");
     }
 }
+
+#[tokio::test]
+async fn nothing_is_hidden_from_the_limit() {
+    let server = server_or_skip!();
+    let id = server.session(json!({ "resources": { "disk": "20Mi" } })).await;
+    let hidden = [
+        // Removed, but open: no directory has it.
+        "exec 3> gone; rm gone; head -c 30000000 /dev/zero >&3; sleep 1000",
+        // Empty files, which take no block.
+        "mkdir many; cd many; seq 1 9000 | xargs touch; sleep 1000",
+    ];
+    for script in hidden {
+        let message = server.send(&id, script).await;
+        assert_eq!(message["error"]["code"], "disk_quota_exceeded", "{script}: {message:#}");
+    }
+    assert_eq!(server.output(&id, "rm -r many; ls").await, "");
+}
+
+#[tokio::test]
+async fn a_session_far_over_its_limit_is_cleaned_up_before_it_starts() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    server.output(&id, "fallocate -l 1300M much; echo mine > mine").await;
+    let (status, _) = server.put(&format!("/sessions/{id}"), json!({ "resources": { "disk": "1Mi" } })).await;
+    assert_eq!(status, 200);
+    server.post(&format!("/sessions/{id}/pause"), json!(null)).await;
+    server.post(&format!("/sessions/{id}/resume"), json!(null)).await;
+    let session = server.until(&id, |session| session["state"] == "ERROR").await;
+    assert_eq!(session["error"]["code"], "disk_quota_exceeded", "{session:#}");
+    assert!(session["error"]["message"].as_str().unwrap().contains("files rm"), "{session:#}");
+    assert_eq!(server.delete(&format!("/sessions/{id}/files/much")).await.0, 204);
+    server.post(&format!("/sessions/{id}/restart"), json!(null)).await;
+    assert_eq!(server.output(&id, "cat mine; ls").await, "mine\nmine\n");
+}

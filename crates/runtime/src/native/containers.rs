@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -227,12 +227,6 @@ impl Containers {
             is_running: owned.process.is_some(),
         };
         locked(&self.owned).iter().map(listed).collect()
-    }
-
-    /// See [`Runtime::written`](crate::Runtime::written).
-    pub fn written(&self, id: ContainerId) -> Option<PathBuf> {
-        self.running(id)?;
-        Some(self.layout.bundle(id).join(image::WRITTEN))
     }
 
     fn is_running(&self, id: ContainerId) -> bool {

@@ -30,7 +30,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use crate::{Company, ContainerSpec, Exit, Listed, Resources, Runtime, RuntimeError};
+use crate::{Company, ContainerSpec, Exit, Hidden, Listed, Resources, Runtime, RuntimeError};
 
 mod adopt;
 mod bundle;
@@ -45,6 +45,7 @@ mod rootfs;
 pub mod rootless;
 mod seccomp;
 mod spare;
+mod unlinked;
 mod workspace;
 
 pub use doctor::{Check, Status, doctor};
@@ -159,8 +160,8 @@ impl Runtime for NativeRuntime {
         Ok(self.containers.list())
     }
 
-    fn written(&self, id: ContainerId) -> Option<PathBuf> {
-        self.containers.written(id)
+    fn hidden(&self, id: ContainerId) -> io::Result<Hidden> {
+        self.containers.hidden(id)
     }
 
     fn workspace(&self, id: ContainerId) -> Option<Stack> {

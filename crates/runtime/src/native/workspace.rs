@@ -9,12 +9,15 @@ use raworc_core::ids::{ContainerId, LayerId};
 use raworc_core::link::WORKSPACE_PATH;
 use raworc_launcher::protocol::{Action, Outcome, PROCESS_FILE, Process, Remount};
 use raworc_workspace::Stack;
+use raworc_workspace::layers::usage;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use super::blocking;
 use super::containers::Containers;
+use super::image::WRITTEN;
 use super::layout::write_file;
-use crate::{Company, RuntimeError};
+use super::unlinked::unlinked;
+use crate::{Company, Hidden, RuntimeError};
 
 /// The record, in a bundle, of what the container's workspace is made of: a line for each layer, the writable one first.
 const WORKSPACE_FILE: &str = "workspace";
@@ -46,12 +49,7 @@ impl Containers {
         let owned = self.running(id).ok_or_else(gone)?;
         let _here = owned.mount.read().await;
         let process = self.process(id)?;
-        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-        let root = rustix::fs::open(format!("/proc/{}/root", process.pid), flags, Mode::empty()).map_err(failed)?;
-        // The container may run a stranger's image: a link in it would be followed from our own root.
-        let (path, within) =
-            (WORKSPACE_PATH.trim_start_matches('/'), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS);
-        let workspace = openat2(&root, path, flags, Mode::empty(), within).map_err(failed)?;
+        let workspace = workspace_of(&process).map_err(failed)?;
         // The number may have been given out again before it was opened, but not if the process lives now.
         if owned.process.is_some_and(|process| process.has_ended()) { Err(gone()) } else { Ok(workspace) }
     }
@@ -91,16 +89,38 @@ impl Containers {
         self.set_workspace(id, workspace.clone());
         let (bundle, stack) = (self.layout.bundle(id), workspace.clone());
         if let Err(error) = blocking(move || note(&bundle, &stack)).await {
-            // The next server takes it that the container has the old one, and exchanges it again.
+            // The next server takes it that the container has the old one, and replaces it.
             tracing::warn!(%id, %error, "the exchange of a workspace could not be noted");
         }
         Ok(())
+    }
+
+    /// See [`Runtime::hidden`](crate::Runtime::hidden).
+    pub fn hidden(&self, id: ContainerId) -> io::Result<Hidden> {
+        let Some(owned) = self.running(id) else { return Ok(Hidden::default()) };
+        let mut unlinked = unlinked(&self.cgroups.processes(&owned.slot)?);
+        let removed = match self.process(id).and_then(|process| workspace_of(&process).map_err(failed)) {
+            Ok(workspace) => unlinked.remove(&rustix::fs::fstat(&workspace)?.st_dev).unwrap_or(0),
+            // It has ended just now.
+            Err(_) => 0,
+        };
+        let elsewhere = usage(&self.layout.bundle(id).join(WRITTEN))?.saturating_add(unlinked.into_values().sum());
+        Ok(Hidden { elsewhere, removed })
     }
 
     fn process(&self, id: ContainerId) -> Result<Process, RuntimeError> {
         let text = fs::read_to_string(self.layout.bundle(id).join(PROCESS_FILE)).map_err(failed)?;
         text.parse().map_err(|_| RuntimeError::Other("the record of its process is damaged".into()))
     }
+}
+
+/// The root of the workspace that a process sees.
+fn workspace_of(process: &Process) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    let root = rustix::fs::open(format!("/proc/{}/root", process.pid), flags, Mode::empty())?;
+    // The container may run a stranger's image: a link in it would be followed from our own root.
+    let (path, within) = (WORKSPACE_PATH.trim_start_matches('/'), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS);
+    Ok(openat2(&root, path, flags, Mode::empty(), within)?)
 }
 
 fn failed(error: impl Into<io::Error>) -> RuntimeError {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::limits::STOP_GRACE;
-use raworc_core::session::Container;
+use raworc_core::session::{Container, FaultCode};
 use raworc_runtime::{ContainerSpec, ExitReason, Resources, Root, RuntimeError};
 use raworc_store::sessions::{self, SessionRow};
 use tokio::sync::Semaphore;
@@ -157,6 +157,11 @@ async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
         hostname: hostname(row),
     };
     quotas::watch(app, row, container).await?;
+    if let Some(told) = quotas::refuses(app, container) {
+        tracing::info!(%container, told, "a session is not started");
+        observe::start_failed(app, container, FaultCode::DiskQuotaExceeded, told).await?;
+        return Ok(());
+    }
     let begun = std::time::Instant::now();
     match app.runtime.start(&spec).await {
         Ok(()) => {
@@ -168,7 +173,7 @@ async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
         Err(RuntimeError::Start(message) | RuntimeError::Other(message)) => {
             tracing::warn!(%container, message, "a container could not be started");
             let told = "the container could not be started; the server's log says why".to_owned();
-            observe::start_failed(app, container, told).await?;
+            observe::start_failed(app, container, FaultCode::StartFailed, told).await?;
             Ok(())
         }
         Err(error @ RuntimeError::Unavailable(_)) => Err(error.into()),

@@ -8,7 +8,7 @@
 //! what is written outside of the workspace, those that write too much are found by looking, and stopped.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raworc_core::ids::{ContainerId, SessionId};
@@ -16,7 +16,6 @@ use raworc_core::session::Container;
 use raworc_store::layers;
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::FileError;
-use raworc_workspace::layers::usage;
 use tokio::time::Instant;
 
 use crate::app::Shared;
@@ -32,6 +31,8 @@ const REST: u32 = 20;
 const ROOM_BYTES: u64 = 1 << 20;
 /// So far above its limit, a session has no such room any more.
 const ROOMS_BYTES: u64 = 16 << 20;
+/// So far above twice its limit, a session is not started: about what a fast one writes before it is noticed.
+const START_BYTES: u64 = 1 << 30;
 /// Where so many bytes are left, the file system refuses most of what is written.
 const LEFT_BYTES: u64 = 64 << 10;
 
@@ -43,6 +44,8 @@ pub struct Quotas(Mutex<HashMap<SessionId, Watch>>);
 struct Watch {
     container: ContainerId,
     limit: u64,
+    /// What it took when it began.
+    began_with: u64,
     /// What it may take: its limit, or what it took when it began, where that is more.
     ceiling: u64,
     next: Instant,
@@ -96,9 +99,16 @@ enum Verdict {
 
 impl Quotas {
     /// Watches a session's container from now on.
-    fn set(&self, container: ContainerId, limit: u64, used: u64) -> Watch {
-        let (ceiling, next) = (limit.max(used), Instant::now() + INTERVAL);
-        let watch = Watch { container, limit, ceiling, next, is_told: false };
+    fn set(&self, container: ContainerId, limit: u64, used: u64, room: u64) -> Watch {
+        let next = Instant::now() + INTERVAL;
+        let watch = Watch {
+            container,
+            limit,
+            began_with: used,
+            ceiling: limit.max(used.saturating_add(room)),
+            next,
+            is_told: false,
+        };
         lock(&self.0).insert(container.session, watch);
         watch
     }
@@ -180,12 +190,25 @@ pub async fn watch(app: &Shared, row: &SessionRow, container: ContainerId) -> Re
             }
             outcome => outcome?,
         };
-        // Where nothing is refused, what was written too much may be far above the limit, and is cleaned up all the same.
+        // Where nothing is refused, what was written too much may be above the limit, and is cleaned up all the same.
         let room = if app.trees.shelf.has_limits() { 0 } else { ROOM_BYTES };
-        let watch = app.trees.quotas.set(container, limit, taken.bytes().saturating_add(room));
+        let watch = app.trees.quotas.set(container, limit, taken.bytes(), room);
         bound(app, row, Some(taken.left(&watch))).await?;
     }
     Ok(())
+}
+
+/// Why a watched container is not to be started, if it is not. It could write for a moment before it is stopped, as often as
+/// it was started; so one that is very far over its limit is not.
+pub fn refuses(app: &Shared, container: ContainerId) -> Option<String> {
+    let Watch { limit, began_with, .. } = app.trees.quotas.of(container)?;
+    (began_with > limit.saturating_mul(2).saturating_add(START_BYTES)).then(|| {
+        format!(
+            "the session takes {began_with} bytes of the disk and may take {limit}, which is too far apart for it to clean up \
+             itself: remove files (`raworc session files rm`), go back to a checkpoint, or give it more \
+             (`raworc session update --disk`), then restart it"
+        )
+    })
 }
 
 /// Keeps a session within its limit whose container is about to get another layer to write to, or whose last one was measured.
@@ -231,11 +254,13 @@ async fn taken(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
     let saved = below.as_ref().map_or(0, |layer| layer.bytes);
     // What was sealed just now counts in full until it is measured.
     let fresh = below.filter(|layer| layer.entries == 0).map(|layer| layer.id);
-    let (shelf, layer, elsewhere) = (app.trees.shelf.clone(), row.writable_id, app.runtime.written(container));
+    let (shelf, layer, runtime) = (app.trees.shelf.clone(), row.writable_id, Arc::clone(&app.runtime));
     let work = move || {
-        let elsewhere = elsewhere.map_or(Ok(0), |place| usage(&place))?;
+        let hidden = runtime.hidden(container)?;
+        // A file system that keeps limits counts files for as long as they are there.
+        let removed = if shelf.has_limits() { 0 } else { hidden.removed };
         let saved = saved.saturating_add(fresh.map_or(Ok(0), |layer| shelf.written(layer))?);
-        Ok(Taken { saved, written: shelf.written(layer)?, elsewhere })
+        Ok(Taken { saved, written: shelf.written(layer)?.saturating_add(removed), elsewhere: hidden.elsewhere })
     };
     Ok(app.work(work).await.flatten().map_err(FileError::from)?)
 }
@@ -277,7 +302,8 @@ async fn look(app: &Shared, container: ContainerId) -> Result<(), Failure> {
     let taken = match taken(app, &row, container).await {
         Err(Failure::File(error)) => {
             tracing::info!(%container, %error, "what a session takes cannot be counted");
-            Taken { saved: 0, written: u64::MAX, elsewhere: 0 }
+            observe::over_quota(app, container, None).await?;
+            return Ok(());
         }
         outcome => outcome?,
     };
@@ -290,7 +316,7 @@ async fn look(app: &Shared, container: ContainerId) -> Result<(), Failure> {
         Verdict::Refused => observe::at_quota(app, container, taken.bytes()).await?,
         Verdict::Over => {
             tracing::info!(%container, used = taken.bytes(), "a session is over its disk limit");
-            observe::over_quota(app, container, taken.bytes()).await?;
+            observe::over_quota(app, container, Some(taken.bytes())).await?;
         }
     }
     Ok(())

@@ -21,8 +21,13 @@ pub async fn host_polled(app: &Shared, container: ContainerId) -> Result<bool, F
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn start_failed(app: &Shared, container: ContainerId, message: String) -> Result<bool, Failure> {
-    let fault = Fault { code: FaultCode::StartFailed, message };
+pub async fn start_failed(
+    app: &Shared,
+    container: ContainerId,
+    code: FaultCode,
+    message: String,
+) -> Result<bool, Failure> {
+    let fault = Fault { code, message };
     observe(app, container.session, Event::StartFailed { generation: container.generation, fault }).await
 }
 
@@ -47,11 +52,11 @@ pub async fn container_gone(app: &Shared, container: ContainerId, reason: ExitRe
     observe(app, container.session, Event::ContainerGone { generation: container.generation, fault }).await
 }
 
-/// The session takes so many bytes of the disk, which is more than it may.
+/// The session takes so many bytes of the disk, which is more than it may; none where they are too many to be counted.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn over_quota(app: &Shared, container: ContainerId, used_bytes: u64) -> Result<bool, Failure> {
+pub async fn over_quota(app: &Shared, container: ContainerId, used_bytes: Option<u64>) -> Result<bool, Failure> {
     let now = app.now();
     app.store
         .write(move |transaction| {

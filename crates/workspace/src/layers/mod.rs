@@ -15,7 +15,7 @@ mod view;
 
 pub use adopt::adopt;
 pub use raworc_oci::Marks;
-pub use usage::usage;
+pub use usage::{ENTRY_BYTES_MIN, usage};
 
 /// Directories inside one another at most: each costs a descriptor while it is looked at.
 pub const DEPTH_MAX: usize = 512;

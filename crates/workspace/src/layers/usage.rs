@@ -12,8 +12,11 @@ use super::entry;
 /// Bytes of a block in what `stat(2)` counts.
 const BLOCK_BYTES: u64 = 512;
 
-/// Bytes on the disk of everything in a directory; a file with several names is counted once. What comes and goes meanwhile is
-/// counted or not. Nothing, where there is no such directory.
+/// Bytes that the least thing counts as: an empty file takes a place among the files that a disk can have.
+pub const ENTRY_BYTES_MIN: u64 = 4096;
+
+/// Bytes on the disk of everything in a directory, at least [`ENTRY_BYTES_MIN`] for each thing; a file with several names is
+/// counted once. What comes and goes meanwhile is counted or not. Nothing, where there is no such directory.
 ///
 /// # Errors
 /// Where something cannot be read, or directories are more than [`super::DEPTH_MAX`] levels deep.
@@ -40,7 +43,8 @@ impl Usage {
             if stat.st_nlink > 1 && entry::kind(&stat) != FileType::Directory && !self.seen.insert(stat.st_ino) {
                 continue;
             }
-            self.bytes = self.bytes.saturating_add(u64::try_from(stat.st_blocks).unwrap_or(0) * BLOCK_BYTES);
+            let bytes = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES);
+            self.bytes = self.bytes.saturating_add(bytes.max(ENTRY_BYTES_MIN));
             if entry::kind(&stat) == FileType::Directory {
                 match entry::inner(directory, &name, depth + 1) {
                     Ok(inner) => self.directory(&inner, depth + 1)?,
@@ -74,5 +78,7 @@ mod tests {
         fs::hard_link(at("d/file"), at("same")).unwrap();
         fs::File::create(at("sparse")).unwrap().set_len(1 << 30).unwrap();
         assert!(usage(scratch.path()).unwrap() < once + (64 << 10));
+        (0..100).for_each(|n| drop(fs::File::create(at(&n.to_string())).unwrap()));
+        assert!(usage(scratch.path()).unwrap() >= once + 101 * ENTRY_BYTES_MIN);
     }
 }
