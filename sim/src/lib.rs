@@ -147,6 +147,7 @@ async fn start(world: &World, ground: &Ground) -> anyhow::Result<Arc<Engine>> {
             registries: raworc_server::Registries::default(),
             clock: world.clock(),
             lengths: LENGTHS,
+            reserve: None,
             weather: Some(Arc::new(SimWeather(world.clone()))),
         };
         let disk = Arc::new(SimDisk(world.clone()));

@@ -9,7 +9,7 @@ use miette::{IntoDiagnostic, WrapErr, miette};
 use raworc_core::limits::{CPU_DEFAULT, MEMORY_BYTES_DEFAULT, PIDS_DEFAULT};
 use raworc_runtime::native::{NativeConfig, NativeRuntime, rootless};
 use raworc_runtime::{Resources, Runtime as _};
-use raworc_server::{Config, Registries, Server, StartError};
+use raworc_server::{Config, Registries, Reserve, Server, StartError};
 use raworc_workspace::layers::Marks;
 use raworc_workspace::{Mounter, layers_in};
 use rustix::process::{Resource, Rlimit};
@@ -37,6 +37,7 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
     prepare(data_dir)?;
     raise_open_files();
     let lock = raworc_server::lock(data_dir).map_err(advise)?;
+    Reserve::of(data_dir).give_up_if_full();
     let marks = if rootless::is_root() { Marks::Trusted } else { Marks::User };
     let layers = layers_in(data_dir);
     DirBuilder::new()

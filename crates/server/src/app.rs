@@ -22,6 +22,7 @@ use crate::images::Images;
 use crate::keyed::Places;
 use crate::metrics::Metrics;
 use crate::registries::Registries;
+use crate::reserve::Reserve;
 use crate::trees::Trees;
 
 /// The parts of a running server.
@@ -32,6 +33,8 @@ pub struct App {
     pub runtime: Arc<dyn Runtime>,
     /// Files.
     pub trees: Arc<Trees>,
+    /// What is kept for a full disk, if anything is.
+    pub reserve: Option<Reserve>,
     /// What work on them meets, in a simulation.
     pub weather: Option<Arc<dyn Weather>>,
     /// How many layers workspaces lie on.

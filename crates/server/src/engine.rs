@@ -18,6 +18,7 @@ use crate::app::{App, Clock, Shared, UPLOADS_MAX, Weather};
 use crate::images::Images;
 use crate::keyed::Places;
 use crate::registries::Registries;
+use crate::reserve::Reserve;
 use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, trees, verbs};
 
 /// What an engine is made of.
@@ -40,6 +41,8 @@ pub struct Parts<'p> {
     pub clock: Clock,
     /// How many layers workspaces lie on.
     pub lengths: Lengths,
+    /// What is kept for a full disk.
+    pub reserve: Option<Reserve>,
     /// What work on layers meets, in a simulation.
     pub weather: Option<Arc<dyn Weather>>,
 }
@@ -76,6 +79,7 @@ impl Engine {
             store,
             runtime: parts.runtime,
             trees,
+            reserve: parts.reserve,
             weather: parts.weather,
             lengths: parts.lengths,
             images,

@@ -16,12 +16,14 @@ mod link;
 mod metrics;
 mod reconcile;
 mod registries;
+mod reserve;
 mod routes;
 mod trees;
 mod verbs;
 mod view;
 
 pub use registries::Registries;
+pub use reserve::Reserve;
 
 use std::fs::{File, OpenOptions};
 use std::net::SocketAddr;
@@ -139,9 +141,19 @@ impl Server {
         let ids = config.host_owner.map_or(raworc_oci::Ids::UNMAPPED, raworc_oci::Ids::based);
         let registries = config.registries;
         let data_dir = &config.data_dir;
-        let (lengths, weather) = (Lengths::default(), None);
-        let parts =
-            engine::Parts { data_dir, runtime, agent_owner, marks, mounter, ids, registries, clock, lengths, weather };
+        let parts = engine::Parts {
+            data_dir,
+            runtime,
+            agent_owner,
+            marks,
+            mounter,
+            ids,
+            registries,
+            clock,
+            lengths: Lengths::default(),
+            reserve: Some(Reserve::of(data_dir)),
+            weather: None,
+        };
         let engine = Engine::start(parts, |listener| Store::open_sqlite(&records, listener)).await?;
         let (app, router) = (&engine.app, engine.router());
         app.tasks.spawn(link::accept(app.clone(), hosts));

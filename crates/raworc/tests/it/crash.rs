@@ -390,6 +390,16 @@ async fn a_container_that_cannot_start_waits_for_a_person_in_the_end() {
     assert_eq!(page["items"][1]["content"], "at last\n");
 }
 
+/// Until no process in a container has this name.
+fn until_none_runs(server: &TestServer, name: &str) {
+    let is_it = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|found| found.trim_end() == name);
+    let deadline = Instant::now() + crate::harness::PATIENCE;
+    while server.container_processes().iter().any(is_it) {
+        assert!(Instant::now() < deadline, "{name} still runs");
+        std::thread::yield_now();
+    }
+}
+
 #[tokio::test]
 async fn a_full_disk_refuses_new_work_and_corrupts_nothing() {
     if !crate::harness::can_run_containers() {
@@ -399,11 +409,17 @@ async fn a_full_disk_refuses_new_work_and_corrupts_nothing() {
     // What is in a checkpoint would stay there when it is deleted, and what is added to a file that is would need room.
     let manual = json!({ "checkpoints": { "policy": "manual" } });
     let (filling, other) = (server.session(manual.clone()).await, server.session(manual).await);
+    // Its first block is taken while there is one.
+    server.send(&other, "echo 0 >order").await;
     let filler = post(&server, &filling, "cat /dev/zero >big; echo big").await;
     let path = format!("/sessions/{other}/messages");
-    let (mut sent, deadline) = (0, Instant::now() + crate::harness::PATIENCE);
+    let (mut sent, deadline) = (1, Instant::now() + crate::harness::PATIENCE);
+    while server.get(&format!("/sessions/{filling}/files/big")).await.0 != 200 {
+        assert!(Instant::now() < deadline, "nobody fills the disk");
+    }
     let problem = loop {
-        let (status, answer) = server.post(&path, json!({ "content": format!("echo {sent} >>order") })).await;
+        let script = format!("echo {sent} >>order # {}", "x".repeat(64 << 10));
+        let (status, answer) = server.post(&path, json!({ "content": script })).await;
         if status != 201 {
             assert_eq!((status.as_u16(), &answer["code"]), (503, &json!("disk_full")), "{answer}");
             break answer;
@@ -412,8 +428,9 @@ async fn a_full_disk_refuses_new_work_and_corrupts_nothing() {
         assert!(Instant::now() < deadline, "the disk never fills up");
     };
     assert!(problem["detail"].as_str().unwrap().contains("disk"), "{problem}");
-    // What is there can be read, and room be made.
+    // What is there can be read, and room be made: by whoever has a file open not before it is closed.
     assert_eq!(server.get(&format!("/sessions/{filling}/files")).await.0, 200);
+    until_none_runs(&server, "cat");
     let (status, answer) = server.delete(&format!("/sessions/{filling}/files/big")).await;
     assert!(status.is_success(), "{status} {answer}");
     assert_eq!(
@@ -430,6 +447,45 @@ async fn a_full_disk_refuses_new_work_and_corrupts_nothing() {
     drop(records);
     server.start_again();
     assert_eq!(server.output(&other, "cat order | wc -l").await, format!("{sent}\n"));
+}
+
+#[tokio::test]
+async fn a_server_starts_on_a_full_disk_and_room_can_be_made() {
+    if !crate::harness::can_run_containers() {
+        return;
+    }
+    let mut server = TestServer::start_on_disk(128);
+    let reserve = server.data_dir().join("reserve");
+    let (filling, other) = (server.session(json!({})).await, server.session(json!({})).await);
+    server.output(&other, "echo mine > mine").await;
+    assert!(reserve.exists(), "there was room when the server started");
+    let free = |server: &TestServer| {
+        let found = nix::sys::statvfs::statvfs(&server.data_dir()).unwrap();
+        found.blocks_available() * found.fragment_size()
+    };
+    post(&server, &filling, "cat /dev/zero >big 2>/dev/null").await;
+    // One that still writes would take what the server gives up. That it has ended cannot be recorded.
+    let deadline = Instant::now() + crate::harness::PATIENCE;
+    while free(&server) > 64 << 10 {
+        assert!(Instant::now() < deadline, "{} bytes are free", free(&server));
+        tokio::task::yield_now().await;
+    }
+    until_none_runs(&server, "cat");
+    server.kill();
+    server.start_again();
+    assert!(!reserve.exists());
+    assert_eq!(server.get(&format!("/sessions/{other}/files/mine")).await.0, 200);
+    assert_eq!(server.delete(&format!("/sessions/{filling}")).await.0, 200);
+    let prune = || server.post("/system/prune", json!({ "deleted_sessions_after_seconds": 0 }));
+    // Its container may be on its way out still.
+    let deadline = Instant::now() + crate::harness::PATIENCE;
+    while prune().await.1["sessions"] != 1 {
+        assert!(Instant::now() < deadline, "the deleted session is never purged");
+    }
+    server.send(&other, "cat mine").await;
+    server.stop();
+    server.start_again();
+    assert_eq!(server.output(&other, "cat mine").await, "mine\n");
 }
 
 #[tokio::test]

@@ -7,8 +7,8 @@ use raworc_api::problem::Code;
 use raworc_core::ids::ContainerId;
 use raworc_core::limits::FILE_BYTES_MAX;
 use raworc_core::permissions::Actor;
-use raworc_store::audit;
 use raworc_store::sessions::SessionRow;
+use raworc_store::{StoreError, audit};
 use raworc_workspace::{FileError, Found};
 use serde_json::json;
 
@@ -110,4 +110,11 @@ async fn note(app: &Shared, actor: &Actor, row: &SessionRow, kind: &'static str,
             })
         })
         .await
+        .map_err(|failure| match failure {
+            Failure::Store(StoreError::DiskFull) => Failure::new(
+                Code::DiskFull,
+                "the file is changed, but the disk is full: no event says so. Free some space",
+            ),
+            other => other,
+        })
 }

@@ -1,0 +1,74 @@
+//! Room for bad days: a file that only takes space. On a full disk it is removed when the server starts, and before whatever
+//! frees space, since that has to be recorded first. It is made again when there is room.
+//!
+//! Whoever filled the disk may be faster in taking what was given up. That is for a [limit](raworc_api::session::Resources) to
+//! prevent; removing the session that does it, again, works as well.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, open, statvfs};
+
+/// What it takes.
+const BYTES: u64 = 16 << 20;
+/// With less than this, the disk is full.
+const FULL_BYTES: u64 = 4 << 20;
+/// With more than this, there is room for it.
+const ROOM_BYTES: u64 = 4 * BYTES;
+
+/// The reserve of a data directory.
+#[derive(Clone, Debug)]
+pub struct Reserve {
+    data_dir: PathBuf,
+}
+
+impl Reserve {
+    /// That of this directory.
+    #[must_use]
+    pub fn of(data_dir: &Path) -> Self {
+        Self { data_dir: data_dir.to_owned() }
+    }
+
+    /// Gives it up, if the disk is full. What goes wrong is logged: whoever needs the room will see.
+    pub fn give_up_if_full(&self) {
+        let given_up = self.free().and_then(|free| {
+            if free >= FULL_BYTES {
+                return Ok(false);
+            }
+            match fs::remove_file(self.file()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                outcome => outcome.map(|()| true),
+            }
+        });
+        match given_up {
+            Ok(true) => tracing::warn!(bytes = BYTES, "the disk is full; what was kept for that is given up"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "what is kept for a full disk could not be given up"),
+        }
+    }
+
+    /// Makes it, where there is none and enough room.
+    pub fn keep(&self) {
+        let kept = self.free().and_then(|free| {
+            if free < ROOM_BYTES || self.file().exists() {
+                return Ok(());
+            }
+            let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = open(self.file(), flags, Mode::RUSR | Mode::WUSR)?;
+            fallocate(&file, FallocateFlags::empty(), 0, BYTES).or_else(|_| fs::remove_file(self.file()))
+        });
+        if let Err(error) = kept {
+            tracing::warn!(%error, "nothing can be kept for a full disk");
+        }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.data_dir.join("reserve")
+    }
+
+    fn free(&self) -> io::Result<u64> {
+        let found = statvfs(&self.data_dir)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+}
