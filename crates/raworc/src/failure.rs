@@ -167,7 +167,8 @@ fn command_for(code: Code) -> Option<&'static str> {
         Code::SessionFailed => Some("`raworc session restart` gives it a new container."),
         Code::RegistryRefused => Some(
             "Say who you are with --username and --password-stdin (of push, and of checkpoint pull and image pull: what was \
-             pulled can be named then), or give the server a file with --registry-auth.",
+             pulled can be named then), or give the server a file with --registry-auth, which members use with \
+             --registry-auth-shared only.",
         ),
         Code::AgentInUse => Some("`raworc session agents assign` gives a session other agents."),
         _ => None,
