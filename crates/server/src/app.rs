@@ -53,6 +53,8 @@ pub struct App {
     pub metrics: Metrics,
     /// Files that an account may upload at the same time: each holds a thread, for as long as whoever sends it takes.
     pub uploads: Places<AccountId>,
+    /// Versions that an account may compare at the same time: it takes a thread, and a disk's time.
+    pub comparisons: Places<AccountId>,
     /// Everything that has to end before the records are closed.
     pub tasks: TaskTracker,
     /// Ends streams and loops.
@@ -65,6 +67,8 @@ pub struct App {
 
 /// Uploads of one account at the same time.
 pub const UPLOADS_MAX: usize = 32;
+/// Comparisons of one account at the same time; more wait.
+pub const COMPARISONS_MAX: usize = 2;
 
 /// What tells the time of day. It may jump.
 pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;

@@ -14,7 +14,7 @@ use raworc_workspace::{Mounter, Workspaces};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::app::{App, Clock, Shared, UPLOADS_MAX, Weather};
+use crate::app::{App, COMPARISONS_MAX, Clock, Shared, UPLOADS_MAX, Weather};
 use crate::images::Images;
 use crate::keyed::Places;
 use crate::registries::Registries;
@@ -89,6 +89,7 @@ impl Engine {
             host_tokens: auth::HostTokens::new(&host_secret),
             metrics: metrics::Metrics::default(),
             uploads: Places::new(UPLOADS_MAX),
+            comparisons: Places::new(COMPARISONS_MAX),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             started: Instant::now(),

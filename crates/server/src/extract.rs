@@ -8,20 +8,32 @@ use bytes::Bytes;
 use raworc_api::problem::{Code, FieldError, Problem};
 use raworc_core::limits::BODY_BYTES_MAX;
 use raworc_core::permissions::Actor;
-use raworc_store::accounts;
+use raworc_core::time::Time;
+use raworc_store::{Connection, accounts};
 use serde::de::DeserializeOwned;
 
 use crate::app::Shared;
 use crate::auth;
 use crate::error::Failure;
 
-/// Who sent the request.
-pub struct Caller(pub Actor);
+/// The token of a request, as its hash.
+pub struct Bearer(String);
 
-impl FromRequestParts<Shared> for Caller {
+impl Bearer {
+    /// Whom it speaks for at this moment.
+    ///
+    /// # Errors
+    /// 401 where that is nobody (any more).
+    pub async fn actor(&self, connection: &mut Connection, now: Time) -> Result<Actor, Failure> {
+        let actor = accounts::actor_by_token(connection, &self.0, now).await?;
+        actor.ok_or_else(|| Failure::new(Code::Unauthenticated, "this token is unknown, expired or revoked"))
+    }
+}
+
+impl FromRequestParts<Shared> for Bearer {
     type Rejection = Failure;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, Failure> {
         let refused = |detail: &str| Failure::new(Code::Unauthenticated, detail);
         let header = parts.headers.get(header::AUTHORIZATION);
         let header = header.ok_or_else(|| refused("send your token: Authorization: Bearer TOKEN"))?;
@@ -30,9 +42,20 @@ impl FromRequestParts<Shared> for Caller {
         if !scheme.eq_ignore_ascii_case("bearer") || token.trim().is_empty() {
             return Err(refused("the Authorization header must be: Bearer TOKEN"));
         }
+        Ok(Self(auth::hash(token.trim())))
+    }
+}
+
+/// Who sent the request.
+pub struct Caller(pub Actor);
+
+impl FromRequestParts<Shared> for Caller {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, Failure> {
+        let bearer = Bearer::from_request_parts(parts, app).await?;
         let mut connection = app.store.read().await?;
-        let actor = accounts::actor_by_token(&mut connection, &auth::hash(token.trim()), app.now()).await?;
-        actor.map(Caller).ok_or_else(|| refused("this token is unknown, expired or revoked"))
+        bearer.actor(&mut connection, app.now()).await.map(Caller)
     }
 }
 

@@ -290,12 +290,12 @@ fn check(rounds: &[Vec<Op>], live: &[Vec<Op>], start: usize) {
         saved.array_windows().chain([&[saved[0].clone(), saved[saved.len() - 1].clone()]])
     {
         let (before, after) = (open(before), open(after));
-        let (found, _) = compare::compare(before.root(), after.root(), usize::MAX).unwrap();
+        let (found, _) = compare::compare(before.root(), after.root(), usize::MAX, &|| true).unwrap();
         let mut found: Vec<_> = found.into_iter().map(|found| String::from_utf8(found.path).unwrap()).collect();
         found.sort();
         assert_eq!(found, told(old, new));
         for path in new.keys().filter(|path| !path.is_empty()) {
-            let one = compare::compare_one(before.root(), after.root(), path).unwrap();
+            let one = compare::compare_one(before.root(), after.root(), path, &|| true).unwrap();
             assert_eq!(one.is_some(), found.contains(path), "{path}");
         }
     }

@@ -249,6 +249,33 @@ async fn a_token_is_shown_once_kept_as_a_hash_and_ends_in_four_ways() {
 }
 
 #[tokio::test]
+async fn a_stream_ends_with_the_token_it_was_asked_for_with() {
+    let server = server_or_skip!();
+    let alice = member(&server, "alice").await;
+    let (record, lent) = token(&server, "alice", json!({ "name": "lent" })).await;
+    let (_, session) = call(&server, &alice, "POST", "/sessions", Some(json!({}))).await;
+    let session = format!("/sessions/{}", session["id"].as_str().unwrap());
+    let mut stream = server
+        .request_as(&lent, reqwest::Method::GET, &format!("{session}/events"))
+        .header("accept", "text/event-stream")
+        .send()
+        .await
+        .unwrap();
+    let mut seen = String::new();
+    while !seen.contains("session.created") {
+        seen += &String::from_utf8_lossy(&stream.chunk().await.unwrap().expect("it goes on"));
+    }
+    let path = format!("/accounts/alice/tokens/{}", record["id"].as_str().unwrap());
+    assert_eq!(server.delete(&path).await.0, 204);
+    let message = json!({ "content": "echo not for you" });
+    assert_eq!(call(&server, &alice, "POST", &format!("{session}/messages"), Some(message)).await.0, 201);
+    while let Some(more) = tokio::time::timeout(PATIENCE, stream.chunk()).await.expect("it ends").unwrap() {
+        seen += &String::from_utf8_lossy(&more);
+    }
+    assert!(!seen.contains("not for you"), "{seen}");
+}
+
+#[tokio::test]
 async fn an_administrator_whose_token_is_lost_gets_a_new_one_at_the_next_start() {
     if !crate::harness::can_run_containers() {
         return;

@@ -23,7 +23,7 @@ use super::page;
 use super::problems::Problems;
 use crate::app::Shared;
 use crate::error::Failure;
-use crate::extract::{Caller, Path, Query};
+use crate::extract::{Bearer, Path, Query};
 use crate::verbs::check::page_limit;
 use crate::verbs::find::{self, Purpose};
 use crate::view;
@@ -42,7 +42,7 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
     responses((status = 200, content((Page<Event> = "application/json"), (String = "text/event-stream"))), Problems))]
 async fn list(
     State(app): State<Shared>,
-    Caller(actor): Caller,
+    bearer: Bearer,
     Path(id): Path<String>,
     Query(query): Query<ListEvents>,
     headers: HeaderMap,
@@ -50,13 +50,14 @@ async fn list(
     let limit = page_limit(query.limit)?;
     let session = {
         let mut connection = app.store.read().await?;
+        let actor = bearer.actor(&mut connection, app.now()).await?;
         find::session(&mut connection, &actor, &id, Purpose::Read).await?.id
     };
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if accept.contains("text/event-stream") {
         let after = query.after.or(last_event_id(&headers)?).unwrap_or(0);
         let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-        return Ok(Sse::new(follow(app, session, after)).keep_alive(keep_alive).into_response());
+        return Ok(Sse::new(follow(app, bearer, session, after)).keep_alive(keep_alive).into_response());
     }
     let mut connection = app.store.read().await?;
     let rows = events::list(&mut connection, session, query.after.unwrap_or(0), limit + 1).await?;
@@ -75,16 +76,23 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Failure> {
 
 struct Follow {
     app: Shared,
+    bearer: Bearer,
     session: SessionId,
     after: u64,
     rows: VecDeque<EventRow>,
     changes: watch::Receiver<()>,
 }
 
-/// Events from the rows, for ever; a notice only says when to look again. Ends when the server stops.
-fn follow(app: Shared, session: SessionId, after: u64) -> impl Stream<Item = Result<sse::Event, Infallible>> {
+/// Events from the rows, for ever; a notice only says when to look again. Ends when the server stops, and when whoever follows may
+/// no longer see them.
+fn follow(
+    app: Shared,
+    bearer: Bearer,
+    session: SessionId,
+    after: u64,
+) -> impl Stream<Item = Result<sse::Event, Infallible>> {
     let changes = app.hub.subscribe(session);
-    let follow = Follow { app, session, after, rows: VecDeque::new(), changes };
+    let follow = Follow { app, bearer, session, after, rows: VecDeque::new(), changes };
     stream::unfold(follow, |mut follow| async move {
         let row = follow.next().await?;
         let event = sse::Event::default().id(row.seq.to_string()).event(row.kind.clone());
@@ -107,8 +115,8 @@ impl Follow {
             match self.load().await {
                 Ok(rows) => self.rows = rows.into(),
                 Err(error) => {
-                    // The client resumes where it was.
-                    tracing::error!(%error, "a stream of events was cut");
+                    // The client resumes where it was, or is told then why it cannot.
+                    tracing::warn!(session = %self.session, %error, "a stream of events ends");
                     return None;
                 }
             }
@@ -124,6 +132,8 @@ impl Follow {
 
     async fn load(&self) -> Result<Vec<EventRow>, Failure> {
         let mut connection = self.app.store.read().await?;
+        let actor = self.bearer.actor(&mut connection, self.app.now()).await?;
+        find::session(&mut connection, &actor, &self.session.to_string(), Purpose::Read).await?;
         Ok(events::list(&mut connection, self.session, self.after, PAGE_ROWS_MAX).await?)
     }
 }

@@ -16,6 +16,7 @@ use raworc_store::sessions::SessionRow;
 use raworc_workspace::layers::compare::{self, Difference};
 use raworc_workspace::{FileError, Found};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::check::Checks;
 use super::disk::refuse_purged;
@@ -324,16 +325,23 @@ pub async fn diff(
         }
     };
     let new = root(app, &row, Some(to)).await?;
+    // Whoever asks may go away; then it ends, and leaves its place.
+    let place = app.comparisons.of(actor.account).acquire_owned().await;
+    let place = place.map_err(|error| FileError::Io(std::io::Error::other(error)))?;
+    let is_over = CancellationToken::new();
+    let _ends = is_over.clone().drop_guard();
     let work = move || {
+        let _place = place;
+        let goes_on = || !is_over.is_cancelled();
         let Some(path) = path else {
-            let (items, is_truncated) = compare::compare(old.root(), new.root(), DIFFERENCES_MAX)?;
+            let (items, is_truncated) = compare::compare(old.root(), new.root(), DIFFERENCES_MAX, &goes_on)?;
             return Ok((items, is_truncated, None, false));
         };
         let is_in = |side: &raworc_workspace::Workspace| !matches!(side.look(&path), Err(FileError::NotFound));
         if !is_in(&old) && !is_in(&new) {
             return Err(FileError::NotFound);
         }
-        let items = Vec::from_iter(compare::compare_one(old.root(), new.root(), &path)?);
+        let items = Vec::from_iter(compare::compare_one(old.root(), new.root(), &path, &goes_on)?);
         let texts = [&old, &new].map(|side| read_text(side, &path));
         let unified = match texts {
             [Ok(old), Ok(new)] => compare::text(&path, old.as_deref(), new.as_deref()),

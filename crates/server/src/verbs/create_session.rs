@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use raworc_api::problem::Code;
 use raworc_api::session::CreateSession;
 use raworc_core::checkpoints::{Cause, Plan};
 use raworc_core::ids::{ImageId, MessageId, SessionId};
@@ -14,6 +15,7 @@ use raworc_core::session;
 use raworc_core::time::Time;
 use raworc_store::agents::AgentRow;
 use raworc_store::checkpoints::{self, Status};
+use raworc_store::images::ImageRow;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::{self, BackupState, ImageUsed, SessionRow, Settings};
 use raworc_store::{Connection, agents, audit};
@@ -137,13 +139,18 @@ async fn image_of(app: &Shared, actor: &Actor, wanted: &CreateSession) -> Result
     }
 }
 
+/// An image that was found a moment ago.
+async fn image(connection: &mut Connection, id: ImageId) -> Result<ImageRow, Failure> {
+    let gone = || Failure::new(Code::NotFound, "the image was deleted while the session was made; bring it in again");
+    raworc_store::images::find(connection, id).await?.ok_or_else(gone)
+}
+
 /// Has a session that is being made run an image.
 ///
 /// # Errors
 /// 404 where it is gone.
 pub async fn run_image(connection: &mut Connection, row: &mut SessionRow, id: ImageId) -> Result<(), Failure> {
-    let image = raworc_store::images::find(connection, id).await?;
-    let image = image.ok_or_else(|| Failure::not_found("image", &id.to_string()))?;
+    let image = image(connection, id).await?;
     row.image_layer_id = image.layer_id;
     row.settings.image = Some(ImageUsed { name: image.name, digest: image.digest, env: image.summary.env });
     Ok(())
@@ -151,8 +158,7 @@ pub async fn run_image(connection: &mut Connection, row: &mut SessionRow, id: Im
 
 /// Has a session that is being made go on from a checkpoint of elsewhere; bytes and number of its files.
 async fn go_on(connection: &mut Connection, row: &mut SessionRow, id: ImageId) -> Result<(u64, u64), Failure> {
-    let image = raworc_store::images::find(connection, id).await?;
-    let image = image.ok_or_else(|| Failure::not_found("image", &id.to_string()))?;
+    let image = image(connection, id).await?;
     row.layer_id = image.layer_id;
     row.settings.from = Some(ImageUsed { name: image.name, digest: image.digest, env: Vec::new() });
     Ok((image.bytes, image.files))

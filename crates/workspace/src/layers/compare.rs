@@ -1,13 +1,17 @@
 //! What differs between two versions of a workspace.
 
-use std::collections::BTreeSet;
+use std::cmp::Ordering;
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::iter::Peekable;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
+use std::vec::IntoIter;
 
-use rustix::fs::{FileType, Mode, OFlags, Stat, openat, readlinkat};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat, openat, readlinkat, seek};
+use rustix::io::Errno;
 use similar::TextDiff;
 
 use super::entry;
@@ -15,6 +19,15 @@ use crate::Kind;
 
 /// How long the shortest difference of two texts is looked for: the time grows with the product of their lengths.
 const TEXT_MAX: Duration = Duration::from_secs(1);
+/// Bytes of files that are compared at once.
+const BLOCK_BYTES: u64 = 256 << 10;
+
+/// Whether somebody waits for the result still.
+pub type GoesOn<'a> = &'a dyn Fn() -> bool;
+
+fn ask(goes_on: GoesOn<'_>) -> io::Result<()> {
+    if goes_on() { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
+}
 
 /// How a path differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +56,18 @@ pub struct Difference {
 }
 
 /// What differs between two trees, by path, and whether there is more than `bound`. Both are of layers that never change, or lie
-/// on such: what they share is not gone through.
+/// on such: what they share is not gone through. Large trees take their time; `goes_on` is asked now and then.
 ///
 /// # Errors
-/// Where one cannot be read.
-pub fn compare(before: impl AsFd, after: impl AsFd, bound: usize) -> io::Result<(Vec<Difference>, bool)> {
+/// Where one cannot be read; [`io::ErrorKind::Interrupted`] where it does not go on.
+pub fn compare(
+    before: impl AsFd,
+    after: impl AsFd,
+    bound: usize,
+    goes_on: GoesOn<'_>,
+) -> io::Result<(Vec<Difference>, bool)> {
     let (before, after) = (open_directory(before)?, open_directory(after)?);
-    let mut compare = Compare { found: Vec::new(), bound };
+    let mut compare = Compare { found: Vec::new(), bound, goes_on };
     compare.directories(Some(&before), Some(&after), &[], 0)?;
     let is_truncated = compare.found.len() > bound;
     compare.found.truncate(bound);
@@ -59,8 +77,13 @@ pub fn compare(before: impl AsFd, after: impl AsFd, bound: usize) -> io::Result<
 /// How what is at `path` differs by itself, without what is in it where it is a directory; none where it does not.
 ///
 /// # Errors
-/// Where it cannot be read.
-pub fn compare_one(before: impl AsFd, after: impl AsFd, path: &str) -> io::Result<Option<Difference>> {
+/// Where it cannot be read; [`io::ErrorKind::Interrupted`] where it does not go on.
+pub fn compare_one(
+    before: impl AsFd,
+    after: impl AsFd,
+    path: &str,
+    goes_on: GoesOn<'_>,
+) -> io::Result<Option<Difference>> {
     let mut sides = [Some(open_directory(before)?), Some(open_directory(after)?)];
     let mut names = path.split('/').filter(|name| !matches!(*name, "" | ".")).peekable();
     let mut depth = 0;
@@ -69,7 +92,7 @@ pub fn compare_one(before: impl AsFd, after: impl AsFd, path: &str) -> io::Resul
         if names.peek().is_none() {
             let [before, after] = &sides;
             let pair = Pair::look(before.as_ref(), after.as_ref(), &name)?;
-            return pair.difference(before.as_ref(), after.as_ref(), &name, path.as_bytes());
+            return pair.difference(before.as_ref(), after.as_ref(), &name, path.as_bytes(), goes_on);
         }
         for side in &mut sides {
             *side = match side.take().map(|directory| entry::inner(directory, &name, depth)).transpose() {
@@ -86,12 +109,36 @@ fn open_directory(root: impl AsFd) -> io::Result<OwnedFd> {
     Ok(openat(root, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-struct Compare {
-    found: Vec<Difference>,
-    bound: usize,
+/// Two sorted lists as one, without what is in both a second time.
+struct Merged {
+    lists: [Peekable<IntoIter<CString>>; 2],
 }
 
-impl Compare {
+impl Iterator for Merged {
+    type Item = CString;
+
+    fn next(&mut self) -> Option<CString> {
+        let [one, other] = &mut self.lists;
+        let order = match (one.peek(), other.peek()) {
+            (Some(first), Some(second)) => first.cmp(second),
+            (Some(_), None) => Ordering::Less,
+            (None, _) => Ordering::Greater,
+        };
+        match order {
+            Ordering::Less => one.next(),
+            Ordering::Greater => other.next(),
+            Ordering::Equal => one.next().and(other.next()),
+        }
+    }
+}
+
+struct Compare<'a> {
+    found: Vec<Difference>,
+    bound: usize,
+    goes_on: GoesOn<'a>,
+}
+
+impl Compare<'_> {
     fn directories(
         &mut self,
         before: Option<&OwnedFd>,
@@ -99,14 +146,14 @@ impl Compare {
         path: &[u8],
         depth: usize,
     ) -> io::Result<()> {
-        let mut names: BTreeSet<CString> = BTreeSet::new();
-        for directory in [before, after].into_iter().flatten() {
-            names.extend(entry::names(directory)?);
-        }
-        for name in names {
+        let names = |directory: Option<&OwnedFd>| -> io::Result<_> {
+            Ok(directory.map(entry::names).transpose()?.unwrap_or_default().into_iter().peekable())
+        };
+        for name in (Merged { lists: [names(before)?, names(after)?] }) {
             if self.found.len() > self.bound {
                 break;
             }
+            ask(self.goes_on)?;
             self.one(before, after, &name, path, depth)?;
         }
         Ok(())
@@ -127,7 +174,7 @@ impl Compare {
             return Ok(());
         }
         let path = if path.is_empty() { name.to_bytes().to_vec() } else { [path, b"/", name.to_bytes()].concat() };
-        self.found.extend(pair.difference(before, after, name, &path)?);
+        self.found.extend(pair.difference(before, after, name, &path, self.goes_on)?);
         let inner = |directory: Option<&OwnedFd>, found: &Option<Found>| match (directory, found) {
             (Some(directory), Some(found)) if found.kind() == Kind::Directory => {
                 entry::inner(directory, name, depth).map(Some)
@@ -181,6 +228,7 @@ impl Pair {
         after: Option<&OwnedFd>,
         name: &CStr,
         path: &[u8],
+        goes_on: GoesOn<'_>,
     ) -> io::Result<Option<Difference>> {
         let change = match (&self.old, &self.new) {
             (None, None) => return Ok(None),
@@ -188,7 +236,9 @@ impl Pair {
             (Some(_), None) => Change::Deleted,
             (Some(_), Some(_)) if self.is_shared() => return Ok(None),
             (Some(old), Some(new)) => match (before, after) {
-                (Some(before), Some(after)) if is_same(before, &old.stat, after, &new.stat, name)? => return Ok(None),
+                (Some(before), Some(after)) if is_same((before, &old.stat), (after, &new.stat), name, goes_on)? => {
+                    return Ok(None);
+                }
                 _ => Change::Changed,
             },
         };
@@ -218,8 +268,13 @@ impl Found {
     }
 }
 
-/// Whether two entries of one name say the same. Times do not count by themselves.
-fn is_same(before: &OwnedFd, old: &Stat, after: &OwnedFd, new: &Stat, name: &CStr) -> io::Result<bool> {
+/// Whether two entries of one name say the same. Times say nothing: whoever wants to hide a change can set them.
+fn is_same(
+    (before, old): (&OwnedFd, &Stat),
+    (after, new): (&OwnedFd, &Stat),
+    name: &CStr,
+    goes_on: GoesOn<'_>,
+) -> io::Result<bool> {
     if (old.st_mode, old.st_uid, old.st_gid) != (new.st_mode, new.st_uid, new.st_gid) {
         return Ok(false);
     }
@@ -229,11 +284,8 @@ fn is_same(before: &OwnedFd, old: &Stat, after: &OwnedFd, new: &Stat, name: &CSt
                 return Ok(false);
             }
             let (old_file, new_file) = (open_file(before, name)?, open_file(after, name)?);
-            if entry::attributes(&old_file)? != entry::attributes(&new_file)? {
-                return Ok(false);
-            }
-            let times = |stat: &Stat| (stat.st_mtime, stat.st_mtime_nsec);
-            Ok(times(old) == times(new) || has_same_content(old_file, new_file)?)
+            Ok(entry::attributes(&old_file)? == entry::attributes(&new_file)?
+                && has_same_content(&old_file, &new_file, u64::try_from(old.st_size).unwrap_or(0), goes_on)?)
         }
         FileType::Directory => {
             let attributes = |directory: &OwnedFd| entry::attributes(entry::inner(directory, name, 0)?);
@@ -249,20 +301,37 @@ fn open_file(directory: &OwnedFd, name: &CStr) -> io::Result<File> {
     Ok(File::from(openat(directory, name, flags, Mode::empty())?))
 }
 
-fn has_same_content(old: File, new: File) -> io::Result<bool> {
-    let (mut old, mut new) = (io::BufReader::new(old), io::BufReader::new(new));
-    let (mut a, mut b) = (vec![0; 64 << 10], vec![0; 64 << 10]);
-    loop {
-        let length = old.read(&mut a)?;
-        if length == 0 {
-            return Ok(new.read(&mut b)? == 0);
+/// Whether two files of `size` bytes have the same ones. Where both have a hole nothing is read.
+fn has_same_content(old: &File, new: &File, size: u64, goes_on: GoesOn<'_>) -> io::Result<bool> {
+    let length = usize::try_from(BLOCK_BYTES.min(size)).map_err(io::Error::other)?;
+    let (mut a, mut b) = (vec![0; length], vec![0; length]);
+    let mut at = 0;
+    while at < size {
+        ask(goes_on)?;
+        at = data_from(old, at, size)?.min(data_from(new, at, size)?);
+        let length = length.min(usize::try_from(size - at).unwrap_or(length));
+        let (a, b) = (&mut a[..length], &mut b[..length]);
+        // One that a running container has cut off meanwhile has become another.
+        for (file, block) in [(old, &mut *a), (new, &mut *b)] {
+            match file.read_exact_at(block, at) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+                outcome => outcome?,
+            }
         }
-        match new.read_exact(&mut b[..length]) {
-            Ok(()) if a[..length] == b[..length] => {}
-            Ok(()) => return Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-            Err(error) => return Err(error),
+        if a != b {
+            return Ok(false);
         }
+        at += length as u64;
+    }
+    Ok(true)
+}
+
+/// Where the next data is, from `at` on; `size`, where only a hole follows.
+fn data_from(file: &File, at: u64, size: u64) -> io::Result<u64> {
+    match seek(file, SeekFrom::Data(at)) {
+        Ok(data) => Ok(data.min(size)),
+        Err(Errno::NXIO) => Ok(size),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -283,4 +352,43 @@ pub fn text(path: &str, before: Option<&[u8]>, after: Option<&[u8]>) -> Option<S
     let (old_name, new_name) = (name("a", before), name("b", after));
     let differences = TextDiff::configure().timeout(TEXT_MAX).diff_lines(&old, &new);
     Some(differences.unified_diff().context_radius(3).header(&old_name, &new_name).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, FileTimes};
+    use std::time::SystemTime;
+
+    use super::*;
+
+    fn changed(before: &std::path::Path, after: &std::path::Path) -> Vec<String> {
+        let [before, after] = [before, after].map(|path| entry::root(path).unwrap());
+        let (found, _) = compare(before, after, usize::MAX, &|| true).unwrap();
+        found.into_iter().map(|found| String::from_utf8(found.path).unwrap()).collect()
+    }
+
+    #[test]
+    fn times_hide_nothing_and_holes_cost_nothing() {
+        let sides = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        for (side, text) in sides.iter().zip(["one", "two"]) {
+            for (name, text) in [("same", "same"), ("hidden", text)] {
+                let file = File::create(side.path().join(name)).unwrap();
+                file.write_all_at(text.as_bytes(), 0).unwrap();
+                file.set_times(FileTimes::new().set_modified(SystemTime::UNIX_EPOCH)).unwrap();
+            }
+            // Data in different places, of which one has zeros only, and more hole than could be read.
+            for (name, at, byte) in [("sparse", 9 << 40, b'x'), ("zeros", if text == "one" { 0 } else { 8 << 40 }, 0)] {
+                let file = File::create(side.path().join(name)).unwrap();
+                file.set_len(10 << 40).unwrap();
+                file.write_all_at(&[byte], at).unwrap();
+            }
+        }
+        let [before, after] = sides.each_ref().map(|side| side.path());
+        assert_eq!(changed(before, after), ["hidden"]);
+        File::options().write(true).open(after.join("sparse")).unwrap().write_all_at(b"y", (9 << 40) + 1).unwrap();
+        fs::write(after.join("added"), "").unwrap();
+        assert_eq!(changed(before, after), ["added", "hidden", "sparse"]);
+        let [before, after] = [before, after].map(|path| entry::root(path).unwrap());
+        assert_eq!(compare(before, after, 9, &|| false).unwrap_err().kind(), io::ErrorKind::Interrupted);
+    }
 }
