@@ -22,6 +22,9 @@ pub struct DiskUsage {
     pub imported_checkpoints: LayerUsage,
     /// Bytes of images on their way, and of what transfers that failed have left. `prune` gives the latter back.
     pub transfers_bytes: u64,
+    /// Bytes of the file system that are taken by anything else: what sessions have written since they were saved, what is being
+    /// removed, files that are not Raworc's, and what the file system keeps for itself.
+    pub other_bytes: u64,
     /// How sessions are kept within their `resources.disk`.
     pub limits: Limits,
 }

@@ -41,8 +41,10 @@ pub enum Error {
     #[error("the registry has no {0}")]
     NotFound(String),
     /// The registry was not reached, or did not answer, however often it was tried.
-    #[error("the registry cannot be reached (tried {tries} times): {why}")]
+    #[error("{registry} cannot be reached (tried {tries} times): {why}")]
     Away {
+        /// Scheme, host and port of the registry.
+        registry: String,
         /// How often it was tried.
         tries: u32,
         /// What happened the last time.

@@ -112,9 +112,20 @@ impl Http {
         Ok(Self { client, base, credentials, authorization: Mutex::new(None), options: options.clone() })
     }
 
+    /// How often something is tried with this registry.
+    pub fn patience(&self) -> Patience {
+        let Options { tries, backoff, .. } = self.options;
+        Patience { registry: self.origin(), tries: tries.max(1), tried: 0, faults: 0, first: backoff }
+    }
+
+    /// Where it is: scheme, host and port.
+    pub fn origin(&self) -> String {
+        self.base.origin().ascii_serialization()
+    }
+
     /// Sends a request that does no harm when sent twice, as often as it takes.
     pub async fn call(&self, call: &Call) -> Result<Response<Incoming>, Error> {
-        let mut patience = Patience::new(&self.options);
+        let mut patience = self.patience();
         loop {
             match self.once(call).await {
                 Ok(response) => return Ok(response),
@@ -294,6 +305,7 @@ impl Http {
 
 /// How often something is still tried.
 pub struct Patience {
+    registry: String,
     tries: u32,
     tried: u32,
     /// Faults altogether, also between those something was achieved.
@@ -302,10 +314,6 @@ pub struct Patience {
 }
 
 impl Patience {
-    pub fn new(options: &Options) -> Self {
-        Self { tries: options.tries.max(1), tried: 0, faults: 0, first: options.backoff }
-    }
-
     /// Something has been achieved since the last fault.
     pub fn renew(&mut self) {
         self.tried = 0;
@@ -320,7 +328,8 @@ impl Patience {
         self.tried += 1;
         self.faults += 1;
         if self.tried >= self.tries || self.faults >= FAULTS_MAX {
-            return Err(Error::Away { tries: self.faults, why });
+            let registry = std::mem::take(&mut self.registry);
+            return Err(Error::Away { registry, tries: self.faults, why });
         }
         let wait = self.first.saturating_mul(1 << (self.tried - 1).min(16)).min(BACKOFF_MAX);
         // Those who failed together do not come back together.

@@ -9,7 +9,7 @@ use hyper::{Method, Response, StatusCode};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::http::{Call, Fault, Patience};
+use super::http::{Call, Fault};
 use super::push::blocking;
 use super::{MANIFEST_PROGRESS, Progress, Registry, Which};
 use crate::image::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Document, INDEX, MANIFEST, choose};
@@ -76,7 +76,7 @@ impl Registry {
         let response = match self.http.once(&call).await {
             Ok(response) => response,
             Err(Fault::Final(error)) => return Err(error),
-            Err(Fault::Passing { why, .. }) => return Err(Error::Away { tries: 1, why }),
+            Err(Fault::Passing { why, .. }) => return Err(Error::Away { registry: self.http.origin(), tries: 1, why }),
         };
         match response.status() {
             StatusCode::OK => Ok(content_digest(&response)),
@@ -92,7 +92,7 @@ impl Registry {
         progress: &dyn Progress,
     ) -> Result<(Descriptor, Vec<u8>), Error> {
         let call = Call::new(Method::GET, self.url(&format!("manifests/{which}"))?).header(ACCEPT, accepted());
-        let mut patience = Patience::new(&self.options);
+        let mut patience = self.http.patience();
         let (bytes, said) = loop {
             let mut response = self.http.call(&call).await?;
             if response.status() != StatusCode::OK {
@@ -148,7 +148,7 @@ impl Registry {
         download: &mut Download,
         progress: &dyn Progress,
     ) -> Result<(), Error> {
-        let mut patience = Patience::new(&self.options);
+        let mut patience = self.http.patience();
         let mut furthest = 0;
         while download.done < blob.size {
             if let Err(fault) = self.fetch(blob, download, progress).await {

@@ -7,7 +7,7 @@ use hyper::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use hyper::{Method, Response, StatusCode};
 use url::Url;
 
-use super::http::{Call, Fault, Patience};
+use super::http::{Call, Fault};
 use super::{MANIFEST_PROGRESS, Progress, Registry, Which};
 use crate::image::{Descriptor, Document};
 use crate::layout::Layout;
@@ -97,10 +97,14 @@ impl Registry {
                 Some(_) => {}
             }
             match self.upload(layout, blob, progress).await {
-                // The registry's word for "this is not what its digest says" is one of many: look for ourselves.
+                // The registry's word for "this is not what its digest says" is one of many: look for ourselves. Where it is,
+                // the pieces were put together wrongly (two who uploaded the same at the same time can do that to a registry).
                 Err(Error::Refused { status, why }) => {
                     verify(layout, blob.digest).await?;
-                    return Err(Error::Refused { status, why });
+                    if status != StatusCode::BAD_REQUEST.as_u16() {
+                        return Err(Error::Refused { status, why });
+                    }
+                    self.upload(layout, blob, progress).await?;
                 }
                 outcome => outcome?,
             }
@@ -124,7 +128,7 @@ impl Registry {
 
     /// Uploads until it is done, or has got no further for too long.
     async fn upload(&self, layout: &Layout, blob: &Descriptor, progress: &dyn Progress) -> Result<(), Error> {
-        let mut patience = Patience::new(&self.options);
+        let mut patience = self.http.patience();
         let mut furthest = 0;
         let mut upload: Option<Upload> = None;
         loop {

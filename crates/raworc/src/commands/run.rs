@@ -10,7 +10,9 @@ use raworc_core::session::State;
 use rustix::fs::{FlockOperation, flock};
 use tokio::time::{Duration, Instant, sleep};
 
+use crate::commands::image;
 use crate::commands::serve::start_logging;
+use crate::commands::session::create::Resources;
 use crate::config::{ServeOptions, Settings};
 use crate::connect;
 use crate::context::Context;
@@ -25,6 +27,7 @@ const EXAMPLES: &str = "\
 Examples:
   raworc run 'uname -a; df -h /workspace'
   cat build.sh | raworc run -
+  raworc run --memory 2Gi --cpu 2 --image registry.example:5000/tools:3 'make test'
   raworc run --keep --name demo 'date > file; ls -l'
   raworc run --output json 'echo hello' | jq -r .reply.content
 
@@ -58,6 +61,12 @@ pub struct Run {
     /// What to call the session [default: made up].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// The image its container runs: one that is here, or REGISTRY/REPOSITORY:TAG, which is pulled then [default: that of the
+    /// agent, or the programs of the server's machine].
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    #[command(flatten)]
+    resources: Resources,
 }
 
 /// Does the work and ends as it ended.
@@ -172,8 +181,16 @@ async fn work(
         name: args.name.clone(),
         starting_prompt: Some(prompt),
         agent_ids: Some(vec![args.agent.clone()]),
+        image: args.image.clone(),
+        resources: args.resources.wanted(),
         ..CreateSession::default()
     };
+    if let Some(image) = &body.image {
+        tokio::select! {
+            pulled = image::ensure(context, client, image) => pulled?,
+            status = signals.next() => return Err(Failure::Status(status)),
+        }
+    }
     let session = client.create_session(&body).await?;
     let watched = Watched { session: session.id, message: None, after: 0, deadline: None };
     let ended = live::watch(context, client, watched, signals).await;

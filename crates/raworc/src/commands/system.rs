@@ -66,6 +66,7 @@ fn usage(usage: &DiskUsage) -> String {
         ("imported checkpoints", back(usage.imported_checkpoints, "`raworc image delete` removes one")),
         ("records", bytes(usage.records_bytes)),
         ("transfers", bytes(usage.transfers_bytes)),
+        ("other", format!("{}: not saved yet, being removed, or not of Raworc", bytes(usage.other_bytes))),
         (
             "disk limits",
             match usage.limits {

@@ -53,10 +53,13 @@ pub async fn usage(app: &Shared, actor: &Actor) -> Result<DiskUsage, Failure> {
         Ok((found.total_bytes, found.free_bytes, images.images.bytes()?))
     };
     let (total_bytes, free_bytes, transfers_bytes) = blocking(disk).await.map_err(FileError::Io)??;
+    let layers_bytes = all.iter().fold(0_u64, |sum, row| sum.saturating_add(row.changed_bytes));
+    let told_bytes = layers_bytes.saturating_add(records_bytes).saturating_add(transfers_bytes);
     Ok(DiskUsage {
         total_bytes,
         free_bytes,
         records_bytes,
+        other_bytes: total_bytes.saturating_sub(free_bytes).saturating_sub(told_bytes),
         sessions: count(&mut used.iter()),
         deleted_sessions: count(
             &mut deleted.difference(&used).filter(|id| !kept.contains(id) && !imported.contains(id)),

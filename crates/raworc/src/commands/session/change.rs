@@ -74,7 +74,7 @@ pub async fn get(context: &Context, named: &Named) -> Result<()> {
 /// Changes settings.
 pub async fn update(context: &Context, args: Update) -> Result<()> {
     let settings = args.settings;
-    let resources = settings.resources();
+    let resources = settings.resources.wanted();
     let checkpoints = super::create::plan(&settings);
     let backup = settings.backup();
     let env = if settings.env.is_empty() && !args.no_env { None } else { Some(settings.env.into_iter().collect()) };

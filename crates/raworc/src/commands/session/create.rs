@@ -23,7 +23,7 @@ use crate::text::{clean, span};
 const EXAMPLES: &str = "\
 Examples:
   raworc session create
-  raworc session create --name demo --prompt 'git clone …' --memory 2Gi --cpu 2
+  raworc session create --name demo --prompt 'seq 9 | tac > file' --memory 2Gi --cpu 2
   raworc session create --image registry.example:5000/tools:3
   raworc session create --from registry.example:5000/team/demo:v2 --name demo
   raworc session create --name nightly --agent shell --ttl 8h --env CI=1 --no-wait
@@ -68,18 +68,8 @@ pub struct Settings {
     /// Rest after so long without activity, such as 90 or 10m [default of a new session: 5m].
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     pub waiting_timeout: Option<u64>,
-    /// Processors, such as 0.5 or 2 [default of a new session: 1].
-    #[arg(long, value_name = "N")]
-    pub cpu: Option<f64>,
-    /// Memory, such as 512Mi or 2Gi [default of a new session: 512Mi].
-    #[arg(long, value_name = "BYTES")]
-    pub memory: Option<Bytes>,
-    /// Processes and threads [default of a new session: 256].
-    #[arg(long, value_name = "N")]
-    pub pids: Option<u32>,
-    /// Space on the disk, such as 10Gi; 0 for no limit [default of a new session: 0].
-    #[arg(long, value_name = "BYTES")]
-    pub disk: Option<Bytes>,
+    #[command(flatten)]
+    pub resources: Resources,
     /// An environment variable of everything that runs in it; may be repeated.
     #[arg(long, value_name = "NAME=VALUE", value_parser = input::variable)]
     pub env: Vec<(String, String)>,
@@ -92,7 +82,7 @@ pub struct Settings {
     /// When its workspace is saved: each_message, on_stop, every or manual [default of a new session: each_message].
     #[arg(long, value_name = "POLICY", value_parser = input::policy)]
     pub checkpoints: Option<Policy>,
-    /// With --checkpoints every: time between two of them, such as 10m.
+    /// With --checkpoints every: time between two of them, from 5s to 7d.
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     pub checkpoint_every: Option<u64>,
     /// How many of the newest checkpoints are kept; older ones with a label, too [default of a new session: 20].
@@ -101,9 +91,34 @@ pub struct Settings {
     /// Send its checkpoints to REGISTRY/REPOSITORY by themselves, with the server's credentials; '' for nowhere any more.
     #[arg(long, value_name = "REPOSITORY")]
     pub backup: Option<String>,
-    /// With --backup: least time between two of them, such as 10m [default: 1m].
+    /// With --backup: least time between two of them, from 5s to 7d [default: 1m].
     #[arg(long, value_name = "DURATION", value_parser = input::seconds, requires = "backup")]
     pub backup_every: Option<u64>,
+}
+
+/// What a session may use at most.
+#[derive(Debug, Args)]
+pub struct Resources {
+    /// Processors, such as 0.5 or 2 [default of a new session: 1].
+    #[arg(long, value_name = "N")]
+    cpu: Option<f64>,
+    /// Memory, such as 512Mi or 2Gi [default of a new session: 512Mi].
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<Bytes>,
+    /// Processes and threads [default of a new session: 256].
+    #[arg(long, value_name = "N")]
+    pids: Option<u32>,
+    /// Space on the disk, such as 10Gi; 0 for no limit [default of a new session: 0].
+    #[arg(long, value_name = "BYTES")]
+    disk: Option<Bytes>,
+}
+
+impl Resources {
+    /// The limits that are named, if any is.
+    pub fn wanted(&self) -> Option<ResourcesWanted> {
+        let wanted = ResourcesWanted { cpu: self.cpu, memory: self.memory, pids: self.pids, disk: self.disk };
+        (wanted != ResourcesWanted::default()).then_some(wanted)
+    }
 }
 
 /// The plan for checkpoints that is wanted, if any is.
@@ -121,12 +136,6 @@ impl Settings {
     pub fn backup(&self) -> Option<BackupWanted> {
         let registry = self.backup.clone()?;
         Some(BackupWanted { registry, every_seconds: self.backup_every })
-    }
-
-    /// The limits that are named, if any is.
-    pub fn resources(&self) -> Option<ResourcesWanted> {
-        let wanted = ResourcesWanted { cpu: self.cpu, memory: self.memory, pids: self.pids, disk: self.disk };
-        (wanted != ResourcesWanted::default()).then_some(wanted)
     }
 }
 
@@ -161,7 +170,7 @@ fn body(args: Create) -> Result<CreateSession> {
         agent_ids: Some(args.agents).filter(|agents| !agents.is_empty()),
         waiting_timeout_seconds: settings.waiting_timeout,
         ttl_seconds: args.ttl,
-        resources: settings.resources(),
+        resources: settings.resources.wanted(),
         checkpoints: plan(&settings),
         backup: settings.backup(),
         env: Some(settings.env.into_iter().collect()).filter(|env: &std::collections::BTreeMap<_, _>| !env.is_empty()),

@@ -7,7 +7,7 @@ use crate::failure::Result;
 
 mod agents;
 mod change;
-mod create;
+pub mod create;
 mod exec;
 pub mod files;
 mod follow;

@@ -72,7 +72,7 @@ pub async fn run(context: &Context, args: Remix) -> Result<()> {
         agent_ids: Some(args.agents).filter(|agents| !agents.is_empty()),
         waiting_timeout_seconds: settings.waiting_timeout,
         ttl_seconds: args.ttl,
-        resources: settings.resources(),
+        resources: settings.resources.wanted(),
         checkpoints: plan(&settings),
         backup: settings.backup(),
         env: Some(settings.env.into_iter().collect()).filter(|env: &BTreeMap<_, _>| !env.is_empty()),
