@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::harness::eventually;
 use crate::server_or_skip;
 
 /// Bytes of what is written once in these tests.
@@ -38,7 +39,7 @@ async fn space_is_told_and_given_back() {
     server.until(&gone, |session| session["state"] == "IDLE").await;
     let prune = || server.post("/system/prune", json!({ "deleted_sessions_after_seconds": 0 }));
     // Its container may be on its way out still.
-    while prune().await.1["sessions"] != 1 {}
+    eventually("its files go", async || prune().await.1["sessions"] == 1).await;
     assert_eq!(prune().await.1["sessions"], 0);
     assert_eq!(server.output(&heir, "sha256sum data").await, heir_seen);
     let (_, session) = server.get(&format!("/sessions/{gone}")).await;
@@ -49,8 +50,9 @@ async fn space_is_told_and_given_back() {
         assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("session_deleted")), "{problem:#}");
     }
     assert_eq!(server.delete(&format!("/sessions/{heir}")).await.0, 200);
-    while server.get("/system/disk").await.1["deleted_sessions"]["layers"] == 0 {}
-    while prune().await.1["sessions"] != 1 {}
+    let deleted = async || server.get("/system/disk").await.1["deleted_sessions"]["layers"].clone();
+    eventually("its files are a deleted session's", async || deleted().await != 0).await;
+    eventually("they go", async || prune().await.1["sessions"] == 1).await;
     let usage = server.get("/system/disk").await.1;
     assert_eq!(usage["deleted_sessions"]["layers"], 0, "{usage:#}");
     assert!(usage["sessions"]["bytes"].as_u64().unwrap() < 2 * MUCH, "{usage:#}");
@@ -77,7 +79,7 @@ async fn a_session_takes_no_more_than_it_may() {
     // It can still be looked into and cleaned up, but not grow.
     assert_eq!(server.output(&id, "cat mine; rm more").await, "mine\n");
     // What was removed counts until that is saved, which is soon.
-    while put().await.unwrap().status() != 201 {}
+    eventually("there is room", async || put().await.unwrap().status() == 201).await;
     let message = server.send(&id, "head -c 30000000 /dev/zero > again; sleep 1000").await;
     assert_eq!(message["error"]["code"], "disk_quota_exceeded", "{message:#}");
     // More can be given, also while it runs.

@@ -28,6 +28,15 @@ pub fn can_run_containers() -> bool {
     is_root
 }
 
+/// Asks again and again until it is so.
+pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "it does not come that {what}");
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Begins a test that needs containers, or skips it loudly.
 #[macro_export]
 macro_rules! server_or_skip {

@@ -16,6 +16,7 @@ use raworc_core::session::Container;
 use raworc_store::layers;
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::FileError;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::app::Shared;
@@ -27,6 +28,8 @@ use crate::verbs::observe;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// A look that takes long is taken less often: so many times what it took lies between two.
 const REST: u32 = 20;
+/// Sessions that are looked at together: one with very many files does not hide what others write.
+const LOOKS_MAX: usize = 4;
 /// Bytes that may be written after each save, also by a session at its limit: what is removed takes a little first.
 const ROOM_BYTES: u64 = 1 << 20;
 /// So far above its limit, a session has no such room any more.
@@ -49,6 +52,8 @@ struct Watch {
     /// What it may take: its limit, or what it took when it began, where that is more.
     ceiling: u64,
     next: Instant,
+    /// It is being looked at.
+    is_looked_at: bool,
     /// That the file system refuses what it writes was told.
     is_told: bool,
 }
@@ -107,6 +112,7 @@ impl Quotas {
             began_with: used,
             ceiling: limit.max(used.saturating_add(room)),
             next,
+            is_looked_at: false,
             is_told: false,
         };
         lock(&self.0).insert(container.session, watch);
@@ -138,9 +144,22 @@ impl Quotas {
         }
     }
 
-    fn due(&self) -> Vec<Watch> {
+    /// Those whose turn it is to be looked at; they are due again when that is [over](Self::looked_at).
+    fn due(&self) -> Vec<ContainerId> {
         let now = Instant::now();
-        lock(&self.0).values().filter(|watch| watch.next <= now).copied().collect()
+        let mut all = lock(&self.0);
+        let due = all.values_mut().filter(|watch| watch.next <= now && !watch.is_looked_at);
+        due.map(|watch| {
+            watch.is_looked_at = true;
+            watch.container
+        })
+        .collect()
+    }
+
+    fn looked_at(&self, container: ContainerId) {
+        if let Some(watch) = lock(&self.0).get_mut(&container.session).filter(|watch| watch.container == container) {
+            watch.is_looked_at = false;
+        }
     }
 
     /// Notes what was saved.
@@ -272,18 +291,25 @@ async fn find(app: &Shared, session: SessionId) -> Result<Option<SessionRow>, Fa
 
 /// Runs until the server stops.
 pub async fn run(app: Shared) {
+    let slots = Arc::new(Semaphore::new(LOOKS_MAX));
     loop {
         tokio::select! {
             biased;
             () = app.stopping.cancelled() => return,
             () = tokio::time::sleep(INTERVAL / 2) => {}
         }
-        for watch in app.trees.quotas.due() {
-            if let Err(error) = look(&app, watch.container).await {
-                tracing::warn!(container = %watch.container, %error, "what a session takes could not be looked through");
-            }
+        for container in app.trees.quotas.due() {
+            app.tasks.spawn(look_after(app.clone(), Arc::clone(&slots), container));
         }
     }
+}
+
+async fn look_after(app: Shared, slots: Arc<Semaphore>, container: ContainerId) {
+    let Ok(_slot) = slots.acquire().await else { return };
+    if let Err(error) = look(&app, container).await {
+        tracing::warn!(%container, %error, "what a session takes could not be looked through");
+    }
+    app.trees.quotas.looked_at(container);
 }
 
 async fn look(app: &Shared, container: ContainerId) -> Result<(), Failure> {
