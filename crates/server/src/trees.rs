@@ -8,8 +8,10 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use raworc_api::problem::Code;
 use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, LayerId, SessionId};
+use raworc_core::time::Time;
 use raworc_store::layers::{self, LayerRow};
 use raworc_store::sessions::SessionRow;
 use raworc_workspace::{FileError, Stack, Workspace, Workspaces};
@@ -326,11 +328,26 @@ async fn stack_now(app: &Shared, session: SessionId) -> Result<Stack, Failure> {
     Ok(Stack { layers: chain.into_iter().map(|layer| layer.id).collect(), writable: Some(row.writable_id) })
 }
 
+/// Refuses what a session cannot do any more whose files are gone.
+///
+/// # Errors
+/// 409.
+pub fn refuse_purged(purged_at: Option<Time>) -> Result<(), Failure> {
+    match purged_at {
+        None => Ok(()),
+        Some(_) => {
+            let detail = "the session was deleted and its files were removed to free space; only its conversation and its log are left";
+            Err(Failure::new(Code::SessionDeleted, detail))
+        }
+    }
+}
+
 /// Opens a session's workspace as it is now, to read it.
 ///
 /// # Errors
-/// Where it cannot be mounted.
+/// 409 where it is gone; where it cannot be mounted.
 pub async fn open_now(app: &Shared, row: &SessionRow) -> Result<Opened, Failure> {
+    refuse_purged(row.purged_at)?;
     if let Some(root) = running(app, row).await {
         return Ok(Opened { workspace: app.trees.shelf.workspace(root), _hold: None });
     }

@@ -49,6 +49,10 @@ async fn space_is_told_and_given_back() {
         let (status, problem) = server.post(&format!("/sessions/{gone}/{path}"), body).await;
         assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("session_deleted")), "{problem:#}");
     }
+    for path in ["files", "files/data", "checkpoints/now/files", "checkpoints/now/diff"] {
+        let (status, problem) = server.get(&format!("/sessions/{gone}/{path}")).await;
+        assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("session_deleted")), "{path}: {problem:#}");
+    }
     assert_eq!(server.delete(&format!("/sessions/{heir}")).await.0, 200);
     let deleted = async || server.get("/system/disk").await.1["deleted_sessions"]["layers"].clone();
     eventually("its files are a deleted session's", async || deleted().await != 0).await;

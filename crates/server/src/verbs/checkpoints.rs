@@ -19,7 +19,6 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::check::Checks;
-use super::disk::refuse_purged;
 use super::find::{self, Purpose};
 use super::save;
 use crate::app::{Shared, blocking};
@@ -48,7 +47,7 @@ pub async fn request(
         .write(move |transaction| {
             Box::pin(async move {
                 let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
-                refuse_purged(row.purged_at)?;
+                trees::refuse_purged(row.purged_at)?;
                 audit::append(transaction.connection(), now, &actor, "checkpoint.create", &row.id.to_string()).await?;
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 let wanted = save::new_row(&mut change.row, Cause::Request, label, &actor.name, now);

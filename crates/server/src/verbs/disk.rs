@@ -8,7 +8,6 @@ use raworc_api::disk::{DiskUsage, LayerUsage, Limits, Prune, Pruned};
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::permissions::{Action, Actor};
 use raworc_core::session::Container;
-use raworc_core::time::Time;
 use raworc_store::layers::{self, LayerRow, Root};
 use raworc_store::{agents, audit, checkpoints, images, sessions};
 use raworc_workspace::FileError;
@@ -199,18 +198,4 @@ async fn remove_unused(app: &Shared, actor: &Actor) -> Result<u64, Failure> {
         })
     });
     write.await
-}
-
-/// Refuses what a session cannot do any more whose files are gone.
-///
-/// # Errors
-/// 409.
-pub fn refuse_purged(purged_at: Option<Time>) -> Result<(), Failure> {
-    match purged_at {
-        None => Ok(()),
-        Some(_) => {
-            let detail = "the session was deleted and its files were removed to free space; only its conversation and its log are left";
-            Err(Failure::new(raworc_api::problem::Code::SessionDeleted, detail))
-        }
-    }
 }

@@ -90,11 +90,11 @@ pub async fn import(
         raworc_oci::import(archive, &layout, &bounds, &mut progress)
     };
     let found = blocking(read).await.map_err(FileError::Io)??;
-    let is_one = found.len() == 1;
-    let images = found.into_iter().map(|(own, manifest)| {
-        let name = named(name.as_ref().filter(|_| is_one).or(own.as_ref()))?;
-        Ok((name, manifest))
-    });
+    if name.is_some() && found.len() != 1 {
+        let message = format!("must be absent: the archive has {} images, and a name is for one", found.len());
+        return Err(Problem::field("name", message).into());
+    }
+    let images = found.into_iter().map(|(own, manifest)| Ok((named(name.as_ref().or(own.as_ref()))?, manifest)));
     let images = images.collect::<Result<Vec<_>, Failure>>()?;
     keep_all(app, actor, images, tell, passage).await
 }

@@ -10,7 +10,6 @@ use serde_json::json;
 
 use super::checkpoints as versions;
 use super::create_session::{Inherited, another, check, inherit, made_before, new_row, run_image};
-use super::disk::refuse_purged;
 use super::find::{self, Purpose};
 use super::idempotent::Key;
 use super::images::{self, Use};
@@ -19,6 +18,7 @@ use super::send_message::{NewMessage, queue};
 use crate::app::{Shared, permit};
 use crate::change::Change;
 use crate::error::Failure;
+use crate::trees::refuse_purged;
 
 /// Makes it: the parent's configuration with what the body changes, its conversation up to the checkpoint, its workspace as
 /// of then. Tokens and secrets are not taken over.

@@ -5,11 +5,11 @@ use raworc_core::session::{Event, TerminationReason};
 use raworc_store::audit;
 use raworc_store::sessions::SessionRow;
 
-use super::disk::refuse_purged;
 use super::find::{self, Purpose};
 use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
+use crate::trees::refuse_purged;
 
 /// What someone wants of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
