@@ -13,7 +13,7 @@ use crate::session::{RemixSession, Session};
 /// How long the server itself waits for a checkpoint.
 const TAKING: Duration = Duration::from_secs(60);
 
-fn checkpoints(id: &str) -> Path {
+pub(super) fn checkpoints(id: &str) -> Path {
     Path::new("sessions").id(id).then("checkpoints")
 }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use reqwest::{Body, Method, Response};
 
+use super::checkpoints::checkpoints;
 use super::path::Path;
 use super::{Client, ClientError, Result, error};
 use crate::workspace::Listing;
@@ -70,7 +71,16 @@ fn file(session: &str, path: &str) -> Path {
 impl Client {
     /// `GET /sessions/{id}/files/{path}`; an empty path is the workspace itself.
     pub async fn read_file(&self, session: &str, path: &str) -> Result<Content> {
-        let request = self.request(Method::GET, file(session, path))?;
+        self.content(file(session, path)).await
+    }
+
+    /// `GET /sessions/{id}/checkpoints/{n}/files/{path}`: the same as of a checkpoint; `n` is a number or a label.
+    pub async fn read_saved_file(&self, session: &str, n: &str, path: &str) -> Result<Content> {
+        self.content(checkpoints(session).id(n).then("files").file(path)).await
+    }
+
+    async fn content(&self, at: Path) -> Result<Content> {
+        let request = self.request(Method::GET, at)?;
         let response = self.accepted(request).await?;
         let is_directory = response.headers().get(KIND_HEADER).is_some_and(|kind| kind == "directory");
         if is_directory {

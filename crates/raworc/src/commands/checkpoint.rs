@@ -107,10 +107,10 @@ pub enum Checkpoint {
         /// The file; '-' is standard output.
         file: PathBuf,
     },
-    /// Bring a checkpoint in from a file; `raworc session create --from` goes on from it.
+    /// Bring a checkpoint in from a file, or from an OCI layout; `raworc session create --from` goes on from it.
     #[command(after_help = "Example:\n  raworc checkpoint import demo.tar --name demo")]
     Import {
-        /// The file; '-' is standard input.
+        /// The file, or the directory of an OCI layout; '-' is standard input.
         file: PathBuf,
         /// What to call it here [default: what the archive calls it].
         #[arg(long, value_name = "NAME")]

@@ -3,13 +3,16 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use clap::{Args, Subcommand};
+use futures::stream::{BoxStream, StreamExt as _};
 use raworc_api::client::{Client, ClientError};
 use raworc_api::image::{
     Image as Record, ImportImages, Imported, ListImages, PullImage, RegistryCredentials, TransferProgress,
 };
 use raworc_api::page::PageQuery;
 use raworc_api::problem::Code;
+use tokio_util::io::{ReaderStream, SyncIoBridge};
 
 use super::session::files;
 use crate::commands::list::{self, Paging};
@@ -21,6 +24,10 @@ use crate::text::{ago, bytes, clean};
 
 /// Longest password that is read, in bytes.
 const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
+/// What an OCI image layout consists of.
+const LAYOUT: [&str; 3] = ["oci-layout", "index.json", "blobs"];
+/// Bytes of a layout that are read ahead of what is sent.
+const LAYOUT_BUFFER_BYTES: usize = 256 * 1024;
 
 /// Commands about images. IMAGE is an id or a name everywhere.
 #[derive(Debug, Subcommand)]
@@ -33,11 +40,12 @@ pub enum Image {
         #[command(flatten)]
         login: Login,
     },
-    /// Bring in the images of a file: an OCI archive, or what `docker save` writes, compressed or not.
+    /// Bring in the images of a file: an OCI archive, or what `docker save` writes, compressed or not; or of an OCI layout.
     #[command(after_help = "Examples:\n  docker save tools:3 | raworc image import - --name tools:3\n  \
-                            skopeo copy docker-daemon:tools:3 oci-archive:tools.tar && raworc image import tools.tar")]
+                            skopeo copy docker-daemon:tools:3 oci-archive:tools.tar && raworc image import tools.tar\n  \
+                            raworc image import path/to/layout --name tools:3")]
     Import {
-        /// The file; '-' is standard input.
+        /// The file, or the directory of an OCI layout; '-' is standard input.
         file: PathBuf,
         /// What to call it here [default: what the archive calls it].
         #[arg(long, value_name = "NAME")]
@@ -117,10 +125,40 @@ pub async fn pull(context: &Context, reference: String, login: Login) -> Result<
 /// Brings in what is in an archive.
 pub async fn import(context: &Context, file: &Path, name: Option<String>) -> Result<()> {
     let client = context.client()?;
-    let archive = if file == Path::new("-") { files::standard_input()? } else { files::open(file).await? };
+    let archive = match file {
+        _ if file == Path::new("-") => files::standard_input()?,
+        _ if file.is_dir() => layout(file)?,
+        _ => files::open(file).await?,
+    };
     let query = ImportImages { name };
     let imported = transfer(&context.ui, "importing", async |tell| client.import_images(&query, archive, tell).await);
     context.ui.show(&imported.await?, |Imported { items }| items.iter().map(sentence).collect::<Vec<_>>().join("\n"))
+}
+
+/// An OCI image layout, as an archive that is made while it is sent.
+fn layout(directory: &Path) -> Result<BoxStream<'static, std::io::Result<Bytes>>> {
+    if !directory.join("index.json").is_file() {
+        let what = format!("{} is a directory, but no OCI image layout", clean(&directory.display().to_string()));
+        return Err(Failure::usage(what).help("It would have an index.json."));
+    }
+    let (writer, reader) = tokio::io::duplex(LAYOUT_BUFFER_BYTES);
+    let (directory, writer) = (directory.to_owned(), SyncIoBridge::new(writer));
+    let writing = tokio::task::spawn_blocking(move || {
+        let mut archive = tar::Builder::new(writer);
+        for name in LAYOUT {
+            let path = directory.join(name);
+            if path.is_dir() {
+                archive.append_dir_all(name, path)?;
+            } else {
+                archive.append_path_with_name(path, name)?;
+            }
+        }
+        archive.into_inner()?.shutdown()
+    });
+    // What could not be read ends the request, and not the archive.
+    let ended = futures::stream::once(async { writing.await.map_err(std::io::Error::other)? });
+    let ended = ended.filter_map(async |outcome| outcome.err().map(Err));
+    Ok(ReaderStream::new(reader).chain(ended).boxed())
 }
 
 /// Has an image brought in that a new session is to have, so that the wait for it can be watched.

@@ -350,6 +350,8 @@ async fn they_are_called_by_number_or_label_and_compared_across_sessions() {
     assert_eq!(server.output("two", "cat file").await, "first\n");
     let text = run(&["checkpoint", "diff", "one", "--from", "two@now", "--path", "file"]);
     assert!(text.contains("-first") && text.contains("+second"), "{text}");
+    assert_eq!(run(&["session", "files", "cat", "one", "file", "--checkpoint", "good/start"]), "first\n");
+    assert!(run(&["session", "files", "ls", "one", "--checkpoint", "1"]).contains("file"));
     run(&["checkpoint", "restore", "one", "good/start"]);
     assert_eq!(server.output(&one, "cat file").await, "first\n");
     // What is not there is an error, and not the same in both.

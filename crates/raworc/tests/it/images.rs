@@ -130,6 +130,14 @@ async fn containers_run_what_is_in_a_file() {
         let output = server.cli(&["image", "import", file.to_str().unwrap(), "--name", name]);
         assert!(output.status.success(), "{output:?}\n{}", server.log());
     }
+    // A layout is a directory; of its two images, each has a name.
+    let import = |arguments: &[&str]| {
+        server.cli(&[&["image", "import", made.path("layout").to_str().unwrap()], arguments].concat())
+    };
+    assert!(String::from_utf8_lossy(&import(&["--name", "both"]).stderr).contains("2 images"));
+    assert!(import(&[]).status.success(), "{}", server.log());
+    assert_eq!(server.delete("/images/v1").await.0, 204);
+    assert_eq!(server.cli(&["image", "import", made.path("").to_str().unwrap()]).status.code(), Some(2));
     // However they came, their layers are the same and here once.
     let (_, usage) = server.get("/system/disk").await;
     let (_, image) = server.get("/images/tools:oci").await;
@@ -149,7 +157,7 @@ async fn containers_run_what_is_in_a_file() {
     assert_eq!(server.output(&id, "cat /newer").await, "two\n");
     // Both are one and the same thing, and it is run.
     assert_eq!(server.post("/system/prune", json!({ "unused_images": true })).await.1["images"], 0);
-    for name in ["tools:oci", "tools:docker"] {
+    for name in ["tools:oci", "tools:docker", "v2"] {
         assert_eq!(server.delete(&format!("/images/{name}")).await.0, 204);
     }
     server.post(&format!("/sessions/{id}/restart"), json!(null)).await;

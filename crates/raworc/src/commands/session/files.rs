@@ -4,9 +4,9 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use futures::stream::{self, BoxStream, StreamExt as _};
-use raworc_api::client::Content;
+use raworc_api::client::{Client, Content};
 use raworc_api::workspace::{FileEntry, FileKind, Listing};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -25,7 +25,8 @@ pub enum Files {
     /// List a directory.
     #[command(
         visible_alias = "list",
-        after_help = "Examples:\n  raworc session files ls demo\n  raworc session files ls demo src"
+        after_help = "Examples:\n  raworc session files ls demo\n  raworc session files ls demo src\n  \
+                      raworc session files ls demo src --checkpoint 3"
     )]
     Ls {
         /// Its id or name.
@@ -33,14 +34,22 @@ pub enum Files {
         /// The directory, relative to the workspace [default: the workspace].
         #[arg(default_value = "", hide_default_value = true)]
         path: String,
+        #[command(flatten)]
+        version: Version,
     },
     /// Write a file of the workspace to standard output.
-    #[command(visible_alias = "read", after_help = "Example:\n  raworc session files cat demo result.csv > result.csv")]
+    #[command(
+        visible_alias = "read",
+        after_help = "Examples:\n  raworc session files cat demo result.csv > result.csv\n  \
+                      raworc session files cat demo result.csv --checkpoint works"
+    )]
     Cat {
         /// Its id or name.
         session: String,
         /// The file, relative to the workspace.
         path: String,
+        #[command(flatten)]
+        version: Version,
     },
     /// Write a local file, or standard input, into the workspace.
     #[command(
@@ -66,11 +75,28 @@ pub enum Files {
     },
 }
 
+/// The version of a workspace that is looked into.
+#[derive(Debug, Args)]
+pub struct Version {
+    /// As of this checkpoint: its number or label [default: as it is now].
+    #[arg(long, value_name = "N")]
+    checkpoint: Option<String>,
+}
+
+impl Version {
+    async fn read(&self, client: &Client, session: &str, path: &str) -> Result<Content> {
+        Ok(match &self.checkpoint {
+            Some(n) => client.read_saved_file(session, n, path).await?,
+            None => client.read_file(session, path).await?,
+        })
+    }
+}
+
 /// Carries one out.
 pub async fn run(context: &Context, command: Files) -> Result<()> {
     match command {
-        Files::Ls { session, path } => ls(context, &session, &path).await,
-        Files::Cat { session, path } => cat(context, &session, &path).await,
+        Files::Ls { session, path, version } => ls(context, &session, &path, &version).await,
+        Files::Cat { session, path, version } => cat(context, &session, &path, &version).await,
         Files::Put { session, local, path } => put(context, &session, &local, path).await,
         Files::Rm { session, path } => {
             context.client()?.delete_file(&session, &path).await?;
@@ -79,8 +105,8 @@ pub async fn run(context: &Context, command: Files) -> Result<()> {
     }
 }
 
-async fn ls(context: &Context, session: &str, path: &str) -> Result<()> {
-    match context.client()?.read_file(session, path).await? {
+async fn ls(context: &Context, session: &str, path: &str, version: &Version) -> Result<()> {
+    match version.read(&context.client()?, session, path).await? {
         Content::File(_) => Err(Failure::usage(format!("{} is a file", clean(path))).help(format!(
             "`raworc session files cat {} {}` reads it.",
             clean(session),
@@ -115,8 +141,8 @@ fn rows(listing: &Listing) -> String {
     table(&["MODE", "SIZE", "MODIFIED", "NAME"], listing.entries.iter().map(row).collect())
 }
 
-async fn cat(context: &Context, session: &str, path: &str) -> Result<()> {
-    let mut file = match context.client()?.read_file(session, path).await? {
+async fn cat(context: &Context, session: &str, path: &str, version: &Version) -> Result<()> {
+    let mut file = match version.read(&context.client()?, session, path).await? {
         Content::File(file) => file,
         Content::Directory(_) => {
             return Err(Failure::usage(format!("{} is a directory", clean(path))).help(format!(
