@@ -70,6 +70,9 @@ pub async fn invariants(world: &World, router: &Router) -> anyhow::Result<()> {
         for message in messages.iter().filter(|message| message["role"] == "user").filter(is_own) {
             told_once(world, message, &events, &messages).with_context(|| format!("{message:#}"))?;
         }
+        if session["purged_at"].is_null() {
+            tied(world, id, &events, &messages).with_context(|| format!("the checkpoints of {id}"))?;
+        }
         let known: Vec<&str> = messages.iter().map(|message| text(&message["id"])).collect();
         let state = world.state();
         for (message, _) in state.people.acknowledged.iter().filter(|(_, session)| *session == id) {
@@ -85,6 +88,28 @@ pub async fn invariants(world: &World, router: &Router) -> anyhow::Result<()> {
             session["queued_messages"]
         );
         ensure!(messages.iter().all(|message| message["status"] != "processing"), "a message of {id} is stuck");
+    }
+    Ok(())
+}
+
+/// A checkpoint has what every message has left that is done by its point in the conversation. (Where a session has gone back,
+/// what was done does not say what there is.)
+fn tied(world: &World, session: &str, events: &[Value], messages: &[Value]) -> anyhow::Result<()> {
+    if events.iter().any(|event| event["type"] == "session.rewound") {
+        return Ok(());
+    }
+    let truth = &mut world.state().truth;
+    for (n, _) in records::ready(&truth.records, session)? {
+        let seq = records::seq(&truth.records, session, n)?;
+        let Some(state) = truth.look_at(session, n)? else { continue };
+        for message in messages.iter().filter(|message| message["status"] == "done") {
+            let mut told = events.iter().filter(|event| event["seq"].as_u64() <= Some(seq));
+            let is_end =
+                |event: &Value| event["type"] == "message.finished" && event["data"]["message_id"] == message["id"];
+            let is_before = told.any(is_end);
+            let Some(left) = truth.left_by(text(&message["id"])).filter(|_| is_before) else { continue };
+            ensure!(left <= state, "{n} belongs to {seq}, shows the state {state}, and {left} was left by {message}");
+        }
     }
     Ok(())
 }

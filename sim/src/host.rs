@@ -277,6 +277,9 @@ impl Host {
             Some(model.report(Report::Output { work, stream: Stream::Stdout, text }))
         });
         let Some(frame) = frame else { return Some(()) };
+        if let HostFrame::Report { report: Report::Finished { work: WorkId::Message(message), .. }, .. } = &frame {
+            self.world.state().truth.done(&self.id.session.to_string(), &message.to_string());
+        }
         if self.is_welcome {
             self.send(frame).await?;
         }

@@ -49,6 +49,13 @@ pub fn ready(records: &Connection, session: &str) -> Result<Vec<(u64, bool)>> {
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
+/// The last event that belongs to a checkpoint.
+pub fn seq(records: &Connection, session: &str, n: u64) -> Result<u64> {
+    const FIND: &str = "SELECT seq FROM checkpoints WHERE session_id = ?1 AND n = ?2";
+    let seq: i64 = records.prepare_cached(FIND)?.query_row(params![session, i64::try_from(n)?], |row| row.get(0))?;
+    Ok(u64::try_from(seq)?)
+}
+
 /// The layers of a checkpoint that can be used; nothing, where there is none.
 pub fn checkpoint(records: &Connection, session: &str, n: u64) -> Result<Option<Vec<LayerId>>> {
     const FIND: &str = "SELECT layer_id FROM checkpoints WHERE session_id = ?1 AND n = ?2 AND status = 'ready'";

@@ -37,6 +37,8 @@ pub struct Truth {
     shown: BTreeMap<String, usize>,
     /// Those that sessions were asked to go back to; who knows when they do.
     ahead: BTreeSet<(String, usize)>,
+    /// The states in which workspaces were when a message had been worked on, by its id.
+    done: BTreeMap<String, usize>,
     /// Layers that are on the disk for good.
     flushed: BTreeSet<PathBuf>,
 }
@@ -63,6 +65,7 @@ impl Truth {
             first: BTreeMap::new(),
             shown: BTreeMap::new(),
             ahead: BTreeSet::new(),
+            done: BTreeMap::new(),
             flushed: BTreeSet::new(),
         }
     }
@@ -89,6 +92,16 @@ impl Truth {
     /// A session was asked to go back to this state.
     pub fn go_back(&mut self, session: &str, state: usize) {
         self.ahead.insert((session.to_owned(), state));
+    }
+
+    /// A host is about to say that it has worked on a message.
+    pub fn done(&mut self, session: &str, message: &str) {
+        self.done.insert(message.to_owned(), self.state_of(session));
+    }
+
+    /// The state that the work on this message has left, if it has been told of.
+    pub fn left_by(&self, message: &str) -> Option<usize> {
+        self.done.get(message).copied()
     }
 
     /// A layer has been brought to the disk.

@@ -32,11 +32,34 @@ pub enum NotRun {
 struct Host {
     heard: Instant,
     background: u32,
+    /// By how many it is kept from saying that it lives.
+    stopped: u32,
     /// Which connection speaks for it, and the way to it; absent while it is away.
     connection: Option<(u64, mpsc::Sender<ServerFrame>)>,
     execs: HashMap<Uuid, mpsc::Sender<Report>>,
     /// The newest report of an exec that was passed on: what comes again after a broken connection is not.
     passed_on: u64,
+}
+
+impl Host {
+    fn is_lost(&self) -> bool {
+        self.stopped == 0 && self.heard.elapsed() > LEASE
+    }
+}
+
+/// A host stands still, and has nothing to answer for.
+pub struct Pause<'h> {
+    hosts: &'h Hosts,
+    container: ContainerId,
+}
+
+impl Drop for Pause<'_> {
+    fn drop(&mut self) {
+        if let Some(host) = lock(&self.hosts.hosts).get_mut(&self.container) {
+            host.stopped = host.stopped.saturating_sub(1);
+            host.heard = Instant::now();
+        }
+    }
 }
 
 /// All hosts.
@@ -54,7 +77,14 @@ impl Default for Hosts {
 impl Hosts {
     /// A host is expected, and has a full lease from now on.
     pub fn expect(&self, container: ContainerId) {
-        let host = Host { heard: Instant::now(), background: 0, connection: None, execs: HashMap::new(), passed_on: 0 };
+        let host = Host {
+            heard: Instant::now(),
+            background: 0,
+            stopped: 0,
+            connection: None,
+            execs: HashMap::new(),
+            passed_on: 0,
+        };
         lock(&self.hosts).entry(container).or_insert(host);
     }
 
@@ -111,6 +141,14 @@ impl Hosts {
         }
     }
 
+    /// The host is about to stand still: its lease does not run until the [`Pause`] ends, and is a full one then.
+    pub fn pause(&self, container: ContainerId) -> Pause<'_> {
+        if let Some(host) = lock(&self.hosts).get_mut(&container) {
+            host.stopped += 1;
+        }
+        Pause { hosts: self, container }
+    }
+
     /// The container is no more: whatever ran in it has ended.
     pub fn forget(&self, container: ContainerId) {
         lock(&self.hosts).remove(&container);
@@ -119,8 +157,7 @@ impl Hosts {
     /// Hosts whose lease has run out; each is named once.
     pub fn lost(&self) -> Vec<ContainerId> {
         let mut hosts = lock(&self.hosts);
-        let lost: Vec<ContainerId> =
-            hosts.iter().filter(|(_, host)| host.heard.elapsed() > LEASE).map(|(id, _)| *id).collect();
+        let lost: Vec<ContainerId> = hosts.iter().filter(|(_, host)| host.is_lost()).map(|(id, _)| *id).collect();
         for id in &lost {
             hosts.remove(id);
         }
@@ -177,5 +214,27 @@ impl Hosts {
     /// Changes whenever a host connects or goes.
     pub fn connections(&self) -> watch::Receiver<u64> {
         self.connections.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use raworc_core::ids::SessionId;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_stands_still_is_not_lost() {
+        let (hosts, container) = (Hosts::default(), ContainerId { session: SessionId(Uuid::nil()), generation: 1 });
+        hosts.expect(container);
+        let pauses = [hosts.pause(container), hosts.pause(container)];
+        for pause in pauses {
+            tokio::time::advance(LEASE * 2).await;
+            assert_eq!(hosts.lost(), []);
+            drop(pause);
+        }
+        tokio::time::advance(LEASE).await;
+        assert_eq!(hosts.lost(), [], "it has a full lease again");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(hosts.lost(), [container]);
     }
 }

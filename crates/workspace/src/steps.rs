@@ -29,11 +29,6 @@ pub fn watch(watcher: Option<Watcher>) -> Option<Watcher> {
     WATCHER.replace(watcher)
 }
 
-/// Whether someone watches: then time is made up, and what a file system says of it means nothing.
-pub(crate) fn is_watched() -> bool {
-    WATCHER.with_borrow(Option::is_some)
-}
-
 /// Something is about to be changed.
 pub(crate) fn change() -> io::Result<()> {
     take(Step::Change)

@@ -2,18 +2,22 @@
 //! loudly where it may not.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use raworc_core::ids::LayerId;
+use raworc_workspace::layers::capture::How;
 use raworc_workspace::layers::{Marks, capture, compare, seal, squash};
-use raworc_workspace::{Mounter, Stack, Workspaces, layers_in};
+use raworc_workspace::{Mounter, Stack, Workspaces, layers_in, steps};
 use rustix::fs::XattrFlags;
 use uuid::Uuid;
 
@@ -156,6 +160,21 @@ fn fingerprint(root: &Path) -> BTreeMap<String, String> {
     found
 }
 
+/// Nothing is copied again that did not change: the clock advances between two captures.
+const EXACT: How = How { marks: Marks::Trusted, is_still: true, doubtful: Duration::ZERO };
+
+/// Until what is changed has another time of change than what was before.
+fn until_the_clock_advances(directory: &Path) {
+    let now = || {
+        let probe = directory.join("probe");
+        fs::write(&probe, "").unwrap();
+        let stat = fs::metadata(&probe).unwrap();
+        (stat.ctime(), stat.ctime_nsec())
+    };
+    let before = now();
+    while now() == before {}
+}
+
 struct Shelf {
     _directory: tempfile::TempDir,
     shelf: Workspaces,
@@ -215,7 +234,8 @@ impl Shelf {
                 let copy = LayerId(Uuid::new_v4());
                 let new = self.listings.join(format!("{n}-{}", Uuid::new_v4()));
                 let into = self.shelf.begin(copy).unwrap();
-                capture::capture(&self.shelf.path(writable), &into, &new, listing.as_deref(), Marks::Trusted).unwrap();
+                capture::capture(&self.shelf.path(writable), &into, &new, listing.as_deref(), EXACT).unwrap();
+                until_the_clock_advances(&self.listings);
                 listing = Some(new);
                 copy
             } else {
@@ -338,6 +358,67 @@ fn what_is_written_over_layers_goes_where_it_is_told_to() {
     assert!(mounter.mount_over(&[layer], &renamed, 7).is_err(), "what is there already is not taken over");
     fs::create_dir(&above).unwrap();
     assert!(mounter.mount_over(&[layer; 200], &above, 7).is_err(), "not even a part of the layers");
+}
+
+/// Captures twice what `change` changes before a step of the first capture, as soon as it says that it has; what both show
+/// together is what is there in the end.
+fn changed_meanwhile(make: impl Fn(&Path), mut change: impl FnMut(&Path, &Path) -> bool + 'static) {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    fs::create_dir(at("from")).unwrap();
+    make(&at("from"));
+    until_the_clock_advances(scratch.path());
+    let (from, into, changed) = (at("from"), at("first"), Rc::new(Cell::new(false)));
+    let is_changed = Rc::clone(&changed);
+    steps::watch(Some(Box::new(move |_| {
+        if !is_changed.get() && change(&from, &into) {
+            is_changed.set(true);
+            until_the_clock_advances(from.parent().unwrap());
+        }
+        Ok(())
+    })));
+    let moving = How { is_still: false, ..EXACT };
+    capture::capture(&at("from"), &at("first"), &at("listing"), None, moving).unwrap();
+    steps::watch(None);
+    assert!(changed.get());
+    capture::capture(&at("from"), &at("second"), &at("newer"), Some(&at("listing")), EXACT).unwrap();
+    squash::squash(&[at("second"), at("first")], true, &at("whole"), Marks::Trusted).unwrap();
+    assert_eq!(differences(&fingerprint(&at("whole")), &fingerprint(&at("from"))), [] as [String; 0]);
+}
+
+#[test]
+fn what_changes_while_it_is_captured_is_captured_again() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root makes whiteouts");
+        return;
+    }
+    let linked = |root: &Path| {
+        fs::write(root.join("a"), "old").unwrap();
+        fs::write(root.join("between"), "").unwrap();
+        fs::hard_link(root.join("a"), root.join("b")).unwrap();
+    };
+    // One of two names has been copied.
+    changed_meanwhile(linked, |from, into| into.join("a").exists() && fs::write(from.join("a"), "new").is_ok());
+    // A name goes, and comes again as something else.
+    changed_meanwhile(linked, |from, _| {
+        fs::remove_file(from.join("a")).unwrap();
+        symlink("b", from.join("a")).is_ok()
+    });
+    changed_meanwhile(linked, |from, into| {
+        into.join("a").exists()
+            && fs::remove_file(from.join("between")).is_ok()
+            && fs::create_dir(from.join("between")).is_ok()
+    });
+    // A directory with one of the names goes elsewhere.
+    let deep = |root: &Path| {
+        fs::create_dir_all(root.join("one/two")).unwrap();
+        fs::write(root.join("one/two/file"), "old").unwrap();
+        fs::hard_link(root.join("one/two/file"), root.join("z")).unwrap();
+    };
+    changed_meanwhile(deep, |from, into| {
+        into.join("one/two/file").exists() && fs::rename(from.join("one"), from.join("three")).is_ok()
+    });
+    changed_meanwhile(deep, |from, into| into.join("one/two").exists() && fs::write(from.join("z"), "longer").is_ok());
 }
 
 proptest! {

@@ -58,12 +58,14 @@ impl Containers {
     pub async fn freeze(&self, id: ContainerId) -> Result<Company, RuntimeError> {
         let owned = self.running(id).ok_or_else(|| RuntimeError::Other("the container does not run".into()))?;
         let host = self.process(id)?.pid;
-        if let Err(error) = self.cgroups.set_frozen(&owned.slot, true).await {
-            self.thaw(id).await?;
-            return Err(RuntimeError::Other(error.to_string()));
+        let frozen = self.cgroups.set_frozen(&owned.slot, true).await.map_err(failed);
+        match frozen.and_then(|()| self.cgroups.processes(&owned.slot).map_err(failed)) {
+            Ok(processes) => Ok(if processes.iter().eq([&host]) { Company::Alone } else { Company::Others }),
+            Err(error) => {
+                self.thaw(id).await?;
+                Err(error)
+            }
         }
-        let processes = self.cgroups.processes(&owned.slot).map_err(failed)?;
-        Ok(if processes.iter().eq([&host]) { Company::Alone } else { Company::Others })
     }
 
     /// See [`Runtime::thaw`](crate::Runtime::thaw).
@@ -98,7 +100,7 @@ impl Containers {
     /// See [`Runtime::hidden`](crate::Runtime::hidden).
     pub fn hidden(&self, id: ContainerId) -> io::Result<Hidden> {
         let Some(owned) = self.running(id) else { return Ok(Hidden::default()) };
-        let mut unlinked = unlinked(&self.cgroups.processes(&owned.slot)?);
+        let mut unlinked = unlinked(&self.cgroups.processes(&owned.slot)?)?;
         let removed = match self.process(id).and_then(|process| workspace_of(&process).map_err(failed)) {
             Ok(workspace) => unlinked.remove(&rustix::fs::fstat(&workspace)?.st_dev).unwrap_or(0),
             // It has ended just now.

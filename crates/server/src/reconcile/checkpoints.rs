@@ -24,12 +24,16 @@ use tokio::sync::Semaphore;
 use super::{layers, live, quotas};
 use crate::app::Shared;
 use crate::error::Failure;
+use crate::hosts::Pause;
 use crate::trees::{self, Hold, Turn};
 use crate::verbs::observe;
 use crate::verbs::save::{self, Found, Saved};
 
 /// Workspaces saved at the same time.
 const SAVES: usize = 4;
+/// Workspaces that are brought to the disk, or whose layers are made fewer, at the same time: to go through deep trees on many
+/// layers takes a descriptor for each.
+const FINISHES: usize = 4;
 /// Wait before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -76,7 +80,7 @@ async fn give_up(app: &Shared, container: ContainerId) -> Result<(), Failure> {
 
 /// Runs until the server stops.
 pub async fn run(app: Shared) {
-    let slots = Arc::new(Semaphore::new(SAVES));
+    let slots = Arc::new(Slots { saves: Semaphore::new(SAVES), finishes: Semaphore::new(FINISHES) });
     loop {
         let asked = tokio::select! {
             biased;
@@ -89,8 +93,13 @@ pub async fn run(app: Shared) {
     }
 }
 
-async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, slots: Arc<Semaphore>) {
-    let Ok(slot) = slots.acquire_owned().await else { return };
+struct Slots {
+    saves: Semaphore,
+    finishes: Semaphore,
+}
+
+async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, slots: Arc<Slots>) {
+    let Ok(slot) = slots.saves.acquire().await else { return };
     let result = {
         let turn = app.trees.turn(session).await;
         fix(&app, &turn, session, &causes).await
@@ -99,11 +108,13 @@ async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, sl
     app.trees.done(session);
     // Whoever waits for it, and the host that may have its next message now.
     app.hub.notify(&[session]);
+    let Ok(slot) = slots.finishes.acquire().await else { return };
     let result = match result {
         Ok(_) => finish_all(&app, session).await,
         Err(error) => Err(error),
     };
     layers::look_after(&app, session).await;
+    drop(slot);
     if let Err(error) = result {
         tracing::error!(%session, %error, "a workspace could not be saved; trying again");
         tokio::select! {
@@ -119,7 +130,10 @@ async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, sl
 /// # Errors
 /// Where the store fails: to be tried again.
 pub async fn fix(app: &Shared, _: &Turn, session: SessionId, causes: &BTreeSet<Cause>) -> Result<bool, Failure> {
-    layers::make_room(app, session).await?;
+    let room = match layers::make_room(app, session).await {
+        Err(Failure::File(error)) => Err(Trouble::from(error)),
+        outcome => Ok(outcome?),
+    };
     let Some((row, pending)) = load(app, session).await? else { return Ok(false) };
     let container = ContainerId { session, generation: row.machine.generation };
     app.trees.timed.set(session, &row.settings.checkpoints, app.runtime.workspace(container).is_some());
@@ -127,9 +141,10 @@ pub async fn fix(app: &Shared, _: &Turn, session: SessionId, causes: &BTreeSet<C
         quotas::watch(app, &row, container).await?;
     }
     let job = Job { app, row: &row, container, causes, began: app.now() };
-    let attempt = match app.runtime.workspace(container) {
-        Some(stack) => job.fix_running(&stack, &pending).await,
-        None => job.fix_resting(&pending).await,
+    let attempt = match (room, app.runtime.workspace(container)) {
+        (Err(trouble), _) => Err(trouble),
+        (Ok(()), Some(stack)) => job.fix_running(&stack, &pending).await,
+        (Ok(()), None) => job.fix_resting(&pending).await,
     };
     match attempt {
         Ok(done) => Ok(done),
@@ -180,7 +195,13 @@ impl From<raworc_runtime::RuntimeError> for Trouble {
 
 impl From<std::io::Error> for Trouble {
     fn from(error: std::io::Error) -> Self {
-        match FileError::from(error) {
+        FileError::from(error).into()
+    }
+}
+
+impl From<FileError> for Trouble {
+    fn from(error: FileError) -> Self {
+        match error {
             FileError::DiskFull => Self::DiskFull,
             FileError::TooDeep => Self::TooDeep,
             other => Self::Workspace(other.to_string()),
@@ -214,6 +235,24 @@ pub struct Job<'j> {
     pub causes: &'j BTreeSet<Cause>,
     /// Since when.
     pub began: Time,
+}
+
+/// A container that stands still. Its host says nothing meanwhile, and is not missed.
+#[must_use]
+pub struct Standstill<'j> {
+    job: &'j Job<'j>,
+    /// Whether anything but its host runs in it.
+    pub company: Company,
+    since: Instant,
+    _pause: Pause<'j>,
+}
+
+impl Standstill<'_> {
+    /// Lets it go on; how long it stood still.
+    pub async fn go_on(self) -> Result<Duration, Trouble> {
+        self.job.app.runtime.thaw(self.job.container).await?;
+        Ok(self.since.elapsed())
+    }
 }
 
 impl Job<'_> {
@@ -250,15 +289,28 @@ impl Job<'_> {
             self.record(Found::Unchanged, Duration::ZERO).await?;
             return Ok(true);
         }
-        let frozen = Instant::now();
-        match self.app.runtime.freeze(self.container).await? {
-            Company::Alone => self.seal_frozen(frozen).await?,
+        let stands = self.stand_still().await?;
+        match stands.company {
+            Company::Alone => self.seal_frozen(stands).await?,
             Company::Others => {
-                self.app.runtime.thaw(self.container).await?;
+                stands.go_on().await?;
                 live::copy(self).await?;
             }
         }
         Ok(true)
+    }
+
+    /// Freezes the container.
+    pub async fn stand_still(&self) -> Result<Standstill<'_>, Trouble> {
+        let (since, pause) = (Instant::now(), self.app.hosts.pause(self.container));
+        let company = self.app.runtime.freeze(self.container).await?;
+        Ok(Standstill { job: self, company, since, _pause: pause })
+    }
+
+    /// The last event of the session that is stored.
+    pub async fn last_seq(&self) -> Result<u64, Failure> {
+        let row = find(self.app, self.row.id).await?;
+        Ok(row.map_or(self.row.last_seq, |row| row.last_seq))
     }
 
     fn is_wanted(&self, pending: &[CheckpointRow], is_changed: bool) -> bool {
@@ -274,15 +326,15 @@ impl Job<'_> {
         save::record(self.app, self.row.id, saved, self.causes).await
     }
 
-    /// What was written becomes a layer, and the container gets another one to write to. It is frozen, and thawed here.
-    pub async fn seal_frozen(&self, since: Instant) -> Result<(), Trouble> {
-        let sealed = self.seal(since).await;
+    /// What was written becomes a layer, and the container gets another one to write to, and goes on.
+    pub async fn seal_frozen(&self, stands: Standstill<'_>) -> Result<(), Trouble> {
+        let sealed = self.seal(stands.since).await;
         if sealed.is_ok()
             && let Err(error) = self.remount().await
         {
             return Err(self.without_layer(error).await);
         }
-        self.app.runtime.thaw(self.container).await?;
+        stands.go_on().await?;
         sealed
     }
 
@@ -372,6 +424,7 @@ async fn finish(app: &Shared, session: SessionId, layer: LayerId) -> Result<(), 
         }
         Err(error) => {
             tracing::error!(%session, %layer, %error, "a layer could not be brought to the disk");
+            save::delayed(app, session, layer).await?;
             Err(FileError::from(error).into())
         }
     }

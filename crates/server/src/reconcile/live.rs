@@ -1,21 +1,28 @@
 //! Copies what changed in a workspace in which something goes on running.
 //!
-//! In two rounds. In the first everything goes on, so what it copies may be torn; in the second the container stands still,
-//! and only what has changed since the first is copied. Together they are one layer. What a session copied before is
+//! In rounds. In the first ones everything goes on, so what they copy may be torn; in the last one the container stands still,
+//! and only what has changed since the one before is copied. Together they are one layer. What a session copied before is
 //! remembered while it writes to the same layer, so that the next copy is of what changed since then.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_runtime::Company;
+use raworc_workspace::layers::capture::{Captured, How};
 use raworc_workspace::layers::{capture, seal, squash};
 
 use super::checkpoints::{Job, Trouble};
 use crate::trees::{self, Hold, Trees};
 use crate::verbs::save::Found;
+
+/// Rounds in which everything goes on, at most.
+const MOVING_MAX: usize = 4;
+/// After a round that copied less than this, in entries and bytes, the next one is short enough to stand still for.
+const SHORT_ENTRIES: u64 = 1000;
+const SHORT_BYTES: u64 = 16 << 20;
 
 /// The last copy of what a session writes.
 #[derive(Clone)]
@@ -32,33 +39,44 @@ pub struct Copied {
 
 /// Saves the workspace of a container in which not only its host runs.
 pub async fn copy(job: &Job<'_>) -> Result<(), Trouble> {
-    let rounds = [(); 3].map(|()| trees::new_layer());
-    let hold = job.app.trees.hold(rounds);
-    let result = copy_to(job, rounds).await;
+    let layers = [(); MOVING_MAX + 2].map(|()| trees::new_layer());
+    let hold = job.app.trees.hold(layers);
+    let result = copy_to(job, layers).await;
     drop(hold);
     // What did not become a layer of the session.
-    job.app.trees.waste(rounds);
+    job.app.trees.waste(layers);
     result
 }
 
-async fn copy_to(job: &Job<'_>, rounds: [LayerId; 3]) -> Result<(), Trouble> {
-    let (app, row, container) = (job.app, job.row, job.container);
+async fn copy_to(job: &Job<'_>, layers: [LayerId; MOVING_MAX + 2]) -> Result<(), Trouble> {
+    let (app, row) = (job.app, job.row);
+    let [rounds @ .., whole] = &layers;
     let before = app.trees.copied(row.id).filter(|copied| copied.writable == row.writable_id);
-    let first = round(job, rounds[0], before.as_ref().map(|copied| copied.listing.clone())).await?;
-    let frozen = Instant::now();
-    if app.runtime.freeze(container).await? == Company::Alone {
-        // They have ended meanwhile.
-        return job.seal_frozen(frozen).await;
+    let mut listing = before.as_ref().map(|copied| copied.listing.clone());
+    let mut done = 0;
+    while done < MOVING_MAX {
+        let (seen, captured) = round(job, rounds[done], listing, false).await?;
+        listing = Some(seen);
+        done += 1;
+        if captured.entries < SHORT_ENTRIES && captured.bytes < SHORT_BYTES {
+            break;
+        }
     }
-    let second = round(job, rounds[1], Some(first)).await;
-    app.runtime.thaw(container).await?;
-    let frozen = frozen.elapsed();
-    let listing = second?;
+    let stands = job.stand_still().await?;
+    if stands.company == Company::Alone {
+        // They have ended meanwhile.
+        return job.seal_frozen(stands).await;
+    }
+    let last = round(job, rounds[done], listing, true).await;
+    // What is told from now on may be of what was written after it.
+    let seq = job.last_seq().await;
+    let frozen = stands.go_on().await?;
+    let ((listing, _), seq) = (last?, seq?);
     let earlier = before.map(|copied| copied.layer);
-    join(job, rounds, earlier).await?;
+    join(job, &rounds[..=done], *whole, earlier).await?;
     let copied =
-        Copied { writable: row.writable_id, layer: rounds[2], listing, _hold: Arc::new(app.trees.hold([rounds[2]])) };
-    job.record(Found::Copied { layer: copied.layer, earlier }, frozen).await?;
+        Copied { writable: row.writable_id, layer: *whole, listing, _hold: Arc::new(app.trees.hold([*whole])) };
+    job.record(Found::Copied { layer: copied.layer, earlier, seq }, frozen).await?;
     drop_listing(app.trees.set_copied(row.id, Some(copied)));
     Ok(())
 }
@@ -81,31 +99,37 @@ fn drop_listing(before: Option<Copied>) {
     }
 }
 
-/// Copies what changed since `before` into `layer`; the new listing.
-async fn round(job: &Job<'_>, layer: LayerId, before: Option<PathBuf>) -> Result<PathBuf, Trouble> {
+/// Copies what changed since `before` into `layer`; the new listing, and what was copied.
+async fn round(
+    job: &Job<'_>,
+    layer: LayerId,
+    before: Option<PathBuf>,
+    is_still: bool,
+) -> Result<(PathBuf, Captured), Trouble> {
     let (shelf, from) = (job.app.trees.shelf.clone(), job.row.writable_id);
-    let copy = move || -> io::Result<PathBuf> {
+    // In a simulation time is made up, and what the file system says of it means nothing.
+    let doubtful = if job.app.weather.is_some() { Duration::MAX } else { capture::DOUBTFUL };
+    let how = How { marks: shelf.marks(), is_still, doubtful };
+    let copy = move || -> io::Result<(PathBuf, Captured)> {
         let into = shelf.begin(layer)?;
         let listing = shelf.beside(from, &format!("{}.listing", layer.0.as_simple()));
-        capture::capture(&shelf.path(from), &into, &listing, before.as_deref(), shelf.marks())?;
-        Ok(listing)
+        let captured = capture::capture(&shelf.path(from), &into, &listing, before.as_deref(), how)?;
+        Ok((listing, captured))
     };
     Ok(job.app.work(copy).await??)
 }
 
-/// Makes one layer, the last of `rounds`, of the first two, to lie on an earlier copy or what the workspace does.
-/// What was copied refers to what lies below what the session writes to, whatever earlier copies there are.
-async fn join(job: &Job<'_>, rounds: [LayerId; 3], earlier: Option<LayerId>) -> Result<(), Trouble> {
+/// Makes one layer of `rounds` (the first one first), to lie on an earlier copy or what the workspace does. What was copied
+/// refers to what lies below what the session writes to, whatever earlier copies there are.
+async fn join(job: &Job<'_>, rounds: &[LayerId], whole: LayerId, earlier: Option<LayerId>) -> Result<(), Trouble> {
     let (stack, _hold): (_, Hold) = trees::stack_of(job.app, job.row.id).await?;
     let shelf = job.app.trees.shelf.clone();
-    let [first, second, both] = rounds;
+    let newest_first: Vec<LayerId> = rounds.iter().rev().copied().collect();
     let work = move || -> io::Result<()> {
-        let lower = shelf.paths(&stack.layers);
+        let (lower, parts) = (shelf.paths(&stack.layers), shelf.paths(&newest_first));
         let (marks, is_bottom) = (shelf.marks(), lower.is_empty() && earlier.is_none());
-        seal::settle(&shelf.path(first), &lower, marks)?;
-        seal::settle(&shelf.path(second), &lower, marks)?;
-        let into = shelf.begin(both)?;
-        squash::squash(&[shelf.path(second), shelf.path(first)], is_bottom, &into, marks)
+        parts.iter().try_for_each(|part| seal::settle(part, &lower, marks))?;
+        squash::squash(&parts, is_bottom, &shelf.begin(whole)?, marks)
     };
     Ok(job.app.work(work).await??)
 }

@@ -1,6 +1,8 @@
 //! What goes along with the files of a checkpoint to another server: the conversation, and what the session was like. It is in
 //! the config of the image, below `raworc`. No environment, no token, no secret is in it.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use raworc_api::checkpoint::{BackupWanted, CheckpointPlanWanted};
 use raworc_api::message::{MessageError, MessageUsage, Role, Status};
@@ -140,7 +142,9 @@ impl Portable {
         });
         let left_out = messages.len() - fitting.count();
         let messages = &messages[left_out..];
-        let place = |id: MessageId| messages.iter().position(|other| other.id == id);
+        let places: HashMap<MessageId, usize> =
+            messages.iter().enumerate().map(|(n, message)| (message.id, n)).collect();
+        let place = |id: MessageId| places.get(&id).copied();
         Self {
             version: VERSION,
             checkpoint: Origin {

@@ -41,6 +41,8 @@ pub enum Found {
         layer: LayerId,
         /// An earlier copy that it lies on; otherwise on what the session's workspace does.
         earlier: Option<LayerId>,
+        /// The last event that was stored while it could not change any more.
+        seq: u64,
     },
 }
 
@@ -125,7 +127,7 @@ async fn lay(change: &mut Change<'_>, found: Found) -> Result<Option<LayerId>, F
     let (id, parent) = match found {
         Found::Unchanged => return Ok(change.row.layer_id),
         Found::Sealed { layer, .. } => (layer, change.row.layer_id),
-        Found::Copied { layer, earlier } => (layer, earlier.or(change.row.layer_id)),
+        Found::Copied { layer, earlier, .. } => (layer, earlier.or(change.row.layer_id)),
     };
     // Until it is measured, it is taken to be as large as what it lies on.
     let (depth, bytes, files) = match parent {
@@ -163,7 +165,11 @@ async fn fix(
     saved: Saved,
 ) -> Result<(), Failure> {
     if checkpoint.cause != Cause::Rewind {
-        checkpoint.seq = change.row.last_seq;
+        checkpoint.seq = match saved.found {
+            // What has been told since may be of what was written since.
+            Found::Copied { seq, .. } => seq,
+            Found::Unchanged | Found::Sealed { .. } => change.row.last_seq,
+        };
     }
     checkpoint.layer_id = top;
     checkpoint.frozen_micros = micros(saved.frozen);
@@ -265,6 +271,7 @@ pub async fn ready(app: &Shared, session: SessionId, layer: LayerId, measured: M
                     .filter(|checkpoint| checkpoint.status == Status::Saving && checkpoint.layer_id == Some(layer));
                 let sizes = store_sizes(&mut change, layer, measured).await?;
                 for mut checkpoint in of_layer {
+                    checkpoint.error = None;
                     (checkpoint.bytes, checkpoint.files) = (sizes.bytes, sizes.files);
                     checkpoint.changed_bytes = sizes.changed_bytes;
                     announce(&mut change, &trees, checkpoint).await?;
@@ -274,6 +281,33 @@ pub async fn ready(app: &Shared, session: SessionId, layer: LayerId, measured: M
             })
         })
         .await
+}
+
+/// The layer of checkpoints of this session cannot be brought to the disk for now, which is tried until it can; said once.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn delayed(app: &Shared, session: SessionId, layer: LayerId) -> Result<(), Failure> {
+    let now = app.now();
+    let write = app.store.write(move |transaction| {
+        Box::pin(async move {
+            let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+            let open = checkpoints::open_of(change.connection(), session).await?;
+            let of_layer = open.into_iter().filter(|checkpoint| {
+                checkpoint.status == Status::Saving && checkpoint.layer_id == Some(layer) && checkpoint.error.is_none()
+            });
+            for mut checkpoint in of_layer {
+                let error = "the server's disk does not take it; it is tried again until it does".to_owned();
+                let data = json!({ "n": checkpoint.n, "error": error });
+                checkpoint.error = Some(error);
+                checkpoints::update(change.connection(), &checkpoint).await?;
+                change.log_as(&checkpoint.created_by, "checkpoint.delayed", data).await?;
+            }
+            change.save().await?;
+            Ok::<_, Failure>(())
+        })
+    });
+    write.await
 }
 
 /// A layer that has to be there.

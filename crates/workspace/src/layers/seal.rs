@@ -278,6 +278,10 @@ pub fn sync(layer: &Path) -> io::Result<()> {
         syncfs(&root)?;
     }
     fsync(&root)?;
+    // Its name, and that of the directory it is in.
+    for above in layer.ancestors().skip(1).take(2) {
+        fsync(entry::root(above)?)?;
+    }
     steps::flushed(layer)
 }
 
