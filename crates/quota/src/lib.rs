@@ -1,6 +1,8 @@
 //! Project quotas: what a file system (ext4 or XFS, mounted with `prjquota`) lets a tree of directories take, whoever writes to
 //! it. A project is a number that files have; what is made in a directory of a project has the same, and nothing inside of a
 //! user namespace can change it. `quotactl(2)`, `ioctl_xfs_fsgetxattr(2)`, `mount(8)`.
+//!
+//! And what helps to find files that no directory shows: [`same_files`].
 
 mod sys;
 
@@ -91,6 +93,13 @@ pub fn leave(directory: impl AsFd) -> io::Result<()> {
         Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
         outcome => Ok(outcome?),
     }
+}
+
+/// Whether two tasks (`gettid(2)`) have the same open files, as threads mostly do (`kcmp(2)`). Also where one of them has ended;
+/// not where the kernel does not tell.
+#[must_use]
+pub fn same_files(one: i32, other: i32) -> bool {
+    matches!(sys::same_files(one, other), Ok(true) | Err(Errno::SRCH))
 }
 
 /// What files take.

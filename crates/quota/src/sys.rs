@@ -18,6 +18,8 @@ const PROJECTS_ENFORCED: u16 = 1 << 5;
 const GET_ATTRIBUTES: libc::c_ulong = 0x801c_581f;
 /// `FS_IOC_FSSETXATTR`.
 const SET_ATTRIBUTES: libc::c_ulong = 0x401c_5820;
+/// `KCMP_FILES`: whether two tasks have the same table of open files.
+const COMPARE_FILES: libc::c_int = 2;
 /// `FS_XFLAG_PROJINHERIT`: what is made in this directory is of its project.
 const INHERIT: u32 = 0x200;
 
@@ -153,6 +155,17 @@ fn check(result: libc::c_int) -> Result<(), Errno> {
     match result {
         -1 => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
         _ => Ok(()),
+    }
+}
+
+/// `kcmp(2)` of two tasks' tables of open files.
+pub fn same_files(one: i32, other: i32) -> Result<bool, Errno> {
+    // SAFETY: numbers only.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, COMPARE_FILES, 0_u64, 0_u64) };
+    match order {
+        0 => Ok(true),
+        1.. => Ok(false),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::NOSYS)),
     }
 }
 

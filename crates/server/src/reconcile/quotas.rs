@@ -28,6 +28,8 @@ use crate::verbs::observe;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// A look that takes long is taken less often: so many times what it took lies between two.
 const REST: u32 = 20;
+/// Time between two looks, at most: whoever makes looking slow is looked at all the same.
+const INTERVAL_MAX: Duration = Duration::from_secs(30);
 /// Sessions that are looked at together: one with very many files does not hide what others write.
 const LOOKS_MAX: usize = 4;
 /// Bytes that may be written after each save, also by a session at its limit: what is removed takes a little first.
@@ -175,7 +177,7 @@ impl Quotas {
         let Some(watch) = all.get_mut(&container.session).filter(|watch| watch.container == container) else {
             return Verdict::Fine;
         };
-        watch.next = Instant::now() + INTERVAL.max(took * REST);
+        watch.next = Instant::now() + (took * REST).clamp(INTERVAL, INTERVAL_MAX);
         let most = watch.most(taken);
         let is_over = taken.bytes() > most;
         watch.lower(taken);
@@ -239,7 +241,14 @@ pub async fn go_on(app: &Shared, session: SessionId) -> Result<(), Failure> {
     let container = watch.container;
     let row = find(app, session).await?.filter(|row| row.machine.generation == container.generation);
     let Some(row) = row else { return Ok(()) };
-    let taken = taken(app, &row, container).await?;
+    let taken = match taken(app, &row, container).await {
+        // It is over its limit when it is looked at next.
+        Err(Failure::File(error)) => {
+            tracing::info!(%container, %error, "what a session takes cannot be counted");
+            return Ok(());
+        }
+        outcome => outcome?,
+    };
     app.trees.quotas.lower(container, taken);
     bound(app, &row, Some(taken.left(&watch))).await?;
     Ok(())
@@ -305,11 +314,23 @@ pub async fn run(app: Shared) {
 }
 
 async fn look_after(app: Shared, slots: Arc<Semaphore>, container: ContainerId) {
+    let _looked = Looked { quotas: &app.trees.quotas, container };
     let Ok(_slot) = slots.acquire().await else { return };
     if let Err(error) = look(&app, container).await {
         tracing::warn!(%container, %error, "what a session takes could not be looked through");
     }
-    app.trees.quotas.looked_at(container);
+}
+
+/// A look that is over when this is dropped, however it ended.
+struct Looked<'q> {
+    quotas: &'q Quotas,
+    container: ContainerId,
+}
+
+impl Drop for Looked<'_> {
+    fn drop(&mut self) {
+        self.quotas.looked_at(self.container);
+    }
 }
 
 async fn look(app: &Shared, container: ContainerId) -> Result<(), Failure> {
