@@ -3,7 +3,7 @@
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Method, header};
 use bytes::Bytes;
 use raworc_api::problem::{Code, FieldError, Problem};
 use raworc_core::limits::BODY_BYTES_MAX;
@@ -12,7 +12,7 @@ use raworc_core::time::Time;
 use raworc_store::{Connection, accounts};
 use serde::de::DeserializeOwned;
 
-use crate::app::Shared;
+use crate::app::{Shared, blocking};
 use crate::auth;
 use crate::error::Failure;
 
@@ -54,8 +54,16 @@ impl FromRequestParts<Shared> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, Failure> {
         let bearer = Bearer::from_request_parts(parts, app).await?;
-        let mut connection = app.store.read().await?;
-        bearer.actor(&mut connection, app.now()).await.map(Caller)
+        let actor = {
+            let mut connection = app.store.read().await?;
+            bearer.actor(&mut connection, app.now()).await?
+        };
+        // What frees space has to be recorded first, also on a full disk.
+        let frees = parts.method == Method::DELETE || parts.uri.path().ends_with("/system/prune");
+        if let Some(reserve) = app.reserve.clone().filter(|_| frees) {
+            let _ = blocking(move || reserve.give_up_if_full()).await;
+        }
+        Ok(Caller(actor))
     }
 }
 

@@ -53,8 +53,14 @@ pub struct Images {
 pub struct Passage {
     layout: Layout,
     passing: Arc<RwLock<()>>,
-    guard: OwnedRwLockReadGuard<()>,
-    place: OwnedSemaphorePermit,
+    way: Way,
+}
+
+/// What a transfer has for as long as anything is done for it, also where nobody waits for it any more.
+#[derive(Clone)]
+pub struct Way {
+    _guard: Arc<OwnedRwLockReadGuard<()>>,
+    _place: Arc<OwnedSemaphorePermit>,
 }
 
 impl Passage {
@@ -63,11 +69,16 @@ impl Passage {
         &self.layout
     }
 
+    /// To be had by work that goes on when whoever waits for it goes away.
+    pub fn way(&self) -> Way {
+        self.way.clone()
+    }
+
     /// It is over, and what it brought here has served: it is removed, unless another transfer of the account may need a part of
     /// it. Blocks.
     pub fn over(self, manifests: impl IntoIterator<Item = Digest>) {
-        let Self { layout, passing, guard, place: _place } = self;
-        drop(guard);
+        let Self { layout, passing, way } = self;
+        drop(way);
         let Ok(_alone) = passing.try_write() else { return };
         for manifest in manifests.into_iter().collect::<BTreeSet<_>>() {
             let remove = || layout.reachable(&manifest)?.iter().try_for_each(|blob| layout.delete(blob).map(drop));
@@ -106,7 +117,8 @@ impl Images {
         let guard = Arc::clone(&passing).read_owned().await;
         let path = self.path(account);
         let layout = blocking(move || Layout::open(&path)).await.map_err(FileError::Io)??;
-        Ok(Passage { layout, passing, guard, place })
+        let way = Way { _guard: Arc::new(guard), _place: Arc::new(place) };
+        Ok(Passage { layout, passing, way })
     }
 
     /// Waits for whoever brings in the same for the same account.

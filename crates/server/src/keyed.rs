@@ -32,8 +32,10 @@ impl<K: Clone + Eq + Hash> Turns<K> {
     /// Waits for the turn.
     pub async fn wait(&self, key: K) -> Held<K> {
         let turn = Arc::clone(lock(&self.all).entry(key.clone()).or_default());
-        let guard = turn.lock_owned().await;
-        Held { turns: self.clone(), key, guard: Some(guard) }
+        // Dropped while it waits, it leaves nothing behind either.
+        let mut held = Held { turns: self.clone(), key, guard: None };
+        held.guard = Some(turn.lock_owned().await);
+        held
     }
 }
 

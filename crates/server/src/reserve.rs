@@ -54,9 +54,17 @@ impl Reserve {
             if free < ROOM_BYTES || self.file().exists() {
                 return Ok(());
             }
+            // It gets its name when it has what it is for.
+            let new = self.data_dir.join("reserve.new");
             let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = open(self.file(), flags, Mode::RUSR | Mode::WUSR)?;
-            fallocate(&file, FallocateFlags::empty(), 0, BYTES).or_else(|_| fs::remove_file(self.file()))
+            let file = open(&new, flags, Mode::RUSR | Mode::WUSR)?;
+            match fallocate(&file, FallocateFlags::empty(), 0, BYTES) {
+                Ok(()) => fs::rename(&new, self.file()),
+                Err(error) => {
+                    fs::remove_file(&new)?;
+                    Err(error.into())
+                }
+            }
         });
         if let Err(error) = kept {
             tracing::warn!(%error, "nothing can be kept for a full disk");

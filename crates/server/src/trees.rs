@@ -4,7 +4,6 @@
 //! needs none.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -70,7 +69,7 @@ pub type Turn = Held<SessionId>;
 /// A workspace, or a version of one, to be looked into.
 pub struct Opened {
     workspace: Workspace,
-    _hold: Option<Hold>,
+    _hold: Hold,
 }
 
 impl std::ops::Deref for Opened {
@@ -348,45 +347,30 @@ pub fn refuse_purged(purged_at: Option<Time>) -> Result<(), Failure> {
 /// 409 where it is gone; where it cannot be mounted.
 pub async fn open_now(app: &Shared, row: &SessionRow) -> Result<Opened, Failure> {
     refuse_purged(row.purged_at)?;
-    if let Some(root) = running(app, row).await {
-        return Ok(Opened { workspace: app.trees.shelf.workspace(root), _hold: None });
+    if let Some(opened) = running(app, row).await {
+        return Ok(opened);
     }
     let (stack, hold) = ready_stack_of(app, row.id).await?;
-    Ok(Opened { workspace: open(app, move |shelf| shelf.view(&stack)).await?, _hold: Some(hold) })
+    Ok(Opened { workspace: open(app, move |shelf| shelf.view(&stack)).await?, _hold: hold })
 }
 
-/// Opens what lies on the layer `top`, or nothing, to read it.
+/// Opens these layers, the topmost first, to read what they show.
 ///
 /// # Errors
-/// Where it cannot be mounted.
-pub async fn open_layer(app: &Shared, top: Option<LayerId>) -> Result<Opened, Failure> {
-    let (stack, hold) = stack(app, top).await?;
-    Ok(Opened { workspace: open(app, move |shelf| shelf.view(&stack)).await?, _hold: Some(hold) })
+/// Where they cannot be mounted.
+pub async fn open_layers(app: &Shared, layers: Vec<LayerId>, hold: Hold) -> Result<Opened, Failure> {
+    let stack = Stack { layers, writable: None };
+    Ok(Opened { workspace: open(app, move |shelf| shelf.view(&stack)).await?, _hold: hold })
 }
 
-/// Reads in a session's workspace as it is now.
-///
-/// # Errors
-/// Where the work fails.
-pub async fn read_now<T: Send + 'static>(
-    app: &Shared,
-    row: &SessionRow,
-    work: impl FnOnce(&Workspace) -> Result<T, FileError> + Send + 'static,
-) -> Result<T, Failure> {
-    let workspace = open_now(app, row).await?;
-    Ok(blocking(move || work(&workspace)).await.map_err(FileError::Io)??)
-}
-
-/// Reads in what lies on the layer `top`, or in nothing.
+/// Reads in a workspace, or a version of one.
 ///
 /// # Errors
 /// Where the work fails.
-pub async fn read_layer<T: Send + 'static>(
-    app: &Shared,
-    top: Option<LayerId>,
+pub async fn read<T: Send + 'static>(
+    workspace: Opened,
     work: impl FnOnce(&Workspace) -> Result<T, FileError> + Send + 'static,
 ) -> Result<T, Failure> {
-    let workspace = open_layer(app, top).await?;
     Ok(blocking(move || work(&workspace)).await.map_err(FileError::Io)??)
 }
 
@@ -405,7 +389,7 @@ pub async fn change<T: Send + 'static>(
     };
     let row = row.ok_or_else(|| Failure::not_found("session", &turn.key().to_string()))?;
     let workspace = match running(app, &row).await {
-        Some(root) => Opened { workspace: app.trees.shelf.workspace(root), _hold: None },
+        Some(opened) => opened,
         None => {
             let (stack, hold) = ready_stack_of(app, row.id).await?;
             let writable = stack.writable;
@@ -414,7 +398,7 @@ pub async fn change<T: Send + 'static>(
                 writable.map_or(Ok(false), |layer| shelf.limit(layer, None))?;
                 shelf.mount(&stack)
             };
-            Opened { workspace: open(app, mount).await?, _hold: Some(hold) }
+            Opened { workspace: open(app, mount).await?, _hold: hold }
         }
     };
     let work = move || {
@@ -424,11 +408,18 @@ pub async fn change<T: Send + 'static>(
     Ok(blocking(work).await.map_err(FileError::Io)??)
 }
 
-/// The workspace's root in the session's container, if that runs.
-async fn running(app: &Shared, row: &SessionRow) -> Option<OwnedFd> {
+/// The workspace in the session's container, if that runs. What it lies on is held: the container may get other layers while
+/// someone still looks.
+async fn running(app: &Shared, row: &SessionRow) -> Option<Opened> {
     let container = ContainerId { session: row.id, generation: row.machine.generation };
-    app.runtime.workspace(container)?;
-    app.runtime.open_workspace(container).await.ok()
+    loop {
+        let stack = app.runtime.workspace(container)?;
+        let hold = app.trees.hold(stack.writable.into_iter().chain(stack.layers.iter().copied()));
+        let root = app.runtime.open_workspace(container).await.ok()?;
+        if app.runtime.workspace(container).as_ref() == Some(&stack) {
+            return Some(Opened { workspace: app.trees.shelf.workspace(root), _hold: hold });
+        }
+    }
 }
 
 async fn open(

@@ -1,12 +1,18 @@
 //! What is being removed: nobody waits for it, and it may be much.
 
+use std::ffi::CStr;
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
+use rustix::fs::{AtFlags, Dir, DirEntry, Mode, OFlags, open, openat, renameat, unlinkat};
+use rustix::io::Errno;
 use uuid::Uuid;
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// How often something may have been added while a tree is taken apart.
 pub(crate) const BURY_FAILURES_MAX: usize = 64;
@@ -57,37 +63,46 @@ impl Trash {
 }
 
 /// Removes a directory of the trash, however deep it is: directories in it are moved up, one after the other, so that two
-/// are open at any time and no path becomes long. A process that was in there may go on making files meanwhile; what is
-/// left then is out of every workspace, and is tried again when the server starts.
+/// are open at any time and no path becomes long. No link is followed. What cannot be removed now is tried again when the server
+/// starts; it is out of every workspace.
 fn bury(grave: &Path) {
     let mut failures = 0;
     while failures < BURY_FAILURES_MAX && fs::remove_dir(grave).is_err() {
-        let Ok(entries) = fs::read_dir(grave) else { return };
-        for entry in entries.flatten() {
-            failures += usize::from(take_apart(grave, &entry.path()).is_err());
+        let Ok(top) = open(grave, DIRECTORY, Mode::empty()) else { return };
+        let Ok(entries) = Dir::read_from(&top) else { return };
+        for entry in entries.flatten().filter(is_real) {
+            failures += usize::from(take_apart(&top, entry.file_name()).is_err());
         }
     }
 }
 
-fn take_apart(grave: &Path, path: &Path) -> io::Result<()> {
-    if !fs::symlink_metadata(path)?.is_dir() {
-        return fs::remove_file(path);
-    }
-    for entry in fs::read_dir(path)? {
-        let inner = entry?.path();
-        if fs::symlink_metadata(&inner)?.is_dir() {
-            fs::rename(&inner, grave.join(Uuid::new_v4().simple().to_string()))?;
-        } else {
-            fs::remove_file(&inner)?;
+fn take_apart(top: &OwnedFd, name: &CStr) -> io::Result<()> {
+    let directory = match openat(top, name, DIRECTORY, Mode::empty()) {
+        Ok(directory) => directory,
+        Err(Errno::NOTDIR | Errno::LOOP) => return Ok(unlinkat(top, name, AtFlags::empty())?),
+        Err(error) => return Err(error.into()),
+    };
+    for entry in Dir::read_from(&directory)? {
+        let entry = entry?;
+        if is_real(&entry) {
+            let inner = entry.file_name();
+            match unlinkat(&directory, inner, AtFlags::empty()) {
+                Err(Errno::ISDIR) => renameat(&directory, inner, top, Uuid::new_v4().simple().to_string())?,
+                outcome => outcome?,
+            }
         }
     }
-    fs::remove_dir(path)
+    Ok(unlinkat(top, name, AtFlags::REMOVEDIR)?)
+}
+
+fn is_real(entry: &DirEntry) -> bool {
+    !matches!(entry.file_name().to_bytes(), b"." | b"..")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
+    use rustix::fs::mkdirat;
 
     /// Deeper than any path is long.
     const DEPTH: usize = 3000;

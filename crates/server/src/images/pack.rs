@@ -5,7 +5,7 @@ use raworc_oci::{Descriptor, Layer, Layout, Registry};
 use raworc_store::layers::{self, Archived, LayerRow};
 use raworc_workspace::FileError;
 
-use super::{Tell, described, layer_of};
+use super::{Passage, Tell, described, layer_of};
 use crate::app::{Shared, blocking};
 use crate::error::Failure;
 
@@ -16,12 +16,12 @@ use crate::error::Failure;
 /// Where a layer cannot be read.
 pub async fn pack(
     app: &Shared,
-    layout: &Layout,
+    passage: &Passage,
     chain: &[LayerRow],
     registry: Option<&Registry>,
     tell: &Tell,
 ) -> Result<Vec<Layer>, Failure> {
-    let mut packed = Vec::new();
+    let (layout, mut packed) = (passage.layout(), Vec::new());
     for (place, row) in chain.iter().rev().enumerate() {
         let known = {
             let mut connection = app.store.read().await?;
@@ -40,7 +40,11 @@ pub async fn pack(
             total_bytes: row.changed_bytes,
         });
         let (layout, format, path) = (layout.clone(), app.images.format, app.trees.shelf.path(row.id));
-        let work = move || Layer::pack(&path, &format, &layout);
+        let held = (passage.way(), app.trees.hold([row.id]));
+        let work = move || {
+            let _held = held;
+            Layer::pack(&path, &format, &layout)
+        };
         let (layer, done) = blocking(work).await.map_err(FileError::Io)??;
         if done.skipped.count > 0 {
             tracing::info!(layer = %row.id, skipped = ?done.skipped, "not everything in a layer has a form in an archive");

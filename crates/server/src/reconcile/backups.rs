@@ -8,6 +8,7 @@ use raworc_core::ids::{AccountId, SessionId};
 use raworc_oci::Reference;
 use raworc_store::sessions::BackupDue;
 use raworc_store::{checkpoints, sessions};
+use tokio::time::Instant;
 
 use crate::app::Shared;
 use crate::error::Failure;
@@ -18,6 +19,8 @@ use crate::verbs::{backups, push};
 
 /// How exactly times are kept.
 const TICK: Duration = Duration::from_secs(1);
+/// So many times what a look takes lies between two.
+const REST: u32 = 10;
 /// Backups of one account on their way to one registry at the same time: a slow one holds up no other.
 const PER_REGISTRY: usize = 2;
 /// Backups of one account on their way at the same time.
@@ -57,13 +60,14 @@ impl Drop for Place {
 
 /// Runs until the server stops.
 pub async fn run(app: Shared) {
-    let running = Running::default();
+    let (running, mut pause) = (Running::default(), TICK);
     loop {
         tokio::select! {
             biased;
             () = app.stopping.cancelled() => return,
-            () = tokio::time::sleep(TICK) => {}
+            () = tokio::time::sleep(pause) => {}
         }
+        let began = Instant::now();
         let due = match due(&app).await {
             Ok(due) => due,
             Err(error) => {
@@ -79,6 +83,8 @@ pub async fn run(app: Shared) {
                 look_after(&app, due.session).await;
             });
         }
+        // Where very many wait, looking them up takes its time.
+        pause = TICK.max(began.elapsed() * REST);
     }
 }
 
@@ -114,10 +120,11 @@ async fn back_up(app: &Shared, session: SessionId) -> Result<(), Failure> {
     // One tag for each, and one that always means the newest.
     let sent = async {
         let own = named(format!("{session}-{}", newest.n))?;
-        let registry = app.registries.registry(&own, Login::Servers).await?;
-        let digest = push::send(app, row.owner_id, (&row, &newest), &registry, &tell).await?;
-        let registry = app.registries.registry(&named(session.to_string())?, Login::Servers).await?;
-        push::send(app, row.owner_id, (&row, &newest), &registry, &tell).await?;
+        let to = [
+            app.registries.registry(&own, Login::Servers).await?,
+            app.registries.registry(&named(session.to_string())?, Login::Servers).await?,
+        ];
+        let digest = push::send(app, row.owner_id, (&row, &newest), &to, &tell).await?;
         Ok::<_, Failure>((own.to_string(), digest.to_string()))
     };
     match sent.await {

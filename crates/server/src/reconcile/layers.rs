@@ -164,12 +164,15 @@ async fn replace(
             let _hold = hold;
             let connection = transaction.connection();
             let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(false) };
+            let mut found = Vec::new();
             for layer in &run {
-                let found = layers::find(connection, layer.id).await?;
-                if found.is_none_or(|found| found.parent_id != layer.parent_id) {
-                    return Ok(false);
+                // What is recorded of one may have changed since; the run is one as long as they lie on one another.
+                match layers::find(connection, layer.id).await? {
+                    Some(now) if now.parent_id == layer.parent_id => found.push(now),
+                    _ => return Ok(false),
                 }
             }
+            let run = found;
             let by = u32::try_from(run.len() - 1).unwrap_or(0);
             let depth = first.depth.saturating_sub(by);
             layers::replace(connection, first.id, new).await?;
@@ -237,6 +240,10 @@ async fn collect(app: &Shared, candidates: BTreeSet<LayerId>) -> Result<BTreeSet
     let (mounted, free): (BTreeSet<LayerId>, BTreeSet<LayerId>) =
         free.into_iter().partition(|layer| mounted.contains(layer));
     busy.extend(mounted);
+    // Who looks into a container holds what it had then, while it may have got other layers.
+    let (held, free): (BTreeSet<LayerId>, BTreeSet<LayerId>) =
+        free.into_iter().partition(|layer| app.trees.is_held(*layer));
+    busy.extend(held);
     let unknown = self::unknown(app, free).await?;
     let shelf = app.trees.shelf.clone();
     let remove = move || unknown.into_iter().try_for_each(|layer| shelf.remove(layer));

@@ -15,7 +15,6 @@ mod unread;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::Method;
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use raworc_api::PREFIX;
@@ -26,7 +25,7 @@ use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::app::{Shared, blocking};
+use crate::app::Shared;
 use crate::error::problem_response;
 
 #[derive(OpenApi)]
@@ -94,7 +93,6 @@ pub fn router(app: Shared) -> Router {
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn(unread::read))
-        .layer(middleware::from_fn_with_state(app.clone(), make_room))
         .layer(middleware::from_fn_with_state(app.clone(), count))
         .with_state(app)
 }
@@ -103,15 +101,6 @@ async fn count(State(app): State<Shared>, request: Request, next: Next) -> Respo
     let response = next.run(request).await;
     app.metrics.request(response.status().as_u16());
     response
-}
-
-/// What frees space has to be recorded first, also on a full disk.
-async fn make_room(State(app): State<Shared>, request: Request, next: Next) -> Response {
-    let frees = request.method() == Method::DELETE || request.uri().path().ends_with("/system/prune");
-    if let Some(reserve) = app.reserve.clone().filter(|_| frees) {
-        let _ = blocking(move || reserve.give_up_if_full()).await;
-    }
-    next.run(request).await
 }
 
 /// A page from rows that were read with one to spare; `key` makes the cursor that leads on from a row.

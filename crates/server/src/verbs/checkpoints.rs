@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::sync::Arc;
 
 use raworc_core::checkpoints::Cause;
-use raworc_core::ids::{LayerId, SessionId};
+use raworc_core::ids::SessionId;
 use raworc_core::limits::{DIFFERENCES_MAX, TEXT_DIFF_BYTES_MAX};
 use raworc_core::names;
 use raworc_core::permissions::Actor;
@@ -239,13 +239,8 @@ pub async fn look(
     path: String,
 ) -> Result<Found, Failure> {
     let row = session(app, actor, id_or_name).await?;
-    match parse(app, &row, version).await? {
-        Version::Now => trees::read_now(app, &row, move |workspace| workspace.look(&path)).await,
-        Version::Number(n) => {
-            let top = usable(app, row.id, n).await?.layer_id;
-            trees::read_layer(app, top, move |workspace| workspace.look(&path)).await
-        }
-    }
+    let version = parse(app, &row, version).await?;
+    trees::read(open(app, &row, version).await?, move |workspace| workspace.look(&path)).await
 }
 
 /// A version of a workspace, as people name it.
@@ -311,19 +306,23 @@ pub async fn diff(
         Some(Ok((other, version))) => {
             let other = session(app, actor, other).await?;
             let version = parse(app, &other, version).await?;
-            (root(app, &other, Some(version)).await?, format!("{}@{version}", other.name))
+            (open(app, &other, version).await?, format!("{}@{version}", other.name))
         }
         Some(Err(version)) => {
             let version = parse(app, &row, version).await?;
-            (root(app, &row, Some(version)).await?, version.to_string())
+            (open(app, &row, version).await?, version.to_string())
         }
         None => {
             let version = before(app, &row, to).await?.map(Version::Number);
             let name = version.map_or_else(|| "empty".to_owned(), |version| version.to_string());
-            (root(app, &row, version).await?, name)
+            let opened = match version {
+                Some(version) => open(app, &row, version).await?,
+                None => trees::open_layers(app, Vec::new(), app.trees.hold([])).await?,
+            };
+            (opened, name)
         }
     };
-    let new = root(app, &row, Some(to)).await?;
+    let new = open(app, &row, to).await?;
     // Whoever asks may go away; then it ends, and leaves its place.
     let place = app.comparisons.of(actor.account).acquire_owned().await;
     let place = place.map_err(|error| FileError::Io(std::io::Error::other(error)))?;
@@ -378,11 +377,12 @@ async fn before(app: &Shared, row: &SessionRow, version: Version) -> Result<Opti
     Ok(kept.into_iter().map(|(n, _)| n).filter(is_older).max())
 }
 
-async fn root(app: &Shared, row: &SessionRow, version: Option<Version>) -> Result<trees::Opened, Failure> {
-    let top: Option<LayerId> = match version {
-        None => None,
-        Some(Version::Number(n)) => usable(app, row.id, n).await?.layer_id,
-        Some(Version::Now) => return trees::open_now(app, row).await,
-    };
-    trees::open_layer(app, top).await
+async fn open(app: &Shared, row: &SessionRow, version: Version) -> Result<trees::Opened, Failure> {
+    match version {
+        Version::Now => trees::open_now(app, row).await,
+        Version::Number(n) => {
+            let (chain, hold) = layers(app, row.id, n).await?;
+            trees::open_layers(app, chain.into_iter().map(|layer| layer.id).collect(), hold).await
+        }
+    }
 }

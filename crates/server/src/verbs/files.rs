@@ -25,7 +25,7 @@ use crate::trees;
 /// 404 where there is nothing.
 pub async fn look(app: &Shared, actor: &Actor, id_or_name: &str, path: String) -> Result<Found, Failure> {
     let row = session(app, actor, id_or_name, Purpose::Read).await?;
-    trees::read_now(app, &row, move |workspace| workspace.look(&path)).await
+    trees::read(trees::open_now(app, &row).await?, move |workspace| workspace.look(&path)).await
 }
 
 /// Writes a file; true where it is new.

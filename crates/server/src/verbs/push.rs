@@ -6,8 +6,9 @@ use raworc_api::image::{PushCheckpoint, Pushed, TransferProgress};
 use raworc_core::conversation::standing;
 use raworc_core::ids::AccountId;
 use raworc_core::permissions::Actor;
-use raworc_oci::{Descriptor, Digest, Error, Image, Layout, Reference, Registry};
+use raworc_oci::{Descriptor, Digest, Error, Image, Reference, Registry};
 use raworc_store::checkpoints::CheckpointRow;
+use raworc_store::layers::LayerRow;
 use raworc_store::sessions::SessionRow;
 use raworc_store::{agents, audit, messages};
 use raworc_workspace::FileError;
@@ -40,7 +41,7 @@ pub async fn push(
     let reference: Reference = body.reference.parse()?;
     let login = app.registries.login(actor, body.credentials);
     let registry = app.registries.registry(&reference, login).await?;
-    let digest = send(app, actor.account, (&row, &checkpoint), &registry, tell).await?;
+    let digest = send(app, actor.account, (&row, &checkpoint), &[registry], tell).await?;
     let pushed = Pushed { reference: reference.to_string(), digest: digest.to_string(), n: checkpoint.n };
     note(app, actor, &row, &pushed).await?;
     Ok(pushed)
@@ -60,45 +61,50 @@ async fn find(
     Ok((row, checkpoint))
 }
 
-/// Sends a checkpoint of a session, as a transfer of `account`.
+/// Sends a checkpoint of a session, as a transfer of `account`, to places of one registry.
 ///
 /// # Errors
 /// As [`push`].
 pub async fn send(
     app: &Shared,
     account: AccountId,
-    checkpoint: (&SessionRow, &CheckpointRow),
-    registry: &Registry,
+    (row, checkpoint): (&SessionRow, &CheckpointRow),
+    registries: &[Registry],
     tell: &Tell,
 ) -> Result<Digest, Failure> {
+    // It may be given up while it waits for its turn, or is on its way.
+    let content = content(app, row, checkpoint).await?;
     let passage = app.images.passing(account).await?;
     let layout = passage.layout();
-    let (mut manifest, hold) = prepare(app, layout, checkpoint, Some(registry), tell).await?;
     let told = tell.clone();
     let progress = move |what: &str, done_bytes: u64, total_bytes: u64| {
         told(TransferProgress { what: format!("pushing {what}"), done_bytes, total_bytes });
     };
-    let mut sent = registry.push(layout, &manifest.digest, &progress).await;
-    if let Err(Error::Damaged { digest } | Error::Missing { digest }) = &sent {
-        // What lay here was spoiled, or removed; the layer itself is still there.
-        layout.delete(digest)?;
-        (manifest, _) = prepare(app, layout, checkpoint, Some(registry), tell).await?;
-        sent = registry.push(layout, &manifest.digest, &progress).await;
+    let mut manifest = content.store(app, &passage, registries.first(), tell).await?;
+    for registry in registries {
+        let mut sent = registry.push(layout, &manifest.digest, &progress).await;
+        if let Err(Error::Damaged { digest } | Error::Missing { digest }) = &sent {
+            // What lay here was spoiled, or removed; the layer itself is still there.
+            layout.delete(digest)?;
+            manifest = content.store(app, &passage, Some(registry), tell).await?;
+            sent = registry.push(layout, &manifest.digest, &progress).await;
+        }
+        sent?;
     }
-    drop(hold);
-    sent?;
     blocking(move || passage.over([manifest.digest])).await.map_err(FileError::Io)?;
     Ok(manifest.digest)
 }
 
-/// Puts the image of a checkpoint into the layout, but for layers that the registry has.
-async fn prepare(
-    app: &Shared,
-    layout: &Layout,
-    (row, checkpoint): (&SessionRow, &CheckpointRow),
-    registry: Option<&Registry>,
-    tell: &Tell,
-) -> Result<(Descriptor, Hold), Failure> {
+/// What of a checkpoint goes elsewhere.
+struct Content {
+    chain: Vec<LayerRow>,
+    _hold: Hold,
+    portable: serde_json::Value,
+    created: String,
+    title: String,
+}
+
+async fn content(app: &Shared, row: &SessionRow, checkpoint: &CheckpointRow) -> Result<Content, Failure> {
     let (chain, hold) = versions::layers(app, row.id, checkpoint.n).await?;
     let (agents, spoken) = {
         let mut connection = app.store.read().await?;
@@ -108,19 +114,36 @@ async fn prepare(
             messages::ended_in(&mut connection, row.id, &ranges).await?,
         )
     };
-    let layers = pack(app, layout, &chain, registry, tell).await?;
     let agents = agents.into_iter().map(|agent| agent.definition.name).collect();
     let portable = Portable::of(row, agents, checkpoint, spoken);
-    let image = Image {
-        layers,
-        created: Some(checkpoint.created_at.to_timestamp().to_string()),
-        annotations: [(TITLE.to_owned(), format!("{} @{}", row.name, checkpoint.n))].into(),
-        extra: Some(serde_json::to_value(portable).map_err(raworc_store::StoreError::from)?),
-        ..Image::default()
-    };
-    let layout = layout.clone();
-    let manifest = blocking(move || image.store(&layout)).await.map_err(FileError::Io)??;
-    Ok((manifest, hold))
+    Ok(Content {
+        chain,
+        _hold: hold,
+        portable: serde_json::to_value(portable).map_err(raworc_store::StoreError::from)?,
+        created: checkpoint.created_at.to_timestamp().to_string(),
+        title: format!("{} @{}", row.name, checkpoint.n),
+    })
+}
+
+impl Content {
+    /// Puts the image of it into the layout, but for layers that the registry has.
+    async fn store(
+        &self,
+        app: &Shared,
+        passage: &Passage,
+        registry: Option<&Registry>,
+        tell: &Tell,
+    ) -> Result<Descriptor, Failure> {
+        let image = Image {
+            layers: pack(app, passage, &self.chain, registry, tell).await?,
+            created: Some(self.created.clone()),
+            annotations: [(TITLE.to_owned(), self.title.clone())].into(),
+            extra: Some(self.portable.clone()),
+            ..Image::default()
+        };
+        let layout = passage.layout().clone();
+        Ok(blocking(move || image.store(&layout)).await.map_err(FileError::Io)??)
+    }
 }
 
 async fn note(app: &Shared, actor: &Actor, row: &SessionRow, pushed: &Pushed) -> Result<(), Failure> {
@@ -151,9 +174,10 @@ pub struct Export {
 /// 404 where there is no such checkpoint.
 pub async fn export(app: &Shared, actor: &Actor, id_or_name: &str, version: &str) -> Result<Export, Failure> {
     let (row, checkpoint) = find(app, actor, id_or_name, version).await?;
+    let content = content(app, &row, &checkpoint).await?;
     let passage = app.images.passing(actor.account).await?;
     let tell: Tell = std::sync::Arc::new(|_| {});
-    let (manifest, _hold) = prepare(app, passage.layout(), (&row, &checkpoint), None, &tell).await?;
+    let manifest = content.store(app, &passage, None, &tell).await?;
     Ok(Export { passage, manifest, name: format!("{}-{}", row.id, checkpoint.n) })
 }
 
