@@ -235,7 +235,7 @@ pub fn compose(layers: &[PathBuf], scratch: &Path) -> io::Result<Tree> {
         fs::remove_dir_all(scratch)?;
     }
     if !layers.is_empty() {
-        squash::squash(layers, true, scratch, MARKS)?;
+        squash::squash(layers, &[], scratch, MARKS)?;
         merge(scratch, "", None, &Tree::new(), &mut tree)?;
     }
     Ok(tree)

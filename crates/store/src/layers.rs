@@ -24,6 +24,12 @@ pub struct LayerRow {
     pub files: u64,
     /// Entries of directories in itself: what it costs to go through it.
     pub entries: u64,
+    /// Bytes on the disk of what is in itself.
+    pub own_disk_bytes: u64,
+    /// Bytes on the disk of what the view from it down shows, at most: names of one file may count more than once.
+    pub disk_bytes: u64,
+    /// Whether that was counted exactly.
+    pub disk_is_exact: bool,
     /// When it was sealed.
     pub created_at: Time,
 }
@@ -37,6 +43,9 @@ fn layer(row: &Row<'_>) -> Result<LayerRow, StoreError> {
         bytes: row.count("bytes")?,
         files: row.count("files")?,
         entries: row.count("entries")?,
+        own_disk_bytes: row.count("own_disk_bytes")?,
+        disk_bytes: row.count("disk_bytes")?,
+        disk_is_exact: row.count::<u64>("disk_is_exact")? != 0,
         created_at: row.time("created_at")?,
     })
 }
@@ -46,8 +55,8 @@ fn layer(row: &Row<'_>) -> Result<LayerRow, StoreError> {
 /// # Errors
 /// Where the store fails.
 pub async fn insert(connection: &mut Connection, row: &LayerRow) -> Result<(), StoreError> {
-    sql("INSERT INTO layers (id, parent_id, depth, changed_bytes, bytes, files, entries, created_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
+    sql("INSERT INTO layers (id, parent_id, depth, changed_bytes, bytes, files, entries, created_at, own_disk_bytes, \
+         disk_bytes, disk_is_exact) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)")
     .bind(row.id.to_string())
     .bind(row.parent_id.map(|id| id.to_string()))
     .bind(i64::from(row.depth))
@@ -56,6 +65,9 @@ pub async fn insert(connection: &mut Connection, row: &LayerRow) -> Result<(), S
     .bind(bigint(row.files))
     .bind(bigint(row.entries))
     .bind(row.created_at.0)
+    .bind(bigint(row.own_disk_bytes))
+    .bind(bigint(row.disk_bytes))
+    .bind(i64::from(row.disk_is_exact))
     .execute(connection)
     .await?;
     Ok(())
@@ -66,11 +78,15 @@ pub async fn insert(connection: &mut Connection, row: &LayerRow) -> Result<(), S
 /// # Errors
 /// Where the store fails.
 pub async fn set_sizes(connection: &mut Connection, row: &LayerRow) -> Result<(), StoreError> {
-    sql("UPDATE layers SET changed_bytes = $1, bytes = $2, files = $3, entries = $4 WHERE id = $5")
+    sql("UPDATE layers SET changed_bytes = $1, bytes = $2, files = $3, entries = $4, own_disk_bytes = $5, disk_bytes = $6, \
+         disk_is_exact = $7 WHERE id = $8")
         .bind(bigint(row.changed_bytes))
         .bind(bigint(row.bytes))
         .bind(bigint(row.files))
         .bind(bigint(row.entries))
+        .bind(bigint(row.own_disk_bytes))
+        .bind(bigint(row.disk_bytes))
+        .bind(i64::from(row.disk_is_exact))
         .bind(row.id.to_string())
         .execute(connection)
         .await?;

@@ -43,6 +43,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../migrations/0004_images.sql")),
     M::up(include_str!("../migrations/0005_backups.sql")),
     M::up(include_str!("../migrations/0006_purged.sql")),
+    M::up(include_str!("../migrations/0007_disk.sql")),
 ];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -115,6 +115,7 @@ async fn known(
 
 fn lay(app: &Shared, id: LayerId, below: Option<&LayerRow>, measured: seal::Change) -> LayerRow {
     let (depth, bytes, files) = below.map_or((0, 0, 0), |below| (below.depth, below.bytes, below.files));
+    let disk_bytes = below.map_or(0, |below| below.disk_bytes).saturating_add_signed(measured.disk);
     LayerRow {
         id,
         parent_id: below.map(|below| below.id),
@@ -123,6 +124,9 @@ fn lay(app: &Shared, id: LayerId, below: Option<&LayerRow>, measured: seal::Chan
         bytes: bytes.saturating_add_signed(measured.bytes),
         files: files.saturating_add_signed(measured.files),
         entries: measured.entries,
+        own_disk_bytes: measured.own_disk,
+        disk_bytes,
+        disk_is_exact: false,
         created_at: app.now(),
     }
 }
@@ -158,6 +162,7 @@ impl Unpack {
             let below = shelf.view(&Stack { layers: self.below, writable: None }).map_err(io)?;
             adopt(&path, &implied, below.root()).map_err(io)?;
         }
+        squash::trim(&path, &paths, shelf.marks()).map_err(io)?;
         seal::sync(&path).map_err(io)?;
         let measured = seal::measure(&path, &paths, shelf.marks()).map_err(io)?;
         Ok((measured, unpacked.bytes))
@@ -173,7 +178,7 @@ async fn fold(app: &Shared, taken: &mut TakenIn, below: &mut Vec<LayerRow>) -> R
     let (shelf, parts) = (app.trees.shelf.clone(), from.clone());
     let work = move || -> std::io::Result<seal::Change> {
         let (into, lower) = (shelf.begin(id)?, shelf.paths(&lower));
-        squash::squash(&shelf.paths(&parts), lower.is_empty(), &into, shelf.marks())?;
+        squash::squash(&shelf.paths(&parts), &lower, &into, shelf.marks())?;
         seal::sync(&into)?;
         seal::measure(&into, &lower, shelf.marks())
     };

@@ -135,7 +135,7 @@ async fn merge_run(app: &Shared, chain: &[LayerRow], run: Range<usize>) -> Resul
         let shelf = shelf.clone();
         move || -> std::io::Result<seal::Change> {
             let into = shelf.begin(new)?;
-            squash::squash(&from, lower.is_empty(), &into, shelf.marks())?;
+            squash::squash(&from, &lower, &into, shelf.marks())?;
             seal::sync(&into)?;
             seal::measure(&into, &lower, shelf.marks())
         }
@@ -182,6 +182,7 @@ async fn replace(
                 depth,
                 changed_bytes: measured.changed_bytes,
                 entries: measured.entries,
+                own_disk_bytes: measured.own_disk,
                 created_at: now,
                 ..*first
             };

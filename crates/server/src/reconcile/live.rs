@@ -123,13 +123,13 @@ async fn round(
 /// refers to what lies below what the session writes to, whatever earlier copies there are.
 async fn join(job: &Job<'_>, rounds: &[LayerId], whole: LayerId, earlier: Option<LayerId>) -> Result<(), Trouble> {
     let (stack, _hold): (_, Hold) = trees::stack_of(job.app, job.row.id).await?;
+    let (below, _held): (_, Hold) = trees::stack(job.app, earlier.or(job.row.layer_id)).await?;
     let shelf = job.app.trees.shelf.clone();
     let newest_first: Vec<LayerId> = rounds.iter().rev().copied().collect();
     let work = move || -> io::Result<()> {
-        let (lower, parts) = (shelf.paths(&stack.layers), shelf.paths(&newest_first));
-        let (marks, is_bottom) = (shelf.marks(), lower.is_empty() && earlier.is_none());
+        let (lower, parts, marks) = (shelf.paths(&stack.layers), shelf.paths(&newest_first), shelf.marks());
         parts.iter().try_for_each(|part| seal::settle(part, &lower, marks))?;
-        squash::squash(&parts, is_bottom, &shelf.begin(whole)?, marks)
+        squash::squash(&parts, &shelf.paths(&below.layers), &shelf.begin(whole)?, marks)
     };
     Ok(job.app.work(work).await??)
 }

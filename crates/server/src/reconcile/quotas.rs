@@ -11,17 +11,19 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use raworc_core::ids::{ContainerId, SessionId};
+use raworc_core::ids::{ContainerId, LayerId, SessionId};
 use raworc_core::session::Container;
-use raworc_store::layers;
+use raworc_store::layers::{self, LayerRow};
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::FileError;
+use raworc_workspace::layers::seal;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::hub::lock;
+use crate::trees;
 use crate::verbs::observe;
 
 /// Time between two looks at a session, at least.
@@ -279,7 +281,8 @@ async fn taken(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
         }
         None => None,
     };
-    let saved = below.as_ref().map_or(0, |layer| layer.bytes);
+    let saved = below.as_ref().map_or(0, |layer| layer.disk_bytes);
+    let inexact = below.filter(|layer| layer.entries > 0 && !layer.disk_is_exact);
     // What was sealed just now counts in full until it is measured.
     let fresh = below.filter(|layer| layer.entries == 0).map(|layer| layer.id);
     let (shelf, layer, runtime) = (app.trees.shelf.clone(), row.writable_id, Arc::clone(&app.runtime));
@@ -290,7 +293,31 @@ async fn taken(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
         let saved = saved.saturating_add(fresh.map_or(Ok(0), |layer| shelf.written(layer))?);
         Ok(Taken { saved, written: shelf.written(layer)?.saturating_add(removed), elsewhere: hidden.elsewhere })
     };
-    Ok(app.work(work).await.flatten().map_err(FileError::from)?)
+    let taken = app.work(work).await.flatten().map_err(FileError::from)?;
+    let is_too_much = row.settings.disk.is_some_and(|limit| taken.bytes() > limit.0);
+    match inexact.filter(|_| is_too_much) {
+        Some(layer) => Ok(Taken { saved: count(app, layer.id).await?, ..taken }),
+        None => Ok(taken),
+    }
+}
+
+/// Counts exactly what a layer and all below it show, once, and notes it.
+async fn count(app: &Shared, layer: LayerId) -> Result<u64, Failure> {
+    let (stack, _hold) = trees::stack(app, Some(layer)).await?;
+    let shelf = app.trees.shelf.clone();
+    let work = move || seal::shown_usage(&shelf.paths(&stack.layers), shelf.marks());
+    let bytes = app.work(work).await.flatten().map_err(FileError::from)?;
+    let write = app.store.write(move |transaction| {
+        Box::pin(async move {
+            if let Some(row) = layers::find(transaction.connection(), layer).await? {
+                let counted = LayerRow { disk_bytes: bytes, disk_is_exact: true, ..row };
+                layers::set_sizes(transaction.connection(), &counted).await?;
+            }
+            Ok::<_, Failure>(())
+        })
+    });
+    write.await?;
+    Ok(bytes)
 }
 
 async fn find(app: &Shared, session: SessionId) -> Result<Option<SessionRow>, Failure> {

@@ -43,7 +43,7 @@ pub async fn usage(app: &Shared, actor: &Actor) -> Result<DiskUsage, Failure> {
     let count = |ids: &mut dyn Iterator<Item = &LayerId>| {
         ids.filter_map(|id| by_id.get(id)).fold(LayerUsage::default(), |sum, row| LayerUsage {
             layers: sum.layers + 1,
-            bytes: sum.bytes.saturating_add(row.changed_bytes),
+            bytes: sum.bytes.saturating_add(row.own_disk_bytes),
         })
     };
     let images = app.clone();
@@ -52,7 +52,7 @@ pub async fn usage(app: &Shared, actor: &Actor) -> Result<DiskUsage, Failure> {
         Ok((found.total_bytes, found.free_bytes, images.images.bytes()?))
     };
     let (total_bytes, free_bytes, transfers_bytes) = blocking(disk).await.map_err(FileError::Io)??;
-    let layers_bytes = all.iter().fold(0_u64, |sum, row| sum.saturating_add(row.changed_bytes));
+    let layers_bytes = all.iter().fold(0_u64, |sum, row| sum.saturating_add(row.own_disk_bytes));
     let told_bytes = layers_bytes.saturating_add(records_bytes).saturating_add(transfers_bytes);
     Ok(DiskUsage {
         total_bytes,
@@ -117,7 +117,7 @@ pub async fn prune(app: &Shared, actor: &Actor, body: Prune) -> Result<Pruned, F
 
 async fn layer_bytes(app: &Shared) -> Result<u64, Failure> {
     let mut connection = app.store.read().await?;
-    Ok(layers::all(&mut connection).await?.iter().fold(0, |sum, row| sum.saturating_add(row.changed_bytes)))
+    Ok(layers::all(&mut connection).await?.iter().fold(0, |sum, row| sum.saturating_add(row.own_disk_bytes)))
 }
 
 /// The same as [`purge`], but a container that is on its way out is waited for.

@@ -130,21 +130,21 @@ async fn lay(change: &mut Change<'_>, found: Found) -> Result<Option<LayerId>, F
         Found::Copied { layer, earlier, .. } => (layer, earlier.or(change.row.layer_id)),
     };
     // Until it is measured, it is taken to be as large as what it lies on.
-    let (depth, bytes, files) = match parent {
-        Some(parent) => {
-            let below = layer(change, parent).await?;
-            (below.depth, below.bytes, below.files)
-        }
-        None => (0, 0, 0),
+    let below = match parent {
+        Some(parent) => Some(layer(change, parent).await?),
+        None => None,
     };
     let row = LayerRow {
         id,
         parent_id: parent,
-        depth: depth + 1,
+        depth: below.map_or(0, |below| below.depth) + 1,
         changed_bytes: 0,
-        bytes,
-        files,
+        bytes: below.map_or(0, |below| below.bytes),
+        files: below.map_or(0, |below| below.files),
         entries: 0,
+        own_disk_bytes: 0,
+        disk_bytes: below.map_or(0, |below| below.disk_bytes),
+        disk_is_exact: false,
         created_at: change.now,
     };
     layers::insert(change.connection(), &row).await?;
@@ -327,6 +327,8 @@ async fn store_sizes(change: &mut Change<'_>, id: LayerId, measured: Measured) -
     layer.bytes = bytes.saturating_add_signed(measured.bytes);
     layer.files = files.saturating_add_signed(measured.files);
     layer.entries = measured.entries;
+    layer.own_disk_bytes = measured.own_disk;
+    layer.disk_bytes = below.map_or(0, |below| below.disk_bytes).saturating_add_signed(measured.disk);
     layers::set_sizes(change.connection(), &layer).await?;
     Ok(layer)
 }

@@ -8,10 +8,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, fsync, openat, syncfs, unlinkat};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fstat, fsync, openat, syncfs, unlinkat};
 
 use super::Marks;
 use super::entry::{self, Mark};
+use super::usage::{self, Once};
 use super::view::View;
 use crate::steps;
 
@@ -27,6 +28,10 @@ pub struct Change {
     pub files: i64,
     /// How many bytes more they have.
     pub bytes: i64,
+    /// Bytes on the disk of what is in the layer, counted as by [`super::usage`].
+    pub own_disk: u64,
+    /// How many bytes on the disk more is shown, at most: another name of what is hidden may be left.
+    pub disk: i64,
     /// Entries of directories in the layer.
     pub entries: u64,
 }
@@ -210,15 +215,24 @@ pub fn place(target: &[u8], below: Option<&[CString]>) -> io::Result<Vec<CString
 /// # Errors
 /// Where one cannot be read.
 pub fn measure(layer: &Path, lower: &[PathBuf], marks: Marks) -> io::Result<Change> {
-    let mut measure = Measure { marks, seen: BTreeSet::new(), change: Change::default() };
+    let mut measure = Measure { marks, seen: BTreeSet::new(), once: Once::default(), change: Change::default() };
     measure.directory(&entry::root(layer)?, &View::of(lower)?, 0)?;
     Ok(measure.change)
+}
+
+/// Bytes on the disk of what layers (the topmost first, settled) show together, counted exactly: each file once.
+///
+/// # Errors
+/// Where one cannot be read.
+pub fn shown_usage(layers: &[PathBuf], marks: Marks) -> io::Result<u64> {
+    View::of(layers)?.usage(&mut Once::default(), 0, marks)
 }
 
 struct Measure {
     marks: Marks,
     /// Files with several names.
     seen: BTreeSet<u64>,
+    once: Once,
     change: Change,
 }
 
@@ -229,19 +243,29 @@ impl Measure {
             let is_directory = entry::kind(&stat) == FileType::Directory;
             self.change.entries += 1;
             if entry::kind(&stat) == FileType::RegularFile {
+                let size = stat.st_size;
                 self.change.files += 1;
-                self.change.bytes += stat.st_size;
+                self.change.bytes = self.change.bytes.saturating_add(size);
                 if stat.st_nlink == 1 || self.seen.insert(stat.st_ino) {
-                    self.change.changed_bytes += u64::try_from(stat.st_size).unwrap_or(0);
+                    let changed = &mut self.change.changed_bytes;
+                    *changed = changed.saturating_add(u64::try_from(size).unwrap_or(0));
                 }
             }
+            let taken = self.once.taken(&stat);
+            self.change.own_disk = self.change.own_disk.saturating_add(taken);
             let inner = if is_directory { Some(entry::inner(directory, &name, depth)?) } else { None };
-            let is_merged = match &inner {
-                Some(inner) => !entry::is_opaque(inner, self.marks)? && self.is_directory(below, &name)?,
-                None => false,
+            let merged_with = match &inner {
+                Some(inner) if !entry::is_opaque(inner, self.marks)? => self.directory_in(below, &name)?,
+                _ => None,
             };
-            if !is_merged {
-                self.subtract(below, &name, depth)?;
+            let is_merged = merged_with.is_some();
+            if !entry::is_whiteout(&stat) {
+                self.change.disk = self.change.disk.saturating_add_unsigned(taken);
+            }
+            match merged_with {
+                // It is shown in place of that one, with what is in both.
+                Some(hidden) => self.change.disk = self.change.disk.saturating_sub_unsigned(usage::taken(&hidden)),
+                None => self.subtract(below, &name, depth)?,
             }
             if let Some(inner) = inner {
                 let view = if is_merged { below.inner(&name, depth, self.marks)? } else { View::default() };
@@ -251,16 +275,18 @@ impl Measure {
         Ok(())
     }
 
-    fn is_directory(&self, below: &View, name: &CStr) -> io::Result<bool> {
-        Ok(below.find(name)?.is_some_and(|shown| entry::kind(&shown.stat) == FileType::Directory))
+    fn directory_in(&self, below: &View, name: &CStr) -> io::Result<Option<Stat>> {
+        let found = below.find(name)?.map(|shown| shown.stat);
+        Ok(found.filter(|stat| entry::kind(stat) == FileType::Directory))
     }
 
     /// What the layer hides is shown no longer.
     fn subtract(&mut self, below: &View, name: &CStr, depth: usize) -> io::Result<()> {
         if let Some(hidden) = below.find(name)? {
-            let (files, bytes) = below.count_one(name, &hidden.stat, depth, self.marks)?;
-            self.change.files -= files;
-            self.change.bytes -= bytes;
+            let hidden = below.count_one(name, &hidden.stat, depth, self.marks)?;
+            self.change.files -= hidden.files;
+            self.change.bytes = self.change.bytes.saturating_sub(hidden.bytes);
+            self.change.disk = self.change.disk.saturating_sub(hidden.disk);
         }
         Ok(())
     }

@@ -5,17 +5,35 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Stat};
 
 use super::entry;
 
 /// Bytes of a block in what `stat(2)` counts.
 const BLOCK_BYTES: u64 = 512;
 
-/// Bytes that the least thing counts as: an empty file takes a place among the files that a disk can have.
+/// Bytes that the least thing counts as, and each further name of a file: an empty one takes a place among the files that a disk
+/// can have, and to go through names takes time.
 pub const ENTRY_BYTES_MIN: u64 = 4096;
 
-/// Bytes on the disk of everything in a directory, at least [`ENTRY_BYTES_MIN`] for each thing; a file with several names is
+/// What something takes by itself.
+pub fn taken(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES).max(ENTRY_BYTES_MIN)
+}
+
+/// Counts files with several names once.
+#[derive(Debug, Default)]
+pub struct Once(BTreeSet<u64>);
+
+impl Once {
+    /// What something takes under one of its names.
+    pub fn taken(&mut self, stat: &Stat) -> u64 {
+        let has_names = stat.st_nlink > 1 && entry::kind(stat) != FileType::Directory;
+        if has_names && !self.0.insert(stat.st_ino) { ENTRY_BYTES_MIN } else { taken(stat) }
+    }
+}
+
+/// Bytes on the disk of everything in a directory, at least [`ENTRY_BYTES_MIN`] for each name; a file with several names is
 /// counted once. What comes and goes meanwhile is counted or not. Nothing, where there is no such directory.
 ///
 /// # Errors
@@ -25,14 +43,13 @@ pub fn usage(directory: &Path) -> io::Result<u64> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         outcome => outcome?,
     };
-    let mut usage = Usage { seen: BTreeSet::new(), bytes: 0 };
+    let mut usage = Usage { once: Once::default(), bytes: 0 };
     usage.directory(&root, 0)?;
     Ok(usage.bytes)
 }
 
 struct Usage {
-    /// Files with several names.
-    seen: BTreeSet<u64>,
+    once: Once,
     bytes: u64,
 }
 
@@ -40,11 +57,7 @@ impl Usage {
     fn directory(&mut self, directory: &OwnedFd, depth: usize) -> io::Result<()> {
         for name in entry::names(directory)? {
             let Some(stat) = entry::look(directory, &name)? else { continue };
-            if stat.st_nlink > 1 && entry::kind(&stat) != FileType::Directory && !self.seen.insert(stat.st_ino) {
-                continue;
-            }
-            let bytes = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES);
-            self.bytes = self.bytes.saturating_add(bytes.max(ENTRY_BYTES_MIN));
+            self.bytes = self.bytes.saturating_add(self.once.taken(&stat));
             if entry::kind(&stat) == FileType::Directory {
                 match entry::inner(directory, &name, depth + 1) {
                     Ok(inner) => self.directory(&inner, depth + 1)?,
@@ -78,7 +91,8 @@ mod tests {
         fs::hard_link(at("d/file"), at("same")).unwrap();
         fs::File::create(at("sparse")).unwrap().set_len(1 << 30).unwrap();
         assert!(usage(scratch.path()).unwrap() < once + (64 << 10));
-        (0..100).for_each(|n| drop(fs::File::create(at(&n.to_string())).unwrap()));
+        (0..50).for_each(|n| drop(fs::File::create(at(&n.to_string())).unwrap()));
+        (50..100).for_each(|n| fs::hard_link(at("same"), at(&n.to_string())).unwrap());
         assert!(usage(scratch.path()).unwrap() >= once + 101 * ENTRY_BYTES_MIN);
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{FileType, Stat};
 
+use super::usage::{ENTRY_BYTES_MIN, Once, taken};
 use super::{Marks, entry};
 
 /// A directory as a stack shows it: what it is in each layer that has a part in it, the topmost first.
@@ -15,6 +16,25 @@ use super::{Marks, entry};
 pub struct View {
     /// Those parts.
     pub parts: Vec<OwnedFd>,
+}
+
+/// What is shown, in numbers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Count {
+    /// Files.
+    pub files: i64,
+    /// Their bytes.
+    pub bytes: i64,
+    /// Bytes on the disk that are free when it is shown no longer, at least.
+    pub disk: i64,
+}
+
+impl Count {
+    fn add(&mut self, other: Count) {
+        self.files = self.files.saturating_add(other.files);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.disk = self.disk.saturating_add(other.disk);
+    }
 }
 
 /// Something in a view.
@@ -29,6 +49,11 @@ impl View {
     /// The roots of layers, the topmost first.
     pub fn of(layers: &[PathBuf]) -> io::Result<Self> {
         Ok(Self { parts: layers.iter().map(|layer| entry::root(layer)).collect::<io::Result<_>>()? })
+    }
+
+    /// Whether there is no such directory.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
     }
 
     /// What is called `name`.
@@ -84,24 +109,39 @@ impl View {
         Ok(view)
     }
 
-    /// Files in it and below it, and their bytes.
-    pub fn count(&self, depth: usize, marks: Marks) -> io::Result<(i64, i64)> {
-        let (mut files, mut bytes) = (0, 0);
+    /// What is in it and below it.
+    pub fn count(&self, depth: usize, marks: Marks) -> io::Result<Count> {
+        let mut count = Count::default();
         for (name, shown) in self.entries()? {
-            let (more, more_bytes) = self.count_one(&name, &shown.stat, depth, marks)?;
-            files += more;
-            bytes += more_bytes;
+            count.add(self.count_one(&name, &shown.stat, depth, marks)?);
         }
-        Ok((files, bytes))
+        Ok(count)
     }
 
     /// The same for one entry.
-    pub fn count_one(&self, name: &CStr, stat: &Stat, depth: usize, marks: Marks) -> io::Result<(i64, i64)> {
-        match entry::kind(stat) {
-            FileType::RegularFile => Ok((1, stat.st_size)),
-            FileType::Directory => self.inner(name, depth, marks)?.count(depth + 1, marks),
-            _ => Ok((0, 0)),
+    pub fn count_one(&self, name: &CStr, stat: &Stat, depth: usize, marks: Marks) -> io::Result<Count> {
+        let disk = i64::try_from(taken(stat)).unwrap_or(i64::MAX);
+        let (files, bytes) = if entry::kind(stat) == FileType::RegularFile { (1, stat.st_size) } else { (0, 0) };
+        let mut count = Count { files, bytes, disk };
+        if entry::kind(stat) == FileType::Directory {
+            count.add(self.inner(name, depth, marks)?.count(depth + 1, marks)?);
+        } else if stat.st_nlink > 1 {
+            // Another of its names may be left, and with it all that it takes.
+            count.disk = ENTRY_BYTES_MIN as i64;
         }
+        Ok(count)
+    }
+
+    /// Bytes on the disk of all that is shown, those of files with several names once.
+    pub fn usage(&self, once: &mut Once, depth: usize, marks: Marks) -> io::Result<u64> {
+        let mut bytes = 0_u64;
+        for (name, shown) in self.entries()? {
+            bytes = bytes.saturating_add(once.taken(&shown.stat));
+            if entry::kind(&shown.stat) == FileType::Directory {
+                bytes = bytes.saturating_add(self.inner(&name, depth, marks)?.usage(once, depth + 1, marks)?);
+            }
+        }
+        Ok(bytes)
     }
 
     /// Makes `to` have everything that is shown here and not in it already: files by link, directories anew.
