@@ -123,7 +123,13 @@ pub struct Pushed {
     pub digest: String,
     /// Which checkpoint.
     pub n: u64,
+    /// Entries and attributes that have no form in an image, and are not in it: sockets, devices, names that begin with `.wh.`,
+    /// attributes with `=` in their names. The server's log names the first ones.
+    pub left_out: u64,
 }
+
+/// The header of an export that says how much was left out, as in [`Pushed`].
+pub const LEFT_OUT_HEADER: &str = "raworc-left-out";
 
 /// How far a push, pull or import is: the event `progress` of its stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -95,6 +95,8 @@ codes! {
     InvalidState = "invalid_state", 409, "Not possible in this state";
     /// A checkpoint could not be taken.
     CheckpointFailed = "checkpoint_failed", 503, "Checkpoint failed";
+    /// Something that a workspace is made of is missing.
+    WorkspaceDamaged = "workspace_damaged", 500, "Workspace damaged";
     /// An image, an archive or a layer cannot be used.
     ImageUnusable = "image_unusable", 422, "Image cannot be used";
     /// The registry wants (other) credentials.

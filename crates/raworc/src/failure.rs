@@ -200,6 +200,7 @@ fn exit_status_of(code: Code) -> u8 {
         | Code::SessionFailed
         | Code::InvalidState
         | Code::CheckpointFailed
+        | Code::WorkspaceDamaged
         | Code::RegistryUnavailable
         | Code::DiskQuotaExceeded
         | Code::AgentInUse

@@ -18,7 +18,7 @@ use crate::app::{App, COMPARISONS_MAX, Clock, Shared, UPLOADS_MAX, Weather};
 use crate::images::Images;
 use crate::keyed::Places;
 use crate::registries::Registries;
-use crate::reserve::Reserve;
+use crate::reserve::{self, Reserve};
 use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, trees, verbs};
 
 /// What an engine is made of.
@@ -108,6 +108,7 @@ impl Engine {
         tasks.spawn(reconcile::leases::run(app.clone()));
         tasks.spawn(reconcile::quotas::run(app.clone()));
         tasks.spawn(reconcile::sweep::run(app.clone()));
+        tasks.spawn(reserve::run(app.clone()));
         Ok(Self { app, admin_token })
     }
 

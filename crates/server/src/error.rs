@@ -109,6 +109,13 @@ fn file_problem(error: &FileError) -> Problem {
         FileError::TooLarge => Problem::new(Code::TooLarge, error.to_string()),
         FileError::TooDeep => Problem::new(Code::FileConflict, error.to_string()),
         FileError::DiskFull => disk_full(),
+        FileError::LayerMissing(layer) => {
+            tracing::error!(%layer, "a layer was removed behind the server's back");
+            Problem::new(
+                Code::WorkspaceDamaged,
+                format!("{error}; put its directory back, or go back to what does not need it"),
+            )
+        }
         FileError::Io(_) => {
             tracing::error!(%error, "a file could not be read or written");
             Problem::new(Code::Internal, "the server could not read or write this file; its log says why")

@@ -59,13 +59,17 @@ impl FromRequestParts<Shared> for Caller {
             bearer.actor(&mut connection, app.now()).await?
         };
         // What frees space has to be recorded first, also on a full disk.
-        let frees = parts.method == Method::DELETE || parts.uri.path().ends_with("/system/prune");
+        let path = parts.uri.path();
+        let frees = parts.method == Method::DELETE || FREEING.iter().any(|call| path.ends_with(call));
         if let Some(reserve) = app.reserve.clone().filter(|_| frees) {
             let _ = blocking(move || reserve.give_up_if_full()).await;
         }
         Ok(Caller(actor))
     }
 }
+
+/// Calls that free space, or end what takes it.
+const FREEING: [&str; 4] = ["/system/prune", "/cancel", "/pause", "/terminate"];
 
 /// A JSON body.
 pub struct Json<T>(pub T);
@@ -171,7 +175,10 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Shared> for Path<T> {
     async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, Failure> {
         match axum::extract::Path::<T>::from_request_parts(parts, app).await {
             Ok(axum::extract::Path(path)) => Ok(Path(path)),
-            Err(_) => Err(Failure::new(Code::InvalidRequest, "the path is not valid: ids are UUIDs, text is UTF-8")),
+            Err(_) => Err(Failure::new(
+                Code::InvalidRequest,
+                "the path is not valid: ids are UUIDs, checkpoints have numbers, text is UTF-8",
+            )),
         }
     }
 }

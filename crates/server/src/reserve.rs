@@ -7,8 +7,11 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, open, statvfs};
+
+use crate::app::{Shared, blocking};
 
 /// What it takes.
 const BYTES: u64 = 16 << 20;
@@ -16,6 +19,23 @@ const BYTES: u64 = 16 << 20;
 const FULL_BYTES: u64 = 4 << 20;
 /// With more than this, there is room for it.
 const ROOM_BYTES: u64 = 4 * BYTES;
+
+/// How often it is looked whether there is room for it again: soon after some was made, or it is taken by others.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Keeps it until the server stops.
+pub async fn run(app: Shared) {
+    let Some(reserve) = app.reserve.clone() else { return };
+    loop {
+        let kept = reserve.clone();
+        let _ = blocking(move || kept.keep()).await;
+        tokio::select! {
+            biased;
+            () = app.stopping.cancelled() => return,
+            () = tokio::time::sleep(INTERVAL) => {}
+        }
+    }
+}
 
 /// The reserve of a data directory.
 #[derive(Clone, Debug)]

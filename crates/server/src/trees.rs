@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use raworc_api::problem::Code;
 use raworc_core::checkpoints::Cause;
@@ -13,6 +13,7 @@ use raworc_core::ids::{ContainerId, LayerId, SessionId};
 use raworc_core::time::Time;
 use raworc_store::layers::{self, LayerRow};
 use raworc_store::sessions::SessionRow;
+use raworc_workspace::layers::compare::Side;
 use raworc_workspace::{FileError, Stack, Workspace, Workspaces};
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -69,7 +70,20 @@ pub type Turn = Held<SessionId>;
 /// A workspace, or a version of one, to be looked into.
 pub struct Opened {
     workspace: Workspace,
+    /// What may be written to meanwhile.
+    writable: Option<LayerId>,
     _hold: Hold,
+}
+
+impl Opened {
+    /// To be compared.
+    pub fn side(&self) -> Side<'_> {
+        let side = Side::sealed(self.workspace.root());
+        let Some(LayerId(writable)) = self.writable else { return side };
+        // Its name says when it was made.
+        let made = writable.get_timestamp().map_or((0, 0), |made| made.to_unix());
+        Side { sealed_at: SystemTime::UNIX_EPOCH + Duration::new(made.0, made.1), ..side }
+    }
 }
 
 impl std::ops::Deref for Opened {
@@ -351,7 +365,8 @@ pub async fn open_now(app: &Shared, row: &SessionRow) -> Result<Opened, Failure>
         return Ok(opened);
     }
     let (stack, hold) = ready_stack_of(app, row.id).await?;
-    Ok(Opened { workspace: open(app, move |shelf| shelf.view(&stack)).await?, _hold: hold })
+    let writable = stack.writable;
+    Ok(Opened { workspace: open(app, move |shelf| shelf.view(&stack)).await?, writable, _hold: hold })
 }
 
 /// Opens these layers, the topmost first, to read what they show.
@@ -360,7 +375,7 @@ pub async fn open_now(app: &Shared, row: &SessionRow) -> Result<Opened, Failure>
 /// Where they cannot be mounted.
 pub async fn open_layers(app: &Shared, layers: Vec<LayerId>, hold: Hold) -> Result<Opened, Failure> {
     let stack = Stack { layers, writable: None };
-    Ok(Opened { workspace: open(app, move |shelf| shelf.view(&stack)).await?, _hold: hold })
+    Ok(Opened { workspace: open(app, move |shelf| shelf.view(&stack)).await?, writable: None, _hold: hold })
 }
 
 /// Reads in a workspace, or a version of one.
@@ -398,7 +413,7 @@ pub async fn change<T: Send + 'static>(
                 writable.map_or(Ok(false), |layer| shelf.limit(layer, None))?;
                 shelf.mount(&stack)
             };
-            Opened { workspace: open(app, mount).await?, _hold: hold }
+            Opened { workspace: open(app, mount).await?, writable, _hold: hold }
         }
     };
     let work = move || {
@@ -417,7 +432,8 @@ async fn running(app: &Shared, row: &SessionRow) -> Option<Opened> {
         let hold = app.trees.hold(stack.writable.into_iter().chain(stack.layers.iter().copied()));
         let root = app.runtime.open_workspace(container).await.ok()?;
         if app.runtime.workspace(container).as_ref() == Some(&stack) {
-            return Some(Opened { workspace: app.trees.shelf.workspace(root), _hold: hold });
+            let (workspace, writable) = (app.trees.shelf.workspace(root), stack.writable);
+            return Some(Opened { workspace, writable, _hold: hold });
         }
     }
 }

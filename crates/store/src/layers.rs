@@ -108,6 +108,8 @@ pub struct Archived {
     pub diff_id: String,
     /// The descriptor of the compressed tar, as JSON.
     pub blob: String,
+    /// How much of the layer has no form in it.
+    pub left_out: u64,
 }
 
 /// What a layer is as an archive, if it ever was one.
@@ -115,9 +117,11 @@ pub struct Archived {
 /// # Errors
 /// Where the store fails.
 pub async fn archived(connection: &mut Connection, id: LayerId) -> Result<Option<Archived>, StoreError> {
-    sql("SELECT diff_id, blob FROM layers WHERE id = $1 AND diff_id IS NOT NULL AND blob IS NOT NULL")
+    sql("SELECT diff_id, blob, left_out FROM layers WHERE id = $1 AND diff_id IS NOT NULL AND blob IS NOT NULL")
         .bind(id.to_string())
-        .fetch_optional(connection, |row| Ok(Archived { diff_id: row.text("diff_id")?, blob: row.text("blob")? }))
+        .fetch_optional(connection, |row| {
+            Ok(Archived { diff_id: row.text("diff_id")?, blob: row.text("blob")?, left_out: row.count("left_out")? })
+        })
         .await
 }
 
@@ -126,9 +130,10 @@ pub async fn archived(connection: &mut Connection, id: LayerId) -> Result<Option
 /// # Errors
 /// Where the store fails.
 pub async fn set_archived(connection: &mut Connection, id: LayerId, archived: &Archived) -> Result<(), StoreError> {
-    sql("UPDATE layers SET diff_id = $1, blob = $2 WHERE id = $3")
+    sql("UPDATE layers SET diff_id = $1, blob = $2, left_out = $3 WHERE id = $4")
         .bind(archived.diff_id.clone())
         .bind(archived.blob.clone())
+        .bind(bigint(archived.left_out))
         .bind(id.to_string())
         .execute(connection)
         .await?;

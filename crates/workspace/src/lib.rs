@@ -13,7 +13,8 @@ mod trash;
 use std::io;
 
 pub use files::{Entry, Found, Kind, Workspace};
-pub use mount::{Mounter, Stack};
+pub use mount::{LayerMissing, Mounter, Stack};
+use raworc_core::ids::LayerId;
 pub use shelf::{Space, Workspaces, has_limits, layers_in};
 pub use trash::Trash;
 
@@ -41,6 +42,9 @@ pub enum FileError {
     /// The disk is full.
     #[error("the disk is full")]
     DiskFull,
+    /// Something that a workspace is made of was removed behind the server's back.
+    #[error("{}", LayerMissing(*.0))]
+    LayerMissing(LayerId),
     /// Anything else.
     #[error("{0}")]
     Io(io::Error),
@@ -51,6 +55,9 @@ impl From<io::Error> for FileError {
         use rustix::io::Errno;
         if error.get_ref().is_some_and(|inner| inner.is::<layers::TooDeep>()) {
             return FileError::TooDeep;
+        }
+        if let Some(LayerMissing(layer)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            return FileError::LayerMissing(*layer);
         }
         match Errno::from_io_error(&error) {
             Some(Errno::NOENT) => FileError::NotFound,

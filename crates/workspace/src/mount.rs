@@ -41,6 +41,11 @@ pub struct Stack {
     pub writable: Option<LayerId>,
 }
 
+/// A layer is named, and not there.
+#[derive(Debug, thiserror::Error)]
+#[error("the layer {0} of the workspace is missing")]
+pub struct LayerMissing(pub LayerId);
+
 /// What takes what is written to a mount.
 enum Above {
     /// Nothing can be written.
@@ -178,7 +183,10 @@ fn overlay(below: &[LayerId], above: &Above, marks: Marks) -> io::Result<OwnedFd
         flags |= MsFlags::MS_RDONLY;
     }
     let options = options(below, above, marks)?;
-    mount(Some("workspace"), POINT, Some("overlay"), flags, Some(options.as_str()))?;
+    mount(Some("workspace"), POINT, Some("overlay"), flags, Some(options.as_str())).map_err(|error| {
+        let missing = below.iter().find(|layer| !Path::new(&name(**layer)).join("fs").is_dir());
+        missing.map_or_else(|| error.into(), |layer| io::Error::other(LayerMissing(*layer)))
+    })?;
     let detached = open_tree(CWD, POINT, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
     umount2(POINT, MntFlags::MNT_DETACH)?;
     Ok(detached?)

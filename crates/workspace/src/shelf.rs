@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::FileError;
 use crate::files::Workspace;
 use crate::layers::{ENTRY_BYTES_MIN, Marks, seal, usage};
-use crate::mount::{EMPTY, Mounter, Stack};
+use crate::mount::{EMPTY, LayerMissing, Mounter, Stack};
 use crate::steps;
 use crate::trash::Trash;
 
@@ -120,6 +120,9 @@ impl Workspaces {
         let new = directory.join("new");
         if new.exists() {
             fs::remove_dir(&new)?;
+        }
+        if let Some(missing) = stack.layers.first().filter(|layer| !self.path(**layer).is_dir()) {
+            return Err(io::Error::other(LayerMissing(*missing)));
         }
         let below = stack.layers.first().map(|below| self.path(*below));
         seal::prepare(&new, below.as_deref(), self.owner.map(|owner| (owner, owner)))?;

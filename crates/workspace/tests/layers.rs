@@ -16,6 +16,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use raworc_core::ids::LayerId;
 use raworc_workspace::layers::capture::How;
+use raworc_workspace::layers::compare::Side;
 use raworc_workspace::layers::{Marks, capture, compare, seal, squash};
 use raworc_workspace::{Mounter, Stack, Workspaces, layers_in, steps};
 use rustix::fs::XattrFlags;
@@ -313,12 +314,14 @@ fn check(rounds: &[Vec<Op>], live: &[Vec<Op>], (start, length): (usize, usize)) 
         saved.array_windows().chain([&[saved[0].clone(), saved[saved.len() - 1].clone()]])
     {
         let (before, after) = (open(before), open(after));
-        let (found, _) = compare::compare(before.root(), after.root(), usize::MAX, &|| true).unwrap();
+        let (found, _) =
+            compare::compare(Side::sealed(before.root()), Side::sealed(after.root()), usize::MAX, &|| true).unwrap();
         let mut found: Vec<_> = found.into_iter().map(|found| String::from_utf8(found.path).unwrap()).collect();
         found.sort();
         assert_eq!(found, told(old, new));
         for path in new.keys().filter(|path| !path.is_empty()) {
-            let one = compare::compare_one(before.root(), after.root(), path, &|| true).unwrap();
+            let one = compare::compare_one(Side::sealed(before.root()), Side::sealed(after.root()), path, &|| true);
+            let one = one.unwrap();
             assert_eq!(one.is_some(), found.contains(path), "{path}");
         }
     }

@@ -45,6 +45,12 @@ impl FileBody {
         self.response.content_length()
     }
 
+    /// A number that the server said beside it.
+    #[must_use]
+    pub fn number(&self, header: &str) -> Option<u64> {
+        self.response.headers().get(header)?.to_str().ok()?.parse().ok()
+    }
+
     /// The next piece, or `None` at the end.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         match tokio::time::timeout(STANDSTILL_TIMEOUT, self.response.chunk()).await {

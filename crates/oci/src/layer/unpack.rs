@@ -1,7 +1,7 @@
 //! From a layer tar to a layer directory.
 
 use std::fs::File;
-use std::io::{Read, Seek as _, SeekFrom, Write as _};
+use std::io::{ErrorKind, Read, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -213,7 +213,10 @@ impl<R: Read> Unpacker<'_, R> {
         match &found.segments {
             None => self.copy(&mut file, found.size)?,
             Some(segments) => {
-                file.set_len(found.size)?;
+                file.set_len(found.size).map_err(|error| match error.kind() {
+                    ErrorKind::FileTooLarge | ErrorKind::InvalidInput => Error::TooLarge("a sparse file".into()),
+                    _ => error.into(),
+                })?;
                 for (start, length) in segments {
                     file.seek(SeekFrom::Start(*start))?;
                     self.copy(&mut file, *length)?;

@@ -7,7 +7,7 @@ use raworc_api::checkpoint::{
     ChangeKind, Checkpoint as Record, CheckpointStatus, CreateCheckpoint, Diff, DiffQuery, ListCheckpoints,
 };
 use raworc_api::client::Client;
-use raworc_api::image::PushCheckpoint;
+use raworc_api::image::{LEFT_OUT_HEADER, PushCheckpoint};
 use raworc_api::page::PageQuery;
 use tokio::io::AsyncWriteExt as _;
 
@@ -165,7 +165,9 @@ pub async fn run(context: &Context, command: Checkpoint) -> Result<()> {
             let (session, n) = version(&session);
             let body = PushCheckpoint { reference, credentials: login.credentials()? };
             let pushed = transfer(&ui, "pushing", async |tell| client.push_checkpoint(session, n, &body, tell).await);
-            ui.show(&pushed.await?, |pushed| {
+            let pushed = pushed.await?;
+            warn_of(ui, pushed.left_out);
+            ui.show(&pushed, |pushed| {
                 format!("Pushed checkpoint {} to {}\n{}", pushed.n, clean(&pushed.reference), clean(&pushed.digest))
             })
         }
@@ -201,6 +203,7 @@ pub async fn number(client: &Client, session: &str, version: &str) -> Result<u64
 async fn export(context: &Context, session: &str, file: &Path) -> Result<()> {
     let (session, n) = version(session);
     let mut archive = context.client()?.export_checkpoint(session, n).await?;
+    warn_of(context.ui, archive.number(LEFT_OUT_HEADER).unwrap_or(0));
     if file == Path::new("-") {
         while let Some(chunk) = archive.chunk().await? {
             context.ui.out(chunk)?;
@@ -229,6 +232,14 @@ async fn export(context: &Context, session: &str, file: &Path) -> Result<()> {
     path.persist(file).map_err(|error| wrong(error.error))?;
     let shown = serde_json::json!({ "file": file, "size_bytes": written });
     context.ui.show(&shown, |_| format!("Wrote {} ({})", file.display(), bytes(written)))
+}
+
+/// What is not there should not be missed later.
+fn warn_of(ui: Ui, left_out: u64) {
+    if left_out > 0 {
+        let what = "sockets, devices, names that begin with .wh., attributes with = in their names";
+        ui.note(&format!("{left_out} of what is in it has no form in an image, and was left out ({what})"));
+    }
 }
 
 fn sentence(session: &str, checkpoint: &Record) -> String {

@@ -1,13 +1,13 @@
 //! Versions of a workspace: saved, looked into, compared, gone back to, made sessions of.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::daemon::Settings;
-use crate::harness::TestServer;
+use crate::harness::{TestServer, eventually};
 use crate::portable::registry;
 use crate::server_or_skip;
 
@@ -187,6 +187,68 @@ line'; mkfifo pipe; : > zero; printf '%s' "$A" > env"#;
 }
 
 #[tokio::test]
+async fn a_hundred_remixes_share_what_they_start_from() {
+    let server = server_or_skip!();
+    let parent = server.session(json!({})).await;
+    server.output(&parent, "head -c 5000000 /dev/urandom > much; truncate -s 5G large; printf end >> large").await;
+    let bytes = async || server.get("/system/disk").await.1["sessions"]["bytes"].as_u64().unwrap();
+    eventually("it is saved", async || bytes().await > 0).await;
+    let alone = bytes().await;
+    assert!((5_000_000..6_000_000).contains(&alone), "{alone}: holes take no space");
+    let mut last = parent.clone();
+    for _ in 0..100 {
+        last = remix(&server, &parent, json!({ "checkpoint": 1, "waiting_timeout_seconds": 1 })).await;
+    }
+    assert_eq!(bytes().await, alone);
+    assert_eq!(server.output(&last, "stat -c %s large; tail -c 3 large").await, "5368709123\nend");
+}
+
+#[tokio::test]
+async fn a_layer_that_is_missing_is_named_and_the_rest_goes_on() {
+    let mut server = server_or_skip!();
+    let id = server.session(json!({ "name": "hurt" })).await;
+    let other = server.session(json!({ "name": "other" })).await;
+    server.output(&id, "echo first > file").await;
+    server.output(&other, "echo mine > mine").await;
+    let layers = |server: &TestServer| -> std::collections::BTreeSet<PathBuf> {
+        let all = fs::read_dir(server.data_dir().join("layers")).unwrap().flatten().map(|entry| entry.path());
+        all.filter(|path| path.join("fs/new").is_file()).collect()
+    };
+    server.output(&id, "echo second > new").await;
+    let lost = layers(&server).pop_first().unwrap();
+    server.output(&id, "echo third > third").await;
+    for session in [&id, &other] {
+        server.post(&format!("/sessions/{session}/pause"), json!(null)).await;
+        server.until(session, |session| session["state"] == "IDLE").await;
+    }
+    server.stop();
+    let aside = server.data_dir().join("aside");
+    fs::rename(&lost, &aside).unwrap();
+    server.start_again();
+    let base = format!("/sessions/{id}/checkpoints");
+    let name = lost.file_name().unwrap().to_str().unwrap().parse::<raworc_core::ids::LayerId>().unwrap().to_string();
+    for path in ["2/files", "3/diff", "3/export", "now/files"] {
+        let (status, problem) = server.get(&format!("{base}/{path}")).await;
+        assert_eq!((status.as_u16(), &problem["code"]), (500, &json!("workspace_damaged")), "{path}: {problem:#}");
+        assert!(problem["detail"].as_str().unwrap().contains(&name), "{problem:#}");
+    }
+    for n in [2, 3] {
+        let new = server.post(&format!("/sessions/{id}/remix"), json!({ "checkpoint": n })).await.1;
+        let new = server.until(new["id"].as_str().unwrap(), |session| session["state"] == "ERROR").await;
+        assert_eq!(new["error"]["code"], "start_failed", "{new:#}");
+    }
+    assert_eq!(read(&server, &format!("{base}/1/files/file")).await.1, "first\n");
+    server.post(&format!("/sessions/{other}/resume"), json!(null)).await;
+    assert_eq!(server.output(&other, "cat mine").await, "mine\n");
+    let before = remix(&server, &id, json!({ "checkpoint": 1 })).await;
+    assert_eq!(server.output(&before, "ls").await, "file\n");
+    // Where it comes back, all is well.
+    fs::rename(&aside, &lost).unwrap();
+    server.post(&format!("/sessions/{id}/resume"), json!(null)).await;
+    assert_eq!(server.output(&id, "cat file new third").await, "first\nsecond\nthird\n");
+}
+
+#[tokio::test]
 async fn a_parent_may_be_in_any_state() {
     let server = server_or_skip!();
     let id = server.session(json!({})).await;
@@ -221,7 +283,8 @@ async fn what_is_written_all_the_time_is_saved_as_of_one_moment() {
     let id = server.session(json!({})).await;
     // Each line is in the one file before it is in the other.
     let script =
-        "(n=0; while :; do n=$((n+1)); echo $n >> first; echo $n >> second; : > f$((n % 50)); done) >/dev/null 2>&1 &
+        "(n=0; while :; do n=$((n+1)); echo $n >> first; echo $n >> second; : > f$((n % 50))
+            mkdir -p d$((n % 9))/e; : > d$((n % 9))/e/a; : > d$((n % 9))/e/b; rm d$((n % 9))/e/?; done) >/dev/null 2>&1 &
         while [ ! -s second ]; do :; done";
     server.output(&id, script).await;
     for _ in 0..5 {
@@ -238,6 +301,9 @@ async fn what_is_written_all_the_time_is_saved_as_of_one_moment() {
         let (first, second) = (read(&server, &first).await.1, read(&server, &second).await.1);
         let (first, second): (Vec<&str>, Vec<&str>) = (first.lines().collect(), second.lines().collect());
         assert!(!second.is_empty() && first.starts_with(&second) && first.len() - second.len() <= 1);
+        // What was deleted in what is new is not there, not even by name.
+        let new = remix(&server, &id, json!({ "checkpoint": n })).await;
+        assert_eq!(server.output(&new, "ls -lR 2>&1 | grep -c '?' || true").await, "0\n");
     }
     assert_eq!(server.output(&id, "[ $(wc -l < first) -gt 1 ] && echo on").await, "on\n");
 }

@@ -173,6 +173,26 @@ async fn containers_run_what_is_in_a_file() {
 }
 
 #[tokio::test]
+async fn what_an_image_deletes_from_nothing_is_not_there() {
+    let Some(_daemon) = registry(Settings::default()) else { return };
+    let made = Made::new();
+    let server = TestServer::start(&[]);
+    let files = made.path("files");
+    fs::create_dir_all(files.join("new")).unwrap();
+    for name in ["new/.wh.gone", "new/there", ".wh.only-here"] {
+        fs::write(files.join(name), "").unwrap();
+    }
+    let layer = made.path("layer.tar");
+    run(Command::new("tar").arg("-C").arg(&files).arg("-cf").arg(&layer).args(["new", ".wh.only-here"]));
+    run(Command::new("umoci").args(["raw", "add-layer", "--image"]).arg(made.image("v1")).arg(&layer));
+    let file = made.path("deletes.tar");
+    made.copy("v1", &format!("oci-archive:{}:deletes", file.display()));
+    assert!(server.cli(&["image", "import", file.to_str().unwrap(), "--name", "deletes"]).status.success());
+    let id = server.session(json!({ "image": "deletes" })).await;
+    assert_eq!(server.output(&id, "ls /new; ls /only-here 2>&1 | head -c 3").await, "there\nls:");
+}
+
+#[tokio::test]
 async fn an_image_that_lies_leads_nowhere() {
     let Some(_daemon) = registry(Settings::default()) else { return };
     let made = Made::new();

@@ -137,6 +137,21 @@ async fn a_checkpoint_goes_in_a_file() {
     let file = file.to_str().unwrap();
     let output = here.cli(&["checkpoint", "export", "parcel", file]);
     assert!(output.status.success(), "{output:?}\n{}", here.log());
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("left out"), "{output:?}");
+    // What has no form in it is told, each time; so is what is large, and has holes, whole.
+    let large = "truncate -s 5G large; printf end >> large; mkdir new; : > new/.wh.x; : > new/kept";
+    here.output(&id, large).await;
+    for _ in 0..2 {
+        let output = here.cli(&["checkpoint", "export", "parcel", "/dev/null"]);
+        assert!(String::from_utf8_lossy(&output.stderr).contains("1 of what is in it"), "{output:?}");
+    }
+    let big = here.data_dir().with_file_name("big.tar");
+    assert!(here.cli(&["checkpoint", "export", "parcel", big.to_str().unwrap()]).status.success());
+    assert!(there.cli(&["checkpoint", "import", big.to_str().unwrap(), "--name", "big"]).status.success());
+    assert!(there.cli(&["session", "create", "--from", "big", "--name", "big"]).status.success());
+    let shown = there.output("big", "stat -c %s large; tail -c 3 large; ls -A new").await;
+    assert_eq!(shown, "5368709123\nendkept\n");
+    assert_eq!(there.delete("/images/big").await.0, 204);
     let output = there.cli(&["checkpoint", "import", file, "--name", "parcel"]);
     assert!(output.status.success(), "{output:?}\n{}", there.log());
     let output = there.cli(&["session", "create", "--from", "parcel", "--name", "opened", "--output", "json"]);

@@ -1,7 +1,9 @@
 //! From layers to blobs of an image.
 
+use std::io::ErrorKind;
+
 use raworc_api::image::TransferProgress;
-use raworc_oci::{Descriptor, Layer, Layout, Registry};
+use raworc_oci::{Descriptor, Error, Layer, Layout, Registry};
 use raworc_store::layers::{self, Archived, LayerRow};
 use raworc_workspace::FileError;
 
@@ -9,8 +11,8 @@ use super::{Passage, Tell, described, layer_of};
 use crate::app::{Shared, blocking};
 use crate::error::Failure;
 
-/// What the layers of a chain (the topmost first) are in an image, the lowest first. What neither the layout nor `registry`
-/// has is packed.
+/// What the layers of a chain (the topmost first) are in an image, the lowest first, and how much in them has no form there. What
+/// neither the layout nor `registry` has is packed.
 ///
 /// # Errors
 /// Where a layer cannot be read.
@@ -20,18 +22,19 @@ pub async fn pack(
     chain: &[LayerRow],
     registry: Option<&Registry>,
     tell: &Tell,
-) -> Result<Vec<Layer>, Failure> {
-    let (layout, mut packed) = (passage.layout(), Vec::new());
+) -> Result<(Vec<Layer>, u64), Failure> {
+    let (layout, mut packed, mut left_out) = (passage.layout(), Vec::new(), 0_u64);
     for (place, row) in chain.iter().rev().enumerate() {
         let known = {
             let mut connection = app.store.read().await?;
             layers::archived(&mut connection, row.id).await?
         };
-        let known = known.and_then(|known| layer_of(row, &known.diff_id, &known.blob));
-        if let Some(known) = known
+        let known = known.and_then(|known| Some((layer_of(row, &known.diff_id, &known.blob)?, known.left_out)));
+        if let Some((known, less)) = known
             && is_there(layout, registry, &known.blob).await?
         {
             packed.push(known);
+            left_out = left_out.saturating_add(less);
             continue;
         }
         tell(TransferProgress {
@@ -45,19 +48,26 @@ pub async fn pack(
             let _held = held;
             Layer::pack(&path, &format, &layout)
         };
-        let (layer, done) = blocking(work).await.map_err(FileError::Io)??;
+        let (layer, done) = match blocking(work).await.map_err(FileError::Io)? {
+            Err(Error::Io(error)) if error.kind() == ErrorKind::NotFound && !app.trees.shelf.path(row.id).is_dir() => {
+                return Err(FileError::LayerMissing(row.id).into());
+            }
+            outcome => outcome?,
+        };
+        left_out = left_out.saturating_add(done.skipped.count);
         if done.skipped.count > 0 {
             tracing::info!(layer = %row.id, skipped = ?done.skipped, "not everything in a layer has a form in an archive");
         }
         let blob = serde_json::to_string(&layer.blob).map_err(raworc_store::StoreError::from)?;
-        let (id, archived) = (row.id, Archived { diff_id: layer.diff_id.to_string(), blob });
+        let (id, archived) =
+            (row.id, Archived { diff_id: layer.diff_id.to_string(), blob, left_out: done.skipped.count });
         let note = app.store.write(move |transaction| {
             Box::pin(async move { layers::set_archived(transaction.connection(), id, &archived).await })
         });
         note.await?;
         packed.push(described(row, layer.blob, layer.diff_id));
     }
-    Ok(packed)
+    Ok((packed, left_out))
 }
 
 async fn is_there(layout: &Layout, registry: Option<&Registry>, blob: &Descriptor) -> Result<bool, Failure> {

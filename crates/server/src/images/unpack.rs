@@ -79,7 +79,7 @@ pub async fn take_in(app: &Shared, layout: &Layout, image: &Image, tell: &Tell) 
         let row = lay(app, id, below.first(), measured);
         taken.size = (row.bytes, row.files);
         let blob = serde_json::to_string(&layer.blob).map_err(raworc_store::StoreError::from)?;
-        taken.new.push((row, Some(Archived { diff_id: layer.diff_id.to_string(), blob })));
+        taken.new.push((row, Some(Archived { diff_id: layer.diff_id.to_string(), blob, left_out: 0 })));
         below.insert(0, row);
     }
     Ok(taken)

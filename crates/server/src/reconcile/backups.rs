@@ -124,7 +124,7 @@ async fn back_up(app: &Shared, session: SessionId) -> Result<(), Failure> {
             app.registries.registry(&own, Login::Servers).await?,
             app.registries.registry(&named(session.to_string())?, Login::Servers).await?,
         ];
-        let digest = push::send(app, row.owner_id, (&row, &newest), &to, &tell).await?;
+        let (digest, _) = push::send(app, row.owner_id, (&row, &newest), &to, &tell).await?;
         Ok::<_, Failure>((own.to_string(), digest.to_string()))
     };
     match sent.await {

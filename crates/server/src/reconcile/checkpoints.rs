@@ -169,6 +169,9 @@ pub enum Trouble {
     /// The workspace has directories that are too deep: to be told.
     #[error("{}", FileError::TooDeep)]
     TooDeep,
+    /// The workspace lacks something: to be told.
+    #[error("{}", FileError::LayerMissing(*.0))]
+    LayerMissing(LayerId),
     /// The workspace, or the container: to be told.
     #[error("{0}")]
     Workspace(String),
@@ -180,6 +183,7 @@ impl Trouble {
         match self {
             Self::DiskFull => "the server's disk is full; free some space".to_owned(),
             Self::TooDeep => format!("{self}: the workspace is not saved until they are gone"),
+            Self::LayerMissing(_) => self.to_string(),
             Self::Failure(_) | Self::Workspace(_) => {
                 "the workspace could not be saved; the server's log says why".to_owned()
             }
@@ -204,6 +208,7 @@ impl From<FileError> for Trouble {
         match error {
             FileError::DiskFull => Self::DiskFull,
             FileError::TooDeep => Self::TooDeep,
+            FileError::LayerMissing(layer) => Self::LayerMissing(layer),
             other => Self::Workspace(other.to_string()),
         }
     }

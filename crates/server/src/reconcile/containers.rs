@@ -10,6 +10,7 @@ use raworc_core::limits::STOP_GRACE;
 use raworc_core::session::{Container, FaultCode};
 use raworc_runtime::{ContainerSpec, ExitReason, Resources, Root, RuntimeError};
 use raworc_store::sessions::{self, SessionRow};
+use raworc_workspace::FileError;
 use tokio::sync::Semaphore;
 
 use super::{checkpoints, quotas};
@@ -116,7 +117,18 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slo
                 return Ok(());
             }
             let _slot = slots.starts.acquire().await;
-            start(app, &row, container).await?;
+            match start(app, &row, container).await {
+                // A full disk passes. What else is wrong with files does not, and someone has to know.
+                Err(NotYet::Failure(Failure::File(error))) if !matches!(error, FileError::DiskFull) => {
+                    tracing::error!(%container, %error, "a container could not be started");
+                    let told = match error {
+                        FileError::LayerMissing(_) => error.to_string(),
+                        _ => "its workspace could not be made ready; the server's log says why".to_owned(),
+                    };
+                    observe::start_failed(app, container, FaultCode::StartFailed, told).await?;
+                }
+                outcome => outcome?,
+            }
             lock(in_flight).started.insert(session, container.generation);
             Ok(())
         }

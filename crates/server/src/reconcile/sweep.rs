@@ -31,9 +31,6 @@ pub async fn run(app: Shared) {
             }
         }
         sweeps = sweeps.wrapping_add(1);
-        if let Some(reserve) = app.reserve.clone() {
-            let _ = blocking(move || reserve.keep()).await;
-        }
         tokio::select! {
             biased;
             () = app.stopping.cancelled() => return,

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use raworc_api::image::{Image, ImportImages, Imported, ListImages, PullImage, PushCheckpoint, Pushed};
+use raworc_api::image::{
+    Image, ImportImages, Imported, LEFT_OUT_HEADER, ListImages, PullImage, PushCheckpoint, Pushed,
+};
 use raworc_api::page::Page;
 use raworc_api::problem::Problem;
 use tokio::io::{AsyncWriteExt as _, DuplexStream};
@@ -141,13 +143,15 @@ async fn push_checkpoint(
 /// A checkpoint, or for `now` one of what is there now, as an OCI archive: a tar with an image layout.
 #[utoipa::path(get, path = "/sessions/{id}/checkpoints/{n}/export", tag = "checkpoints",
     params(("id" = String, Path, description = "Id or name"), ("n" = String, Path, description = "A number, or `now`")),
-    responses((status = 200, content((Vec<u8> = "application/vnd.oci.image.layer.v1.tar"))), Problems))]
+    responses((status = 200, content((Vec<u8> = "application/vnd.oci.image.layer.v1.tar")),
+               headers(("Raworc-Left-Out" = u64, description = "What has no form in an image, and is not in it"))), Problems))]
 async fn export_checkpoint(
     State(app): State<Shared>,
     Caller(actor): Caller,
     Path((id, n)): Path<(String, String)>,
 ) -> Result<Response, Failure> {
     let export = push::export(&app, &actor, &id, &n).await?;
+    let left_out = export.left_out.to_string();
     let disposition = format!("attachment; filename=\"{}\"", export.file_name());
     let (read, write) = tokio::io::duplex(EXPORT_BUFFER_BYTES);
     let reader = Patient { pipe: write, runtime: Handle::current() };
@@ -169,6 +173,7 @@ async fn export_checkpoint(
         (header::CONTENT_TYPE, ARCHIVE.to_owned()),
         (header::CONTENT_DISPOSITION, disposition),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        (HeaderName::from_static(LEFT_OUT_HEADER), left_out),
     ];
     Ok((headers, body).into_response())
 }

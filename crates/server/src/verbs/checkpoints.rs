@@ -332,14 +332,18 @@ pub async fn diff(
         let _place = place;
         let goes_on = || !is_over.is_cancelled();
         let Some(path) = path else {
-            let (items, is_truncated) = compare::compare(old.root(), new.root(), DIFFERENCES_MAX, &goes_on)?;
+            let (items, is_truncated) = compare::compare(old.side(), new.side(), DIFFERENCES_MAX, &goes_on)?;
             return Ok((items, is_truncated, None, false));
         };
-        let is_in = |side: &raworc_workspace::Workspace| !matches!(side.look(&path), Err(FileError::NotFound));
-        if !is_in(&old) && !is_in(&new) {
+        let is_in = |side: &raworc_workspace::Workspace| match side.look(&path) {
+            Err(FileError::NotFound) => Ok(false),
+            Err(error @ FileError::BadPath(_)) => Err(error),
+            _ => Ok(true),
+        };
+        if !is_in(&old)? && !is_in(&new)? {
             return Err(FileError::NotFound);
         }
-        let items = Vec::from_iter(compare::compare_one(old.root(), new.root(), &path, &goes_on)?);
+        let items = Vec::from_iter(compare::compare_one(old.side(), new.side(), &path, &goes_on)?);
         let texts = [&old, &new].map(|side| read_text(side, &path));
         let unified = match texts {
             [Ok(old), Ok(new)] => compare::text(&path, old.as_deref(), new.as_deref()),

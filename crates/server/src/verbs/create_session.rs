@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use raworc_api::problem::Code;
+use raworc_api::problem::{Code, Problem};
 use raworc_api::session::CreateSession;
 use raworc_core::checkpoints::{Cause, Plan};
 use raworc_core::ids::{ImageId, MessageId, SessionId};
@@ -54,13 +54,22 @@ pub async fn create_session(
             return Ok(made);
         }
     }
-    let (wanted, origin) = match &body.from {
+    let (wanted, origin) = match body.from.clone() {
         Some(name) => {
-            let image = images::resolve(app, actor, name, Use::GoOn).await?;
+            let image = images::resolve(app, actor, &name, Use::GoOn).await?;
             let portable = images::portable(app, &image).await?;
             let wanted = CreateSession { name: body.name.clone().or_else(|| Some(another(portable.name()))), ..body };
+            let is_theirs = wanted.image.is_none();
             let wanted = wanted.over(portable.wanted());
             check(&wanted)?;
+            if let Some(image) = wanted.image.as_ref().filter(|_| is_theirs) {
+                // Whoever made the checkpoint is not to say with whom this server speaks.
+                images::get(app, actor, image).await.map_err(|_| {
+                    let message =
+                        format!("{name} runs the image {image}, which is not here: pull it first, or name another one");
+                    Failure::from(Problem::field("image", message))
+                })?;
+            }
             (wanted, Some((image.id, portable)))
         }
         None => (body, None),

@@ -41,8 +41,8 @@ pub async fn push(
     let reference: Reference = body.reference.parse()?;
     let login = app.registries.login(actor, body.credentials);
     let registry = app.registries.registry(&reference, login).await?;
-    let digest = send(app, actor.account, (&row, &checkpoint), &[registry], tell).await?;
-    let pushed = Pushed { reference: reference.to_string(), digest: digest.to_string(), n: checkpoint.n };
+    let (digest, left_out) = send(app, actor.account, (&row, &checkpoint), &[registry], tell).await?;
+    let pushed = Pushed { reference: reference.to_string(), digest: digest.to_string(), n: checkpoint.n, left_out };
     note(app, actor, &row, &pushed).await?;
     Ok(pushed)
 }
@@ -61,7 +61,8 @@ async fn find(
     Ok((row, checkpoint))
 }
 
-/// Sends a checkpoint of a session, as a transfer of `account`, to places of one registry.
+/// Sends a checkpoint of a session, as a transfer of `account`, to places of one registry; what it is there, and how much has no form
+/// there.
 ///
 /// # Errors
 /// As [`push`].
@@ -71,7 +72,7 @@ pub async fn send(
     (row, checkpoint): (&SessionRow, &CheckpointRow),
     registries: &[Registry],
     tell: &Tell,
-) -> Result<Digest, Failure> {
+) -> Result<(Digest, u64), Failure> {
     // It may be given up while it waits for its turn, or is on its way.
     let content = content(app, row, checkpoint).await?;
     let passage = app.images.passing(account).await?;
@@ -80,19 +81,19 @@ pub async fn send(
     let progress = move |what: &str, done_bytes: u64, total_bytes: u64| {
         told(TransferProgress { what: format!("pushing {what}"), done_bytes, total_bytes });
     };
-    let mut manifest = content.store(app, &passage, registries.first(), tell).await?;
+    let (mut manifest, mut left_out) = content.store(app, &passage, registries.first(), tell).await?;
     for registry in registries {
         let mut sent = registry.push(layout, &manifest.digest, &progress).await;
         if let Err(Error::Damaged { digest } | Error::Missing { digest }) = &sent {
             // What lay here was spoiled, or removed; the layer itself is still there.
             layout.delete(digest)?;
-            manifest = content.store(app, &passage, Some(registry), tell).await?;
+            (manifest, left_out) = content.store(app, &passage, Some(registry), tell).await?;
             sent = registry.push(layout, &manifest.digest, &progress).await;
         }
         sent?;
     }
     blocking(move || passage.over([manifest.digest])).await.map_err(FileError::Io)?;
-    Ok(manifest.digest)
+    Ok((manifest.digest, left_out))
 }
 
 /// What of a checkpoint goes elsewhere.
@@ -133,22 +134,24 @@ impl Content {
         passage: &Passage,
         registry: Option<&Registry>,
         tell: &Tell,
-    ) -> Result<Descriptor, Failure> {
+    ) -> Result<(Descriptor, u64), Failure> {
+        let (layers, left_out) = pack(app, passage, &self.chain, registry, tell).await?;
         let image = Image {
-            layers: pack(app, passage, &self.chain, registry, tell).await?,
+            layers,
             created: Some(self.created.clone()),
             annotations: [(TITLE.to_owned(), self.title.clone())].into(),
             extra: Some(self.portable.clone()),
             ..Image::default()
         };
         let layout = passage.layout().clone();
-        Ok(blocking(move || image.store(&layout)).await.map_err(FileError::Io)??)
+        Ok((blocking(move || image.store(&layout)).await.map_err(FileError::Io)??, left_out))
     }
 }
 
 async fn note(app: &Shared, actor: &Actor, row: &SessionRow, pushed: &Pushed) -> Result<(), Failure> {
     let (actor, now, session) = (actor.clone(), app.now(), row.id);
-    let data = json!({ "n": pushed.n, "reference": pushed.reference, "digest": pushed.digest });
+    let Pushed { n, reference, digest, left_out } = pushed;
+    let data = json!({ "n": n, "reference": reference, "digest": digest, "left_out": left_out });
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
             audit::append(transaction.connection(), now, &actor, "checkpoint.push", &session.to_string()).await?;
@@ -166,6 +169,8 @@ pub struct Export {
     passage: Passage,
     manifest: Descriptor,
     name: String,
+    /// How much of the checkpoint has no form in it.
+    pub left_out: u64,
 }
 
 /// Packs a checkpoint for an archive.
@@ -177,8 +182,8 @@ pub async fn export(app: &Shared, actor: &Actor, id_or_name: &str, version: &str
     let content = content(app, &row, &checkpoint).await?;
     let passage = app.images.passing(actor.account).await?;
     let tell: Tell = std::sync::Arc::new(|_| {});
-    let manifest = content.store(app, &passage, None, &tell).await?;
-    Ok(Export { passage, manifest, name: format!("{}-{}", row.id, checkpoint.n) })
+    let (manifest, left_out) = content.store(app, &passage, None, &tell).await?;
+    Ok(Export { passage, manifest, left_out, name: format!("{}-{}", row.id, checkpoint.n) })
 }
 
 impl Export {

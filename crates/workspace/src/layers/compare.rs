@@ -5,9 +5,9 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::iter::Peekable;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use std::vec::IntoIter;
 
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat, openat, readlinkat, seek};
@@ -55,19 +55,38 @@ pub struct Difference {
     pub size_after: Option<u64>,
 }
 
+/// A tree that is compared.
+#[derive(Clone, Copy, Debug)]
+pub struct Side<'s> {
+    /// Its root.
+    pub root: BorrowedFd<'s>,
+    /// When all of it was in layers that never change; whatever time, where it still is. What is copied up to the layer that is
+    /// written to keeps its number, and two that were copied up in the same moment look like one.
+    pub sealed_at: SystemTime,
+}
+
+impl Side<'_> {
+    /// Of layers that never change.
+    #[must_use]
+    pub fn sealed(root: BorrowedFd<'_>) -> Side<'_> {
+        Side { root, sealed_at: SystemTime::now() }
+    }
+}
+
 /// What differs between two trees, by path, and whether there is more than `bound`. Both are of layers that never change, or lie
 /// on such: what they share is not gone through. Large trees take their time; `goes_on` is asked now and then.
 ///
 /// # Errors
 /// Where one cannot be read; [`io::ErrorKind::Interrupted`] where it does not go on.
 pub fn compare(
-    before: impl AsFd,
-    after: impl AsFd,
+    before: Side<'_>,
+    after: Side<'_>,
     bound: usize,
     goes_on: GoesOn<'_>,
 ) -> io::Result<(Vec<Difference>, bool)> {
-    let (before, after) = (open_directory(before)?, open_directory(after)?);
-    let mut compare = Compare { found: Vec::new(), bound, goes_on };
+    let sealed = sealed(before, after);
+    let (before, after) = (open_directory(before.root)?, open_directory(after.root)?);
+    let mut compare = Compare { found: Vec::new(), bound, sealed, goes_on };
     compare.directories(Some(&before), Some(&after), &[], 0)?;
     let is_truncated = compare.found.len() > bound;
     compare.found.truncate(bound);
@@ -79,19 +98,20 @@ pub fn compare(
 /// # Errors
 /// Where it cannot be read; [`io::ErrorKind::Interrupted`] where it does not go on.
 pub fn compare_one(
-    before: impl AsFd,
-    after: impl AsFd,
+    before: Side<'_>,
+    after: Side<'_>,
     path: &str,
     goes_on: GoesOn<'_>,
 ) -> io::Result<Option<Difference>> {
-    let mut sides = [Some(open_directory(before)?), Some(open_directory(after)?)];
+    let sealed = sealed(before, after);
+    let mut sides = [Some(open_directory(before.root)?), Some(open_directory(after.root)?)];
     let mut names = path.split('/').filter(|name| !matches!(*name, "" | ".")).peekable();
     let mut depth = 0;
     while let Some(name) = names.next() {
         let name = CString::new(name)?;
         if names.peek().is_none() {
             let [before, after] = &sides;
-            let pair = Pair::look(before.as_ref(), after.as_ref(), &name)?;
+            let pair = Pair::look(before.as_ref(), after.as_ref(), &name, sealed)?;
             return pair.difference(before.as_ref(), after.as_ref(), &name, path.as_bytes(), goes_on);
         }
         for side in &mut sides {
@@ -103,6 +123,12 @@ pub fn compare_one(
         depth += 1;
     }
     Ok(None)
+}
+
+/// What changed before this is in layers that never change, on both sides; in seconds, whole ones.
+fn sealed(before: Side<'_>, after: Side<'_>) -> i64 {
+    let since = before.sealed_at.min(after.sealed_at).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn open_directory(root: impl AsFd) -> io::Result<OwnedFd> {
@@ -135,6 +161,7 @@ impl Iterator for Merged {
 struct Compare<'a> {
     found: Vec<Difference>,
     bound: usize,
+    sealed: i64,
     goes_on: GoesOn<'a>,
 }
 
@@ -167,7 +194,7 @@ impl Compare<'_> {
         path: &[u8],
         depth: usize,
     ) -> io::Result<()> {
-        let pair = Pair::look(before, after, name)?;
+        let pair = Pair::look(before, after, name, self.sealed)?;
         // Both are that one directory of a layer: whatever lies above it has nothing in there, and what is below it is the same
         // for both. (Where something above has, that has a directory of its own here.)
         if pair.is_shared() {
@@ -193,19 +220,21 @@ impl Compare<'_> {
 struct Pair {
     old: Option<Found>,
     new: Option<Found>,
+    /// See [`sealed`].
+    sealed: i64,
 }
 
 impl Pair {
-    fn look(before: Option<&OwnedFd>, after: Option<&OwnedFd>, name: &CStr) -> io::Result<Self> {
+    fn look(before: Option<&OwnedFd>, after: Option<&OwnedFd>, name: &CStr, sealed: i64) -> io::Result<Self> {
         let here = |directory: Option<&OwnedFd>| match directory {
             Some(directory) => Ok(entry::look(directory, name)?.map(|stat| Found { stat })),
             None => io::Result::Ok(None),
         };
-        Ok(Self { old: here(before)?, new: here(after)? })
+        Ok(Self { old: here(before)?, new: here(after)?, sealed })
     }
 
-    /// Whether both show one file or directory of a layer: nothing else has the number of that and changed at the same time. (One
-    /// that was copied up has its number, too, but changed when it was.) That is most of them, and spares opening them.
+    /// Whether both show one file or directory of a layer that never changes: nothing else has the number of that and changed at
+    /// the same time. That is most of them, and spares opening them.
     fn is_shared(&self) -> bool {
         let at = |found: &Found| {
             let stat = &found.stat;
@@ -219,7 +248,7 @@ impl Pair {
                 stat.st_size,
             )
         };
-        matches!((&self.old, &self.new), (Some(old), Some(new)) if at(old) == at(new))
+        matches!((&self.old, &self.new), (Some(old), Some(new)) if at(old) == at(new) && old.stat.st_ctime < self.sealed)
     }
 
     fn difference(
@@ -363,7 +392,8 @@ mod tests {
 
     fn changed(before: &std::path::Path, after: &std::path::Path) -> Vec<String> {
         let [before, after] = [before, after].map(|path| entry::root(path).unwrap());
-        let (found, _) = compare(before, after, usize::MAX, &|| true).unwrap();
+        let (found, _) =
+            compare(Side::sealed(before.as_fd()), Side::sealed(after.as_fd()), usize::MAX, &|| true).unwrap();
         found.into_iter().map(|found| String::from_utf8(found.path).unwrap()).collect()
     }
 
@@ -389,6 +419,9 @@ mod tests {
         fs::write(after.join("added"), "").unwrap();
         assert_eq!(changed(before, after), ["added", "hidden", "sparse"]);
         let [before, after] = [before, after].map(|path| entry::root(path).unwrap());
-        assert_eq!(compare(before, after, 9, &|| false).unwrap_err().kind(), io::ErrorKind::Interrupted);
+        assert_eq!(
+            compare(Side::sealed(before.as_fd()), Side::sealed(after.as_fd()), 9, &|| false).unwrap_err().kind(),
+            io::ErrorKind::Interrupted
+        );
     }
 }
