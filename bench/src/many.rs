@@ -108,8 +108,8 @@ fn copy_sessions(data_dir: &Path, pattern: &str, count: u32) -> anyhow::Result<(
     for number in there..count {
         transaction
             .prepare_cached(&format!(
-                "INSERT INTO sessions (id, name, {columns}, created_at, updated_at) \
-                 SELECT $1, 'copy ' || $2, {columns}, created_at + $2, updated_at FROM sessions WHERE id = $3"
+                "INSERT INTO sessions (id, writable_id, name, {columns}, created_at, updated_at) \
+                 SELECT $1, $1, 'copy ' || $2, {columns}, created_at + $2, updated_at FROM sessions WHERE id = $3"
             ))?
             .execute((uuid::Uuid::now_v7().to_string(), number, pattern))?;
         transaction
