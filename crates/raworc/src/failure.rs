@@ -162,7 +162,8 @@ fn command_for(code: Code) -> Option<&'static str> {
             Some("Name a token with --token or RAWORC_TOKEN; an administrator makes one with `raworc token create`.")
         }
         Code::AmbiguousName => Some("`raworc session list` shows the ids."),
-        Code::SessionTerminated | Code::SessionDeleted => Some("`raworc session restore` brings it back."),
+        Code::SessionTerminated => Some("`raworc session restore` brings it back."),
+        Code::SessionDeleted => Some("`raworc session restore` brings it back, while its files are there."),
         Code::SessionPaused => Some("`raworc session resume` lets it work again."),
         Code::SessionFailed => Some("`raworc session restart` gives it a new container."),
         Code::RegistryRefused => Some(

@@ -20,7 +20,7 @@ pub struct Registries {
     pub auth_file: Option<PathBuf>,
     /// Whether every account uses them, and not administrators and backups only.
     pub auth_is_shared: bool,
-    /// Hosts, with their ports, that are spoken to without TLS. This machine is in any case.
+    /// Hosts, with their ports, that are spoken to without TLS. This machine is in any case, unless there are certificates.
     pub plain_http: Vec<String>,
     /// A file of certificates (PEM) to trust besides the machine's own.
     pub certificates: Option<PathBuf>,
@@ -80,13 +80,12 @@ impl Registries {
                 (Login::Servers, None) | (Login::Anonymous, _) => None,
             };
             let certificates = registries.certificates().map_err(unusable)?;
-            let plain = registries.plain_http.iter().any(|host| host == reference.host());
-            let options = Options {
-                plain_http: plain.then_some(true),
-                certificates,
-                bytes_max: IMAGE_BYTES_MAX,
-                ..Options::default()
+            // This machine is spoken to plainly, unless it is said whom to trust.
+            let plain_http = match registries.plain_http.iter().any(|host| host == reference.host()) {
+                true => Some(true),
+                false => certificates.as_ref().map(|_| false),
             };
+            let options = Options { plain_http, certificates, bytes_max: IMAGE_BYTES_MAX, ..Options::default() };
             Ok(Registry::new(reference, credentials, options)?)
         };
         blocking(prepare).await.map_err(FileError::Io)?

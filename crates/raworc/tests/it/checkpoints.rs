@@ -417,6 +417,10 @@ async fn they_are_called_by_number_or_label_and_compared_across_sessions() {
     let text = run(&["checkpoint", "diff", "one", "--from", "two@now", "--path", "file"]);
     assert!(text.contains("-first") && text.contains("+second"), "{text}");
     assert_eq!(run(&["session", "files", "cat", "one", "file", "--checkpoint", "good/start"]), "first\n");
+    // A link is compared as one, and not what it leads to.
+    server.output(&one, "ln -s file link").await;
+    assert!(run(&["checkpoint", "diff", "one", "--from", "good/start", "--path", "link"]).starts_with("+ link"));
+    server.output(&one, "rm link").await;
     assert!(run(&["session", "files", "ls", "one", "--checkpoint", "1"]).contains("file"));
     run(&["checkpoint", "restore", "one", "good/start"]);
     assert_eq!(server.output(&one, "cat file").await, "first\n");

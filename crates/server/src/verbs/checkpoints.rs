@@ -14,7 +14,7 @@ use raworc_store::events;
 use raworc_store::layers::LayerRow;
 use raworc_store::sessions::SessionRow;
 use raworc_workspace::layers::compare::{self, Difference};
-use raworc_workspace::{FileError, Found};
+use raworc_workspace::{FileError, Found, Kind};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -84,6 +84,14 @@ async fn wait(app: &Shared, row: CheckpointRow) -> Result<CheckpointRow, Failure
 /// Where none could be taken.
 pub async fn fresh(app: &Shared, actor: &Actor, row: &SessionRow) -> Result<CheckpointRow, Failure> {
     trees::settled(app, row.id).await;
+    // What is just being brought to the disk may be what is wanted.
+    let saving = {
+        let mut connection = app.store.read().await?;
+        checkpoints::open_of(&mut connection, row.id).await?.pop()
+    };
+    if let Some(saving) = saving.filter(|open| open.status == Status::Saving) {
+        wait(app, saving).await?;
+    }
     let (row, newest) = {
         let mut connection = app.store.read().await?;
         let row = find::session(&mut connection, actor, &row.id.to_string(), Purpose::Read).await?;
@@ -344,6 +352,10 @@ pub async fn diff(
             return Err(FileError::NotFound);
         }
         let items = Vec::from_iter(compare::compare_one(old.side(), new.side(), &path, &goes_on)?);
+        // Where a link leads is another path's business.
+        if items.iter().any(|item| item.kind == Kind::Symlink) {
+            return Ok((items, false, None, false));
+        }
         let texts = [&old, &new].map(|side| read_text(side, &path));
         let unified = match texts {
             [Ok(old), Ok(new)] => compare::text(&path, old.as_deref(), new.as_deref()),

@@ -8,8 +8,9 @@ use raworc_api::disk::{DiskUsage, LayerUsage, Limits, Prune, Pruned};
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::permissions::{Action, Actor};
 use raworc_core::session::Container;
+use raworc_store::images::ImageRow;
 use raworc_store::layers::{self, LayerRow, Root};
-use raworc_store::{agents, audit, checkpoints, images, sessions};
+use raworc_store::{Connection, agents, audit, checkpoints, images, sessions};
 use raworc_workspace::FileError;
 use serde_json::json;
 
@@ -29,17 +30,23 @@ const GONE_MAX: Duration = Duration::from_secs(15);
 pub async fn usage(app: &Shared, actor: &Actor) -> Result<DiskUsage, Failure> {
     permit(actor, Action::ReadServer, "disk", "")?;
     let records_bytes = app.store.bytes().await?;
-    let (all, roots) = {
+    let (all, roots, unused) = {
         let mut connection = app.store.read().await?;
         let all = layers::all(&mut connection).await?;
-        (all, layers::roots(&mut connection).await?)
+        (all, layers::roots(&mut connection).await?, unused(&mut connection).await?)
     };
+    let unused: BTreeSet<LayerId> = unused.into_iter().filter_map(|image| image.layer_id).collect();
     let by_id: BTreeMap<LayerId, &LayerRow> = all.iter().map(|row| (row.id, row)).collect();
-    let below = |wanted: fn(&Root) -> bool| reachable(&by_id, roots.iter().filter(|root| wanted(root)));
-    let used = below(|root| matches!(root, Root::Session { is_deleted: false, .. }));
-    let kept = below(|root| matches!(root, Root::Image(_)));
-    let imported = below(|root| matches!(root, Root::Imported(_)));
-    let deleted = below(|root| matches!(root, Root::Session { is_deleted: true, .. }));
+    let below = |wanted: &dyn Fn(&Root) -> bool| reachable(&by_id, roots.iter().filter(|root| wanted(root)));
+    let used = below(&|root| match root {
+        Root::Session { is_deleted, .. } => !is_deleted,
+        // One that only agents name is theirs.
+        Root::Image(layer) => !unused.contains(layer),
+        Root::Imported(_) => false,
+    });
+    let kept = below(&|root| matches!(root, Root::Image(_)));
+    let imported = below(&|root| matches!(root, Root::Imported(_)));
+    let deleted = below(&|root| matches!(root, Root::Session { is_deleted: true, .. }));
     let count = |ids: &mut dyn Iterator<Item = &LayerId>| {
         ids.filter_map(|id| by_id.get(id)).fold(LayerUsage::default(), |sum, row| LayerUsage {
             layers: sum.layers + 1,
@@ -180,14 +187,19 @@ async fn purge(app: &Shared, actor: &Actor, session: SessionId) -> Result<Purged
     purged
 }
 
+/// Images that no session runs and no agent names.
+async fn unused(connection: &mut Connection) -> Result<Vec<ImageRow>, Failure> {
+    let mut unused = images::unused(connection).await?;
+    let named = agents::images(connection).await?;
+    unused.retain(|image| !named.contains(&image.name));
+    Ok(unused)
+}
+
 async fn remove_unused(app: &Shared, actor: &Actor) -> Result<u64, Failure> {
     let (actor, now) = (actor.clone(), app.now());
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
-            let connection = transaction.connection();
-            let mut unused = images::unused(connection).await?;
-            let named = agents::images(connection).await?;
-            unused.retain(|image| !named.contains(&image.name));
+            let unused = unused(transaction.connection()).await?;
             for image in &unused {
                 let connection = transaction.connection();
                 audit::append(connection, now, &actor, "image.delete", &image.id.to_string()).await?;
