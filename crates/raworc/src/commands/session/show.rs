@@ -74,6 +74,7 @@ pub fn details(ui: Ui, session: &Session) -> String {
         ("limits", limits(session)),
         ("image", session.image.as_ref().map(|image| clean(&image.name)).unwrap_or_default()),
         ("from", session.from.as_ref().map(|from| clean(&from.name)).unwrap_or_default()),
+        ("checkpoints", plan(session)),
         ("backup", backup(session)),
         ("env", env.join(" ")),
         ("metadata", if metadata.is_empty() { String::new() } else { Value::Object(metadata.clone()).to_string() }),
@@ -86,6 +87,7 @@ pub fn details(ui: Ui, session: &Session) -> String {
         ("paused", session.paused_at.map(at_and_ago).unwrap_or_default()),
         ("terminated", terminated(session)),
         ("deleted", session.deleted_at.map(at_and_ago).unwrap_or_default()),
+        ("files gone", session.purged_at.map(at_and_ago).unwrap_or_default()),
     ])
 }
 
@@ -110,6 +112,15 @@ fn limits(session: &Session) -> String {
     let limits = &session.resources;
     let disk = limits.disk.map(|disk| format!(", {} disk", bytes(disk.0))).unwrap_or_default();
     format!("{} cpu, {} memory, {} processes{disk}", limits.cpu, bytes(limits.memory.0), limits.pids)
+}
+
+/// When checkpoints are taken, and how many are kept.
+fn plan(session: &Session) -> String {
+    let plan = &session.checkpoints;
+    let policy = serde_json::to_value(plan.policy).ok();
+    let policy = policy.as_ref().and_then(|policy| policy.as_str()).unwrap_or_default();
+    let every = plan.every_seconds.map(|seconds| format!(" {seconds} s")).unwrap_or_default();
+    format!("{policy}{every}, the newest {} are kept", plan.keep_last)
 }
 
 fn backup(session: &Session) -> String {
