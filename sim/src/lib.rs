@@ -145,6 +145,7 @@ async fn start(world: &World, ground: &Ground) -> anyhow::Result<Arc<Engine>> {
             mounter: None,
             ids: raworc_oci::Ids::UNMAPPED,
             registries: raworc_server::Registries::default(),
+            images_bytes_max: None,
             clock: world.clock(),
             lengths: LENGTHS,
             reserve: None,

@@ -101,6 +101,8 @@ codes! {
     ImageUnusable = "image_unusable", 422, "Image cannot be used";
     /// The registry wants (other) credentials.
     RegistryRefused = "registry_refused", 403, "Registry refuses";
+    /// The registry is where only an administrator may have the server go.
+    RegistryNotAllowed = "registry_not_allowed", 403, "Registry not allowed";
     /// The registry has no such thing.
     RegistryNotFound = "registry_not_found", 404, "Not in the registry";
     /// The registry does not answer, or not as it should.

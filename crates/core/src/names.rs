@@ -51,13 +51,18 @@ pub fn check_image(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether an environment variable may have this name: printable ASCII but '=', as Kubernetes and `docker run --env` have it. Shells
+/// pass on what is no name of theirs (`my.setting`, `FOO-BAR`).
+pub fn is_variable(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'=')
+}
+
 /// Environment variables for work in a container.
 pub fn check_env<'a>(variables: impl Iterator<Item = (&'a String, &'a String)>) -> Result<(), String> {
     let (mut count, mut bytes) = (0, 0);
     for (name, value) in variables {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(allowed) {
-            return Err(format!("{name:?} is not a variable's name: use letters, digits and '_'"));
+        if !is_variable(name) {
+            return Err(format!("{name:?} is not a variable's name: use printable ASCII without spaces and '='"));
         }
         if name.starts_with("RAWORC_") {
             return Err(format!("{name} is taken: names beginning with RAWORC_ belong to Raworc"));
@@ -127,7 +132,11 @@ mod tests {
         for (name, value, ok) in [
             ("A_1", "x", true),
             ("", "x", false),
-            ("1A", "x", false),
+            ("1A", "x", true),
+            ("a.b-c", "x", true),
+            ("a b", "x", false),
+            ("a\nb", "x", false),
+            ("ä", "x", false),
             ("A=B", "x", false),
             ("RAWORC_HOST_TOKEN", "x", false),
             ("A", "x\0", false),

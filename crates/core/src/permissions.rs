@@ -86,6 +86,8 @@ pub enum Action {
         /// Whether the server was told that they are for everyone.
         is_shared: bool,
     },
+    /// Have the server speak to registries on its own machine and in private networks, whichever they are.
+    ReachPrivateRegistries,
 }
 
 /// The answer.
@@ -129,7 +131,8 @@ pub fn allow(actor: &Actor, action: Action) -> Decision {
         | Action::ManageAccounts
         | Action::ReadServer
         | Action::ManageServer
-        | Action::UseRegistryCredentials { .. } => Decision::Forbid,
+        | Action::UseRegistryCredentials { .. }
+        | Action::ReachPrivateRegistries => Decision::Forbid,
     }
 }
 
@@ -165,6 +168,7 @@ mod tests {
             (Action::ManageServer, Decision::Forbid),
             (Action::UseRegistryCredentials { is_shared: true }, Decision::Allow),
             (Action::UseRegistryCredentials { is_shared: false }, Decision::Forbid),
+            (Action::ReachPrivateRegistries, Decision::Forbid),
         ];
         for (action, expected) in table {
             assert_eq!(allow(&member, action), expected, "{action:?}");

@@ -4,63 +4,73 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bzip2::read::MultiBzDecoder;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use flate2::{Compression as Level, GzBuilder};
+use lzma_rust2::XzReader;
 
 use crate::Error;
+use crate::layer::read::is_tar_header;
 
 /// How a layer is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compression {
+pub(crate) enum Compression {
     /// Not at all.
     None,
     /// RFC 1952.
     Gzip,
     /// RFC 8878.
     Zstd,
+    /// The .xz file format, version 1.2. No media type of a layer names it; `docker save` archives have it.
+    Xz,
+    /// bzip2 1.0. No media type of a layer names it; old archives have it.
+    Bzip2,
 }
 
 /// The largest window of zstd that is accepted, as a power of two: 32 MiB, which is what bounds memory.
 const ZSTD_WINDOW_LOG_MAX: u32 = 25;
+/// The memory a decoder of xz may take, in KiB: what `xz -9` needs (65 MiB), and some room.
+const XZ_MEMORY_KIB_MAX: u32 = 80 << 10;
+/// Bytes that tell how something is compressed: a block of a tar, so that a tar is never taken for something else.
+pub(crate) const MAGIC_BYTES: usize = 512;
 
 impl Compression {
-    /// What the media type of a layer says (OCI image specification, "Media Types", and those of Docker's schema 2).
-    /// `None` where it is not one of a layer.
-    pub fn of_media_type(media_type: &str) -> Option<Self> {
-        match media_type {
-            "application/vnd.oci.image.layer.v1.tar" | "application/vnd.oci.image.layer.nondistributable.v1.tar" => {
-                Some(Compression::None)
-            }
-            "application/vnd.oci.image.layer.v1.tar+gzip"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
-            | "application/vnd.docker.image.rootfs.diff.tar.gzip"
-            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => Some(Compression::Gzip),
-            "application/vnd.oci.image.layer.v1.tar+zstd"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd" => Some(Compression::Zstd),
-            _ => None,
-        }
-    }
-
-    /// The media type of a layer compressed so.
-    pub fn media_type(self) -> &'static str {
+    /// The media type of a layer compressed so; `None` where there is none.
+    pub fn media_type(self) -> Option<&'static str> {
         match self {
-            Compression::None => "application/vnd.oci.image.layer.v1.tar",
-            Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
-            Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+            Compression::None => Some("application/vnd.oci.image.layer.v1.tar"),
+            Compression::Gzip => Some("application/vnd.oci.image.layer.v1.tar+gzip"),
+            Compression::Zstd => Some("application/vnd.oci.image.layer.v1.tar+zstd"),
+            Compression::Xz | Compression::Bzip2 => None,
         }
     }
 
-    /// What the first bytes say. No tar begins like a compressed file.
-    pub fn of_magic(bytes: &[u8]) -> Self {
-        if bytes.starts_with(&[0x1f, 0x8b]) {
-            Compression::Gzip
-        } else if bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-            Compression::Zstd
-        } else {
-            Compression::None
-        }
+    /// What the first [`MAGIC_BYTES`] of something say. A tar whose first name begins like a compressed file is a tar.
+    pub(crate) fn of_magic(bytes: &[u8]) -> Self {
+        const MAGIC: [(&[u8], Compression); 4] = [
+            (&[0x1f, 0x8b], Compression::Gzip),
+            (&[0x28, 0xb5, 0x2f, 0xfd], Compression::Zstd),
+            (&[0xfd, b'7', b'z', b'X', b'Z', 0], Compression::Xz),
+            (b"BZh", Compression::Bzip2),
+        ];
+        let found = MAGIC.into_iter().find(|(magic, _)| bytes.starts_with(magic));
+        found.filter(|_| !is_tar_header(bytes)).map_or(Compression::None, |(_, compression)| compression)
     }
+}
+
+/// Whether a media type is that of a layer, however it is compressed: those of the OCI image specification ("Media Types") and of
+/// Docker's schema 2, with every suffix that containerd and skopeo know. Readers go by the first bytes, as `docker load` does:
+/// there are tools that write one thing and say another.
+pub(crate) fn is_layer(media_type: &str) -> bool {
+    const LAYERS: [&str; 4] = [
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar",
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    ];
+    let suffixes = ["", "+gzip", "+zstd", ".gzip", ".zstd"];
+    LAYERS.iter().any(|layer| media_type.strip_prefix(layer).is_some_and(|suffix| suffixes.contains(&suffix)))
 }
 
 /// Bytes that are compressed by themselves: a member of the gzip file (RFC 1952, 2.2).
@@ -135,28 +145,25 @@ fn is_dense(member: &[u8]) -> io::Result<bool> {
     Ok(encoder.finish()?.len() > sample.len() - sample.len() / 16)
 }
 
-/// Decompresses `reader`, by its media type or, where that is `None`, by its first bytes. What cannot be decompressed is a
-/// [`Error::BadArchive`] inside of the error; what `reader` says stays as it is.
+/// Decompresses `reader`, by its first bytes. What cannot be decompressed is a [`Error::BadArchive`] inside of the error; what
+/// `reader` says stays as it is.
 ///
 /// # Errors
 /// Where its first bytes cannot be read.
-pub fn decompress<'a, R: Read + Send + 'a>(
-    mut reader: R,
-    compression: Option<Compression>,
-) -> io::Result<Box<dyn Read + Send + 'a>> {
-    let mut first = Vec::with_capacity(4);
-    let compression = match compression {
-        Some(compression) => compression,
-        None => {
-            reader.by_ref().take(4).read_to_end(&mut first)?;
-            Compression::of_magic(&first)
-        }
-    };
+pub fn decompress<'a, R: Read + Send + 'a>(mut reader: R) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let mut first = Vec::with_capacity(MAGIC_BYTES);
+    reader.by_ref().take(MAGIC_BYTES as u64).read_to_end(&mut first)?;
+    let compression = Compression::of_magic(&first);
     let has_failed = Arc::new(AtomicBool::new(false));
     let whole = Source { inner: io::Cursor::new(first).chain(reader), has_failed: Arc::clone(&has_failed) };
     Ok(match compression {
         Compression::None => Box::new(whole),
         Compression::Gzip => Box::new(Decoder { inner: MultiGzDecoder::new(whole), has_failed }),
+        Compression::Bzip2 => Box::new(Decoder { inner: MultiBzDecoder::new(whole), has_failed }),
+        Compression::Xz => {
+            let inner = XzReader::new_mem_limit(whole, true, XZ_MEMORY_KIB_MAX);
+            Box::new(Decoder { inner, has_failed })
+        }
         Compression::Zstd => {
             let mut inner = zstd::Decoder::new(whole)?;
             inner.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
@@ -227,7 +234,7 @@ mod tests {
             let compressed = whole(70_000);
             assert_eq!(compressed, whole(4096), "the same bytes whatever the steps");
             let mut again = Vec::new();
-            decompress(compressed.as_slice(), None).unwrap().read_to_end(&mut again).unwrap();
+            decompress(compressed.as_slice()).unwrap().read_to_end(&mut again).unwrap();
             assert!(again == plain);
         }
     }
@@ -240,9 +247,9 @@ mod tests {
                 Err(io::ErrorKind::BrokenPipe.into())
             }
         }
-        for magic in [&[0x28, 0xb5, 0x2f, 0xfd][..], &[0x1f, 0x8b, 8, 0]] {
+        for magic in [&[0x28, 0xb5, 0x2f, 0xfd][..], &[0x1f, 0x8b, 8, 0], &[0xfd, b'7', b'z', b'X', b'Z', 0], b"BZh9"] {
             let fails = |rest: &mut (dyn Read + Send)| {
-                let read = decompress(magic.chain(rest), None).and_then(|mut plain| plain.read_to_end(&mut Vec::new()));
+                let read = decompress(magic.chain(rest)).and_then(|mut plain| plain.read_to_end(&mut Vec::new()));
                 Error::from_io(read.unwrap_err())
             };
             assert!(matches!(fails(&mut noise(100).as_slice()), Error::BadArchive(_)));

@@ -58,6 +58,9 @@ pub enum Error {
         /// What it said, shortened.
         why: String,
     },
+    /// The registry, or where it leads, has an address that may not be reached.
+    #[error("{0} is on this machine or in a private network, where only an administrator may reach registries")]
+    Private(String),
     /// A file changed while it was being read.
     #[error("{0:?} changed while it was read")]
     Changed(String),

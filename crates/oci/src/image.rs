@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::digest::Digesting;
 use crate::layout::{Blob, DOCUMENT_BYTES_MAX, Layout};
-use crate::{Bounds, Compression, Digest, Error, Format, Packed, Unpacked, decompress, gzip, pack, unpack};
+use crate::compress::is_layer;
+use crate::{Bounds, Digest, Error, Format, Packed, Unpacked, decompress, gzip, pack, unpack};
 
 /// Media type of an image's manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -19,6 +20,8 @@ pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Media type of an image's config.
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Media type of a layer compressed with gzip.
+pub(crate) const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// What Docker calls a manifest.
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// What Docker calls an index.
@@ -108,6 +111,7 @@ struct Index {
 
 #[derive(Deserialize)]
 struct Config {
+    #[serde(default)]
     rootfs: RootFs,
     #[serde(default)]
     created: Option<String>,
@@ -123,8 +127,9 @@ struct Config {
     architecture: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct RootFs {
+    #[serde(default)]
     diff_ids: Vec<Digest>,
 }
 
@@ -150,7 +155,7 @@ impl Layer {
         let mut writer = buffered.into_inner().map_err(std::io::IntoInnerError::into_error)?;
         writer.flush()?;
         let (digest, size) = writer.commit(None)?;
-        let blob = Descriptor::new(Compression::Gzip.media_type(), digest, size);
+        let blob = Descriptor::new(GZIP_LAYER, digest, size);
         Ok((Self { blob, diff_id: packed.diff_id, created_by: String::new(), created: None }, packed))
     }
 }
@@ -170,8 +175,7 @@ impl Layer {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Unpacked, Error> {
         let mut blob = layout.get(&self.blob.digest)?;
-        let compression = Compression::of_media_type(&self.blob.media_type);
-        let outcome = decompress(&mut blob, compression)
+        let outcome = decompress(&mut blob)
             .map_err(Error::from_io)
             .and_then(|reader| unpack(reader, directory, format, bounds, progress));
         match outcome {
@@ -191,8 +195,7 @@ impl Layer {
     /// [`Error::Missing`], [`Error::Damaged`], [`Error::TooLarge`]; where it cannot be read or decompressed.
     pub fn verify(&self, layout: &Layout, bytes_max: u64) -> Result<(), Error> {
         let blob = layout.get(&self.blob.digest)?;
-        let compression = Compression::of_media_type(&self.blob.media_type);
-        let plain = decompress(blob, compression).map_err(Error::from_io)?;
+        let plain = decompress(blob).map_err(Error::from_io)?;
         let mut plain = Digesting::new(plain.take(bytes_max.saturating_add(1)));
         std::io::copy(&mut plain, &mut std::io::sink()).map_err(Error::from_io)?;
         match plain.finish() {
@@ -339,7 +342,7 @@ impl Document {
         if ![CONFIG, DOCKER_CONFIG].contains(&&*manifest.config.media_type) {
             return Err(Error::BadImage(format!("its config is of the kind {:?}", manifest.config.media_type)));
         }
-        let strange = manifest.layers.iter().find(|layer| Compression::of_media_type(&layer.media_type).is_none());
+        let strange = manifest.layers.iter().find(|layer| !is_layer(&layer.media_type));
         if let Some(layer) = strange {
             return Err(Error::BadImage(format!("a layer of the kind {:?}", layer.media_type)));
         }
@@ -363,12 +366,12 @@ pub(crate) fn choose(entries: &[Descriptor]) -> Result<&Descriptor, Error> {
         let platform = entry.platform.as_ref();
         platform.is_some_and(|platform| platform["os"] == "linux" && platform["architecture"] == architecture())
     };
-    // What says nothing of machines, and is alone, can only be meant for all.
-    let alone = || entries.first().filter(|entry| entries.len() == 1 && entry.platform.is_none());
+    // An entry that names no machine says it in its config, if at all (containerd reads it there).
+    let unnamed = || entries.iter().find(|entry| entry.platform.is_none());
     entries
         .iter()
         .find(fits)
-        .or_else(alone)
+        .or_else(unnamed)
         .ok_or_else(|| Error::BadImage(format!("there is none for linux and {}", architecture())))
 }
 

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::digest::Digesting;
 use crate::image::{Descriptor, Document, canonical};
+use crate::room::Room;
 use crate::{Digest, Error};
 
 /// The annotation that names a manifest in `index.json`.
@@ -103,7 +104,8 @@ impl Layout {
             // A collector may have come between making and locking.
             if path.exists() {
                 let file = Digesting::new(file);
-                return Ok(BlobWriter { layout: self.clone(), path, file: Some(file) });
+                let room = Room::of(&self.root);
+                return Ok(BlobWriter { layout: self.clone(), path, file: Some(file), room });
             }
         }
     }
@@ -340,6 +342,7 @@ pub struct BlobWriter {
     layout: Layout,
     path: PathBuf,
     file: Option<Digesting<File>>,
+    room: Room,
 }
 
 impl BlobWriter {
@@ -377,6 +380,7 @@ impl BlobWriter {
 
 impl Write for BlobWriter {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.room.charge(buffer.len() as u64)?;
         self.file.as_mut().ok_or_else(|| io::Error::other("written already"))?.write(buffer)
     }
 

@@ -17,9 +17,10 @@ mod image;
 mod layer;
 mod layout;
 mod registry;
+mod room;
 
 pub use archive::{export, import};
-pub use compress::{Compression, Gzip, decompress, gzip};
+pub use compress::{Gzip, decompress, gzip};
 pub use digest::Digest;
 pub use error::Error;
 pub use image::{
@@ -27,4 +28,4 @@ pub use image::{
 };
 pub use layer::{Bounds, Format, Ids, Marks, Packed, Skipped, Unpacked, pack, unpack};
 pub use layout::{Blob, BlobWriter, Collected, DOCUMENT_BYTES_MAX, Layout, REF_NAME};
-pub use registry::{Options, Progress, Reference, Registry, Which};
+pub use registry::{Options, Progress, Reach, Reference, Registry, Which};

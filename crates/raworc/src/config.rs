@@ -96,6 +96,21 @@ pub struct ServeOptions {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_plain_http: Option<Vec<String>>,
+    /// What the images and checkpoints that one member brought in may have together, such as 20Gi [default: half of the disk].
+    #[arg(long, env = "RAWORC_IMAGES_MAX", hide_env_values = true, value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images_max: Option<Bytes>,
+    /// Registries on this machine and in private networks that members may use, as HOST or HOST:PORT, separated by commas.
+    /// Administrators may use any [default: none].
+    #[arg(
+        long,
+        env = "RAWORC_REGISTRY_ALLOW",
+        hide_env_values = true,
+        value_name = "HOSTS",
+        value_delimiter = ','
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_allow: Option<Vec<String>>,
     /// A file of certificates (PEM) of registries to trust besides the machine's own [default: none].
     #[arg(long, env = "RAWORC_REGISTRY_CERTIFICATES", hide_env_values = true, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,6 +167,10 @@ pub struct Settings {
     pub registry_auth_shared: bool,
     /// Registries that are spoken to without TLS.
     pub registry_plain_http: Vec<String>,
+    /// What the images of one member may have together.
+    pub images_max: Option<Bytes>,
+    /// Registries in private networks that members may use.
+    pub registry_allow: Vec<String>,
     /// Certificates of registries.
     pub registry_certificates: Option<PathBuf>,
     /// What is logged.
@@ -172,6 +191,9 @@ struct Merged {
     registry_auth_shared: bool,
     #[serde(default)]
     registry_plain_http: Vec<String>,
+    images_max: Option<Bytes>,
+    #[serde(default)]
+    registry_allow: Vec<String>,
     registry_certificates: Option<PathBuf>,
     log: String,
     log_format: LogFormat,
@@ -212,6 +234,8 @@ impl Settings {
             registry_auth: merged.registry_auth,
             registry_auth_shared: merged.registry_auth_shared,
             registry_plain_http: merged.registry_plain_http,
+            images_max: merged.images_max,
+            registry_allow: merged.registry_allow,
             registry_certificates: merged.registry_certificates,
             log: merged.log,
             log_format: merged.log_format,
@@ -229,8 +253,8 @@ fn wrong_file(path: &Path, error: figment::Error) -> Failure {
         })
         .collect();
     Failure::usage(format!("{} is not right: {}", path.display(), faults.join("; "))).help(
-        "The keys are listen, oci_runtime, spares, registry_auth, registry_auth_shared, registry_plain_http, registry_certificates, log and \
-         log_format; `raworc serve --help` tells what they mean.",
+        "The keys are listen, oci_runtime, spares, registry_auth, registry_auth_shared, registry_plain_http, registry_allow, \
+         registry_certificates, images_max,          log and log_format; `raworc serve --help` tells what they mean.",
     )
 }
 

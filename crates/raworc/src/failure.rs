@@ -171,6 +171,9 @@ fn command_for(code: Code) -> Option<&'static str> {
              pulled can be named then), or give the server a file with --registry-auth, which members use with \
              --registry-auth-shared only.",
         ),
+        Code::RegistryNotAllowed => {
+            Some("An administrator lets members use it: `raworc serve --registry-allow HOST:PORT`.")
+        }
         Code::AgentInUse => Some("`raworc session agents assign` gives a session other agents."),
         _ => None,
     }
@@ -192,6 +195,7 @@ fn exit_status_of(code: Code) -> u8 {
         | Code::TooLarge
         | Code::ImageUnusable
         | Code::RegistryRefused
+        | Code::RegistryNotAllowed
         | Code::RegistryNotFound
         | Code::UnsupportedMediaType
         | Code::IdempotencyKeyReused => EXIT_USAGE,

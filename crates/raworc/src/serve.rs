@@ -53,6 +53,7 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         auth_file: settings.registry_auth.clone(),
         auth_is_shared: settings.registry_auth_shared,
         plain_http: settings.registry_plain_http.clone(),
+        allowed: settings.registry_allow.clone(),
         certificates: settings.registry_certificates.clone(),
     };
     registries.check().map_err(|problem| miette!("{problem}"))?;
@@ -77,6 +78,7 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         marks,
         mounter,
         registries,
+        images_bytes_max: settings.images_max.map(|bytes| bytes.0),
     };
     let runtime = Arc::new(runtime);
     let server = match Server::start(config, lock, runtime.clone()).await {

@@ -37,6 +37,8 @@ pub struct Parts<'p> {
     pub ids: raworc_oci::Ids,
     /// How registries are spoken to.
     pub registries: Registries,
+    /// Bytes that the images of one member may have together; none: half of the disk.
+    pub images_bytes_max: Option<u64>,
     /// Tells the time.
     pub clock: Clock,
     /// How many layers workspaces lie on.
@@ -73,7 +75,7 @@ impl Engine {
         let admin_token = admin_token::find_or_make(&store, &parts.data_dir.join("admin.token"), now).await?;
         let host_secret = first_records(&store, now).await?;
         let format = raworc_oci::Format { marks: parts.marks, ids: parts.ids };
-        let images = Images::open(parts.data_dir, format)
+        let images = Images::open(parts.data_dir, format, parts.images_bytes_max)
             .map_err(|error| StartError::Other(format!("the images cannot be opened: {error}")))?;
         let app: Shared = Arc::new(App {
             store,

@@ -9,6 +9,7 @@ mod unpack;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -16,8 +17,11 @@ use std::time::{Duration, SystemTime};
 use raworc_api::image::TransferProgress;
 use raworc_api::problem::{Code, Problem};
 use raworc_core::ids::AccountId;
+use raworc_core::limits::IMAGE_BYTES_MAX;
+use raworc_core::permissions::{Actor, Role};
 use raworc_oci::{Descriptor, Digest, Error, Format, Layer, Layout};
 use raworc_store::layers::LayerRow;
+use raworc_store::{Store, images};
 use raworc_workspace::FileError;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock};
 
@@ -42,6 +46,8 @@ pub type Tell = Arc<dyn Fn(TransferProgress) + Send + Sync>;
 pub struct Images {
     directory: PathBuf,
     format: Format,
+    /// Bytes that the images of one member may have together.
+    account_bytes_max: u64,
     /// For each account, shared by its transfers; alone, blobs may be removed.
     passing: Mutex<HashMap<AccountId, Arc<RwLock<()>>>>,
     places: Places<AccountId>,
@@ -90,20 +96,45 @@ impl Passage {
 }
 
 impl Images {
-    /// In `data_dir`.
+    /// In `data_dir`. `account_bytes_max` bounds the images of one member together; without it, half of the disk does.
     ///
     /// # Errors
     /// Where the directory cannot be made.
-    pub fn open(data_dir: &Path, format: Format) -> Result<Self, Failure> {
+    pub fn open(data_dir: &Path, format: Format, account_bytes_max: Option<u64>) -> Result<Self, Failure> {
         let directory = data_dir.join("images");
         fs::create_dir_all(&directory).map_err(FileError::from)?;
+        let disk = rustix::fs::statvfs(&directory).map_err(|error| FileError::from(io::Error::from(error)))?;
+        let half_of_the_disk = disk.f_blocks.saturating_mul(disk.f_frsize) / 2;
         Ok(Self {
             directory,
             format,
+            account_bytes_max: account_bytes_max.unwrap_or(half_of_the_disk),
             passing: Mutex::default(),
             places: Places::new(TRANSFERS_MAX),
             pulls: Turns::default(),
         })
+    }
+
+    /// Bytes that one image more of an account may have. Administrators' images are for everyone, and bounded by the disk.
+    ///
+    /// # Errors
+    /// 413 where there is no room for any.
+    pub async fn room(&self, store: &Store, actor: &Actor) -> Result<u64, Failure> {
+        if actor.role == Role::Admin {
+            return Ok(IMAGE_BYTES_MAX);
+        }
+        let mut connection = store.read().await?;
+        let taken = images::bytes_of(&mut connection, actor.account).await?;
+        match self.account_bytes_max.checked_sub(taken) {
+            None | Some(0) => Err(Failure::new(
+                Code::TooLarge,
+                format!(
+                    "the images of {} have {taken} bytes, and {} are allowed; remove some with `raworc image delete`",
+                    actor.name, self.account_bytes_max
+                ),
+            )),
+            Some(room) => Ok(room.min(IMAGE_BYTES_MAX)),
+        }
     }
 
     /// To be held while anything of an account is on its way. Where enough is already, it is waited for.
@@ -202,6 +233,7 @@ impl From<Error> for Failure {
             Error::Damaged { .. } | Error::Missing { .. } | Error::Changed(_) => {
                 Failure::new(Code::ImageUnusable, text)
             }
+            Error::Private(_) => Failure::new(Code::RegistryNotAllowed, text),
             Error::Unauthorized(_) => Failure::new(Code::RegistryRefused, text),
             Error::NotFound(_) => Failure::new(Code::RegistryNotFound, text),
             Error::Refused { status, .. } if status < 500 => Failure::new(Code::RegistryRefused, text),

@@ -67,6 +67,8 @@ pub struct Config {
     pub mounter: Mounter,
     /// How registries are spoken to.
     pub registries: Registries,
+    /// Bytes that the images of one member may have together; none: half of the disk.
+    pub images_bytes_max: Option<u64>,
 }
 
 /// Why a server did not start.
@@ -139,7 +141,7 @@ impl Server {
         let (agent_owner, clock) = (config.agent_owner, app::system_clock());
         let (marks, mounter) = (config.marks, Some(config.mounter.clone()));
         let ids = config.host_owner.map_or(raworc_oci::Ids::UNMAPPED, raworc_oci::Ids::based);
-        let registries = config.registries;
+        let (registries, images_bytes_max) = (config.registries, config.images_bytes_max);
         let data_dir = &config.data_dir;
         let parts = engine::Parts {
             data_dir,
@@ -149,6 +151,7 @@ impl Server {
             mounter,
             ids,
             registries,
+            images_bytes_max,
             clock,
             lengths: Lengths::default(),
             reserve: Some(Reserve::of(data_dir)),

@@ -6,7 +6,7 @@ use raworc_api::image::RegistryCredentials;
 use raworc_api::problem::Code;
 use raworc_core::limits::IMAGE_BYTES_MAX;
 use raworc_core::permissions::{Action, Actor, Decision, allow};
-use raworc_oci::{Options, Reference, Registry};
+use raworc_oci::{Options, Reach, Reference, Registry};
 use raworc_workspace::FileError;
 
 use crate::app::blocking;
@@ -24,6 +24,8 @@ pub struct Registries {
     pub plain_http: Vec<String>,
     /// A file of certificates (PEM) to trust besides the machine's own.
     pub certificates: Option<PathBuf>,
+    /// Hosts, or hosts with a port, on this machine and in private networks that members may have the server speak to.
+    pub allowed: Vec<String>,
 }
 
 /// Whom to be at a registry.
@@ -65,11 +67,19 @@ impl Registries {
         }
     }
 
+    /// Where the server goes for an account. It stands where much trusts it that would not trust every member.
+    pub fn reach(&self, actor: &Actor) -> Reach {
+        match allow(actor, Action::ReachPrivateRegistries) {
+            Decision::Allow => Reach::Anywhere,
+            Decision::Forbid | Decision::Hide => Reach::Public(self.allowed.clone()),
+        }
+    }
+
     /// A registry.
     ///
     /// # Errors
     /// Where a file that the server was told of cannot be read.
-    pub async fn registry(&self, reference: &Reference, login: Login) -> Result<Registry, Failure> {
+    pub async fn registry(&self, reference: &Reference, login: Login, reach: Reach) -> Result<Registry, Failure> {
         let (registries, reference) = (self.clone(), reference.clone());
         let prepare = move || -> Result<Registry, Failure> {
             let credentials = match (login, &registries.auth_file) {
@@ -85,7 +95,7 @@ impl Registries {
                 true => Some(true),
                 false => certificates.as_ref().map(|_| false),
             };
-            let options = Options { plain_http, certificates, bytes_max: IMAGE_BYTES_MAX, ..Options::default() };
+            let options = Options { plain_http, certificates, reach, bytes_max: IMAGE_BYTES_MAX, ..Options::default() };
             Ok(Registry::new(reference, credentials, options)?)
         };
         blocking(prepare).await.map_err(FileError::Io)?

@@ -154,6 +154,18 @@ pub async fn list(
     .await
 }
 
+/// Bytes of all images that an account brought in, each counted whole.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn bytes_of(connection: &mut Connection, owner: AccountId) -> Result<u64, StoreError> {
+    let sum = sql("SELECT COALESCE(SUM(bytes), 0) AS bytes FROM images WHERE owner_id = $1")
+        .bind(owner.to_string())
+        .fetch_optional(connection, |row| row.count("bytes"))
+        .await?;
+    Ok(sum.unwrap_or(0))
+}
+
 /// Images that no session runs. Checkpoints are none of them: nothing ever runs those, and there may be no other copy.
 ///
 /// # Errors

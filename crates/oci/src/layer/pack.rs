@@ -23,6 +23,8 @@ use crate::digest::Digesting;
 
 /// How much is gathered before it is written on, in bytes.
 const BUFFER_BYTES: usize = 64 << 10;
+/// Holes of one layer that are written as zeros, in bytes. Files with more are written as sparse files.
+const ZEROS_BYTES_MAX: u64 = 8 << 30;
 
 /// Writes the layer directory `directory` to `writer` as a tar (POSIX pax format). The same directory always becomes the
 /// same bytes: names are sorted, and nothing of the machine is written but what `format` maps.
@@ -39,6 +41,7 @@ pub fn pack(directory: &Path, format: &Format, writer: impl Write) -> Result<Pac
         links: HashMap::new(),
         entries: 0,
         skipped: Skipped::default(),
+        zeros_left: ZEROS_BYTES_MAX,
         buffer: vec![0; BUFFER_BYTES],
     };
     let mut walk = Walk::begin(directory)?;
@@ -61,6 +64,8 @@ struct Packer<W: Write> {
     links: HashMap<(u64, u64), Box<[u8]>>,
     entries: u64,
     skipped: Skipped,
+    /// Bytes of holes that may still be written as zeros.
+    zeros_left: u64,
     buffer: Vec<u8>,
 }
 
@@ -148,6 +153,7 @@ impl<W: Write> Packer<W> {
         // Only a hint that spares most files the look: what is data is what the file system says.
         let maybe_sparse = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) < size;
         let segments = if maybe_sparse { sparse::segments(&file, size)? } else { None };
+        let segments = segments.filter(|segments| !self.fills(size, segments));
         let Some(segments) = segments else {
             self.entry(EntryType::Regular, path, b"", &stat, size, records)?;
             self.copy(&mut file, size, path)?;
@@ -168,6 +174,15 @@ impl<W: Write> Packer<W> {
             self.copy(&mut file, length, path)?;
         }
         Ok(pax::pad(&mut self.out, data)?)
+    }
+
+    /// Whether a file's holes are written as zeros, which every reader understands (busybox reads the map of a sparse file as its
+    /// content) and which compress to nearly nothing.
+    fn fills(&mut self, size: u64, segments: &[sparse::Segment]) -> bool {
+        let data: u64 = segments.iter().map(|(_, length)| length).sum();
+        let left = self.zeros_left.checked_sub(size.saturating_sub(data));
+        self.zeros_left = left.unwrap_or(self.zeros_left);
+        left.is_some()
     }
 
     fn copy(&mut self, file: &mut File, size: u64, path: &[u8]) -> Result<(), Error> {

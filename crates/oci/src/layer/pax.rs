@@ -81,12 +81,16 @@ pub fn write_header(out: &mut impl Write, mut entry: Entry<'_>) -> io::Result<()
     header.set_uid(u64::from(entry.uid));
     header.set_gid(u64::from(entry.gid));
     let mut binary = false;
+    let mut long = Vec::new();
     let fields = header.as_ustar_mut().ok_or_else(|| io::Error::other("not a ustar header"))?;
     for (key, value, field) in [("path", entry.path, &mut fields.name), ("linkpath", entry.link, &mut fields.linkname)]
     {
         let fits = value.len() <= field.len() && value.is_ascii();
         let count = value.len().min(field.len());
         field[..count].copy_from_slice(&value[..count]);
+        if value.len() > field.len() {
+            long.push((key, value));
+        }
         if !fits {
             binary |= std::str::from_utf8(value).is_err();
             entry.records.add(key.as_bytes(), value);
@@ -109,27 +113,35 @@ pub fn write_header(out: &mut impl Write, mut entry: Entry<'_>) -> io::Result<()
     if entry.size > OCTAL_MAX {
         entry.records.add(b"size", entry.size.to_string().as_bytes());
     }
-    write_extension(out, &entry.records.0)?;
+    for (key, value) in long {
+        write_long(out, if key == "path" { EntryType::GNULongName } else { EntryType::GNULongLink }, value)?;
+    }
+    write_meta(out, EntryType::XHeader, "PaxHeaders.0/x", &entry.records.0)?;
     header.set_cksum();
     out.write_all(header.as_bytes())
 }
 
-fn write_extension(out: &mut impl Write, records: &[u8]) -> io::Result<()> {
-    if records.is_empty() {
+/// Says a long name once more in the way of GNU tar (GNU tar manual, "Basic Tar Format"): busybox knows no other.
+fn write_long(out: &mut impl Write, kind: EntryType, value: &[u8]) -> io::Result<()> {
+    write_meta(out, kind, "././@LongLink", &[value, b"\0"].concat())
+}
+
+fn write_meta(out: &mut impl Write, kind: EntryType, name: &str, content: &[u8]) -> io::Result<()> {
+    if content.is_empty() {
         return Ok(());
     }
     let mut header = Header::new_ustar();
-    header.set_entry_type(EntryType::XHeader);
-    header.set_path("PaxHeaders.0/x")?;
+    header.set_entry_type(kind);
+    header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
     header.set_mode(0o644);
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(0);
-    header.set_size(records.len() as u64);
+    header.set_size(content.len() as u64);
     header.set_cksum();
     out.write_all(header.as_bytes())?;
-    out.write_all(records)?;
-    pad(out, records.len() as u64)
+    out.write_all(content)?;
+    pad(out, content.len() as u64)
 }
 
 /// Fills the last block of `size` bytes.

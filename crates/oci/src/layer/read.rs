@@ -264,9 +264,7 @@ impl<R: Read> Reader<R> {
             }
             return Ok(None);
         }
-        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-        let field: u32 = block[148..156].iter().map(|byte| u32::from(*byte)).sum();
-        if number(&block[148..156]) != Some(i64::from(sum - field + 8 * u32::from(b' '))) {
+        if !is_tar_header(&block) {
             return Err(bad("it is not a tar, or damaged"));
         }
         Ok(Some(block))
@@ -417,6 +415,16 @@ fn kind(flag: u8, path: &[u8]) -> Kind {
         b'6' => Kind::Fifo,
         _ => Kind::Other,
     }
+}
+
+/// Whether a block has the checksum of a header in it (POSIX.1-2017, pax, "ustar Interchange Format").
+pub(crate) fn is_tar_header(block: &[u8]) -> bool {
+    if block.len() < BLOCK as usize {
+        return false;
+    }
+    let sum: u32 = block[..BLOCK as usize].iter().map(|byte| u32::from(*byte)).sum();
+    let field: u32 = block[148..156].iter().map(|byte| u32::from(*byte)).sum();
+    number(&block[148..156]) == Some(i64::from(sum - field + 8 * u32::from(b' ')))
 }
 
 fn ustar_path(block: &[u8]) -> Vec<u8> {

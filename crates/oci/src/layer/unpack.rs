@@ -1,8 +1,9 @@
 //! From a layer tar to a layer directory.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek as _, SeekFrom, Write as _};
+use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, XattrFlags};
@@ -15,9 +16,16 @@ use super::read::{Found, Kind, Reader};
 use super::tree::{Node, ROOT, Tree, blocked, is_whiteout, look, times};
 use super::{ATTRIBUTE_BYTES_MAX, Bounds, Format, OPAQUE, Skipped, Unpacked, WHITEOUT, sparse};
 use crate::Error;
+use crate::room::Room;
 
 /// How much is read at once, in bytes.
 const BUFFER_BYTES: usize = 64 << 10;
+/// The smallest hole in a file, in bytes: a block of most file systems.
+const HOLE_BYTES: u64 = 4096;
+/// What an entry takes of the disk besides its content, in bytes.
+const ENTRY_ON_DISK_BYTES: u64 = 256;
+/// The directory in which AUFS has files with several names.
+const LINK_TARGETS: &[u8] = b".wh..wh.plnk";
 
 /// Unpacks the (uncompressed) tar that `reader` yields into the empty directory `directory`, as a layer directory.
 /// `progress` is told now and then how many bytes of the tar have been read.
@@ -40,6 +48,8 @@ pub fn unpack(
         reader: Reader::new(reader, bounds.bytes),
         tree: Tree::begin(directory, *format, bounds.entries)?,
         disk_left: bounds.bytes,
+        room: Room::of(directory),
+        has_link_targets: false,
         entries: 0,
         skipped: Skipped::default(),
         buffer: vec![0; BUFFER_BYTES],
@@ -47,9 +57,13 @@ pub fn unpack(
     };
     while let Some(found) = unpacker.reader.next()? {
         unpacker.tree.charge()?;
+        unpacker.room.charge(ENTRY_ON_DISK_BYTES)?;
         unpacker.entries += 1;
         unpacker.entry(&found)?;
         (unpacker.progress)(unpacker.reader.bytes());
+    }
+    if unpacker.has_link_targets {
+        unpacker.tree.make_room(ROOT, LINK_TARGETS)?;
     }
     let (diff_id, bytes) = unpacker.reader.finish()?;
     let implied = unpacker.tree.finish()?;
@@ -62,6 +76,9 @@ struct Unpacker<'a, R: Read> {
     tree: Tree,
     /// What sparse files may still take on disk, in bytes.
     disk_left: u64,
+    room: Room,
+    /// There is a directory [`LINK_TARGETS`].
+    has_link_targets: bool,
     entries: u64,
     skipped: Skipped,
     buffer: Vec<u8>,
@@ -78,11 +95,14 @@ impl<R: Read> Unpacker<'_, R> {
         let Some((parent, name)) = split(&path) else {
             return self.root(found);
         };
+        if path.split(|byte| *byte == b'/').any(is_foreign_mark) {
+            return self.foreign_mark(&path, parent, name, found);
+        }
         if parent.split(|byte| *byte == b'/').any(|name| name.starts_with(WHITEOUT)) {
             return Err(Error::BadArchive("something is in a directory that marks a deleted name".into()));
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-            return self.mark(&path, parent, name, hidden);
+            return self.mark(parent, name, hidden);
         }
         if found.kind == Kind::Device {
             self.skipped.add(&path, "it is a device");
@@ -105,12 +125,22 @@ impl<R: Read> Unpacker<'_, R> {
         self.describe(ROOT, found)
     }
 
-    /// `.wh.HIDDEN`, which says something about what is below, never about what is in the same tar.
-    fn mark(&mut self, path: &[u8], parent: &[u8], name: &[u8], hidden: &[u8]) -> Result<(), Error> {
-        if name != OPAQUE && hidden.starts_with(WHITEOUT) {
-            self.skipped.add(path, "it is a mark of another union file system");
-            return Ok(());
+    /// What AUFS keeps beside files. Of all of it only the files in `.wh..wh.plnk` mean something: hard links of the same tar may
+    /// lead to them, so they are kept until its end (Docker and containerd read old images like this).
+    fn foreign_mark(&mut self, path: &[u8], parent: &[u8], name: &[u8], found: &Found) -> Result<(), Error> {
+        if parent == LINK_TARGETS && found.kind == Kind::File {
+            self.has_link_targets = true;
+            let node = self.tree.make_directories(parent)?;
+            return self.file(node, name, found);
         }
+        if path != LINK_TARGETS {
+            self.skipped.add(path, "it is a mark of another union file system");
+        }
+        Ok(())
+    }
+
+    /// `.wh.HIDDEN`, which says something about what is below, never about what is in the same tar.
+    fn mark(&mut self, parent: &[u8], name: &[u8], hidden: &[u8]) -> Result<(), Error> {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err(Error::BadArchive("a mark that hides nothing that could have a name".into()));
         }
@@ -208,37 +238,49 @@ impl<R: Read> Unpacker<'_, R> {
         let directory = self.tree.open(parent)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let mut file = File::from(openat2(&*directory, name, flags, Mode::RUSR | Mode::WUSR, resolve)?);
+        let file = File::from(openat2(&*directory, name, flags, Mode::RUSR | Mode::WUSR, resolve)?);
         self.attributes(file.as_fd(), found)?;
         match &found.segments {
-            None => self.copy(&mut file, found.size)?,
+            None => self.copy(&file, 0, found.size)?,
             Some(segments) => {
-                file.set_len(found.size).map_err(|error| match error.kind() {
-                    ErrorKind::FileTooLarge | ErrorKind::InvalidInput => Error::TooLarge("a sparse file".into()),
-                    _ => error.into(),
-                })?;
                 for (start, length) in segments {
-                    file.seek(SeekFrom::Start(*start))?;
-                    self.copy(&mut file, *length)?;
+                    self.copy(&file, *start, *length)?;
                 }
             }
         }
+        // Whatever is at the end may have been a hole.
+        file.set_len(found.size).map_err(|error| match error.kind() {
+            ErrorKind::FileTooLarge | ErrorKind::InvalidInput => Error::TooLarge("a sparse file".into()),
+            _ => error.into(),
+        })?;
         // Giving a file away takes its setuid bit, so that comes after.
         self.tree.own(file.as_fd(), found.uid, found.gid)?;
         fchmod(&file, Mode::from_raw_mode(found.mode))?;
         Ok(futimens(&file, &times(found.mtime))?)
     }
 
-    fn copy(&mut self, file: &mut File, size: u64) -> Result<(), Error> {
-        let mut left = size;
-        while left > 0 {
-            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-            let count = self.reader.read_data(&mut self.buffer[..wanted])?;
-            if count == 0 {
-                return Err(Error::BadArchive("it ends in the middle of a file".into()));
+    /// Writes `size` bytes of the archive at `at`; what is zeros there becomes a hole, so that nothing takes more of the disk than
+    /// it says.
+    fn copy(&mut self, file: &File, mut at: u64, size: u64) -> Result<(), Error> {
+        let end = at.saturating_add(size);
+        while at < end {
+            // Up to a boundary of a block, so that all blocks but the first and the last are looked at whole.
+            let room = self.buffer.len() as u64 - at % HOLE_BYTES;
+            let wanted = usize::try_from((end - at).min(room)).unwrap_or(self.buffer.len());
+            let mut filled = 0;
+            while filled < wanted {
+                let count = self.reader.read_data(&mut self.buffer[filled..wanted])?;
+                if count == 0 {
+                    return Err(Error::BadArchive("it ends in the middle of a file".into()));
+                }
+                filled += count;
             }
-            file.write_all(&self.buffer[..count])?;
-            left -= count as u64;
+            let first = (HOLE_BYTES - at % HOLE_BYTES) as usize;
+            for (offset, data) in runs_of_data(&self.buffer[..wanted], first) {
+                self.room.charge(data.len() as u64)?;
+                file.write_all_at(data, at + offset as u64)?;
+            }
+            at += wanted as u64;
             (self.progress)(self.reader.bytes());
         }
         Ok(())
@@ -257,6 +299,27 @@ impl<R: Read> Unpacker<'_, R> {
         }
         Ok(())
     }
+}
+
+/// The parts of `bytes` that have to be written, and where they begin. The first block ends at `first`.
+fn runs_of_data(bytes: &[u8], first: usize) -> Vec<(usize, &[u8])> {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    let (mut start, mut end) = (0, first.min(bytes.len()));
+    while start < end {
+        let is_hole = (end - start) as u64 == HOLE_BYTES && bytes[start..end].iter().all(|byte| *byte == 0);
+        match runs.last_mut() {
+            Some((_, last)) if !is_hole && *last == start => *last = end,
+            _ if !is_hole => runs.push((start, end)),
+            _ => {}
+        }
+        (start, end) = (end, (end + HOLE_BYTES as usize).min(bytes.len()));
+    }
+    runs.into_iter().map(|(start, end)| (start, &bytes[start..end])).collect()
+}
+
+/// Whether a name is one that AUFS keeps its own things under. `.wh..wh..opq` is one that layers have, too.
+fn is_foreign_mark(name: &[u8]) -> bool {
+    name != OPAQUE && name.strip_prefix(WHITEOUT).is_some_and(|hidden| hidden.starts_with(WHITEOUT))
 }
 
 /// Takes the attributes that an earlier entry gave a directory.

@@ -19,6 +19,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::Options;
+use super::reach::{PrivateAddress, Resolver};
 use super::auth::{self, Challenge, Token};
 use crate::Error;
 
@@ -78,7 +79,7 @@ impl Call {
 
 /// Speaks to one registry.
 pub struct Http {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>,
     base: Url,
     credentials: Option<(String, String)>,
     /// What has let us in so far.
@@ -102,7 +103,7 @@ impl Http {
             .map_err(|error| bad_certificate(&error))?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut connector = HttpConnector::new();
+        let mut connector = HttpConnector::new_with_resolver(Resolver::new(options.reach.clone()));
         connector.enforce_http(false);
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(options.connect_timeout));
@@ -222,6 +223,7 @@ impl Http {
     }
 
     async fn send_as(&self, call: &Call, url: &Url, shown: Option<String>) -> Result<Response<Incoming>, Fault> {
+        self.options.reach.check(url)?;
         let mut request = Request::builder().method(&call.method).uri(url.as_str());
         request = request.header(USER_AGENT, concat!("raworc/", env!("CARGO_PKG_VERSION")));
         for (name, value) in &call.headers {
@@ -234,7 +236,7 @@ impl Http {
         let request = request.body(Full::new(call.body.clone()));
         let request = request.map_err(|error| Error::BadReference(format!("{url}: {error}")))?;
         let time = self.options.idle_timeout + Duration::from_secs(bytes / UPLOAD_BYTES_PER_SECOND);
-        self.in_time(time, self.client.request(request)).await?.map_err(|error| passing(&error))
+        self.in_time(time, self.client.request(request)).await?.map_err(|error| forbidden(&error, url))
     }
 
     fn is_ours(&self, url: &Url) -> bool {
@@ -337,6 +339,18 @@ impl Patience {
         tokio::time::sleep(wait).await;
         Ok(())
     }
+}
+
+/// What a connection that was not made means: another try changes nothing where the address may not be reached.
+fn forbidden(error: &hyper_util::client::legacy::Error, url: &Url) -> Fault {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = cause {
+        if inner.is::<PrivateAddress>() {
+            return Fault::Final(Error::Private(url.host_str().unwrap_or_default().to_owned()));
+        }
+        cause = inner.source();
+    }
+    passing(error)
 }
 
 pub fn refused(status: StatusCode, why: &str) -> Error {

@@ -6,6 +6,7 @@ mod auth;
 mod http;
 mod pull;
 mod push;
+mod reach;
 mod reference;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use url::Url;
 use crate::Error;
 use http::Http;
 
+pub use reach::Reach;
 pub use reference::{Reference, Which};
 
 /// How a registry is spoken to.
@@ -36,6 +38,8 @@ pub struct Options {
     pub bytes_max: u64,
     /// Certificates (PEM) to trust besides the machine's own.
     pub certificates: Option<Vec<u8>>,
+    /// Where requests may go, those that the registry leads to included.
+    pub reach: Reach,
 }
 
 impl Default for Options {
@@ -49,6 +53,7 @@ impl Default for Options {
             chunk_bytes: 8 << 20,
             bytes_max: 256 << 30,
             certificates: None,
+            reach: Reach::Anywhere,
         }
     }
 }

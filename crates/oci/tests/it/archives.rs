@@ -75,6 +75,111 @@ fn an_archive_of_docker_comes_in() {
     assert!(matches!(refused, Err(Error::TooLarge(_))), "{refused:?}");
 }
 
+fn hex(bytes: &[u8]) -> String {
+    raworc_oci::Digest::of(bytes).hex()
+}
+
+/// Compressed by a program of the machine.
+fn compressed(program: &str, bytes: &[u8]) -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), bytes).unwrap();
+    run(Command::new(program).arg("-c").arg(file.path())).stdout
+}
+
+/// What the tools there are call the files of an archive with a `manifest.json`, and how they compress its layers.
+#[test]
+fn whatever_an_archive_calls_its_files_comes_in() {
+    if !able(&["gzip", "xz", "bzip2", "zstd"]) {
+        return;
+    }
+    let layers = [archive(&[("a", b"one")]), archive(&[("b", b"two")])];
+    let config = serde_json::json!({
+        "architecture": raworc_oci::architecture(), "os": "linux", "config": { "Env": ["my.setting=1"] },
+        "rootfs": { "type": "layers", "diff_ids": layers.iter().map(|layer| format!("sha256:{}", hex(layer))).collect::<Vec<_>>() },
+    });
+    let config = config.to_string().into_bytes();
+    let id = hex(&config);
+    let saved = |config: &str, names: &[String], tags: &[&str]| {
+        serde_json::json!([{ "Config": config, "RepoTags": tags, "Layers": names }]).to_string().into_bytes()
+    };
+    let with = |program: &str| layers.each_ref().map(|layer| match program {
+        "" => layer.clone(),
+        _ => compressed(program, layer),
+    });
+    // The name of the config, those of the layers by their compressed content, the program that compresses them.
+    type Naming = fn(&[u8]) -> String;
+    let tools: [(&str, String, Naming, &str); 8] = [
+        ("crane and ko", format!("sha256:{id}"), |layer| format!("{}.tar.gz", hex(layer)), "gzip"),
+        ("kaniko", format!("sha256:{id}"), |layer| format!("{}.tar.gz", hex(layer)), "gzip"),
+        ("Jib", "config.json".into(), |layer| format!("{}.tar.gz", hex(layer)), "gzip"),
+        ("docker", format!("{id}.json"), |layer| format!("{}/layer.tar", hex(layer)), ""),
+        ("docker with containerd", format!("blobs/sha256/{id}"), |layer| format!("blobs/sha256/{}", hex(layer)), "gzip"),
+        ("no extension", "config".into(), hex, "zstd"),
+        ("xz", "config".into(), |layer| format!("{}.tar.xz", hex(layer)), "xz"),
+        ("bzip2", "config".into(), |layer| format!("layers/{}", hex(layer)), "bzip2"),
+    ];
+    for (tool, config_name, name, program) in tools {
+        let stored = with(program);
+        let names: Vec<String> = stored.iter().map(|layer| name(layer)).collect();
+        let manifest = saved(&config_name, &names, &["host.example/name:v1", "host.example/name:v2"]);
+        let files: Vec<(&str, &[u8])> = vec![
+            ("README.gz", b"\x1f\x8bno layer, and nobody names it"),
+            (&config_name, &config),
+            (&names[0], &stored[0]),
+            ("manifest.json", &manifest),
+            (&names[1], &stored[1]),
+        ];
+        for is_reversed in [false, true] {
+            let mut files = files.clone();
+            if is_reversed {
+                files.reverse();
+            }
+            let to = tempfile::tempdir().unwrap();
+            let layout = Layout::open(to.path()).unwrap();
+            let images = import(&archive(&files)[..], &layout, &AMPLE, &mut |_| {});
+            let images = images.unwrap_or_else(|error| panic!("{tool}: {error}"));
+            let names: Vec<_> = images.iter().map(|(name, _)| name.as_deref().unwrap()).collect();
+            assert_eq!(names, ["host.example/name:v1", "host.example/name:v2"], "{tool}");
+            let image = Image::load(&layout, &images[0].1.digest).unwrap();
+            assert_eq!(image.env, ["my.setting=1"], "{tool}");
+            let ids: Vec<String> = image.layers.iter().map(|layer| layer.diff_id.hex()).collect();
+            assert_eq!(ids, layers.each_ref().map(|layer| hex(layer)), "{tool}");
+            image.layers.iter().for_each(|layer| layer.verify(&layout, 1 << 20).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_media_type_of_a_layer_is_known_and_its_bytes_count() {
+    if !able(&["gzip", "zstd", "xz"]) {
+        return;
+    }
+    let layer = archive(&[("a", b"one")]);
+    let bases = ["oci.image.layer.v1.tar", "oci.image.layer.nondistributable.v1.tar"];
+    let dockers = ["docker.image.rootfs.diff.tar", "docker.image.rootfs.foreign.diff.tar"];
+    let oci = bases.iter().flat_map(|base| ["", "+gzip", "+zstd"].map(|suffix| format!("{base}{suffix}")));
+    let docker = dockers.iter().flat_map(|base| ["", ".gzip", ".zstd"].map(|suffix| format!("{base}{suffix}")));
+    // Some tools say one thing and write another.
+    for media_type in oci.chain(docker) {
+        for program in ["", "gzip", "zstd", "xz"] {
+            let stored = if program.is_empty() { layer.clone() } else { compressed(program, &layer) };
+            let to = tempfile::tempdir().unwrap();
+            let layout = Layout::open(&to.path().join("layout")).unwrap();
+            let (digest, size) = layout.put(&stored[..], 1 << 20, None).unwrap();
+            let blob = Descriptor::new(&format!("application/vnd.{media_type}"), digest, size);
+            let diff_id = raworc_oci::Digest::of(&layer);
+            let layer = raworc_oci::Layer { blob, diff_id, created_by: String::new(), created: None };
+            let image = Image { layers: vec![layer.clone()], ..Image::default() };
+            let manifest = image.store(&layout).unwrap();
+            assert_eq!(Image::load(&layout, &manifest.digest).unwrap().layers.len(), 1, "{media_type}");
+            let directory = to.path().join("unpacked");
+            fs::create_dir(&directory).unwrap();
+            layer.unpack(&layout, &directory, &crate::support::PLAIN, &AMPLE, &mut |_| {}).unwrap();
+            assert_eq!(fs::read(directory.join("a")).unwrap(), b"one", "{media_type} {program}");
+        }
+    }
+}
+
 /// A tar of these files.
 fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());

@@ -339,7 +339,7 @@ fn bombs_do_not_go_off() {
     let bomb = bomb.finish().unwrap();
     assert!(bomb.len() < 1 << 20);
     let to = tempfile::tempdir().unwrap();
-    let outcome = unpack(raworc_oci::decompress(&bomb[..], None).unwrap(), to.path(), &PLAIN, &bounds, &mut |_| {});
+    let outcome = unpack(raworc_oci::decompress(&bomb[..]).unwrap(), to.path(), &PLAIN, &bounds, &mut |_| {});
     assert!(matches!(outcome, Err(Error::TooLarge(_))), "{outcome:?}");
     assert_eq!(fs::read_dir(to.path()).unwrap().count(), 0, "nothing was written");
     // Nothing after the end, without end.

@@ -11,7 +11,7 @@ use std::process::Command;
 use raworc_oci::{Bounds, Error, Format, Ids, Marks, unpack};
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, mkdirat, mknodat, openat, setxattr};
 
-use crate::support::{AMPLE, PLAIN, able, assert_same, look, packed, run, unpacked};
+use crate::support::{AMPLE, PLAIN, Seen, able, assert_same, look, packed, run, unpacked};
 
 /// A layer with one of everything.
 pub fn full_layer(root: &Path) {
@@ -206,6 +206,125 @@ fn gnu_tar_reads_what_is_packed_and_the_other_way_round() {
     }
 }
 
+/// What readers of others make of what is packed: long names, names that are not UTF-8, links, holes.
+#[test]
+fn every_reader_reads_what_is_packed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let from = scratch.path().join("from");
+    if !able(&["tar"]) {
+        return;
+    }
+    fs::create_dir(&from).unwrap();
+    let deep = format!("{}/{}", "d".repeat(120), "e".repeat(130));
+    fs::create_dir_all(from.join(&deep)).unwrap();
+    let long = format!("{deep}/{}", "f".repeat(200));
+    fs::write(from.join(&long), "long").unwrap();
+    fs::hard_link(from.join(&long), from.join("another name")).unwrap();
+    std::os::unix::fs::symlink(&long, from.join("symbolic")).unwrap();
+    fs::write(from.join("größe"), "utf-8").unwrap();
+    fs::write(from.join(std::ffi::OsStr::from_bytes(b"latin-\xe9")), "latin").unwrap();
+    let holes = fs::File::create(from.join("holes")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&holes, b"middle", 3 << 20).unwrap();
+    holes.set_len(5 << 20).unwrap();
+    fs::set_permissions(from.join("holes"), fs::Permissions::from_mode(0o640)).unwrap();
+    let (tar, _) = packed(&from, &PLAIN);
+    let file = scratch.path().join("layer.tar");
+    fs::write(&file, &tar).unwrap();
+    for (reader, arguments) in [
+        ("tar", &["-x", "-p", "-f"][..]),
+        ("bsdtar", &["-x", "-p", "-f"]),
+        ("busybox", &["tar", "-x", "-p", "-f"]),
+        ("python3", &["-c", "import sys, tarfile; tarfile.open(sys.argv[1]).extractall()"]),
+    ] {
+        if !able(&[reader]) {
+            continue;
+        }
+        let to = tempfile::tempdir().unwrap();
+        run(Command::new(reader).args(arguments).arg(&file).current_dir(to.path()));
+        let (mut left, mut right) = (look(&from), look(to.path()));
+        // Fractions of seconds are not for all of them.
+        for seen in left.values_mut().chain(right.values_mut()) {
+            seen.mtime = (0, 0);
+        }
+        // The directory itself is not in the archive for all of them.
+        left.remove(&b""[..]);
+        right.remove(&b""[..]);
+        let names = |seen: &std::collections::BTreeMap<Vec<u8>, Seen>| {
+            seen.keys().map(|name| String::from_utf8_lossy(name).into_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&left), names(&right), "{reader}");
+        assert_same(&left, &right);
+    }
+}
+
+/// Zeros take no room, whoever packed them how.
+#[test]
+fn zeros_become_holes() {
+    if !able(&["tar"]) {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let from = scratch.path().join("from");
+    fs::create_dir(&from).unwrap();
+    let mut content = vec![0; 64 << 20];
+    content[20 << 20..][..5].copy_from_slice(b"inner");
+    content[(40 << 20) + 123] = 1;
+    fs::write(from.join("zeros"), &content).unwrap();
+    fs::write(from.join("small"), [0; 100]).unwrap();
+    fs::write(from.join("uneven"), [&[0; 10_000][..], b"x"].concat()).unwrap();
+    let file = scratch.path().join("layer.tar");
+    run(Command::new("tar").args(["-c", "--format=pax", "-C"]).arg(&from).arg("-f").arg(&file).arg("."));
+    let to = tempfile::tempdir().unwrap();
+    unpacked(&fs::read(&file).unwrap(), to.path(), &PLAIN);
+    assert!(fs::read(to.path().join("zeros")).unwrap() == content);
+    for name in ["small", "uneven"] {
+        assert_eq!(fs::read(to.path().join(name)).unwrap(), fs::read(from.join(name)).unwrap(), "{name}");
+    }
+    let taken = fs::metadata(to.path().join("zeros")).unwrap().blocks() * 512;
+    assert!(taken <= 64 << 10, "{taken} bytes");
+}
+
+/// AUFS wrote files with several names below `.wh..wh.plnk`, and links to there.
+#[test]
+fn links_of_old_images_are_found() {
+    if !able(&[]) {
+        return;
+    }
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut entry = |kind: tar::EntryType, path: &str, link: &str, content: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.as_mut_bytes()[..path.len()].copy_from_slice(path.as_bytes());
+        header.as_mut_bytes()[157..157 + link.len()].copy_from_slice(link.as_bytes());
+        header.set_mode(0o640);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1);
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        tar.append(&header, content).unwrap();
+    };
+    use tar::EntryType::{Directory, Link, Regular};
+    entry(Regular, ".wh..wh.aufs", "", b"");
+    entry(Directory, ".wh..wh.orph", "", b"");
+    entry(Regular, ".wh..wh.orph/x", "", b"nobody's");
+    entry(Directory, ".wh..wh.plnk", "", b"");
+    entry(Regular, ".wh..wh.plnk/12.34", "", b"shared");
+    entry(Directory, "d", "", b"");
+    entry(Link, "d/one", ".wh..wh.plnk/12.34", b"");
+    entry(Link, "two", "/.wh..wh.plnk/12.34", b"");
+    entry(Regular, "d/.wh..wh..opq", "", b"");
+    let bytes = tar.into_inner().unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let outcome = unpacked(&bytes, to.path(), &PLAIN);
+    assert_eq!(outcome.skipped.count, 3, "{:?}", outcome.skipped);
+    let seen = look(to.path());
+    let names: Vec<&[u8]> = seen.keys().map(Vec::as_slice).collect();
+    assert_eq!(names, [&b""[..], b"d", b"d/one", b"two"]);
+    assert_eq!(fs::read(to.path().join("two")).unwrap(), b"shared");
+    assert_eq!(seen[&b"two"[..]].first.as_deref(), Some(&b"d/one"[..]));
+}
+
 #[test]
 fn compressed_layers_are_read() {
     let text = b"some text that is compressed".repeat(1000);
@@ -215,9 +334,12 @@ fn compressed_layers_are_read() {
     let mut twice = gz.clone();
     twice.extend_from_slice(&gz);
     let zst = zstd::encode_all(&text[..], 3).unwrap();
-    for (bytes, times) in [(&text, 1), (&gz, 1), (&twice, 2), (&zst, 1)] {
+    let mut bz = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    bz.write_all(&text).unwrap();
+    let bz = bz.finish().unwrap();
+    for (bytes, times) in [(&text, 1), (&gz, 1), (&twice, 2), (&zst, 1), (&bz, 1)] {
         let mut read = Vec::new();
-        std::io::Read::read_to_end(&mut raworc_oci::decompress(&bytes[..], None).unwrap(), &mut read).unwrap();
+        std::io::Read::read_to_end(&mut raworc_oci::decompress(&bytes[..]).unwrap(), &mut read).unwrap();
         assert!(read == text.repeat(times));
     }
 }

@@ -210,7 +210,7 @@ async fn registries_ask_who_it_is_and_go_away() {
 #[tokio::test]
 async fn what_is_brought_in_is_ones_own() {
     let Some(daemon) = registry(Settings::default()) else { return };
-    let server = TestServer::start(&[]);
+    let server = TestServer::start(&["--registry-allow", &daemon.address.to_string()]);
     let id = worked(&server, "mine").await;
     let reference = format!("{}/mine:v1", daemon.address);
     assert_eq!(push(&server, &id, "now", &reference).await.0, 200);
@@ -260,7 +260,9 @@ async fn what_the_server_may_at_registries_is_not_what_members_may() {
     let file = auth.path().to_str().unwrap();
     let reference = format!("{host}/team/own:v1");
     for is_shared in [false, true] {
-        let server = TestServer::start(&["--registry-auth", file, &format!("--registry-auth-shared={is_shared}")]);
+        let shared = format!("--registry-auth-shared={is_shared}");
+        let server =
+            TestServer::start(&["--registry-auth", file, &shared, "--registry-allow", &host.to_string()]);
         let id = worked(&server, "own").await;
         assert_eq!(push(&server, &id, "now", &reference).await.0, 200);
         let token = member(&server, "other").await;
@@ -292,6 +294,75 @@ async fn what_the_server_may_at_registries_is_not_what_members_may() {
         assert!(said.contains(word) && said.contains("/nowhere/file"), "{said}");
         assert_eq!(output.status.code(), Some(1), "{said}");
     }
+}
+
+/// Members have the server speak to public registries and to those that are allowed. An answer about another says nothing of what is
+/// there, whether a port is open or closed, however it is written.
+#[tokio::test]
+async fn members_do_not_look_around_through_the_server() {
+    if !can_run_containers() {
+        return;
+    }
+    let open = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    open.set_nonblocking(true).unwrap();
+    let port = open.local_addr().unwrap().port();
+    let allowed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let elsewhere = format!("http://127.0.0.1:{port}/");
+    let redirect = format!("HTTP/1.1 307 Temporary Redirect\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n");
+    let address = allowed.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in allowed.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut head = [0; 4096];
+            let _ = std::io::Read::read(&mut stream, &mut head);
+            let _ = std::io::Write::write_all(&mut stream, redirect.as_bytes());
+        }
+    });
+    let server = TestServer::start(&["--registry-allow", &address.to_string()]);
+    let token = member(&server, "curious").await;
+    let mine = call(&server, &token, "POST", "/sessions", Some(json!({ "name": "mine" }))).await.1;
+    let id = mine["id"].as_str().unwrap();
+    server.until(id, |session| session["state"] == "READY").await;
+    let mut answers = std::collections::BTreeSet::new();
+    let hosts = [
+        format!("127.0.0.1:{port}"),
+        "127.0.0.1:1".to_owned(),
+        format!("localhost:{port}"),
+        format!("127.1:{port}"),
+        format!("0.0.0.0:{port}"),
+        format!("[::1]:{port}"),
+        format!("[::ffff:127.0.0.1]:{port}"),
+        "169.254.169.254".to_owned(),
+        "10.0.0.1:5000".to_owned(),
+        // One that is allowed, and leads elsewhere.
+        address.to_string(),
+    ];
+    for host in hosts {
+        let reference = format!("{host}/a/b:c");
+        for (path, body) in [
+            ("/images", json!({ "reference": reference })),
+            ("/sessions", json!({ "from": reference })),
+            ("/sessions", json!({ "image": reference })),
+            (&format!("/sessions/{id}/checkpoints/now/push"), json!({ "reference": reference })),
+        ] {
+            let (status, problem) = call(&server, &token, "POST", path, Some(body)).await;
+            let code = problem["code"].as_str().unwrap_or_default().to_owned();
+            assert!([403, 422].contains(&status), "{host} {path}: {status} {problem:#}");
+            answers.insert((host.clone(), status, code));
+        }
+    }
+    assert!(answers.iter().all(|(_, status, code)| (*status, code.as_str()) == (403, "registry_not_allowed")
+            || (*status, code.as_str()) == (422, "invalid_input")), "{answers:#?}");
+    assert!(open.accept().is_err(), "nothing was sent to a port of the machine");
+    // Backups neither.
+    let body = json!({ "backup": { "registry": format!("127.0.0.1:{port}/a"), "every_seconds": 5 } });
+    let (status, session) = call(&server, &token, "POST", "/sessions", Some(body)).await;
+    assert_eq!(status, 201, "{session:#}");
+    let id = session["id"].as_str().unwrap();
+    server.output(id, "echo x > file").await;
+    let session = server.until(id, |session| session["backup"]["error"].is_string()).await;
+    assert!(session["backup"]["error"].as_str().unwrap().contains("administrator"), "{session:#}");
+    assert!(open.accept().is_err(), "nothing was sent to a port of the machine");
 }
 
 /// What an OCI archive names, changed by `change`, which gets the directory of blobs, its manifest and its config. The digests of

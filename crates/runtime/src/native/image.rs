@@ -12,6 +12,7 @@ use std::path::Path;
 
 use raworc_core::ids::LayerId;
 use raworc_core::link::{AGENT_UID, WORKSPACE_PATH};
+use raworc_core::names;
 use raworc_workspace::Mounter;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::fs::{fchmod, fchown, mkdirat, openat, statat, unlinkat};
@@ -75,8 +76,7 @@ pub fn environment(image: &[String]) -> Vec<String> {
 }
 
 fn is_variable(name: &str, value: &str) -> bool {
-    let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    begins && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !value.contains('\0')
+    names::is_variable(name) && !value.contains('\0')
 }
 
 /// Gives an image what every container has. Nobody else has its mount yet.
@@ -177,8 +177,9 @@ mod tests {
 
     #[test]
     fn what_is_no_variable_or_too_much_is_left_out() {
-        let bad = ["", "=", "=x", "NONE", "1A=x", "A B=x", "A-B=x", "É=x", "A=\0", "A\0=x"];
+        let bad = ["", "=", "=x", "NONE", "A B=x", "É=x", "A=\0", "A\0=x"];
         assert_eq!(from(&bad), from(&[]));
+        assert_eq!(from(&["my.setting=1", "FOO-BAR=2", "1A=3"]).len(), from(&[]).len() + 3);
         let large = format!("A={}", "x".repeat(VARIABLES_BYTES_MAX - 3));
         assert_eq!(from(&[&large]).len(), 5);
         assert_eq!(from(&["B=1", &large, "C=1"]).len(), 5, "B alone");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use raworc_api::image::TransferProgress;
 use raworc_core::ids::LayerId;
-use raworc_core::limits::{IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX, LAYERS_MAX};
+use raworc_core::limits::{IMAGE_ENTRIES_MAX, LAYERS_MAX};
 use raworc_oci::{Bounds, Image, Layer, Layout};
 use raworc_store::layers::{self, Archived, LayerRow};
 use raworc_workspace::layers::{adopt, seal, squash};
@@ -37,14 +37,20 @@ impl TakenIn {
     }
 }
 
-/// Unpacks the layers of an image that is in the layout; those that are here already are used again.
+/// Unpacks the layers of an image that is in the layout; those that are here already are used again. All of them may have
+/// `bytes_max` together, uncompressed.
 ///
 /// # Errors
 /// 422 where the image cannot be used.
-pub async fn take_in(app: &Shared, layout: &Layout, image: &Image, tell: &Tell) -> Result<TakenIn, Failure> {
+pub async fn take_in(
+    app: &Shared,
+    layout: &Layout,
+    (image, bytes_max): (&Image, u64),
+    tell: &Tell,
+) -> Result<TakenIn, Failure> {
     let mut taken = TakenIn { known: None, new: Vec::new(), size: (0, 0), _holds: Vec::new() };
     let mut below: Vec<LayerRow> = Vec::new();
-    let mut bytes_left = IMAGE_BYTES_MAX;
+    let mut bytes_left = bytes_max;
     for (place, layer) in image.layers.iter().enumerate() {
         let parent = below.first().map(|row| row.id);
         if taken.new.is_empty()

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raworc_core::ids::{AccountId, SessionId};
-use raworc_oci::Reference;
+use raworc_core::permissions::Actor;
+use raworc_oci::{Reach, Reference};
 use raworc_store::sessions::BackupDue;
-use raworc_store::{checkpoints, sessions};
+use raworc_store::{accounts, checkpoints, sessions};
 use tokio::time::Instant;
 
 use crate::app::Shared;
@@ -106,11 +107,16 @@ async fn look_after(app: &Shared, session: SessionId) {
 }
 
 async fn back_up(app: &Shared, session: SessionId) -> Result<(), Failure> {
-    let (row, newest) = {
+    let (row, newest, owner) = {
         let mut connection = app.store.read().await?;
-        (sessions::find(&mut connection, session).await?, checkpoints::newest(&mut connection, session).await?)
+        let Some(row) = sessions::find(&mut connection, session).await? else { return Ok(()) };
+        let newest = checkpoints::newest(&mut connection, session).await?;
+        let owner = accounts::find(&mut connection, &row.owner_id.to_string()).await?;
+        (row, newest, owner)
     };
-    let Some(row) = row else { return Ok(()) };
+    // Credentials are the server's, but where a backup goes is what the session's owner says.
+    let reach = owner.map(|owner| Actor { account: owner.id, name: owner.name, role: owner.role });
+    let reach = reach.map_or_else(|| Reach::Public(Vec::new()), |owner| app.registries.reach(&owner));
     let newest = newest.filter(|newest| Some(newest.n) > row.backup.checkpoint);
     let (Some(plan), Some(newest)) = (&row.settings.backup, newest) else {
         return backups::nothing(app, session).await;
@@ -121,8 +127,8 @@ async fn back_up(app: &Shared, session: SessionId) -> Result<(), Failure> {
     let sent = async {
         let own = named(format!("{session}-{}", newest.n))?;
         let to = [
-            app.registries.registry(&own, Login::Servers).await?,
-            app.registries.registry(&named(session.to_string())?, Login::Servers).await?,
+            app.registries.registry(&own, Login::Servers, reach.clone()).await?,
+            app.registries.registry(&named(session.to_string())?, Login::Servers, reach).await?,
         ];
         let (digest, _) = push::send(app, row.owner_id, (&row, &newest), &to, &tell).await?;
         Ok::<_, Failure>((own.to_string(), digest.to_string()))

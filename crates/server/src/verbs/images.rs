@@ -6,7 +6,7 @@ use std::sync::Arc;
 use raworc_api::image::PullImage;
 use raworc_api::problem::{Code, Problem};
 use raworc_core::ids::ImageId;
-use raworc_core::limits::{IMAGE_BYTES_MAX, IMAGE_ENTRIES_MAX};
+use raworc_core::limits::IMAGE_ENTRIES_MAX;
 use raworc_core::names;
 use raworc_core::permissions::{Action, Actor, Role};
 use raworc_oci::{Bounds, Descriptor, Digest, Image, Layout, Reference, Which};
@@ -29,9 +29,10 @@ const TRIES: u32 = 3;
 /// 422 where the reference or the image cannot be used; what the registry says.
 pub async fn pull(app: &Shared, actor: &Actor, body: PullImage, tell: &Tell) -> Result<ImageRow, Failure> {
     permit(actor, Action::CreateImage, "image", "")?;
+    app.images.room(&app.store, actor).await?;
     let reference: Reference = body.reference.parse()?;
     let login = app.registries.login(actor, body.credentials);
-    let registry = app.registries.registry(&reference, login).await?;
+    let registry = app.registries.registry(&reference, login, app.registries.reach(actor)).await?;
     let passage = app.images.passing(actor.account).await?;
     let told = tell.clone();
     let progress = move |what: &str, done_bytes: u64, total_bytes: u64| {
@@ -80,23 +81,36 @@ pub async fn import(
     if let Some(name) = &name {
         names::check_image(name).map_err(|why| Problem::field("name", why))?;
     }
+    let room = app.images.room(&app.store, actor).await?;
     let passage = app.images.passing(actor.account).await?;
     let (layout, told) = (passage.layout().clone(), tell.clone());
     let read = move || {
-        let bounds = Bounds { bytes: IMAGE_BYTES_MAX, entries: IMAGE_ENTRIES_MAX };
+        let bounds = Bounds { bytes: room, entries: IMAGE_ENTRIES_MAX };
         let mut progress = |done_bytes| {
             told(raworc_api::image::TransferProgress { what: "reading".to_owned(), done_bytes, total_bytes: 0 });
         };
         raworc_oci::import(archive, &layout, &bounds, &mut progress)
     };
     let found = blocking(read).await.map_err(FileError::Io)??;
-    if name.is_some() && found.len() != 1 {
-        let message = format!("must be absent: the archive has {} images, and a name is for one", found.len());
-        return Err(Problem::field("name", message).into());
-    }
-    let images = found.into_iter().map(|(own, manifest)| Ok((named(name.as_ref().or(own.as_ref()))?, manifest)));
-    let images = images.collect::<Result<Vec<_>, Failure>>()?;
+    let images = match name {
+        Some(name) => vec![(name, only(found)?)],
+        None => {
+            let named = found.into_iter().map(|(own, manifest)| Ok((named(own.as_ref())?, manifest)));
+            named.collect::<Result<Vec<_>, Failure>>()?
+        }
+    };
     keep_all(app, actor, images, tell, passage).await
+}
+
+/// The one image of an archive, however many names it has there.
+fn only(found: Vec<(Option<String>, Descriptor)>) -> Result<Descriptor, Failure> {
+    let mut images: Vec<Descriptor> = found.into_iter().map(|(_, manifest)| manifest).collect();
+    images.dedup_by_key(|manifest| manifest.digest);
+    let count = images.len();
+    images.pop().filter(|_| count == 1).ok_or_else(|| {
+        let message = format!("must be absent: the archive has {count} images, and a name is for one");
+        Problem::field("name", message).into()
+    })
 }
 
 fn named(name: Option<&String>) -> Result<String, Failure> {
@@ -124,7 +138,8 @@ async fn keep(
         return Err(unusable(detail));
     }
     for _ in 0..TRIES {
-        let taken = take_in(app, layout, &image, tell).await?;
+        let room = app.images.room(&app.store, actor).await?;
+        let taken = take_in(app, layout, (&image, room), tell).await?;
         let row = ImageRow {
             id: ImageId(Uuid::now_v7()),
             owner_id: actor.account,
@@ -311,7 +326,8 @@ async fn current(app: &Shared, actor: &Actor, row: ImageRow) -> Result<ImageRow,
     else {
         return Ok(row);
     };
-    match app.registries.registry(&reference, app.registries.login(actor, None)).await?.digest().await {
+    let (login, reach) = (app.registries.login(actor, None), app.registries.reach(actor));
+    match app.registries.registry(&reference, login, reach).await?.digest().await {
         Ok(Some(digest)) if digest.to_string() != row.digest => {
             let body = PullImage { reference: reference.to_string(), credentials: None };
             pull(app, actor, body, &(Arc::new(|_| {}) as Tell)).await

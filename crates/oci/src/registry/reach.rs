@@ -1,0 +1,209 @@
+//! Which addresses a registry may have. A server speaks from its own place in the network, where much trusts it that would not
+//! trust those it speaks for: what runs beside it, and the metadata services of clouds.
+//!
+//! It is the address that counts, when it is connected to, not the name: a name may lead elsewhere the next moment, and a
+//! registry may send us anywhere.
+
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use tower_service::Service;
+use url::{Host, Url};
+
+use crate::Error;
+
+/// Where requests may go.
+#[derive(Clone, Debug, Default)]
+pub enum Reach {
+    /// To any address.
+    #[default]
+    Anywhere,
+    /// To public addresses, and to these hosts (`HOST`, or `HOST:PORT` for one port of it) wherever they are.
+    Public(Vec<String>),
+}
+
+impl Reach {
+    /// Whether a request may be sent, as far as its URL says. Names are looked at when they are resolved.
+    ///
+    /// # Errors
+    /// [`Error::Private`].
+    pub(super) fn check(&self, url: &Url) -> Result<(), Error> {
+        let Reach::Public(allowed) = self else { return Ok(()) };
+        let host = url.host_str().unwrap_or_default();
+        if is_allowed(allowed, host, url.port_or_known_default()) {
+            return Ok(());
+        }
+        // One that is allowed at some port only would pass the resolver, which is not told the port.
+        let is_known = allowed.iter().any(|entry| without_port(entry).eq_ignore_ascii_case(host));
+        let is_public = match url.host() {
+            Some(Host::Ipv4(address)) => is_public(IpAddr::V4(address)),
+            Some(Host::Ipv6(address)) => is_public(IpAddr::V6(address)),
+            Some(Host::Domain(_)) => !is_known,
+            None => false,
+        };
+        if is_public { Ok(()) } else { Err(Error::Private(host.to_owned())) }
+    }
+}
+
+fn is_allowed(allowed: &[String], host: &str, port: Option<u16>) -> bool {
+    let with_port = port.map(|port| format!("{host}:{port}"));
+    let is_it = |entry: &String| {
+        entry.eq_ignore_ascii_case(host) || with_port.as_ref().is_some_and(|full| entry.eq_ignore_ascii_case(full))
+    };
+    allowed.iter().any(is_it)
+}
+
+/// An entry's host; that of an IPv6 address keeps its brackets, as in a URL.
+fn without_port(entry: &str) -> &str {
+    match entry.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') && !port.is_empty() => host,
+        _ => entry,
+    }
+}
+
+/// Whether an address is one of the Internet: not of this machine, of a private network or for a special purpose
+/// (IANA's special-purpose address registries, RFC 6890).
+pub fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    let is_special = match a {
+        0 | 10 | 127 | 224..=255 => true,
+        100 => (64..128).contains(&b),
+        169 => b == 254,
+        172 => (16..32).contains(&b),
+        192 => b == 168 || (b == 0 && (c == 0 || c == 2)),
+        198 => b == 18 || b == 19 || (b == 51 && c == 100),
+        203 => b == 0 && c == 113,
+        _ => false,
+    };
+    !is_special
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let segments = address.segments();
+    let inner = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        is_public_v4(Ipv4Addr::new(a, b, c, d))
+    };
+    match segments {
+        // Mapped, and translated by NAT64: what they stand for counts.
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => inner(high, low),
+        // 6to4.
+        [0x2002, high, low, ..] => inner(high, low),
+        [0x2001, 0xdb8, ..] => false,
+        // Of all others, what is not global unicast is something else.
+        [first, ..] => first & 0xe000 == 0x2000,
+    }
+}
+
+/// A name leads to no address that may be reached.
+#[derive(Debug, thiserror::Error)]
+#[error("it has a private address")]
+pub(super) struct PrivateAddress;
+
+/// Resolves names to the addresses that may be reached.
+#[derive(Clone)]
+pub(super) struct Resolver {
+    inner: GaiResolver,
+    reach: Reach,
+}
+
+impl Resolver {
+    pub fn new(reach: Reach) -> Self {
+        Self { inner: GaiResolver::new(), reach }
+    }
+}
+
+impl Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let is_free = match &self.reach {
+            Reach::Anywhere => true,
+            // Its port was looked at before.
+            Reach::Public(allowed) => {
+                allowed.iter().any(|entry| without_port(entry).eq_ignore_ascii_case(name.as_str()))
+            }
+        };
+        let found = self.inner.call(name);
+        Box::pin(async move {
+            let all: Vec<SocketAddr> = found.await?.collect();
+            let had_some = !all.is_empty();
+            let kept: Vec<SocketAddr> = all.into_iter().filter(|found| is_free || is_public(found.ip())).collect();
+            if had_some && kept.is_empty() { Err(PrivateAddress.into()) } else { Ok(kept.into_iter()) }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_of_the_internet_are_public() {
+        let table = [
+            ("93.184.216.34", true),
+            ("172.32.0.1", true),
+            ("100.128.0.1", true),
+            ("127.0.0.1", false),
+            ("127.9.9.9", false),
+            ("0.0.0.0", false),
+            ("10.1.2.3", false),
+            ("172.16.0.1", false),
+            ("192.168.1.1", false),
+            ("169.254.169.254", false),
+            ("100.64.0.1", false),
+            ("255.255.255.255", false),
+            ("224.0.0.1", false),
+            ("2606:4700::1111", true),
+            ("::1", false),
+            ("::", false),
+            ("::ffff:127.0.0.1", false),
+            ("::ffff:93.184.216.34", true),
+            ("64:ff9b::a00:1", false),
+            ("2002:7f00:1::", false),
+            ("fe80::1", false),
+            ("fd00::1", false),
+            ("ff02::1", false),
+        ];
+        for (address, expected) in table {
+            assert_eq!(is_public(address.parse().unwrap()), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_allowed_with_its_port_or_with_all() {
+        let reach = Reach::Public(vec!["127.0.0.1:5000".into(), "registry.test:443".into(), "[::1]:5000".into()]);
+        let table = [
+            ("http://127.0.0.1:5000/v2/", true),
+            ("http://127.0.0.1:5001/v2/", false),
+            ("http://127.1:5000/v2/", true),
+            ("http://2130706433:22/v2/", false),
+            ("http://0x7f.1/v2/", false),
+            ("http://[::1]:5000/v2/", true),
+            ("http://[::1]:22/v2/", false),
+            ("http://[::ffff:127.0.0.1]:5000/v2/", false),
+            ("https://registry.test/v2/", true),
+            ("https://registry.test:8443/v2/", false),
+            ("https://other.test/v2/", true),
+        ];
+        for (url, expected) in table {
+            assert_eq!(reach.check(&Url::parse(url).unwrap()).is_ok(), expected, "{url}");
+        }
+    }
+}
