@@ -14,6 +14,7 @@ mod files;
 mod harness;
 mod images;
 mod isolation;
+mod limits;
 mod messages;
 mod oci_runtime;
 mod portable;
