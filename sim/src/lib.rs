@@ -145,6 +145,7 @@ async fn start(world: &World, ground: &Ground) -> anyhow::Result<Arc<Engine>> {
             mounter: None,
             ids: raworc_oci::Ids::UNMAPPED,
             registries: raworc_server::Registries::default(),
+            ceilings: raworc_server::Ceilings::default(),
             clock: world.clock(),
             lengths: LENGTHS,
             reserve: None,

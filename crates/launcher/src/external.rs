@@ -1,28 +1,20 @@
 //! Starts a container through another OCI runtime, in a worker.
 
-use std::os::fd::BorrowedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use libcontainer::oci_spec::OciSpecError;
-use libcontainer::oci_spec::runtime::Spec;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
-use crate::container::{join, record};
+use crate::container::record;
 use crate::protocol::{Prepare, Process};
 
 /// How much of the runtime's last words goes into an error.
 const LOG_BYTES_MAX: usize = 2048;
 
 /// Creates and starts the container; its first process inherits standard input.
-pub fn start(runtime: &Path, state: &Path, prepare: &Prepare, users: BorrowedFd<'_>) -> Result<Process, String> {
-    let config = prepare.bundle.join("config.json");
-    let failed = |e: OciSpecError| format!("{}: {e}", config.display());
-    let mut spec = Spec::load(&config).map_err(failed)?;
-    join(&mut spec, users);
-    spec.save(&config).map_err(failed)?;
+pub fn start(runtime: &Path, state: &Path, prepare: &Prepare) -> Result<Process, String> {
     let pid_file = prepare.bundle.join("pid");
     let log = prepare.bundle.join("runtime.log");
     let mut create = command(runtime, state, Some(&log), "create");

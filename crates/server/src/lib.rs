@@ -3,6 +3,7 @@
 mod admin_token;
 mod app;
 mod auth;
+mod ceilings;
 mod change;
 mod credentials;
 pub mod engine;
@@ -22,6 +23,7 @@ mod trees;
 mod verbs;
 mod view;
 
+pub use ceilings::Ceilings;
 pub use registries::Registries;
 pub use reserve::Reserve;
 
@@ -67,6 +69,8 @@ pub struct Config {
     pub mounter: Mounter,
     /// How registries are spoken to.
     pub registries: Registries,
+    /// The most that a session may be given.
+    pub ceilings: Ceilings,
 }
 
 /// Why a server did not start.
@@ -149,6 +153,7 @@ impl Server {
             mounter,
             ids,
             registries,
+            ceilings: config.ceilings,
             clock,
             lengths: Lengths::default(),
             reserve: Some(Reserve::of(data_dir)),
