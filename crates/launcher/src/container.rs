@@ -62,7 +62,7 @@ fn reduce(bundle: &Path, users: BorrowedFd<'_>) -> Result<std::path::PathBuf, St
 }
 
 /// Has a container join a user namespace of which this worker has a descriptor, in place of making one.
-pub fn join(spec: &mut Spec, users: BorrowedFd<'_>) {
+fn join(spec: &mut Spec, users: BorrowedFd<'_>) {
     let path = format!("/proc/{}/fd/{}", std::process::id(), users.as_raw_fd());
     let Some(linux) = spec.linux_mut() else { return };
     let namespaces = linux.namespaces_mut().iter_mut().flatten();

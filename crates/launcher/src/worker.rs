@@ -140,14 +140,17 @@ impl Workshop {
 
     fn prepare(&self, prepare: &Prepare, root: Option<OwnedFd>, cgroup: Option<Cgroup>) -> Result<Outcome, String> {
         stage::set_apart(&self.stage, root, prepare)?;
-        let namespace = userns::create(&prepare.users)?;
         if let Some(cgroup) = cgroup {
             cgroup.enter()?;
         }
         let state = &self.setup.state;
         let process = match &self.setup.oci_runtime {
-            Some(runtime) => external::start(runtime, state, prepare, namespace.as_fd())?,
-            None => container::start(state, prepare, namespace.as_fd(), &self.filter)?,
+            // It makes the user namespace itself: where root lacks CAP_SYS_RESOURCE, only the maker may limit what is in it.
+            Some(runtime) => external::start(runtime, state, prepare)?,
+            None => {
+                let namespace = userns::create(&prepare.users)?;
+                container::start(state, prepare, namespace.as_fd(), &self.filter)?
+            }
         };
         Ok(Outcome::Prepared(process))
     }

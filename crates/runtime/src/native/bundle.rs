@@ -1,5 +1,6 @@
 //! The OCI bundle of a container: its `config.json`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,10 @@ const TERMINALS_MAX: u32 = 64;
 const INOTIFY_INSTANCES_MAX: (u32, u32) = (128, 16);
 /// What sockets may hold on top of the memory limit where that does not count them: an eighth of it, and at least so much.
 const SOCKET_BYTES: (u64, u64) = (8, 1 << 20);
+/// Buffers of TCP sockets: at least, at first, and at most, in bytes. Past its limit, version 1 still lets each socket have what
+/// it has at first: the kernel's own 128 KiB for each are more than they look. Transfers grow theirs.
+const TCP_BUFFERS: [(&str, &str); 2] =
+    [("net.ipv4.tcp_rmem", "4096 8192 6291456"), ("net.ipv4.tcp_wmem", "4096 8192 4194304")];
 /// The ids that make containers' user namespaces: so many from here on, far from those inside.
 const OWNERS: (u32, u32) = (2_100_000_000, 1 << 30);
 /// The least CPU limit that the kernel takes.
@@ -119,6 +124,7 @@ fn config(layout: &Layout, slot: &Slot, resources: &Resources, image: Option<&Ro
             "uidMappings": ids,
             "gidMappings": ids,
             "cgroupsPath": Path::new("/").join(&layout.cgroup_parent).join(layout.cgroup(slot)),
+            "sysctl": TCP_BUFFERS.into_iter().collect::<BTreeMap<_, _>>(),
             "resources": resource_limits(&limits(resources)),
             "seccomp": seccomp::profile(),
             "maskedPaths": MASKED,
