@@ -63,10 +63,10 @@ async fn what_one_session_takes_others_and_the_machine_still_have() {
         put(&server, id, "take", TAKE).await;
     }
     for what in TAKEN {
-        // It keeps what it has until the other end of the pipe is closed.
+        // It keeps what it has until it is killed: a pipe that is open for both ends on one side never ends.
         let script = format!(
-            "rm -f end out; mkfifo end out; perl take {what} {MANY} <end >out 2>/dev/null & exec 9>end; read -r n why <out; echo $n $why
-             echo $$ >keeper; disown; (trap '' HUP; while [ ! -e done ]; do sleep 0.1; done) >/dev/null 2>&1 & disown"
+            "cd /tmp; rm -f end out; mkfifo end out; perl /workspace/take {what} {MANY} <>end >out 2>/dev/null &
+             echo $! >keeper; read -r n why <out; echo $n $why; disown"
         );
         let taken = server.output(&greedy, &script).await;
         let taken: Vec<&str> = taken.split_whitespace().collect();
@@ -74,7 +74,7 @@ async fn what_one_session_takes_others_and_the_machine_still_have() {
         let theirs = server.output(&other, &format!("perl take {what} 1 </dev/null")).await;
         assert_eq!(theirs, "1 enough\n", "{what}: the greedy one has {taken:?}");
         assert_eq!(OfRoot::take(what), "1 enough", "{what}: the greedy one has {taken:?}");
-        let _ = server.output(&greedy, "touch done; pkill -9 perl; sleep 0; rm -f done").await;
+        server.output(&greedy, "kill -9 $(cat /tmp/keeper)").await;
     }
     for (what, error) in REFUSED {
         assert_eq!(server.output(&greedy, &format!("perl take {what} 1 </dev/null")).await, format!("0 {error}\n"));
@@ -92,7 +92,7 @@ async fn what_waits_in_sockets_counts_as_memory() {
     let id = server.session(json!({ "resources": { "memory": memory } })).await;
     put(&server, &id, "fill", SOCKETS).await;
     for kind in ["tcp", "udp", "unix"] {
-        let message = server.send(&id, &format!("perl fill {kind} || echo killed")).await;
+        let message = server.send(&id, &format!("ulimit -n $(ulimit -Hn); perl fill {kind} || echo killed")).await;
         let text = message["reply"]["content"].as_str().unwrap_or_default().trim().to_owned();
         let queued: u64 =
             if text.ends_with("killed") { 0 } else { text.parse().unwrap_or_else(|_| panic!("{message:#}")) };
@@ -108,12 +108,13 @@ async fn nothing_shared_tells_or_blocks(server: TestServer) {
     let curious = server.session(json!({})).await;
     let other = server.session(json!({})).await;
     put(&server, &curious, "watch", WATCH).await;
-    let watching = server.output(&curious, "rm -f out; mkfifo out; perl watch >out 2>&1 & cat out; disown").await;
-    let mut lines = watching.lines();
-    // What belongs to all containers' hosts is not theirs.
-    assert_eq!(lines.next(), Some("watches "), "{watching}");
-    let locks: u32 = lines.next().and_then(|line| line.strip_prefix("locks ")).unwrap().parse().unwrap();
-    assert!(locks > 5, "{watching}");
+    // Nothing else runs there from now on: what it is told, others have done.
+    let path = format!("/sessions/{curious}/messages");
+    let (_, message) = server.post(&path, json!({ "content": "exec perl watch" })).await;
+    let path = format!("{path}/{}?wait_seconds=60", message["id"].as_str().unwrap());
+    let ready = format!("/sessions/{curious}/files/ready");
+    let is_ready = async || server.request(reqwest::Method::GET, &ready).send().await.unwrap().status().is_success();
+    eventually("it watches", is_ready).await;
     let work = "/usr/bin/true; cat /etc/passwd /dev/null >/dev/null; ls /usr/bin >/dev/null; head -c 1 /dev/urandom >/dev/null
         for file in /usr/bin/true /etc/passwd /usr /etc / /dev/null; do
           perl -e 'use Fcntl \":flock\"; open(F, \"<\", $ARGV[0]) && flock(F, LOCK_EX | LOCK_NB) or print qq($ARGV[0]: $!\\n)' $file
@@ -126,10 +127,13 @@ async fn nothing_shared_tells_or_blocks(server: TestServer) {
     }
     assert!(Command::new("/usr/bin/true").status().unwrap().success());
     put(&server, &curious, "go", "").await;
-    let path = format!("/sessions/{curious}/files/seen");
-    let read = async || server.request(reqwest::Method::GET, &path).send().await.unwrap();
-    eventually("it says what it was told", async || read().await.status().is_success()).await;
-    assert_eq!(read().await.text().await.unwrap(), "told: \n");
+    let (_, message) = server.get(&path).await;
+    let text = message["reply"]["content"].as_str().unwrap_or_else(|| panic!("{message:#}"));
+    let lines: Vec<&str> = text.lines().collect();
+    // What belongs to all containers' hosts is not theirs to watch.
+    assert!(matches!(&lines[..], ["watches ", _, "told: "]), "{text}");
+    let locks: u32 = lines[1].strip_prefix("locks ").unwrap().parse().unwrap();
+    assert!(locks > 5, "{text}");
     // Nor do reads tell what is in the machine's memory already: of files of /usr, only those that wait are possible.
     let probe = "perl -e 'open(F, \"<\", \"/usr/bin/true\"); my $b = \"x\" x 16; my $v = pack(\"pQ\", $b, 16);
         print syscall(327, fileno(F), $v, 1, 0, 0, 8) == -1 ? ($!{EOPNOTSUPP} ? \"no\" : $!) : \"yes\"'";
@@ -151,4 +155,84 @@ async fn nor_do_they_with_another_runtime() {
         return;
     }
     nothing_shared_tells_or_blocks(TestServer::start(&["--oci-runtime", RUNC])).await;
+}
+
+/// What a server is started with that gives little.
+const LITTLE: [&str; 8] = [
+    "--max-cpu-per-session",
+    "0.5",
+    "--max-memory-per-session",
+    "64Mi",
+    "--max-pids-per-session",
+    "50",
+    "--max-disk-per-session",
+    "40Mi",
+];
+
+#[tokio::test]
+async fn nobody_gets_more_than_the_server_gives() {
+    let mut server = server_or_skip!();
+    // By default, that is what the machine has.
+    for (field, value) in
+        [("cpu", json!(1e9)), ("memory", json!("100Ti")), ("pids", json!(1_000_000)), ("disk", json!("1000Ti"))]
+    {
+        let (status, problem) = server.post("/sessions", json!({ "resources": { field: value } })).await;
+        assert_eq!((status.as_u16(), &problem["errors"][0]["field"]), (422, &json!(format!("resources.{field}"))));
+    }
+    let large = json!({ "cpu": 1, "memory": "128Mi", "pids": 200, "disk": "100Mi" });
+    let before = server.session(json!({ "resources": large })).await;
+    let unlimited = server.session(json!({})).await;
+    for id in [&before, &unlimited] {
+        let (status, _) = server.post(&format!("/sessions/{id}/pause"), json!(null)).await;
+        assert!(status.is_success());
+    }
+    server.stop();
+    server.set_arguments(&LITTLE);
+    server.start_again();
+
+    // Whoever asks for more is told how much there is, on every way.
+    let member = crate::accounts::member(&server, "member").await;
+    let own = server.session(json!({})).await;
+    let (_, session) = server.get(&format!("/sessions/{own}")).await;
+    assert_eq!(session["resources"], json!({ "cpu": 0.5, "memory": 64 << 20, "pids": 50, "disk": 40 << 20 }));
+    let more = [
+        ("cpu", json!(0.6), "0.5"),
+        ("memory", json!("65Mi"), "67108864"),
+        ("pids", json!(51), "50"),
+        ("disk", json!("41Mi"), "41943040"),
+        ("disk", json!(0), "41943040"),
+    ];
+    for (field, value, bound) in more {
+        let body = json!({ "resources": { field: value } });
+        let ways = [
+            server.request(reqwest::Method::POST, "/sessions"),
+            server.request_as(&member, reqwest::Method::POST, "/sessions"),
+            server.request(reqwest::Method::PUT, &format!("/sessions/{own}")),
+            server.request(reqwest::Method::POST, &format!("/sessions/{own}/remix")),
+        ];
+        for way in ways {
+            let response = way.json(&body).send().await.unwrap();
+            let (url, status) = (response.url().clone(), response.status().as_u16());
+            let problem: serde_json::Value = response.json().await.unwrap();
+            let error = &problem["errors"][0];
+            assert_eq!((status, &error["field"]), (422, &json!(format!("resources.{field}"))), "{url} {problem:#}");
+            assert!(error["message"].as_str().unwrap().contains(bound), "{url} {problem:#}");
+        }
+    }
+
+    // What was given before starts, with what there is now; so does what comes from it.
+    for (id, is_running) in [(&before, true), (&unlimited, true)] {
+        let (status, _) = server.post(&format!("/sessions/{id}/resume"), json!(null)).await;
+        assert!(status.is_success() && is_running);
+        assert_eq!(server.output(id, "echo fine").await, "fine\n");
+        let container = server.container(id).await;
+        let value = |files: &[&str]| server.cgroup_value(&container, files);
+        assert_eq!(value(&["pids.max"]), Some("50".into()));
+        assert_eq!(value(&["memory.max", "memory.limit_in_bytes"]), Some((64 << 20).to_string()));
+        assert_eq!(value(&["cpu.max", "cpu.cfs_quota_us"]).unwrap().split(' ').next(), Some("50000"));
+        let (status, remix) = server.post(&format!("/sessions/{id}/remix"), json!({})).await;
+        assert_eq!(status, 201, "{remix:#}");
+        assert_eq!(remix["resources"], json!({ "cpu": 0.5, "memory": 64 << 20, "pids": 50, "disk": 40 << 20 }));
+    }
+    assert!(server.log().contains("more than the server gives"), "it is said");
 }

@@ -15,7 +15,7 @@ sub pair {
   if ($kind eq 'tcp') { accept(my $c, $a) or return; return ($b, $c) }
   return ($b, $a);
 }
-PAIRS: for (1 .. 300) {
+for (1 .. 1000) {
   my ($from, $to) = pair() or last;
   push @kept, [$from, $to];
   $_->blocking(0) for $from, $to;

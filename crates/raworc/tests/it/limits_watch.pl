@@ -1,4 +1,4 @@
-# Watches and locks what an agent can see; when the file `go` comes to the workspace, says in the file `seen` what it was told.
+# Watches and locks what an agent can see, and makes the file `ready`; when the file `go` comes, says what it was told.
 use strict; use Fcntl ':flock';
 my @paths = ('/', '/usr', '/usr/bin', '/usr/bin/true', '/bin', '/lib', '/etc', '/etc/passwd', '/etc/ld.so.cache', '/etc/nsswitch.conf',
   glob('/lib/*/libc.so.6 /lib*/ld-linux*'), glob('/dev/*'), '/run', glob('/run/raworc'), '/run/raworc/host', '/run/raworc/host.sock');
@@ -11,13 +11,14 @@ for my $path (@paths) {
   push @locks, $file if flock($file, LOCK_EX | LOCK_NB);
 }
 my $waits = syscall(294, 0);
-syscall(254, $waits, '/workspace', 0x180) >= 0 or die;
+my $here = '/workspace';
+syscall(254, $waits, $here, 0x180) >= 0 or die;
 open(my $own, '<&=', $inotify) or die; open(my $told, '<&=', $waits) or die;
 # Its own start is over when this is read.
 my $events;
 sysread($own, $events, 1 << 20);
 print 'watches ', join(' ', sort grep { m(^/run/raworc) } values %watched), "\nlocks ", scalar(@locks), "\n";
-close(STDOUT); close(STDERR);
+open(my $ready, '>', '/workspace/ready');
 sysread($told, my $news, 1 << 16) until -e '/workspace/go';
 my %seen;
 while (sysread($own, $events, 1 << 20)) {
@@ -28,5 +29,4 @@ while (sysread($own, $events, 1 << 20)) {
     $at += 16 + $length;
   }
 }
-open(my $out, '>', '/workspace/seen.new'); print $out "told: ", join(' ', sort keys %seen), "\n"; close($out);
-rename('/workspace/seen.new', '/workspace/seen');
+print "told: ", join(' ', sort keys %seen), "\n";

@@ -19,6 +19,7 @@ mod messages;
 mod oci_runtime;
 mod portable;
 mod raw;
+mod run_dir;
 mod sessions;
 mod system;
 mod transfers;
