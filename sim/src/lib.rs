@@ -146,6 +146,7 @@ async fn start(world: &World, ground: &Ground) -> anyhow::Result<Arc<Engine>> {
             ids: raworc_oci::Ids::UNMAPPED,
             registries: raworc_server::Registries::default(),
             images_bytes_max: None,
+            ceilings: raworc_server::Ceilings::default(),
             clock: world.clock(),
             lengths: LENGTHS,
             reserve: None,

@@ -134,6 +134,8 @@ fn limit_v1(directory: &OwnedFd, controller: &str, limits: &Limits) -> io::Resul
             write(directory, "memory.limit_in_bytes", &bytes)?;
             // Kernels without swap accounting don't have it; swappiness then keeps the container out of swap.
             optional(write(directory, "memory.memsw.limit_in_bytes", &bytes))?;
+            // What TCP and UDP sockets hold is counted apart, and only once there is a limit.
+            optional(write(directory, "memory.kmem.tcp.limit_in_bytes", &limits.socket_bytes.to_string()))?;
             optional(write(directory, "memory.swappiness", "0"))
         }
         "pids" => write(directory, "pids.max", &limits.pids.to_string()),

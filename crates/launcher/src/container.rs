@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::error::Error;
 use std::ffi::CString;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Spec};
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::libc::sock_filter;
@@ -17,8 +18,13 @@ use crate::protocol::{PROCESS_FILE, Prepare, Process};
 use crate::sys;
 
 /// Starts the container whose cgroup this process is in already; its first process inherits standard input.
-pub fn start(state: &Path, prepare: &Prepare, filter: &[sock_filter]) -> Result<Process, String> {
-    let bundle = reduce(&prepare.bundle)?;
+pub fn start(
+    state: &Path,
+    prepare: &Prepare,
+    users: BorrowedFd<'_>,
+    filter: &[sock_filter],
+) -> Result<Process, String> {
+    let bundle = reduce(&prepare.bundle, users)?;
     let mut container = ContainerBuilder::new(prepare.container.clone(), SyscallType::default())
         .with_executor(Host { filter: filter.to_vec(), environment: Vec::new() })
         .with_root_path(state)
@@ -42,9 +48,10 @@ pub fn record(bundle: &Path, pid: i32) -> Result<Process, String> {
 
 /// A bundle without what is done here already: limits (the worker's cgroup has them) and the system call filter
 /// (compiled once for all containers, loaded by [`Host`]).
-fn reduce(bundle: &Path) -> Result<std::path::PathBuf, String> {
+fn reduce(bundle: &Path, users: BorrowedFd<'_>) -> Result<std::path::PathBuf, String> {
     let failed = |e: &dyn Error| format!("{}: {e}", bundle.display());
     let mut spec = Spec::load(bundle.join("config.json")).map_err(|e| failed(&e))?;
+    join(&mut spec, users);
     let mut linux = spec.linux().clone().ok_or("its configuration is not for Linux")?;
     linux.set_resources(None).set_seccomp(None);
     spec.set_linux(Some(linux));
@@ -52,6 +59,16 @@ fn reduce(bundle: &Path) -> Result<std::path::PathBuf, String> {
     std::fs::create_dir_all(&reduced).map_err(|e| failed(&e))?;
     spec.save(reduced.join("config.json")).map_err(|e| failed(&e))?;
     Ok(reduced)
+}
+
+/// Has a container join a user namespace of which this worker has a descriptor, in place of making one.
+fn join(spec: &mut Spec, users: BorrowedFd<'_>) {
+    let path = format!("/proc/{}/fd/{}", std::process::id(), users.as_raw_fd());
+    let Some(linux) = spec.linux_mut() else { return };
+    let namespaces = linux.namespaces_mut().iter_mut().flatten();
+    for namespace in namespaces.filter(|namespace| namespace.typ() == LinuxNamespaceType::User) {
+        namespace.set_path(Some(path.clone().into()));
+    }
 }
 
 /// libcontainer leaves the loopback interface down.

@@ -27,6 +27,7 @@ mod seccomp;
 mod serve;
 mod stage;
 mod sys;
+mod userns;
 mod worker;
 
 /// Runs the launcher on the socket that is file descriptor 0. Returns the exit status when the server has gone.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! server                          launcher
-//! Setup                    →
+//! Setup (+ lock)           →
 //!                          ←      Event::Ready (or Event::Failed, and it ends)
 //! Request (+ descriptor)   →
 //!                          ←      Event::Done, in any order
@@ -25,12 +25,14 @@ pub const WORKERS_MAX: usize = 8;
 pub const STAGE_ROOTFS: &str = "rootfs";
 /// The mount point of the host's directory, below the stage.
 pub const STAGE_HOST: &str = "host";
+/// The directory of the mount points of [`Prepare::programs`], below the stage: each by its path without the first slash.
+pub const STAGE_PROGRAMS: &str = "programs";
 /// The record of a container's first process in its bundle: `PID STARTTIME` (see `proc_pid_stat(5)`, field 22).
 pub const PROCESS_FILE: &str = "process";
 /// Beside it, once the container has been assigned to a session: it has its workspace, and its host its token.
 pub const ASSIGNED_FILE: &str = "assigned";
 
-/// The first packet.
+/// The first packet. It carries one descriptor: a lock, which is given up when this launcher and all its workers have ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Setup {
     /// The root filesystem's directory.
@@ -91,6 +93,24 @@ pub struct Prepare {
     pub limits: Limits,
     /// Whether it has a root filesystem of its own, in place of [`Setup::rootfs`].
     pub has_root: bool,
+    /// Directories of the machine's programs that it is to see.
+    pub programs: Vec<PathBuf>,
+    /// Its user namespace.
+    pub users: Users,
+}
+
+/// A container's user namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Users {
+    /// The id outside that is 0 inside.
+    pub base: u32,
+    /// How many there are.
+    pub count: u32,
+    /// The id that makes the namespace, and for which the kernel counts what it does not count for a cgroup. `None`: this
+    /// process's own, where it may have no other.
+    pub owner: Option<u32>,
+    /// inotify instances that it may have.
+    pub inotify_instances: u32,
 }
 
 /// A prepared container to assign.
@@ -120,6 +140,8 @@ pub struct Limits {
     pub cpu_quota_micros: u64,
     /// Memory; no swap on top.
     pub memory_bytes: u64,
+    /// What waits in its network sockets, where the kernel does not count that as memory (cgroups of version 1).
+    pub socket_bytes: u64,
     /// Processes and threads.
     pub pids: u32,
 }

@@ -28,7 +28,8 @@ pub fn run() -> Result<(), String> {
     // The terminal's signals are for the server, which then closes the socket.
     let _ = setsid();
     set_child_subreaper(true).map_err(|e| e.to_string())?;
-    let Some((packet, _)) = receive(&socket)? else {
+    // What comes with it is the lock on the data directory; it is held as long as this process, or a worker of it, lives.
+    let Some((packet, _lock)) = receive(&socket)? else {
         return Ok(());
     };
     let workshop = match open(&packet) {

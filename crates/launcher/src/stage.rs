@@ -3,21 +3,34 @@
 //! A container's root is an unprivileged id outside, and it is that id which makes the container's mounts. It could not
 //! reach their sources where the data directory lies below a directory that only root may enter (`/root/…`). So the
 //! launcher mounts what containers need in a place that anybody may enter, and that only the launcher sees.
+//!
+//! What several containers, or a container and the machine, share, each container gets through an overlay of its own, and
+//! devices as nodes of its own. Watches (inotify), locks and leases belong to the inode through which a file was opened: on a
+//! shared one, they would tell a container what others do, or hold others up.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use crate::protocol::{STAGE_HOST, STAGE_ROOTFS, Setup};
+use crate::protocol::{Prepare, STAGE_HOST, STAGE_PROGRAMS, STAGE_ROOTFS, Setup};
 
 /// Directories that every Linux has, that nothing here needs, and that anybody may enter.
 const PLACES: [&str; 6] = ["/mnt", "/media", "/srv", "/opt", "/home", "/tmp"];
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// An empty directory below the stage: an overlay that can't be written to wants two directories.
+const EMPTY: &str = "empty";
+/// Where the nodes of a container's devices are, below the stage.
+const DEVICES: &str = "devices";
+/// The devices that every container has: name, major and minor number.
+const NODES: [(&str, u64, u64); 6] =
+    [("full", 1, 7), ("null", 1, 3), ("random", 1, 8), ("tty", 5, 0), ("urandom", 1, 9), ("zero", 1, 5)];
 
 /// Enters a mount namespace of its own and prepares the stage there; returns the stage's directory.
 pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
@@ -28,19 +41,59 @@ pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
     for (name, tree) in parts {
         attach(&place, name, tree.as_fd()).map_err(|e| format!("{name} can't be mounted: {e}"))?;
     }
+    for name in [EMPTY, DEVICES, STAGE_PROGRAMS] {
+        std::fs::create_dir(place.join(name)).map_err(|e| format!("{name} can't be made: {e}"))?;
+    }
     Ok(place)
 }
 
-/// Shows `root`, a detached mount, in the place of the root filesystem of all containers: in a mount namespace of this
-/// worker's own, and of the container that comes from it.
-pub fn show(stage: &Path, root: OwnedFd) -> Result<(), String> {
+/// Makes, in a mount namespace of this worker's own and of the container that comes from it, what the container does not
+/// share with others: its root filesystem (`root`, a detached mount, or an overlay of the one for all), the machine's
+/// programs, and its devices.
+pub fn set_apart(stage: &Path, root: Option<OwnedFd>, prepare: &Prepare) -> Result<(), String> {
+    enter_namespace().map_err(|e| format!("it can't have a mount namespace of its own: {e}"))?;
     let rootfs = stage.join(STAGE_ROOTFS);
-    enter_namespace()
-        .and_then(|()| {
-            move_mount(root, "", CWD, &rootfs, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-                .map_err(|e| nix::Error::from_raw(e.raw_os_error()))
-        })
-        .map_err(|e| format!("its root filesystem can't be mounted: {e}"))
+    match root {
+        Some(root) => move_mount(root, "", CWD, &rootfs, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(Into::into),
+        None => overlay(stage, &rootfs, &rootfs),
+    }
+    .map_err(|e| format!("its root filesystem can't be mounted: {e}"))?;
+    for path in &prepare.programs {
+        let to = stage.join(STAGE_PROGRAMS).join(path.strip_prefix("/").unwrap_or(path));
+        overlay(stage, path, &to).map_err(|e| format!("{} can't be mounted: {e}", path.display()))?;
+    }
+    // Only root of the machine may make them; others share the machine's.
+    if prepare.users.owner.is_some() {
+        devices(&stage.join(DEVICES)).map_err(|e| format!("its devices can't be made: {e}"))?;
+    }
+    Ok(())
+}
+
+/// Shows what is in `from` at `to`, through inodes that nobody else has.
+fn overlay(stage: &Path, from: &Path, to: &Path) -> io::Result<()> {
+    // The stage is nobody's but the launcher's; directories that are made for one container are there for the next.
+    std::fs::create_dir_all(to)?;
+    let empty = stage.join(EMPTY);
+    let options = format!(
+        "lowerdir={}:{},redirect_dir=off,index=off,metacopy=off,nfs_export=off,xino=auto",
+        from.display(),
+        empty.display()
+    );
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    Ok(mount(Some("overlay"), to, Some("overlay"), flags, Some(options.as_str()))?)
+}
+
+/// Covers the machine's device nodes with ones of this namespace's own: a container's are mounted from there.
+fn devices(place: &Path) -> io::Result<()> {
+    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, Some("size=4k,mode=755"))?;
+    for (name, major, minor) in NODES {
+        let (node, mode) = (place.join(name), Mode::from_bits_truncate(0o666));
+        mknod(&node, SFlag::S_IFCHR, mode, makedev(major, minor))?;
+        std::fs::set_permissions(&node, std::fs::Permissions::from_mode(0o666))?;
+        let to = Path::new("/dev").join(name);
+        mount(Some(&node), &to, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    }
+    Ok(())
 }
 
 /// Takes the cgroup filesystems out of this namespace. libcontainer then finds no hierarchy to put a container into,

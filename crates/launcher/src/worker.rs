@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::protocol::{Assign, FAILURE_CHARACTERS_MAX, Outcome, Prepare, Remount, Setup};
 use crate::sys::{Fork, fork};
-use crate::{assign, container, external, stage, sys};
+use crate::{assign, container, external, stage, sys, userns};
 
 /// What every worker needs.
 pub struct Workshop {
@@ -139,16 +139,18 @@ impl Workshop {
     }
 
     fn prepare(&self, prepare: &Prepare, root: Option<OwnedFd>, cgroup: Option<Cgroup>) -> Result<Outcome, String> {
-        if let Some(root) = root {
-            stage::show(&self.stage, root)?;
-        }
+        stage::set_apart(&self.stage, root, prepare)?;
         if let Some(cgroup) = cgroup {
             cgroup.enter()?;
         }
         let state = &self.setup.state;
         let process = match &self.setup.oci_runtime {
+            // It makes the user namespace itself: where root lacks CAP_SYS_RESOURCE, only the maker may limit what is in it.
             Some(runtime) => external::start(runtime, state, prepare)?,
-            None => container::start(state, prepare, &self.filter)?,
+            None => {
+                let namespace = userns::create(&prepare.users)?;
+                container::start(state, prepare, namespace.as_fd(), &self.filter)?
+            }
         };
         Ok(Outcome::Prepared(process))
     }

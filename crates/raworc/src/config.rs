@@ -9,6 +9,8 @@ use clap::{Args, Command, FromArgMatches as _, ValueEnum};
 use figment::Figment;
 use figment::error::Kind;
 use figment::providers::{Format as _, Serialized, Toml};
+use raworc_core::quantity::Bytes;
+use raworc_server::Ceilings;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, Result};
@@ -115,6 +117,23 @@ pub struct ServeOptions {
     #[arg(long, env = "RAWORC_REGISTRY_CERTIFICATES", hide_env_values = true, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_certificates: Option<PathBuf>,
+    /// The most processors that a session may have [default: those of the machine].
+    #[arg(long, env = "RAWORC_MAX_CPU_PER_SESSION", hide_env_values = true, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_cpu_per_session: Option<f64>,
+    /// The most memory that a session may have, such as 4Gi [default: that of the machine].
+    #[arg(long, env = "RAWORC_MAX_MEMORY_PER_SESSION", hide_env_values = true, value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_memory_per_session: Option<Bytes>,
+    /// The most processes and threads that a session may have [default: a quarter of what the machine can have].
+    #[arg(long, env = "RAWORC_MAX_PIDS_PER_SESSION", hide_env_values = true, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_pids_per_session: Option<u32>,
+    /// The most that a session may take of the disk, such as 20Gi; also for those that name no limit [default: what fits on
+    /// the disk, and no limit for those].
+    #[arg(long, env = "RAWORC_MAX_DISK_PER_SESSION", hide_env_values = true, value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_disk_per_session: Option<Bytes>,
     /// What to log: error, warn, info, debug or trace, also for single parts: `info,raworc_server=debug`
     /// [default: info].
     #[arg(long, env = "RAWORC_LOG", hide_env_values = true, value_name = "FILTER")]
@@ -151,7 +170,7 @@ pub enum LogFormat {
 }
 
 /// Settings of a server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Everything the server keeps is in there.
     pub data_dir: PathBuf,
@@ -173,6 +192,8 @@ pub struct Settings {
     pub registry_allow: Vec<String>,
     /// Certificates of registries.
     pub registry_certificates: Option<PathBuf>,
+    /// The most that a session may be given.
+    pub ceilings: Ceilings,
     /// What is logged.
     pub log: String,
     /// How it is logged.
@@ -195,6 +216,10 @@ struct Merged {
     #[serde(default)]
     registry_allow: Vec<String>,
     registry_certificates: Option<PathBuf>,
+    max_cpu_per_session: Option<f64>,
+    max_memory_per_session: Option<Bytes>,
+    max_pids_per_session: Option<u32>,
+    max_disk_per_session: Option<Bytes>,
     log: String,
     log_format: LogFormat,
 }
@@ -224,8 +249,9 @@ impl Settings {
             .extract()
             .map_err(|error| wrong_file(&path, error))?;
         if i64::from(merged.spares) > SPARES_MAX {
-            return Err(Failure::usage(format!("{} is not right: spares: must be 0 to {SPARES_MAX}", path.display())));
+            return Err(wrong_value(&path, &format!("spares: must be 0 to {SPARES_MAX}")));
         }
+        let ceilings = merged.ceilings(data_dir).map_err(|wrong| wrong_value(&path, &wrong))?;
         Ok(Self {
             data_dir: data_dir.to_owned(),
             listen: merged.listen,
@@ -237,10 +263,31 @@ impl Settings {
             images_max: merged.images_max,
             registry_allow: merged.registry_allow,
             registry_certificates: merged.registry_certificates,
+            ceilings,
             log: merged.log,
             log_format: merged.log_format,
         })
     }
+}
+
+impl Merged {
+    /// What the machine has, unless something else was set.
+    fn ceilings(&self, data_dir: &Path) -> std::result::Result<Ceilings, String> {
+        let existing = data_dir.ancestors().find(|path| path.is_dir()).unwrap_or(data_dir);
+        let machine = Ceilings::of_machine(existing);
+        let set = Ceilings {
+            cpu: self.max_cpu_per_session.unwrap_or(machine.cpu),
+            memory_bytes: self.max_memory_per_session.map_or(machine.memory_bytes, |bytes| bytes.0),
+            pids: self.max_pids_per_session.unwrap_or(machine.pids),
+            disk_bytes: self.max_disk_per_session.map_or(machine.disk_bytes, |bytes| bytes.0),
+            disk_is_always_limited: self.max_disk_per_session.is_some(),
+        };
+        set.check().map(|()| set)
+    }
+}
+
+fn wrong_value(path: &Path, wrong: &str) -> Failure {
+    Failure::usage(format!("the settings (options, variables or {}) are not right: {wrong}", path.display()))
 }
 
 fn wrong_file(path: &Path, error: figment::Error) -> Failure {
@@ -254,7 +301,8 @@ fn wrong_file(path: &Path, error: figment::Error) -> Failure {
         .collect();
     Failure::usage(format!("{} is not right: {}", path.display(), faults.join("; "))).help(
         "The keys are listen, oci_runtime, spares, registry_auth, registry_auth_shared, registry_plain_http, registry_allow, \
-         registry_certificates, images_max,          log and log_format; `raworc serve --help` tells what they mean.",
+         registry_certificates, images_max, max_cpu_per_session, max_memory_per_session, max_pids_per_session, \
+         max_disk_per_session, log and log_format; `raworc serve --help` tells what they mean.",
     )
 }
 
@@ -314,11 +362,32 @@ mod tests {
     }
 
     #[test]
+    fn ceilings_are_the_machines_unless_set() {
+        let machine = load("", &ServeOptions::default()).unwrap().ceilings;
+        let file = "max_cpu_per_session = 4\nmax_memory_per_session = \"64Mi\"\nmax_disk_per_session = 5000000\n";
+        let options = ServeOptions { max_cpu_per_session: Some(0.5), ..ServeOptions::default() };
+        let set = load(file, &options).unwrap().ceilings;
+        let expected = Ceilings {
+            cpu: 0.5,
+            memory_bytes: 64 << 20,
+            pids: machine.pids,
+            disk_bytes: 5_000_000,
+            disk_is_always_limited: true,
+        };
+        assert_eq!(set, expected);
+        assert!(!machine.disk_is_always_limited);
+    }
+
+    #[test]
     fn what_is_wrong_in_the_file_is_named() {
         for (file, named) in [
             ("lisen = \"127.0.0.1:1\"", "lisen"),
             ("listen = \"somewhere\"", "listen"),
             ("log = 7", "log"),
+            ("max_cpu_per_session = -1", "max_cpu_per_session"),
+            ("max_memory_per_session = \"1Ki\"", "max_memory_per_session"),
+            ("max_pids_per_session = 3", "max_pids_per_session"),
+            ("max_disk_per_session = \"much\"", "max_disk_per_session"),
             ("log_format = \"xml\"", "log_format"),
             ("listen = ", "listen"),
         ] {

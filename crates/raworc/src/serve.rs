@@ -65,7 +65,11 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         launcher: PathBuf::from("/proc/self/exe"),
         oci_runtime: settings.oci_runtime.clone(),
         spares: settings.spares.into(),
-        spare_resources: Resources { cpu: CPU_DEFAULT, memory_bytes: MEMORY_BYTES_DEFAULT, pids: PIDS_DEFAULT },
+        spare_resources: settings.ceilings.clamp(Resources {
+            cpu: CPU_DEFAULT,
+            memory_bytes: MEMORY_BYTES_DEFAULT,
+            pids: PIDS_DEFAULT,
+        }),
     })
     .await
     .map_err(|error| miette!(help = "`raworc doctor` says what this machine lacks", "{error}"))?;
@@ -79,6 +83,7 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         mounter,
         registries,
         images_bytes_max: settings.images_max.map(|bytes| bytes.0),
+        ceilings: settings.ceilings,
     };
     let runtime = Arc::new(runtime);
     let server = match Server::start(config, lock, runtime.clone()).await {

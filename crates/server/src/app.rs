@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::HostTokens;
+use crate::ceilings::Ceilings;
 use crate::error::Failure;
 use crate::hosts::Hosts;
 use crate::hub::Hub;
@@ -43,6 +44,8 @@ pub struct App {
     pub images: Images,
     /// Where they go to and come from.
     pub registries: Registries,
+    /// The most that a session may be given.
+    pub ceilings: Ceilings,
     /// Notices of change.
     pub hub: Arc<Hub>,
     /// Hosts that are connected.

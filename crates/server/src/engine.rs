@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::{App, COMPARISONS_MAX, Clock, Shared, UPLOADS_MAX, Weather};
+use crate::ceilings::Ceilings;
 use crate::images::Images;
 use crate::keyed::Places;
 use crate::registries::Registries;
@@ -39,6 +40,8 @@ pub struct Parts<'p> {
     pub registries: Registries,
     /// Bytes that the images of one member may have together; none: half of the disk.
     pub images_bytes_max: Option<u64>,
+    /// The most that a session may be given.
+    pub ceilings: Ceilings,
     /// Tells the time.
     pub clock: Clock,
     /// How many layers workspaces lie on.
@@ -86,6 +89,7 @@ impl Engine {
             lengths: parts.lengths,
             images,
             registries: parts.registries,
+            ceilings: parts.ceilings,
             hub,
             hosts: hosts::Hosts::default(),
             host_tokens: auth::HostTokens::new(&host_secret),

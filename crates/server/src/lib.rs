@@ -3,6 +3,7 @@
 mod admin_token;
 mod app;
 mod auth;
+mod ceilings;
 mod change;
 mod credentials;
 pub mod engine;
@@ -22,6 +23,7 @@ mod trees;
 mod verbs;
 mod view;
 
+pub use ceilings::Ceilings;
 pub use registries::Registries;
 pub use reserve::Reserve;
 
@@ -69,6 +71,8 @@ pub struct Config {
     pub registries: Registries,
     /// Bytes that the images of one member may have together; none: half of the disk.
     pub images_bytes_max: Option<u64>,
+    /// The most that a session may be given.
+    pub ceilings: Ceilings,
 }
 
 /// Why a server did not start.
@@ -152,6 +156,7 @@ impl Server {
             ids,
             registries,
             images_bytes_max,
+            ceilings: config.ceilings,
             clock,
             lengths: Lengths::default(),
             reserve: Some(Reserve::of(data_dir)),

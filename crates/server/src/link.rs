@@ -63,7 +63,9 @@ impl From<raworc_store::StoreError> for Ended {
 /// # Errors
 /// Where the socket cannot be made.
 pub fn listen(path: &Path, owner: Option<u32>) -> std::io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
+    // Whatever is there: a socket that is left, or worse.
+    let is_directory = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    match if is_directory { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) } {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }

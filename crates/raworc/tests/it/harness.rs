@@ -81,6 +81,15 @@ impl TestServer {
         server
     }
 
+    /// Starts one on a copy of this data directory.
+    pub fn start_on_copy(data_dir: &Path) -> Self {
+        let mut server = Self::new(&[]);
+        let status = Command::new("cp").arg("-a").args([data_dir, &server.data_dir()]).status().unwrap();
+        assert!(status.success());
+        server.start_again();
+        server
+    }
+
     fn new(arguments: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("raworc-test-").tempdir().unwrap();
         Self {
@@ -109,6 +118,11 @@ impl TestServer {
     /// The server's process id.
     pub fn pid(&self) -> i32 {
         self.child.as_ref().unwrap().id() as i32
+    }
+
+    /// Has it started with these arguments from now on.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
     }
 
     /// Ends the server as a power cut would.

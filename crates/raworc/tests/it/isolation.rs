@@ -54,7 +54,7 @@ async fn an_agent_sees_and_reaches_nothing_but_its_session() {
         ("elsewhere", ""),
         ("host_program", ""),
         ("devices", "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero"),
-        ("not_nosuid", "/"),
+        ("not_nosuid", ""),
         ("cgroup_mounts", "0"),
         ("own_cgroup", "/"),
         ("first_process", "host"),

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::containers::{Containers, Owned};
 use super::launcher::Ending;
-use super::layout::{Slot, names};
+use super::layout::{Slot, names, remove};
 use super::process::Handle;
 use super::{image, workspace};
 use crate::{Exit, ExitReason, RuntimeError};
@@ -33,7 +33,7 @@ impl Containers {
             let bundle = self.layout.bundle(id);
             // A bundle is renamed when it is complete, so one without a slot is none.
             let Some(slot) = Slot::of_bundle(&bundle) else {
-                std::fs::remove_dir_all(&bundle).map_err(failed)?;
+                remove(&bundle).map_err(failed)?;
                 continue;
             };
             nobodys.remove(&slot);
@@ -44,10 +44,11 @@ impl Containers {
                     let owned = Owned { process: Some(Arc::new(process)), ..Owned::new(slot, workspace, image) };
                     self.watch(id, owned, None);
                 }
-                process => {
-                    // One whose workspace nobody can tell (a release before this one made it) may not go on writing to it.
-                    if process.is_some() {
-                        self.cgroups.kill(&slot);
+                _ => {
+                    // What runs all the same, without a record or with half of one, ends before its session gets another:
+                    // two would write to one workspace.
+                    if let Err(error) = self.cgroups.remove(&slot).await {
+                        tracing::error!(%id, %slot, %error, "a container of which too little is known does not end");
                     }
                     self.set_owned(id, Owned::new(slot, workspace, image));
                     if is_assigned {
@@ -71,7 +72,7 @@ impl Containers {
     /// The process of a container that runs. One whose cgroup has gone is on its way out, and helped along: one container
     /// never keeps the others from being looked after.
     async fn found(&self, bundle: &Path, slot: &Slot) -> std::io::Result<Option<Handle>> {
-        let Some(process) = Handle::of_bundle(bundle)? else { return Ok(None) };
+        let Some(process) = self.process_of(bundle, slot)? else { return Ok(None) };
         // The server before may have been killed while it held it.
         if let Err(error) = self.cgroups.set_frozen(slot, false).await {
             tracing::warn!(?slot, %error, "a container cannot go on, and is ended");

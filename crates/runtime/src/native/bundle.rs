@@ -1,10 +1,12 @@
 //! The OCI bundle of a container: its `config.json`.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use raworc_core::link::{HOST_DIRECTORY, HOST_PATH};
-use raworc_launcher::protocol::{CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_ROOTFS};
+use raworc_launcher::protocol::{CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_PROGRAMS, STAGE_ROOTFS, Users};
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
@@ -15,8 +17,30 @@ use crate::{Resources, Root};
 /// What the host needs: to run agents as another user, and to end them. Agents themselves have none.
 const CAPABILITIES: [&str; 3] = ["CAP_KILL", "CAP_SETUID", "CAP_SETGID"];
 const NAMESPACES: [&str; 7] = ["user", "pid", "mount", "network", "ipc", "uts", "cgroup"];
-/// Open files of a process, unless it asks for more, and at most.
+/// Open files of a process, unless it asks for more, and at most; all of a session's processes together may have
+/// [`SHARE`] of the machine's.
 const OPEN_FILES: (u64, u64) = (1024, 65_536);
+/// The part of what the kernel counts for the whole machine that one session may have.
+const SHARE: u64 = 4;
+/// Signals, timers included, that wait for the processes of a user.
+const PENDING_SIGNALS_MAX: u64 = 4_096;
+/// Bytes of POSIX message queues of a user.
+const MESSAGE_QUEUES_BYTES_MAX: u64 = 819_200;
+/// Bytes of memory that a process may lock.
+const LOCKED_BYTES_MAX: u64 = 8 << 20;
+/// Pseudo-terminals of a container; the machine has 4096.
+const TERMINALS_MAX: u32 = 64;
+/// inotify instances of a container: what the kernel gives a user by default, and where all containers are the same user's,
+/// a part of it.
+const INOTIFY_INSTANCES_MAX: (u32, u32) = (128, 16);
+/// What sockets may hold on top of the memory limit where that does not count them: an eighth of it, and at least so much.
+const SOCKET_BYTES: (u64, u64) = (8, 1 << 20);
+/// Buffers of TCP sockets: at least, at first, and at most, in bytes. Past its limit, version 1 still lets each socket have what
+/// it has at first: the kernel's own 128 KiB for each are more than they look. Transfers grow theirs.
+const TCP_BUFFERS: [(&str, &str); 2] =
+    [("net.ipv4.tcp_rmem", "4096 8192 6291456"), ("net.ipv4.tcp_wmem", "4096 8192 4194304")];
+/// The ids that make containers' user namespaces: so many from here on, far from those inside.
+const OWNERS: (u32, u32) = (2_100_000_000, 1 << 30);
 /// The least CPU limit that the kernel takes.
 const CPU_QUOTA_MICROS_MIN: u64 = 1_000;
 const MASKED: [&str; 11] = [
@@ -41,8 +65,33 @@ pub fn limits(resources: &Resources) -> Limits {
     Limits {
         cpu_quota_micros: quota.max(CPU_QUOTA_MICROS_MIN),
         memory_bytes: resources.memory_bytes,
+        socket_bytes: (resources.memory_bytes / SOCKET_BYTES.0).max(SOCKET_BYTES.1),
         pids: resources.pids,
     }
+}
+
+/// Directories of the machine's programs that a container sees. An image has programs of its own.
+pub fn programs(image: Option<&Root>) -> Vec<PathBuf> {
+    if image.is_none() { rootfs::program_directories() } else { Vec::new() }
+}
+
+/// The user namespace of a slot's container.
+pub fn users(layout: &Layout, slot: &Slot) -> Users {
+    let is_root = layout.ids.base == Ids::BASE_OF_ROOT;
+    Users {
+        base: layout.ids.base,
+        count: Ids::COUNT,
+        // Without root, whatever its owner, the kernel counts it for the server's user in the end.
+        owner: is_root.then(|| OWNERS.0 + slot.number() % OWNERS.1),
+        inotify_instances: if is_root { INOTIFY_INSTANCES_MAX.0 } else { INOTIFY_INSTANCES_MAX.1 },
+    }
+}
+
+/// Open files that each process of a container may have.
+fn open_files(pids: u32) -> u64 {
+    let machine = fs::read_to_string("/proc/sys/fs/file-max").ok().and_then(|text| text.trim().parse().ok());
+    let share = machine.unwrap_or(u64::MAX) / SHARE / u64::from(pids.max(1));
+    share.clamp(OPEN_FILES.0, OPEN_FILES.1)
 }
 
 /// Writes the bundle of a container that is nobody's yet. `stage` is where the launcher has mounted the parts.
@@ -61,20 +110,21 @@ pub fn write(
 }
 
 fn config(layout: &Layout, slot: &Slot, resources: &Resources, image: Option<&Root>, stage: &Path) -> Value {
-    // An image has programs of its own, and may be written to.
-    let programs = if image.is_none() { rootfs::program_directories() } else { Vec::new() };
+    let programs = programs(image);
     let ids = json!([{ "containerID": 0, "hostID": layout.ids.base, "size": Ids::COUNT }]);
     json!({
         "ociVersion": "1.0.2",
+        // An image may be written to.
         "root": { "path": stage.join(STAGE_ROOTFS), "readonly": image.is_none() },
         "hostname": "raworc",
-        "process": process(image),
+        "process": process(image, resources.pids),
         "mounts": mounts(&programs, resources.memory_bytes, stage),
         "linux": {
             "namespaces": NAMESPACES.map(|kind| json!({ "type": kind })),
             "uidMappings": ids,
             "gidMappings": ids,
             "cgroupsPath": Path::new("/").join(&layout.cgroup_parent).join(layout.cgroup(slot)),
+            "sysctl": TCP_BUFFERS.into_iter().collect::<BTreeMap<_, _>>(),
             "resources": resource_limits(&limits(resources)),
             "seccomp": seccomp::profile(),
             "maskedPaths": MASKED,
@@ -83,9 +133,11 @@ fn config(layout: &Layout, slot: &Slot, resources: &Resources, image: Option<&Ro
     })
 }
 
-fn process(image: Option<&Root>) -> Value {
+fn process(image: Option<&Root>, pids: u32) -> Value {
     // An unprivileged process can't raise its hard limit, so ours is the most there is.
-    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let at_most = |resource, wanted: u64| wanted.min(getrlimit(resource).maximum.unwrap_or(u64::MAX));
+    let files = at_most(Resource::Nofile, open_files(pids));
+    let same = |name: &str, value: u64| json!({ "type": name, "soft": value, "hard": value });
     json!({
         "terminal": false,
         "user": { "uid": 0, "gid": 0, "umask": 0o022 },
@@ -102,8 +154,11 @@ fn process(image: Option<&Root>) -> Value {
         },
         "noNewPrivileges": true,
         "rlimits": [
-            { "type": "RLIMIT_NOFILE", "soft": OPEN_FILES.0.min(most), "hard": OPEN_FILES.1.min(most) },
-            { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
+            { "type": "RLIMIT_NOFILE", "soft": OPEN_FILES.0.min(files), "hard": files },
+            same("RLIMIT_CORE", 0),
+            same("RLIMIT_SIGPENDING", at_most(Resource::Sigpending, PENDING_SIGNALS_MAX)),
+            same("RLIMIT_MSGQUEUE", at_most(Resource::Msgqueue, MESSAGE_QUEUES_BYTES_MAX)),
+            same("RLIMIT_MEMLOCK", at_most(Resource::Memlock, LOCKED_BYTES_MAX)),
         ],
     })
 }
@@ -119,8 +174,11 @@ fn mounts(programs: &[PathBuf], memory: u64, stage: &Path) -> Value {
         let options = ["bind", mode, "nosuid", "nodev"];
         json!({ "destination": path, "type": "bind", "source": source, "options": options })
     };
-    let mut mounts: Vec<Value> = programs.iter().map(|path| bind(path, path, "ro")).collect();
-    let device_options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+    // The container's own view of them: see the launcher's stage.
+    let view = |path: &Path| stage.join(STAGE_PROGRAMS).join(path.strip_prefix("/").unwrap_or(path));
+    let mut mounts: Vec<Value> = programs.iter().map(|path| bind(&view(path), path, "ro")).collect();
+    let terminals = format!("max={TERMINALS_MAX}");
+    let device_options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", &terminals];
     mounts.extend([
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] }),
         json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs",

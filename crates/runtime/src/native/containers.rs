@@ -13,7 +13,7 @@ use tokio::sync::{OwnedMutexGuard, RwLock, mpsc};
 
 use super::cgroup::Cgroups;
 use super::launcher::Launcher;
-use super::layout::{Layout, Slot};
+use super::layout::{Layout, Slot, remove};
 use super::process::Handle;
 use super::spare::{Spare, Stock};
 use super::workspace::note;
@@ -192,7 +192,7 @@ impl Containers {
     /// Removes the container of a slot, with its bundle.
     pub async fn remove_slot(&self, slot: &Slot, bundle: &Path) -> Result<(), RuntimeError> {
         let failed = |error: io::Error| RuntimeError::Other(error.to_string());
-        let process = Handle::of_bundle(bundle).map_err(failed)?;
+        let process = self.process_of(bundle, slot).map_err(failed)?;
         // Through the cgroup, too: a server that follows another in a user namespace of its own may not signal it.
         self.cgroups.kill(slot);
         if let Some(process) = process {
@@ -213,9 +213,16 @@ impl Containers {
         let (trash, written) = (self.trash.clone(), bundle.join(image::WRITTEN));
         blocking(move || {
             trash.take(&written)?;
-            trees.iter().try_for_each(remove_tree)
+            trees.iter().try_for_each(|tree| remove(tree))
         })
         .await
+    }
+
+    /// The process of a bundle, if it lives and is in the slot's cgroup: a record may be left from another time, or come with
+    /// a copy of another data directory.
+    pub fn process_of(&self, bundle: &Path, slot: &Slot) -> io::Result<Option<Handle>> {
+        let Some(process) = Handle::of_bundle(bundle)? else { return Ok(None) };
+        Ok(self.cgroups.processes(slot)?.contains(&process.pid()).then_some(process))
     }
 
     /// Every container of which anything is there, and whether its first process is.
@@ -291,11 +298,4 @@ fn layers_of(spec: &ContainerSpec) -> Vec<LayerId> {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn remove_tree(path: &std::path::PathBuf) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

@@ -19,7 +19,7 @@ use rustix::fs::{fchmod, fchown, mkdirat, openat, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::Ids;
-use super::layout::{directory, write_file};
+use super::layout::{directory, is_file, write_file};
 use crate::Root;
 
 /// The record, in a bundle, of the image's layers: a line for each, the topmost first.
@@ -59,7 +59,8 @@ fn note(bundle: &Path, layers: &[LayerId]) -> io::Result<()> {
 
 /// The layers that were noted; none for a container without an image.
 pub fn noted(bundle: &Path) -> Vec<LayerId> {
-    let text = fs::read_to_string(bundle.join(IMAGE_FILE)).unwrap_or_default();
+    let file = bundle.join(IMAGE_FILE);
+    let text = if is_file(&file) { fs::read_to_string(file).unwrap_or_default() } else { String::new() };
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use raworc_core::limits::START_TIMEOUT;
 use raworc_launcher::protocol::{Action, Event, Outcome, Process, Request, Setup, Status};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
 use tokio::process::Command;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -25,6 +27,8 @@ use crate::RuntimeError;
 const REQUESTS_MAX: usize = 64;
 /// How long the launcher may take to get ready.
 const READY_MAX: Duration = Duration::from_secs(20);
+/// Pause between two looks whether an earlier one has ended.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// Pause before a launcher that died is started again; doubles up to the second while it keeps dying.
 const RESTART_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// A launcher that lived so long has worked.
@@ -83,8 +87,10 @@ impl Launcher {
         if let Some(earlier) = Handle::of_record(&record).map_err(failed)? {
             earlier.kill().await.map_err(failed)?;
         }
-        let keeper =
-            Keeper { program, record, setup, jobs: jobs_receiver, state: state_sender, endings: Arc::clone(&endings) };
+        // Without its record, it ends by itself: its server has.
+        let lock = alone(layout.data_dir()).await.map_err(failed)?;
+        let (jobs_waiting, told) = (jobs_receiver, Arc::clone(&endings));
+        let keeper = Keeper { program, record, lock, setup, jobs: jobs_waiting, state: state_sender, endings: told };
         tokio::spawn(keeper.keep());
         let launcher = Self { jobs, state, endings };
         launcher.stage().await?;
@@ -139,6 +145,8 @@ impl Launcher {
 struct Keeper {
     program: PathBuf,
     record: PathBuf,
+    /// Locked; each launcher has it, too, and so has every worker of it.
+    lock: OwnedFd,
     setup: Setup,
     jobs: mpsc::Receiver<Job>,
     state: watch::Sender<State>,
@@ -190,7 +198,7 @@ impl Keeper {
     }
 
     async fn serve(&mut self, socket: &Socket) -> io::Result<()> {
-        socket.send(&self.setup, None).await?;
+        socket.send(&self.setup, Some(&self.lock)).await?;
         match tokio::time::timeout(READY_MAX, socket.receive()).await?? {
             Event::Ready { stage } => drop(self.state.send_replace(State::Ready(stage))),
             Event::Failed { message } => return Err(io::Error::other(message)),
@@ -261,6 +269,20 @@ impl Keeper {
                 }
                 running
             });
+        }
+    }
+}
+
+/// Opens and locks the data directory, once no launcher of an earlier server, and none of its workers, holds it any more.
+async fn alone(data_dir: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(data_dir, flags, Mode::empty())?;
+    let deadline = Instant::now() + READY_MAX;
+    loop {
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => tokio::time::sleep(LOCK_PAUSE).await,
+            Err(Errno::WOULDBLOCK) => return Err(io::Error::other("it still runs, and does not end")),
+            other => return other.map(|()| directory).map_err(Into::into),
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use raworc_core::ids::ContainerId;
 
+use super::cgroup::Cgroups;
 use super::{Ids, NativeConfig, rootfs, rootless};
 
 /// Where everything is.
@@ -32,7 +33,6 @@ impl Layout {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir)?;
         let run = config.data_dir.canonicalize()?.join("run");
         directory(&run, 0o700)?;
-        let instance = instance(&run.join("instance"))?;
         let (launcher, oci_runtime) = (config.launcher.clone(), config.oci_runtime.clone());
         let ids = rootless::ids()?;
         let cgroup_parent = if ids.base == Ids::BASE_OF_ROOT {
@@ -43,12 +43,18 @@ impl Layout {
             rootless::make_room(&parent)?;
             parent
         };
+        let instance = instance(&run, &cgroup_parent)?;
         let layout = Self { run, instance, cgroup_parent, ids, launcher, oci_runtime };
         for path in [layout.containers(), layout.state()] {
             directory(&path, 0o700)?;
         }
-        directory(&layout.host(), 0o755)?;
-        write_file(&layout.host().join("host"), &config.host_binary, 0o755)?;
+        // For containers' root only: agents can neither watch nor lock what all containers share.
+        directory(&layout.host(), 0o700)?;
+        let host = layout.host().join("host");
+        write_file(&host, &config.host_binary, 0o700)?;
+        for path in [layout.host(), host] {
+            chown(path, Some(ids.base), Some(ids.base))?;
+        }
         rootfs::build(&layout.rootfs())?;
         Ok(layout)
     }
@@ -66,6 +72,11 @@ impl Layout {
     /// The server's socket.
     pub fn host_socket(&self) -> PathBuf {
         self.host().join("host.sock")
+    }
+
+    /// The data directory itself, which launchers hold locked.
+    pub fn data_dir(&self) -> &Path {
+        self.run.parent().unwrap_or(&self.run)
     }
 
     /// Which process the launcher is.
@@ -125,6 +136,11 @@ impl Slot {
         &self.0
     }
 
+    /// A number that hardly any other slot has.
+    pub fn number(&self) -> u32 {
+        self.0.get(SLOT.len()..SLOT.len() + 8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(0)
+    }
+
     /// Notes it in its bundle.
     pub fn write(&self, bundle: &Path) -> io::Result<()> {
         write_file(&bundle.join(SLOT_FILE), self.0.as_bytes(), 0o600)
@@ -132,7 +148,8 @@ impl Slot {
 
     /// The slot of a bundle, if that got so far.
     pub fn of_bundle(bundle: &Path) -> Option<Self> {
-        fs::read_to_string(bundle.join(SLOT_FILE)).ok()?.parse().ok()
+        let file = bundle.join(SLOT_FILE);
+        if is_file(&file) { fs::read_to_string(file).ok()?.parse().ok() } else { None }
     }
 }
 
@@ -161,11 +178,17 @@ pub fn names<T: std::str::FromStr>(path: &Path) -> io::Result<Vec<T>> {
     Ok(names.collect())
 }
 
-/// Makes a directory with exactly this mode.
+/// Makes a directory with exactly this mode, in the place of anything that is none.
 pub fn directory(path: &Path, mode: u32) -> io::Result<()> {
-    match DirBuilder::new().mode(mode).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => DirBuilder::new().recursive(true).create(path)?,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+    let make = |recursive| DirBuilder::new().recursive(recursive).mode(mode).create(path);
+    match make(false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(true)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            if !path.is_dir() {
+                remove(path)?;
+                make(false)?;
+            }
+        }
         other => other?,
     }
     fs::set_permissions(path, Permissions::from_mode(mode))
@@ -173,26 +196,50 @@ pub fn directory(path: &Path, mode: u32) -> io::Result<()> {
 
 /// Writes a file unless it has these bytes already. Whoever has the old one open (or runs it) keeps it.
 pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    if fs::read(path).is_ok_and(|old| old == bytes) {
+    if is_file(path) && fs::read(path).is_ok_and(|old| old == bytes) {
         return fs::set_permissions(path, Permissions::from_mode(mode));
     }
     let name = path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
     let new = path.with_file_name(format!(".{name}.new"));
+    remove(&new)?;
     fs::write(&new, bytes)?;
     fs::set_permissions(&new, Permissions::from_mode(mode))?;
+    if path.is_dir() {
+        remove(path)?;
+    }
     fs::rename(&new, path)
 }
 
-/// The instance's name: kept, or made now.
-fn instance(path: &Path) -> io::Result<String> {
-    if let Ok(text) = fs::read_to_string(path) {
-        let valid = text.len() == 8 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        if valid {
-            return Ok(text);
-        }
+/// Removes whatever is there, if anything is.
+pub fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
-    let name = uuid.get(..8).ok_or(io::ErrorKind::InvalidData)?.to_owned();
-    write_file(path, name.as_bytes(), 0o600)?;
-    Ok(name)
+}
+
+/// Whether it is a file itself. Anything else (a pipe, for one) is not to be opened.
+pub fn is_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file())
+}
+
+/// The name of this data directory's cgroups. It follows from what the kernel calls the directory, so that its containers are
+/// found whatever became of the files in it; a copy of the directory has another one. The file only says so.
+fn instance(run: &Path, cgroup_parent: &Path) -> io::Result<String> {
+    let file = run.join("instance");
+    let metadata = fs::metadata(run.parent().unwrap_or(run))?;
+    let own = format!("{:x}-{:x}", metadata.dev(), metadata.ino());
+    // Releases before this one made up a name. It is kept while containers of theirs are there.
+    let made_up = if is_file(&file) { fs::read_to_string(&file).unwrap_or_default() } else { String::new() };
+    let is_name = made_up.len() == 8 && made_up.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_name && Cgroups::find(cgroup_parent, &made_up)?.list().is_ok_and(|slots| !slots.is_empty()) {
+        return Ok(made_up);
+    }
+    write_file(&file, own.as_bytes(), 0o600)?;
+    Ok(own)
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DATA/run/
-//!   instance           a short random name, so that two servers on one machine don't touch each other's cgroups
+//!   instance           the name of this data directory's cgroups, which follows from its device and inode number
 //!   rootfs/            the root of every container that runs no image, read-only there
 //!   host/              the host program and the server's socket; appears as /run/raworc
 //!   containers/ID/     an OCI bundle, the records of its process, its workspace and its image, what was written to the root
@@ -13,7 +13,9 @@
 //!
 //! The limits of a container are in the cgroup `/raworc/INSTANCE/SLOT`, below the cgroup that systemd gave the user where
 //! this is no real root. Starting one is the launcher's work; everything
-//! else, above all stopping, works on what the kernel and the directories above say, so that it works after any crash.
+//! else, above all stopping, works on what the kernel and the directories above say, so that it works after any crash. Where the
+//! two differ, the kernel is right: whatever of these files is missing, damaged or left from another time, what is in the cgroups
+//! of this data directory is a container of it, and what a file names elsewhere is none.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -116,6 +118,7 @@ impl NativeRuntime {
         let stock = Stock::new(config.spares, config.spare_resources);
         let prepare = move || {
             let layout = Layout::prepare(&config)?;
+            layout::directory(&layout.trash(), 0o700)?;
             let trash = Trash::open(&layout.trash())?;
             Ok((layout, trash))
         };

@@ -12,6 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::layout::is_file;
 use super::pollable;
 
 /// How long a killed process may take to be gone.
@@ -20,6 +21,7 @@ const KILL_MAX: Duration = Duration::from_secs(20);
 /// A process that can be waited for and signalled, and never mistaken for another.
 #[derive(Debug)]
 pub struct Handle {
+    pid: i32,
     pidfd: AsyncFd<OwnedFd>,
 }
 
@@ -38,7 +40,7 @@ impl Handle {
         if Process::find(process.pid) != Some(process) || has_ended(&pidfd)? {
             return Ok(None);
         }
-        Ok(Some(Self { pidfd: pollable(pidfd, Interest::READABLE)? }))
+        Ok(Some(Self { pid: process.pid, pidfd: pollable(pidfd, Interest::READABLE)? }))
     }
 
     /// The process of a bundle, if it has one that lives.
@@ -48,12 +50,14 @@ impl Handle {
 
     /// The process of a record, if it lives.
     pub fn of_record(record: &Path) -> io::Result<Option<Self>> {
-        let text = match std::fs::read_to_string(record) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
-        };
-        // A record cut short by a crash was written before the container ran.
+        // A record that cannot be read, or was cut short, names no process. What runs all the same is in a cgroup.
+        let text = if is_file(record) { std::fs::read_to_string(record).unwrap_or_default() } else { String::new() };
         text.parse().map_or(Ok(None), Self::open)
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> i32 {
+        self.pid
     }
 
     /// Waits until the process has ended, and with it everything in its pid namespace.

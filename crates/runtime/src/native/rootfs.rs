@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use super::layout::{directory, write_file};
+use super::layout::{directory, remove, write_file};
 
 /// Directories that are mounted over, or empty.
 const DIRECTORIES: [&str; 8] = ["dev", "etc", "home", "proc", "run", "sys", "usr", "workspace"];
@@ -110,8 +110,7 @@ fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
 fn link(path: &Path, target: &Path) -> io::Result<()> {
     match fs::read_link(path) {
         Ok(old) if old == target => Ok(()),
-        Ok(_) => fs::remove_file(path).and_then(|()| symlink(target, path)),
-        Err(_) => symlink(target, path),
+        Ok(_) | Err(_) => remove(path).and_then(|()| symlink(target, path)),
     }
 }
 

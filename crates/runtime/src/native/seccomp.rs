@@ -14,7 +14,13 @@ const NAMESPACE_FLAGS: u64 = 0x7E02_0000;
 const TIOCSTI: u64 = 0x5412;
 /// Address families: unix, inet, inet6, netlink. Compared for equality: "all but vsock" could be got round with the upper
 /// half of the register, which the kernel ignores.
-const SOCKET_FAMILIES: [u64; 4] = [1, 2, 10, 16];
+const SOCKET_FAMILIES: [u64; 3] = [1, 2, 10];
+/// netlink, with which programs ask for addresses (protocol 0, route). Through others, processes could send each other what
+/// the kernel keeps and counts for nobody.
+const NETLINK: u64 = 16;
+/// Netlink's protocols beside that.
+const NETLINK_OTHERS: std::ops::RangeInclusive<u64> = 1..=31;
+const EPROTONOSUPPORT: u32 = 93;
 /// Native, 32-bit reports, with and without fixed addresses; and the question which one is in force.
 const PERSONALITIES: [u64; 6] = [0x0, 0x0008, 0x2_0000, 0x2_0008, 0xFFFF_FFFF, u64::MAX];
 
@@ -30,7 +36,10 @@ pub fn profile() -> Value {
             "args": [{ "index": 0, "value": NAMESPACE_FLAGS, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ" }] }),
         // Its flags are in memory, where a filter can't look. C libraries fall back to clone.
         json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS }),
+        json!({ "names": ABSENT, "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS }),
     ];
+    rules.push(netlink(0, "SCMP_ACT_ALLOW", None));
+    rules.extend(NETLINK_OTHERS.map(|protocol| netlink(protocol, "SCMP_ACT_ERRNO", Some(EPROTONOSUPPORT))));
     rules.extend(SOCKET_FAMILIES.map(|family| allow_if("socket", 0, family)));
     rules.extend(PERSONALITIES.map(|personality| allow_if("personality", 0, personality)));
     rules.extend((0..32).map(ioctl_unless_tiocsti));
@@ -40,6 +49,15 @@ pub fn profile() -> Value {
         "architectures": [ARCHITECTURE],
         "syscalls": rules,
     })
+}
+
+fn netlink(protocol: u64, action: &str, error: Option<u32>) -> Value {
+    let is = |index: u64, value: u64| json!({ "index": index, "value": value, "op": "SCMP_CMP_EQ" });
+    let mut rule = json!({ "names": ["socket"], "action": action, "args": [is(0, NETLINK), is(2, protocol)] });
+    if let Some(error) = error {
+        rule["errnoRet"] = error.into();
+    }
+    rule
 }
 
 /// Allows an ioctl whose number differs from TIOCSTI in this bit. All 32 rules together say "is not TIOCSTI" about the
@@ -55,6 +73,11 @@ const ARCHITECTURE: &str = "SCMP_ARCH_X86_64";
 #[cfg(target_arch = "aarch64")]
 const ARCHITECTURE: &str = "SCMP_ARCH_AARCH64";
 
+/// Calls that programs do without where a kernel lacks them. The kernel has room for so much asynchronous input and output in
+/// all (`fs.aio-max-nr`), and counts it for nobody; it tells whoever may read a file what others have read of it.
+const ABSENT: [&str; 7] =
+    ["cachestat", "io_cancel", "io_destroy", "io_getevents", "io_pgetevents", "io_setup", "io_submit"];
+
 #[rustfmt::skip]
 const ALLOWED: &[&str] = &[
     // files
@@ -68,13 +91,12 @@ const ALLOWED: &[&str] = &[
     "readahead", "readlink", "readlinkat", "readv", "removexattr", "removexattrat", "rename", "renameat", "renameat2",
     "rmdir", "sendfile", "setxattr", "setxattrat", "splice", "stat", "statfs", "statmount", "statx", "symlink",
     "symlinkat", "sync", "sync_file_range", "syncfs", "tee", "truncate", "umask", "unlink", "unlinkat", "utime",
-    "utimensat", "utimes", "vmsplice", "write", "writev", "cachestat",
+    "utimensat", "utimes", "vmsplice", "write", "writev",
     // waiting
     "epoll_create", "epoll_create1", "epoll_ctl", "epoll_ctl_old", "epoll_pwait", "epoll_pwait2", "epoll_wait",
-    "epoll_wait_old", "eventfd", "eventfd2", "fanotify_mark", "inotify_add_watch", "inotify_init", "inotify_init1",
+    "epoll_wait_old", "eventfd", "eventfd2", "inotify_add_watch", "inotify_init", "inotify_init1",
     "inotify_rm_watch", "poll", "ppoll", "pselect6", "select", "signalfd", "signalfd4", "timerfd_create",
-    "timerfd_gettime", "timerfd_settime", "io_cancel", "io_destroy", "io_getevents", "io_pgetevents", "io_setup",
-    "io_submit",
+    "timerfd_gettime", "timerfd_settime",
     // memory
     "brk", "madvise", "map_shadow_stack", "membarrier", "mincore", "mlock", "mlock2", "mlockall", "mmap", "mprotect",
     "mremap", "mseal", "msync", "munlock", "munlockall", "munmap", "pkey_alloc", "pkey_free", "pkey_mprotect",

@@ -157,6 +157,8 @@ impl Containers {
             cgroup: self.layout.cgroup(slot),
             limits: bundle::limits(resources),
             has_root: root.is_some(),
+            programs: bundle::programs(image),
+            users: bundle::users(&self.layout, slot),
         };
         let process = match self.launcher.request(Action::Prepare(prepare), root).await? {
             Outcome::Prepared(process) => process,

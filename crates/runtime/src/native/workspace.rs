@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use super::blocking;
 use super::containers::Containers;
 use super::image::WRITTEN;
-use super::layout::write_file;
+use super::layout::{is_file, write_file};
 use super::unlinked::unlinked;
 use crate::{Company, Hidden, RuntimeError};
 
@@ -31,7 +31,8 @@ pub fn note(bundle: &Path, workspace: &Stack) -> io::Result<()> {
 
 /// What was noted.
 pub fn noted(bundle: &Path) -> Option<Stack> {
-    let text = fs::read_to_string(bundle.join(WORKSPACE_FILE)).ok()?;
+    let file = bundle.join(WORKSPACE_FILE);
+    let text = if is_file(&file) { fs::read_to_string(file).ok()? } else { return None };
     let mut layers = text.lines().map(str::parse::<LayerId>).collect::<Result<Vec<_>, _>>().ok()?.into_iter();
     let writable = Some(layers.next()?);
     Some(Stack { layers: layers.collect(), writable })

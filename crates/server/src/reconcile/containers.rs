@@ -8,7 +8,7 @@ use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::limits::STOP_GRACE;
 use raworc_core::session::{Container, FaultCode};
-use raworc_runtime::{ContainerSpec, ExitReason, Resources, Root, RuntimeError};
+use raworc_runtime::{ContainerSpec, ExitReason, Root, RuntimeError};
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::FileError;
 use tokio::sync::Semaphore;
@@ -164,7 +164,7 @@ async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
         id: container,
         image: image.as_ref().map(|((stack, _), env)| Root { layers: stack.layers.clone(), env: (*env).clone() }),
         workspace: stack,
-        resources: Resources { cpu: row.settings.cpu, memory_bytes: row.settings.memory.0, pids: row.settings.pids },
+        resources: app.ceilings.of(row),
         token: app.host_tokens.make(container),
         hostname: hostname(row),
     };

@@ -198,7 +198,7 @@ impl Quotas {
 /// # Errors
 /// Where what there is cannot be looked through.
 pub async fn watch(app: &Shared, row: &SessionRow, container: ContainerId) -> Result<(), Failure> {
-    let Some(limit) = row.settings.disk.map(|bytes| bytes.0) else {
+    let Some(limit) = app.ceilings.disk(row.settings.disk).map(|bytes| bytes.0) else {
         app.trees.quotas.unset(container);
         bound(app, row, None).await?;
         return Ok(());
@@ -294,7 +294,7 @@ async fn taken(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
         Ok(Taken { saved, written: shelf.written(layer)?.saturating_add(removed), elsewhere: hidden.elsewhere })
     };
     let taken = app.work(work).await.flatten().map_err(FileError::from)?;
-    let is_too_much = row.settings.disk.is_some_and(|limit| taken.bytes() > limit.0);
+    let is_too_much = app.ceilings.disk(row.settings.disk).is_some_and(|limit| taken.bytes() > limit.0);
     match inexact.filter(|_| is_too_much) {
         Some(layer) => Ok(Taken { saved: count(app, layer.id).await?, ..taken }),
         None => Ok(taken),

@@ -14,21 +14,11 @@ use raworc_core::limits::{
 use raworc_core::names;
 use raworc_core::quantity::Bytes;
 use raworc_oci::Reference;
+use raworc_runtime::Resources;
 use serde_json::{Map, Value};
 
+use crate::ceilings::{CPU_MIN, Ceilings, DISK_BYTES_MIN};
 use crate::error::Failure;
-
-/// Largest `cpu`; more than any machine has.
-const CPU_MAX: f64 = 1024.0;
-/// Smallest `cpu`: the least a cgroup can be given (1 ms in each 100 ms period).
-const CPU_MIN: f64 = 0.01;
-/// Largest `pids`: the kernel's own bound (`PID_MAX_LIMIT`).
-const PIDS_MAX: u32 = 4_194_304;
-
-/// Smallest `disk`, in bytes.
-const DISK_BYTES_MIN: u64 = 1 << 20;
-/// Largest `memory` and `disk`, in bytes; more than any machine has.
-const MEMORY_BYTES_MAX: u64 = 1 << 50;
 
 /// Deepest `metadata`. Whoever reads a list of sessions has to read it, and JSON parsers stop at a hundred or so.
 const METADATA_DEPTH_MAX: usize = 32;
@@ -78,21 +68,23 @@ impl Checks {
         }
     }
 
-    /// Limits of a container.
-    pub fn resources(&mut self, wanted: Option<&ResourcesWanted>) {
+    /// Limits of a container, which go as far as those of the server.
+    pub fn resources(&mut self, wanted: Option<&ResourcesWanted>, most: &Ceilings) {
         let Some(wanted) = wanted else { return };
-        self.disk(wanted);
-        if let Some(cpu) = wanted.cpu.filter(|cpu| !(CPU_MIN..=CPU_MAX).contains(cpu)) {
-            self.fault("resources.cpu", format!("must be {CPU_MIN} to {CPU_MAX}, is {cpu}"));
+        self.disk(wanted, most);
+        if let Some(cpu) = wanted.cpu.filter(|cpu| !(CPU_MIN..=most.cpu).contains(cpu)) {
+            self.fault("resources.cpu", format!("must be {CPU_MIN} to {} (of this server), is {cpu}", most.cpu));
         }
-        if let Some(Bytes(bytes)) =
-            wanted.memory.filter(|bytes| !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&bytes.0))
-        {
-            let message = format!("must be {MEMORY_BYTES_MIN} (16Mi) to {MEMORY_BYTES_MAX} (1024Ti) bytes, is {bytes}");
+        let memory = MEMORY_BYTES_MIN..=most.memory_bytes;
+        if let Some(Bytes(bytes)) = wanted.memory.filter(|bytes| !memory.contains(&bytes.0)) {
+            let message = format!(
+                "must be {MEMORY_BYTES_MIN} (16Mi) to {} bytes (of this server), is {bytes}",
+                most.memory_bytes
+            );
             self.fault("resources.memory", message);
         }
-        if let Some(pids) = wanted.pids.filter(|pids| !(PIDS_MIN..=PIDS_MAX).contains(pids)) {
-            self.fault("resources.pids", format!("must be {PIDS_MIN} to {PIDS_MAX}, is {pids}"));
+        if let Some(pids) = wanted.pids.filter(|pids| !(PIDS_MIN..=most.pids).contains(pids)) {
+            self.fault("resources.pids", format!("must be {PIDS_MIN} to {} (of this server), is {pids}", most.pids));
         }
     }
 
@@ -122,11 +114,15 @@ impl Checks {
     }
 
     /// A limit on the disk.
-    fn disk(&mut self, wanted: &ResourcesWanted) {
-        let bounds = DISK_BYTES_MIN..=MEMORY_BYTES_MAX;
-        if let Some(Bytes(bytes)) = wanted.disk.filter(|bytes| bytes.0 != 0 && !bounds.contains(&bytes.0)) {
+    fn disk(&mut self, wanted: &ResourcesWanted, most: &Ceilings) {
+        let bounds = DISK_BYTES_MIN..=most.disk_bytes;
+        let may_be_none = !most.disk_is_always_limited;
+        let is_fine = |bytes: u64| (bytes == 0 && may_be_none) || bounds.contains(&bytes);
+        if let Some(Bytes(bytes)) = wanted.disk.filter(|bytes| !is_fine(bytes.0)) {
+            let none = if may_be_none { "0 (no limit) or " } else { "" };
             let message = format!(
-                "must be 0 (no limit) or {DISK_BYTES_MIN} (1Mi) to {MEMORY_BYTES_MAX} (1024Ti) bytes, is {bytes}"
+                "must be {none}{DISK_BYTES_MIN} (1Mi) to {} bytes (of this server), is {bytes}",
+                most.disk_bytes
             );
             self.fault("resources.disk", message);
         }
@@ -148,14 +144,15 @@ impl Checks {
     }
 }
 
-/// Limits with defaults for what is absent.
-pub fn resources_or_default(wanted: Option<ResourcesWanted>) -> (f64, Bytes, u32) {
+/// Limits with defaults for what is absent. What was not asked for, but comes from elsewhere (another session, a checkpoint
+/// of another server), is cut to what this server gives.
+pub fn resources_or_default(wanted: Option<ResourcesWanted>, most: &Ceilings) -> Resources {
     let wanted = wanted.unwrap_or_default();
-    (
-        wanted.cpu.unwrap_or(CPU_DEFAULT),
-        wanted.memory.unwrap_or(Bytes(MEMORY_BYTES_DEFAULT)),
-        wanted.pids.unwrap_or(PIDS_DEFAULT),
-    )
+    most.clamp(Resources {
+        cpu: wanted.cpu.unwrap_or(CPU_DEFAULT),
+        memory_bytes: wanted.memory.map_or(MEMORY_BYTES_DEFAULT, |bytes| bytes.0),
+        pids: wanted.pids.unwrap_or(PIDS_DEFAULT),
+    })
 }
 
 /// A limit on the disk, if there is to be one.

@@ -11,6 +11,7 @@ use raworc_core::limits::{
 };
 use raworc_core::names;
 use raworc_core::permissions::{Action, Actor};
+use raworc_core::quantity::Bytes;
 use raworc_core::session;
 use raworc_core::time::Time;
 use raworc_store::agents::AgentRow;
@@ -28,6 +29,7 @@ use super::idempotent::Key;
 use super::images::{self, Use};
 use super::send_message::{NewMessage, queue};
 use crate::app::{Shared, permit};
+use crate::ceilings::Ceilings;
 use crate::change::Change;
 use crate::error::Failure;
 use crate::trees;
@@ -46,7 +48,7 @@ pub async fn create_session(
     key: Option<Key>,
 ) -> Result<SessionRow, Failure> {
     permit(actor, Action::CreateSession, "session", "")?;
-    check(&body)?;
+    check(&body, &app.ceilings)?;
     {
         // Before anything is pulled for it.
         let mut connection = app.store.read().await?;
@@ -61,7 +63,7 @@ pub async fn create_session(
             let wanted = CreateSession { name: body.name.clone().or_else(|| Some(another(portable.name()))), ..body };
             let is_theirs = wanted.image.is_none();
             let wanted = wanted.over(portable.wanted());
-            check(&wanted)?;
+            check(&wanted, &Ceilings::default())?;
             if let Some(image) = wanted.image.as_ref().filter(|_| is_theirs) {
                 // Whoever made the checkpoint is not to say with whom this server speaks.
                 images::get(app, actor, image).await.map_err(|_| {
@@ -75,7 +77,7 @@ pub async fn create_session(
         None => (body, None),
     };
     let image = image_of(app, actor, &wanted).await?;
-    let (actor, now) = (actor.clone(), app.now());
+    let (actor, now, most) = (actor.clone(), app.now(), app.ceilings);
     app.store
         .write(move |transaction| {
             Box::pin(async move {
@@ -84,7 +86,7 @@ pub async fn create_session(
                 }
                 let names = wanted.agent_ids.clone().unwrap_or_else(|| vec![DEFAULT_AGENT.to_owned()]);
                 let found = super::find::agents(transaction.connection(), &names).await?;
-                let mut row = new_row(&actor, &wanted, now);
+                let mut row = new_row(&actor, &wanted, &most, now);
                 if let Some(id) = image {
                     run_image(transaction.connection(), &mut row, id).await?;
                 }
@@ -238,7 +240,7 @@ pub async fn made_before(
 ///
 /// # Errors
 /// 422.
-pub fn check(body: &CreateSession) -> Result<(), Failure> {
+pub fn check(body: &CreateSession, most: &Ceilings) -> Result<(), Failure> {
     let mut checks = Checks::default();
     if let Some(name) = &body.name {
         checks.check("name", names::check_title(name));
@@ -250,7 +252,7 @@ pub fn check(body: &CreateSession) -> Result<(), Failure> {
     checks.range("ttl_seconds", body.ttl_seconds, &TTL_SECONDS);
     checks.metadata(body.metadata.as_ref());
     checks.env("env", body.env.as_ref());
-    checks.resources(body.resources.as_ref());
+    checks.resources(body.resources.as_ref(), most);
     checks.plan(body.checkpoints.as_ref());
     checks.backup(body.backup.as_ref());
     for (field, name) in [("image", &body.image), ("from", &body.from)] {
@@ -262,9 +264,9 @@ pub fn check(body: &CreateSession) -> Result<(), Failure> {
 }
 
 /// A session that is to be made, as the body wants it.
-pub fn new_row(actor: &Actor, body: &CreateSession, now: Time) -> SessionRow {
+pub fn new_row(actor: &Actor, body: &CreateSession, most: &Ceilings, now: Time) -> SessionRow {
     let id = SessionId(Uuid::now_v7());
-    let (cpu, memory, pids) = resources_or_default(body.resources);
+    let resources = resources_or_default(body.resources, most);
     let waiting = body.waiting_timeout_seconds.map_or(WAITING_TIMEOUT_DEFAULT, Duration::from_secs);
     let text = id.to_string();
     SessionRow {
@@ -275,10 +277,10 @@ pub fn new_row(actor: &Actor, body: &CreateSession, now: Time) -> SessionRow {
         owner_name: actor.name.clone(),
         settings: Settings {
             metadata: body.metadata.clone().unwrap_or_default(),
-            cpu,
-            memory,
-            pids,
-            disk: disk(body.resources),
+            cpu: resources.cpu,
+            memory: Bytes(resources.memory_bytes),
+            pids: resources.pids,
+            disk: most.disk(disk(body.resources)),
             env: body.env.clone().unwrap_or_default(),
             background_activity: body.background_activity.unwrap_or(true),
             checkpoints: plan(Plan::default(), body.checkpoints),

@@ -75,7 +75,7 @@ async fn session(app: &Shared, actor: &Actor, id_or_name: &str, purpose: Purpose
 
 /// A session with a limit takes no more than that from outside, either.
 async fn refuse_over_quota(app: &Shared, row: &SessionRow, content: &File) -> Result<(), Failure> {
-    let Some(limit) = row.settings.disk else { return Ok(()) };
+    let Some(limit) = app.ceilings.disk(row.settings.disk) else { return Ok(()) };
     let container = ContainerId { session: row.id, generation: row.machine.generation };
     let bytes = content.metadata().map_err(FileError::from)?.len();
     if quotas::used(app, row, container).await?.saturating_add(bytes) <= limit.0 {

@@ -16,6 +16,7 @@ use super::images::{self, Use};
 use super::portable::as_wanted;
 use super::send_message::{NewMessage, queue};
 use crate::app::{Shared, permit};
+use crate::ceilings::Ceilings;
 use crate::change::Change;
 use crate::error::Failure;
 use crate::trees::refuse_purged;
@@ -43,8 +44,10 @@ pub async fn remix(
     refuse_purged(parent.purged_at)?;
     let (from, agent_ids) = (body.checkpoint, body.agent_ids.clone());
     let name = body.name.clone().unwrap_or_else(|| another(&parent.name));
-    let wanted = CreateSession { name: Some(name), ..body.into() }.over(as_wanted(&parent));
-    check(&wanted)?;
+    let wanted = CreateSession { name: Some(name), ..body.into() };
+    check(&wanted, &app.ceilings)?;
+    let wanted = wanted.over(as_wanted(&parent));
+    check(&wanted, &Ceilings::default())?;
     let image = match &wanted.image {
         Some(name) => Some(images::resolve(app, actor, name, Use::Run).await?.id),
         None => None,
@@ -53,7 +56,7 @@ pub async fn remix(
         Some(n) => versions::usable(app, parent.id, n).await?,
         None => versions::fresh(app, actor, &parent).await?,
     };
-    let (actor, now) = (actor.clone(), app.now());
+    let (actor, now, most) = (actor.clone(), app.now(), app.ceilings);
     app.store
         .write(move |transaction| {
             Box::pin(async move {
@@ -67,7 +70,7 @@ pub async fn remix(
                     Some(names) => find::agents(transaction.connection(), &names).await?,
                     None => agents::of_session(transaction.connection(), parent.id).await?,
                 };
-                let mut row = new_row(&actor, &wanted, now);
+                let mut row = new_row(&actor, &wanted, &most, now);
                 row.parent_id = Some(parent.id);
                 row.parent_checkpoint = Some(from.n);
                 row.layer_id = from.layer_id;

@@ -15,6 +15,7 @@ use serde_json::json;
 use super::check::{Checks, backup, disk, plan};
 use super::find::{self, Purpose};
 use crate::app::Shared;
+use crate::ceilings::Ceilings;
 use crate::change::Change;
 use crate::error::Failure;
 
@@ -29,7 +30,7 @@ pub async fn update_session(
     body: UpdateSession,
     version: Option<i64>,
 ) -> Result<SessionRow, Failure> {
-    check(&body)?;
+    check(&body, &app.ceilings)?;
     let (actor, now, has_plan) = (actor.clone(), app.now(), body.checkpoints.is_some() || body.resources.is_some());
     let row = app
         .store
@@ -59,7 +60,7 @@ pub fn stale() -> Failure {
     Failure::new(Code::Stale, "it has changed since the version that If-Match names; GET it again and decide anew")
 }
 
-fn check(body: &UpdateSession) -> Result<(), Failure> {
+fn check(body: &UpdateSession, most: &Ceilings) -> Result<(), Failure> {
     let mut checks = Checks::default();
     if let Some(name) = &body.name {
         checks.check("name", names::check_title(name));
@@ -68,7 +69,7 @@ fn check(body: &UpdateSession) -> Result<(), Failure> {
     checks.range("ttl_seconds", body.ttl_seconds, &TTL_SECONDS);
     checks.metadata(body.metadata.as_ref());
     checks.env("env", body.env.as_ref());
-    checks.resources(body.resources.as_ref());
+    checks.resources(body.resources.as_ref(), most);
     checks.plan(body.checkpoints.as_ref());
     checks.backup(body.backup.as_ref());
     checks.done()
