@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use crate::protocol::{STAGE_HOST, STAGE_ROOTFS, Setup};
+use crate::protocol::{STAGE_HOST, STAGE_ROOTFS, STAGE_VIEWS, Setup};
 
 /// Directories that every Linux has, that nothing here needs, and that anybody may enter.
 const PLACES: [&str; 6] = ["/mnt", "/media", "/srv", "/opt", "/home", "/tmp"];
@@ -23,7 +23,9 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
     enter_namespace().map_err(|e| format!("no mount namespace of its own: {e}"))?;
     let place = choose(setup)?;
-    let parts = [(STAGE_ROOTFS, clone(&setup.rootfs)?), (STAGE_HOST, clone(&setup.host)?)];
+    let sources = [(STAGE_ROOTFS, &setup.rootfs), (STAGE_HOST, &setup.host), (STAGE_VIEWS, &setup.views)];
+    let parts = sources.map(|(name, path)| clone(path).map(|tree| (name, tree)));
+    let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
     tmpfs(&place).map_err(|e| format!("no tmpfs at {}: {e}", place.display()))?;
     for (name, tree) in parts {
         attach(&place, name, tree.as_fd()).map_err(|e| format!("{name} can't be mounted: {e}"))?;

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::protocol::{Assign, FAILURE_CHARACTERS_MAX, Outcome, Prepare, Remount, Setup};
 use crate::sys::{Fork, fork};
-use crate::{assign, container, external, stage, sys};
+use crate::{assign, container, external, stage, sys, view};
 
 /// What every worker needs.
 pub struct Workshop {
@@ -22,6 +22,8 @@ pub struct Workshop {
     pub stage: PathBuf,
     /// The machine's cgroups; `None` where an external runtime makes them.
     pub cgroups: Option<Cgroups>,
+    /// The names of the hierarchies that containers see.
+    pub hierarchies: Vec<String>,
     /// The compiled system call filter.
     pub filter: Vec<sock_filter>,
 }
@@ -150,6 +152,7 @@ impl Workshop {
             Some(runtime) => external::start(runtime, state, prepare)?,
             None => container::start(state, prepare, &self.filter)?,
         };
+        view::show_cgroups(process.pid, &self.hierarchies)?;
         Ok(Outcome::Prepared(process))
     }
 

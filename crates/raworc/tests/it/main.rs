@@ -17,6 +17,7 @@ mod isolation;
 mod messages;
 mod oci_runtime;
 mod portable;
+mod programs;
 mod raw;
 mod sessions;
 mod system;

@@ -1,14 +1,16 @@
 //! The OCI bundle of a container: its `config.json`.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use raworc_core::link::{HOST_DIRECTORY, HOST_PATH};
-use raworc_launcher::protocol::{CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_ROOTFS};
+use raworc_launcher::protocol::{CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_ROOTFS, STAGE_VIEWS};
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
 use super::layout::{Layout, Slot, directory, write_file};
+use super::view::View;
 use super::{Ids, image, rootfs, seccomp};
 use crate::{Resources, Root};
 
@@ -19,6 +21,9 @@ const NAMESPACES: [&str; 7] = ["user", "pid", "mount", "network", "ipc", "uts", 
 const OPEN_FILES: (u64, u64) = (1024, 65_536);
 /// The least CPU limit that the kernel takes.
 const CPU_QUOTA_MICROS_MIN: u64 = 1_000;
+/// Harmless in a network of its own, where only loopback is: everybody may listen at any port, and send pings.
+const SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 65534")];
 const MASKED: [&str; 11] = [
     "/proc/acpi",
     "/proc/asound",
@@ -56,11 +61,19 @@ pub fn write(
     let bundle = layout.spare(slot);
     directory(&bundle, 0o700)?;
     slot.write(&bundle)?;
-    let config = config(layout, slot, resources, image, stage);
+    let view = layout.views.of(resources)?;
+    let config = config(layout, slot, resources, image, &view, stage);
     write_file(&bundle.join("config.json"), &serde_json::to_vec(&config)?, 0o600)
 }
 
-fn config(layout: &Layout, slot: &Slot, resources: &Resources, image: Option<&Root>, stage: &Path) -> Value {
+fn config(
+    layout: &Layout,
+    slot: &Slot,
+    resources: &Resources,
+    image: Option<&Root>,
+    view: &View,
+    stage: &Path,
+) -> Value {
     // An image has programs of its own, and may be written to.
     let programs = if image.is_none() { rootfs::program_directories() } else { Vec::new() };
     let ids = json!([{ "containerID": 0, "hostID": layout.ids.base, "size": Ids::COUNT }]);
@@ -68,9 +81,10 @@ fn config(layout: &Layout, slot: &Slot, resources: &Resources, image: Option<&Ro
         "ociVersion": "1.0.2",
         "root": { "path": stage.join(STAGE_ROOTFS), "readonly": image.is_none() },
         "hostname": "raworc",
-        "process": process(image),
-        "mounts": mounts(&programs, resources.memory_bytes, stage),
+        "process": process(image, view.cpus),
+        "mounts": mounts(&programs, resources.memory_bytes, view, stage),
         "linux": {
+            "sysctl": SYSCTLS.into_iter().collect::<BTreeMap<_, _>>(),
             "namespaces": NAMESPACES.map(|kind| json!({ "type": kind })),
             "uidMappings": ids,
             "gidMappings": ids,
@@ -83,7 +97,7 @@ fn config(layout: &Layout, slot: &Slot, resources: &Resources, image: Option<&Ro
     })
 }
 
-fn process(image: Option<&Root>) -> Value {
+fn process(image: Option<&Root>, cpus: usize) -> Value {
     // An unprivileged process can't raise its hard limit, so ours is the most there is.
     let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     json!({
@@ -92,7 +106,7 @@ fn process(image: Option<&Root>) -> Value {
         "args": [HOST_PATH],
         // The workspace comes later.
         "cwd": "/",
-        "env": image::environment(image.map_or(&[], |image| &image.env)),
+        "env": image::environment(image.map_or(&[], |image| &image.env), cpus),
         "capabilities": {
             "bounding": CAPABILITIES,
             "effective": CAPABILITIES,
@@ -108,9 +122,11 @@ fn process(image: Option<&Root>) -> Value {
     })
 }
 
-/// There is no `/sys`: nothing an agent needs is in it, and much that would have to be masked. tmpfs counts as the
+/// The kernel's own `/sys` is not there: it tells of the machine, and much in it would have to be masked. tmpfs counts as the
 /// container's memory; the sizes only keep one of them from taking all of it.
-fn mounts(programs: &[PathBuf], memory: u64, stage: &Path) -> Value {
+fn mounts(programs: &[PathBuf], memory: u64, view: &View, stage: &Path) -> Value {
+    // An image has a disk to write to, and keeps its own.
+    let has_image = programs.is_empty();
     let tmpfs = |path: &str, mode: &str, bytes: u64| {
         let options = ["nosuid".into(), "nodev".into(), format!("mode={mode}"), format!("size={bytes}")];
         json!({ "destination": path, "type": "tmpfs", "source": "tmpfs", "options": options })
@@ -129,8 +145,13 @@ fn mounts(programs: &[PathBuf], memory: u64, stage: &Path) -> Value {
         tmpfs("/dev/shm", "1777", memory / 4),
         tmpfs("/run", "755", memory / 8),
         tmpfs("/tmp", "1777", memory / 2),
-        bind(&stage.join(STAGE_HOST), Path::new(HOST_DIRECTORY), "ro"),
     ]);
+    if !has_image {
+        mounts.push(tmpfs("/var/tmp", "1777", memory / 2));
+    }
+    mounts.extend([bind(&stage.join(STAGE_HOST), Path::new(HOST_DIRECTORY), "ro")]);
+    let views = stage.join(STAGE_VIEWS);
+    mounts.extend(view.mounts.iter().map(|(source, path)| bind(&views.join(source), Path::new(path), "ro")));
     Value::Array(mounts)
 }
 

@@ -4,10 +4,13 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use raworc_core::ids::ContainerId;
 
-use super::{Ids, NativeConfig, rootfs, rootless};
+use super::rootfs::Rootfs;
+use super::view::Views;
+use super::{Ids, NativeConfig, rootless};
 
 /// Where everything is.
 #[derive(Clone, Debug)]
@@ -23,6 +26,10 @@ pub struct Layout {
     pub launcher: PathBuf,
     /// See [`NativeConfig::oci_runtime`].
     pub oci_runtime: Option<PathBuf>,
+    /// The root of every container that runs no image.
+    pub rootfs: Arc<Rootfs>,
+    /// What containers see of the machine.
+    pub views: Arc<Views>,
 }
 
 impl Layout {
@@ -43,17 +50,18 @@ impl Layout {
             rootless::make_room(&parent)?;
             parent
         };
-        let layout = Self { run, instance, cgroup_parent, ids, launcher, oci_runtime };
+        let rootfs = Arc::new(Rootfs::build(run.join("rootfs"))?);
+        let views = Arc::new(Views::open(run.join("views"))?);
+        let layout = Self { run, instance, cgroup_parent, ids, launcher, oci_runtime, rootfs, views };
         for path in [layout.containers(), layout.state()] {
             directory(&path, 0o700)?;
         }
         directory(&layout.host(), 0o755)?;
         write_file(&layout.host().join("host"), &config.host_binary, 0o755)?;
-        rootfs::build(&layout.rootfs())?;
         Ok(layout)
     }
 
-    /// The root of every container that runs no image.
+    /// The directory of [`Layout::rootfs`].
     pub fn rootfs(&self) -> PathBuf {
         self.run.join("rootfs")
     }
