@@ -1,14 +1,14 @@
-//! What of the machine's `/etc` and `/var/lib` is in containers without an image: the configuration that programs and
-//! compilers look for, and whatever links in `/usr` lead to. Never anything that may be a secret.
+//! What of the machine's `/etc` is in containers without an image: the configuration that programs and compilers look for,
+//! and whatever links in `/usr` lead to. Never anything that may be a secret.
 //!
 //! Copied is only what everybody on the machine may read, what belongs to the owner of `/usr`, and what neither name nor
 //! content tells to be a credential. The rest of the machine's configuration is not there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use super::layout::{directory, write_file};
@@ -36,9 +36,6 @@ const WANTED: &[&str] = &[
     "texmf", "fonts", "ghostscript", "ImageMagick*", "GraphicsMagick*", "X11/rgb.txt", "xml", "sgml",
     "dictionaries-common", "aspell*",
 ];
-/// The same below `/var/lib`, where some compilers keep what their packages have registered.
-const WANTED_OF_VAR: &[&str] =
-    &["aspell", "dictionaries-common", "ghc", "ghostscript", "ocaml", "sgml-base", "texmf", "xml-core"];
 /// Names of files and directories that are never copied: accounts, the machine's identity and services, and where people
 /// put passwords and tokens.
 #[rustfmt::skip]
@@ -51,18 +48,29 @@ const REFUSED: &[&str] = &[
 /// What text that is a secret contains.
 const PRIVATE_KEY: &str = "PRIVATE KEY-----";
 
+/// Directories of documents and names, tens of thousands of them, whose links are to alternatives at most.
+const DOCUMENTS: [&str; 7] = [
+    "/usr/share/doc",
+    "/usr/share/icons",
+    "/usr/share/info",
+    "/usr/share/locale",
+    "/usr/share/man",
+    "/usr/share/zoneinfo",
+    "/usr/include",
+];
+
 /// Directories deep, at most.
 const DEPTH_MAX: usize = 24;
 /// Links that are followed one after the other.
 const HOPS_MAX: usize = 16;
-/// Files, links and directories of one tree.
+/// Files, links and directories.
 const ENTRIES_MAX: usize = 50_000;
 /// Entries of `/usr` that are looked at for links.
 const VISITED_MAX: usize = 4_000_000;
-/// Bytes of one file and of all, below `/etc`.
-const ETC_BYTES_MAX: (u64, u64) = (4 << 20, 64 << 20);
-/// The same below `/var/lib`.
-const VAR_BYTES_MAX: (u64, u64) = (64 << 20, 512 << 20);
+/// Bytes of one file and of all.
+const BYTES_MAX: (u64, u64) = (4 << 20, 64 << 20);
+/// Files up to so large are looked into for secrets.
+const SCANNED_BYTES_MAX: u64 = 1 << 20;
 
 /// Something that is to be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,24 +94,20 @@ struct Tree {
     file_bytes_max: u64,
 }
 
-/// Makes `root`'s `/etc`, with `own` files and links in it, and its `/var/lib`. What is there already and the same stays
-/// untouched, since running containers use it.
-pub fn furnish(root: &Path, programs: &[PathBuf], own: &[(&str, String)], links: &[(&str, &str)]) -> io::Result<()> {
-    let owner = fs::metadata("/usr")?.uid();
-    let mut etc = Tree::new("/etc", owner, ETC_BYTES_MAX);
-    let mut var = Tree::new("/var/lib", owner, VAR_BYTES_MAX);
+/// Makes `to` the `/etc` of containers, with `own` files and links in it. What is there already and the same stays untouched,
+/// since running containers use it.
+pub fn furnish(to: &Path, programs: &[PathBuf], own: &[(&str, String)], links: &[(&str, &str)]) -> io::Result<()> {
+    let mut etc = Tree::new("/etc", fs::metadata("/usr")?.uid(), BYTES_MAX);
     etc.entries.extend(own.iter().map(|(name, text)| (PathBuf::from(name), Entry::Text(text.clone()))));
     etc.entries.extend(links.iter().map(|(name, target)| (PathBuf::from(name), Entry::Link(PathBuf::from(target)))));
-    WANTED.iter().for_each(|pattern| etc.take_all(pattern));
-    WANTED_OF_VAR.iter().for_each(|pattern| var.take_all(pattern));
-    for target in programs.iter().flat_map(|directory| links_in(directory)) {
-        for tree in [&mut etc, &mut var] {
-            let path = target.strip_prefix(&tree.from).map(Path::to_owned);
-            path.iter().for_each(|path| tree.take(path, HOPS_MAX));
-        }
-    }
-    etc.write(&root.join("etc"))?;
-    var.write(&root.join("var/lib"))
+    let targets = std::thread::scope(|scope| {
+        let targets =
+            scope.spawn(|| programs.iter().flat_map(|directory| links_in(directory)).collect::<BTreeSet<_>>());
+        WANTED.iter().for_each(|pattern| etc.take_all(pattern));
+        targets.join().map_err(|_| io::Error::other("the links of programs could not be read"))
+    })?;
+    targets.iter().filter_map(|target| target.strip_prefix("/etc").ok()).for_each(|path| etc.take(path, HOPS_MAX));
+    etc.write(to)
 }
 
 impl Tree {
@@ -188,7 +192,9 @@ impl Tree {
 
     fn take_file(&mut self, path: &Path, bytes: u64) {
         let is_small = bytes <= self.file_bytes_max.min(self.bytes_left);
-        if is_small && fs::read(self.from.join(path)).is_ok_and(|content| !holds_secret(&content)) {
+        // What is larger is data, not configuration.
+        let is_harmless = |content: Vec<u8>| content.contains(&0) || !holds_secret(&content);
+        if is_small && (bytes > SCANNED_BYTES_MAX || fs::read(self.from.join(path)).is_ok_and(is_harmless)) {
             self.bytes_left -= bytes;
             self.entries.insert(path.to_owned(), Entry::File);
         }
@@ -208,11 +214,10 @@ impl Tree {
                 Entry::Directory => directory(&place, 0o755)?,
                 Entry::Link(target) => link(&place, target)?,
                 Entry::Text(text) => write_file(&place, text.as_bytes(), 0o644)?,
-                Entry::File => match fs::read(self.from.join(path)) {
-                    Ok(bytes) => write_file(&place, &bytes, mode_of(&self.from.join(path)))?,
+                Entry::File => match copy(&self.from.join(path), &place) {
                     // It went in the meantime.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error),
+                    result => result?,
                 },
             }
         }
@@ -221,10 +226,24 @@ impl Tree {
     }
 }
 
-/// Whether programs in there may be executed stays as it is.
-fn mode_of(path: &Path) -> u32 {
-    let is_executable = fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o001 != 0);
-    if is_executable { 0o755 } else { 0o644 }
+/// Copies a file in one step, unless it has been copied as it is now.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let source = fs::metadata(from)?;
+    let (changed, executable) = (source.modified()?, source.mode() & 0o001 != 0);
+    if fs::metadata(to).is_ok_and(|old| old.len() == source.len() && old.modified().is_ok_and(|at| at == changed)) {
+        return Ok(());
+    }
+    let new = beside(to)?;
+    fs::copy(from, &new)?;
+    fs::set_permissions(&new, Permissions::from_mode(if executable { 0o755 } else { 0o644 }))?;
+    File::options().write(true).open(&new)?.set_modified(changed)?;
+    fs::rename(&new, to)
+}
+
+/// Where what will be at `path` is made.
+fn beside(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(path.with_file_name(format!(".{}.new", name.to_string_lossy())))
 }
 
 /// Removes what is in the place of something of another kind.
@@ -256,8 +275,7 @@ pub fn link(path: &Path, target: &Path) -> io::Result<()> {
     if fs::read_link(path).is_ok_and(|old| old == target) {
         return Ok(());
     }
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let new = path.with_file_name(format!(".{}.new", name.to_string_lossy()));
+    let new = beside(path)?;
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => symlink(target, &new)?,
@@ -277,12 +295,15 @@ fn links_in(directory: &Path) -> BTreeSet<PathBuf> {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             visited += 1;
             let Ok(kind) = entry.file_type() else { continue };
-            if kind.is_dir() && visited < VISITED_MAX {
-                open.push(entry.path());
+            if kind.is_dir() {
+                let path = entry.path();
+                if visited < VISITED_MAX && !DOCUMENTS.iter().any(|documents| path == Path::new(documents)) {
+                    open.push(path);
+                }
             } else if kind.is_symlink() {
                 let path = entry.path();
                 let target = fs::read_link(&path).map(|target| resolve(&path, &target)).unwrap_or_default();
-                if ["/etc", "/var/lib"].iter().any(|root| target.starts_with(root)) {
+                if target.starts_with("/etc") {
                     found.insert(target);
                 }
             }
@@ -328,6 +349,9 @@ fn matches(pattern: &str, name: &str) -> bool {
 /// Whether a file has a private key in it, or an address with a password.
 fn holds_secret(content: &[u8]) -> bool {
     let text = String::from_utf8_lossy(content);
+    if !text.contains("://") {
+        return text.contains(PRIVATE_KEY);
+    }
     let is_end = |c: char| !c.is_ascii_graphic() || "/\"'<>".contains(c);
     let mut authorities = text.split("://").skip(1).filter_map(|rest| rest.split(is_end).next());
     text.contains(PRIVATE_KEY) || authorities.any(has_password)
@@ -340,8 +364,6 @@ fn has_password(authority: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     /// A machine's `/etc`, and what of it containers get.

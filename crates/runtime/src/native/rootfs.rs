@@ -41,14 +41,20 @@ const TEMPORARY: [&str; 2] = ["tmp", "var/tmp"];
 const LINKS: [(&str, &str); 3] = [("var/lock", "/run/lock"), ("var/run", "/run"), ("var/spool/mail", "../mail")];
 /// Where programs and libraries are: links into `/usr` nowadays, directories on older systems.
 const PROGRAMS: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+/// Where packages of some compilers and of documents have registered what there is, below `/var/lib`: data that everybody may
+/// read.
+const REGISTERED: [&str; 8] =
+    ["aspell", "dictionaries-common", "ghc", "ghostscript", "ocaml", "sgml-base", "texmf", "xml-core"];
 /// What changes when something is installed on the machine, or configured.
 const SIGNS: [&str; 6] =
     ["/etc", "/etc/alternatives", "/etc/ld.so.cache", "/usr/bin", "/usr/lib", "/var/lib/dpkg/status"];
 
-/// The directories of programs that are to be mounted, as absolute paths: `/usr` and what isn't merged into it.
+/// The directories of programs that are to be mounted, as absolute paths: `/usr`, what isn't merged into it, and what is
+/// registered.
 pub fn program_directories() -> Vec<PathBuf> {
     let unmerged = PROGRAMS.iter().map(|name| Path::new("/").join(name)).filter(|path| is_directory(path));
-    std::iter::once(PathBuf::from("/usr")).chain(unmerged).collect()
+    let registered = REGISTERED.iter().map(|name| Path::new("/var/lib").join(name)).filter(|path| is_directory(path));
+    std::iter::once(PathBuf::from("/usr")).chain(unmerged).chain(registered).collect()
 }
 
 /// The root filesystem, as it was built last.
@@ -67,9 +73,9 @@ impl Rootfs {
         Ok(Self { root, built })
     }
 
-    /// Whether the machine has been changed since: installed programs want their configuration.
+    /// Whether the machine has been changed since (installed programs want their configuration), or is just being looked at.
     pub fn is_outdated(&self) -> bool {
-        *self.built.lock().unwrap_or_else(PoisonError::into_inner) != signs()
+        self.built.try_lock().map_or(true, |built| *built != signs())
     }
 
     /// Builds it again, where nobody else just did.
@@ -107,7 +113,11 @@ fn build(root: &Path) -> io::Result<()> {
             etc::link(&root.join(name), &target)?;
         }
     }
-    etc::furnish(root, &program_directories(), &own_files(), &OWN_LINKS)
+    let programs = program_directories();
+    for path in &programs {
+        directory(&root.join(path.strip_prefix("/").unwrap_or(path)), 0o755)?;
+    }
+    etc::furnish(&root.join("etc"), &programs, &own_files(), &OWN_LINKS)
 }
 
 /// Files of `/etc` that are ours, whatever the machine has there.
