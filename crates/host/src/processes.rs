@@ -119,6 +119,9 @@ pub fn signal_work(leader: i32, signal: Signal, known: &mut Known) {
         if let Some(group) = Pid::from_raw(leader) {
             let _ = kill_process_group(group, signal);
         }
+        if let Some(tracer) = tracer_of(leader).filter(|_| signal == Signal::KILL) {
+            let _ = kill_process(tracer, signal);
+        }
         for id in belonging_to(&all, &roots) {
             let process = all[&id];
             known.insert(id, process.started);
@@ -127,6 +130,13 @@ pub fn signal_work(leader: i32, signal: Signal, known: &mut Known) {
             }
         }
     }
+}
+
+/// Who traces a process. The end of a process that is traced is told to its tracer first, and to us only after that.
+fn tracer_of(id: i32) -> Option<Pid> {
+    let status = fs::read(format!("/proc/{id}/status")).ok()?;
+    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"TracerPid:"))?;
+    Pid::from_raw(std::str::from_utf8(line).ok()?.trim().parse().ok()?)
 }
 
 /// Whether nothing is left of a work's process group, nor of those that left it.

@@ -16,6 +16,7 @@ use raworc_core::link::WORKSPACE_PATH;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MoveMountFlags, move_mount};
 
+use crate::names;
 use crate::protocol::{ASSIGNED_FILE, Assign, Process, Remount};
 
 /// Assigns the container whose first process is `process` and reads its token from `words`.
@@ -24,6 +25,7 @@ pub fn assign(assign: &Assign, process: i32, workspace: BorrowedFd<'_>, words: O
     enter(namespace(process, "uts")?, "uts", CloneFlags::CLONE_NEWUTS)?;
     enter(namespace(process, "mnt")?, "mnt", CloneFlags::CLONE_NEWNS)?;
     sethostname(&assign.hostname).map_err(|e| format!("its host name can't be set: {e}"))?;
+    names::write(&assign.hostname).map_err(|e| format!("its names can't be written: {e}"))?;
     attach(workspace).map_err(|e| format!("its workspace can't be mounted: {e}"))?;
     let failed = |e: std::io::Error| format!("it can't be told: {e}");
     // Before it is told: what runs for a session is found again by the next server.

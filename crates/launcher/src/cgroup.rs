@@ -14,8 +14,9 @@ use crate::protocol::{CPU_PERIOD_MICROS, Limits};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Controllers of version 1 that limit, count and freeze. Devices need none: a container's root can't make device nodes
-/// outside its user namespace, and every mount of ours is `nodev`.
-const CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "memory", "pids", "freezer"];
+/// outside its user namespace, and every mount of ours is `nodev`. Sets of processors are not limited: a container has one of
+/// its own because Java, which finds none, looks for no limits at all.
+const CONTROLLERS: [&str; 6] = ["cpu", "cpuacct", "cpuset", "memory", "pids", "freezer"];
 
 /// How often making a cgroup is tried.
 const CREATE_ATTEMPTS_MAX: u32 = 5;
@@ -113,8 +114,13 @@ impl Cgroup {
 impl Hierarchy {
     fn create(&self, path: &Path, limits: &Limits) -> io::Result<OwnedFd> {
         let mut directory = self.directory.try_clone()?;
+        let is_cpuset = self.controllers.iter().any(|controller| controller == "cpuset");
         for name in path {
-            directory = make(&directory, Path::new(name))?;
+            let inner = make(&directory, Path::new(name))?;
+            if is_cpuset {
+                inherit_cpuset(&directory, &inner).map_err(|e| within("cpuset", &e))?;
+            }
+            directory = inner;
         }
         for controller in &self.controllers {
             limit_v1(&directory, controller, limits).map_err(|e| within(controller, &e))?;
@@ -141,6 +147,16 @@ fn limit_v1(directory: &OwnedFd, controller: &str, limits: &Limits) -> io::Resul
         "pids" => write(directory, "pids.max", &limits.pids.to_string()),
         _ => Ok(()),
     }
+}
+
+/// A set that is empty takes no processes.
+fn inherit_cpuset(outer: &OwnedFd, inner: &OwnedFd) -> io::Result<()> {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        if read(inner, name)?.trim().is_empty() {
+            write(inner, name, read(outer, name)?.trim())?;
+        }
+    }
+    Ok(())
 }
 
 fn create_v2(root: &OwnedFd, path: &Path, limits: &Limits) -> io::Result<OwnedFd> {
@@ -183,6 +199,11 @@ fn write(at: &OwnedFd, name: &str, value: &str) -> io::Result<()> {
     let file = rustix::fs::openat(at, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&file, value.as_bytes())?;
     Ok(())
+}
+
+fn read(at: &OwnedFd, name: &str) -> io::Result<String> {
+    let file = rustix::fs::openat(at, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    io::read_to_string(std::fs::File::from(file))
 }
 
 /// A line of `/proc/self/mountinfo`, as far as it matters here.

@@ -22,12 +22,14 @@ mod assign;
 mod cgroup;
 mod container;
 mod external;
+mod names;
 pub mod protocol;
 mod seccomp;
 mod serve;
 mod stage;
 mod sys;
 mod userns;
+mod view;
 mod worker;
 
 /// Runs the launcher on the socket that is file descriptor 0. Returns the exit status when the server has gone.

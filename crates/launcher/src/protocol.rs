@@ -27,6 +27,12 @@ pub const STAGE_ROOTFS: &str = "rootfs";
 pub const STAGE_HOST: &str = "host";
 /// The directory of the mount points of [`Prepare::programs`], below the stage: each by its path without the first slash.
 pub const STAGE_PROGRAMS: &str = "programs";
+/// The mount point of what containers see of the machine, below the stage.
+pub const STAGE_VIEWS: &str = "views";
+/// The file, inside, of addresses and names, among them the container's own. `/etc/hosts` is a link to it.
+pub const HOSTS_FILE: &str = "/run/hosts";
+/// The file, inside, of the container's own name. `/etc/hostname` is a link to it.
+pub const HOSTNAME_FILE: &str = "/run/hostname";
 /// The record of a container's first process in its bundle: `PID STARTTIME` (see `proc_pid_stat(5)`, field 22).
 pub const PROCESS_FILE: &str = "process";
 /// Beside it, once the container has been assigned to a session: it has its workspace, and its host its token.
@@ -39,6 +45,8 @@ pub struct Setup {
     pub rootfs: PathBuf,
     /// The directory of the host program and the server's socket.
     pub host: PathBuf,
+    /// The directory of what containers see of the machine.
+    pub views: PathBuf,
     /// Where the OCI runtime keeps its state.
     pub state: PathBuf,
     /// The cgroup below which containers' are made, relative to the root of each hierarchy.
@@ -233,6 +241,33 @@ impl std::str::FromStr for Process {
     }
 }
 
+/// Controllers of version 1 that programs ask for their limits. Java wants to see all of them but `pids`.
+const SHOWN: [&str; 5] = ["cpu", "cpuacct", "cpuset", "memory", "pids"];
+
+/// The cgroup hierarchies that containers see, after a mount table (`/proc/PID/mountinfo`), by their names in
+/// `/sys/fs/cgroup`: one without a name where there is version 2 only.
+#[must_use]
+pub fn hierarchies(table: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in table.lines() {
+        let Some((mount, source)) = line.split_once(" - ") else { continue };
+        let path = mount.split(' ').nth(4).unwrap_or_default();
+        let source: Vec<&str> = source.split(' ').collect();
+        match source[..] {
+            ["cgroup2", ..] if path == "/sys/fs/cgroup" => return vec![String::new()],
+            ["cgroup", _, options] => {
+                let controllers: Vec<&str> = options.split(',').filter(|option| SHOWN.contains(option)).collect();
+                let name = controllers.join(",");
+                if !name.is_empty() && !found.contains(&name) {
+                    found.push(name);
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -246,6 +281,21 @@ pub enum Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hierarchies_are_those_that_are_mounted() {
+        let line = |path: &str, rest: &str| format!("30 23 0:26 / {path} rw,relatime shared:4 - {rest}\n");
+        let unified = line("/sys/fs/cgroup", "cgroup2 cgroup2 rw,nsdelegate");
+        assert_eq!(hierarchies(&unified), [""]);
+        let split = line("/sys/fs/cgroup/cpu,cpuacct", "cgroup cgroup rw,cpu,cpuacct")
+            + &line("/sys/fs/cgroup/memory", "cgroup cgroup rw,memory")
+            + &line("/other/place", "cgroup cgroup rw,memory")
+            + &line("/sys/fs/cgroup/devices", "cgroup cgroup rw,devices")
+            + &line("/sys/fs/cgroup/systemd", "cgroup cgroup rw,xattr,name=systemd")
+            + &line("/sys/fs/cgroup/unified", "cgroup2 cgroup2 rw");
+        assert_eq!(hierarchies(&split), ["cpu,cpuacct", "memory"]);
+        assert_eq!(hierarchies("broken\n - \n"), Vec::<String>::new());
+    }
 
     #[test]
     fn a_process_survives_its_text() {

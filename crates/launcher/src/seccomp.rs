@@ -25,7 +25,7 @@ fn build(profile: &LinuxSeccomp) -> Result<Filter, Box<dyn std::error::Error>> {
         let comparisons = rule.args().iter().flatten().map(comparison).collect::<Result<Vec<_>, _>>()?;
         for name in rule.names() {
             // A name that libseccomp doesn't know is a call of another architecture or of a newer kernel: the default
-            // action, a refusal, applies to it.
+            // action, as for a call that isn't there, applies to it.
             let Ok(call) = ScmpSyscall::from_name(name) else {
                 continue;
             };

@@ -16,7 +16,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlag
 
 use crate::cgroup::Cgroups;
 use crate::protocol::{
-    Action, Event, OUTCOME_BYTES_MAX, Outcome, PACKET_BYTES_MAX, Request, Setup, Status, WORKERS_MAX,
+    Action, Event, OUTCOME_BYTES_MAX, Outcome, PACKET_BYTES_MAX, Request, Setup, Status, WORKERS_MAX, hierarchies,
 };
 use crate::worker::{Task, Worker, Workshop};
 use crate::{seccomp, stage};
@@ -49,6 +49,8 @@ fn open(packet: &[u8]) -> Result<Workshop, String> {
     let profile = serde_json::from_value(setup.seccomp.clone()).map_err(|e| e.to_string())?;
     let filter = seccomp::compile(&profile)?;
     let stage = stage::prepare(&setup)?;
+    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| format!("/proc/self/mountinfo: {e}"))?;
+    let hierarchies = hierarchies(&table);
     let cgroups = if setup.oci_runtime.is_none() {
         let cgroups = Cgroups::open(&setup.cgroup_parent)?;
         stage::hide_cgroups()?;
@@ -56,7 +58,7 @@ fn open(packet: &[u8]) -> Result<Workshop, String> {
     } else {
         None
     };
-    Ok(Workshop { setup, stage, cgroups, filter })
+    Ok(Workshop { setup, stage, cgroups, hierarchies, filter })
 }
 
 struct Launcher {

@@ -19,7 +19,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use crate::protocol::{Prepare, STAGE_HOST, STAGE_PROGRAMS, STAGE_ROOTFS, Setup};
+use crate::protocol::{Prepare, STAGE_HOST, STAGE_PROGRAMS, STAGE_ROOTFS, STAGE_VIEWS, Setup};
 
 /// Directories that every Linux has, that nothing here needs, and that anybody may enter.
 const PLACES: [&str; 6] = ["/mnt", "/media", "/srv", "/opt", "/home", "/tmp"];
@@ -36,7 +36,9 @@ const NODES: [(&str, u64, u64); 6] =
 pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
     enter_namespace().map_err(|e| format!("no mount namespace of its own: {e}"))?;
     let place = choose(setup)?;
-    let parts = [(STAGE_ROOTFS, clone(&setup.rootfs)?), (STAGE_HOST, clone(&setup.host)?)];
+    let sources = [(STAGE_ROOTFS, &setup.rootfs), (STAGE_HOST, &setup.host), (STAGE_VIEWS, &setup.views)];
+    let parts = sources.map(|(name, path)| clone(path).map(|tree| (name, tree)));
+    let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
     tmpfs(&place).map_err(|e| format!("no tmpfs at {}: {e}", place.display()))?;
     for (name, tree) in parts {
         attach(&place, name, tree.as_fd()).map_err(|e| format!("{name} can't be mounted: {e}"))?;
@@ -48,8 +50,8 @@ pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
 }
 
 /// Makes, in a mount namespace of this worker's own and of the container that comes from it, what the container does not
-/// share with others: its root filesystem (`root`, a detached mount, or an overlay of the one for all), the machine's
-/// programs, and its devices.
+/// share with others: its root filesystem (`root`, a detached mount, or an overlay of the one for all), its view of the
+/// machine, the machine's programs, and its devices.
 pub fn set_apart(stage: &Path, root: Option<OwnedFd>, prepare: &Prepare) -> Result<(), String> {
     enter_namespace().map_err(|e| format!("it can't have a mount namespace of its own: {e}"))?;
     let rootfs = stage.join(STAGE_ROOTFS);
@@ -58,6 +60,8 @@ pub fn set_apart(stage: &Path, root: Option<OwnedFd>, prepare: &Prepare) -> Resu
         None => overlay(stage, &rootfs, &rootfs),
     }
     .map_err(|e| format!("its root filesystem can't be mounted: {e}"))?;
+    let views = stage.join(STAGE_VIEWS);
+    overlay(stage, &views, &views).map_err(|e| format!("its view of the machine can't be mounted: {e}"))?;
     for path in &prepare.programs {
         let to = stage.join(STAGE_PROGRAMS).join(path.strip_prefix("/").unwrap_or(path));
         overlay(stage, path, &to).map_err(|e| format!("{} can't be mounted: {e}", path.display()))?;

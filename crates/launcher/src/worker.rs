@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::protocol::{Assign, FAILURE_CHARACTERS_MAX, Outcome, Prepare, Remount, Setup};
 use crate::sys::{Fork, fork};
-use crate::{assign, container, external, stage, sys, userns};
+use crate::{assign, container, external, stage, sys, userns, view};
 
 /// What every worker needs.
 pub struct Workshop {
@@ -22,6 +22,8 @@ pub struct Workshop {
     pub stage: PathBuf,
     /// The machine's cgroups; `None` where an external runtime makes them.
     pub cgroups: Option<Cgroups>,
+    /// The names of the hierarchies that containers see.
+    pub hierarchies: Vec<String>,
     /// The compiled system call filter.
     pub filter: Vec<sock_filter>,
 }
@@ -152,6 +154,7 @@ impl Workshop {
                 container::start(state, prepare, namespace.as_fd(), &self.filter)?
             }
         };
+        view::show_cgroups(process.pid, &self.hierarchies)?;
         Ok(Outcome::Prepared(process))
     }
 

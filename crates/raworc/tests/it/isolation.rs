@@ -17,7 +17,8 @@ use crate::server_or_skip;
 
 const PROBE: &str = include_str!("isolation.sh");
 /// Names of variables that agents may see.
-const VARIABLES: &str = "HOME LANG PATH PWD RAWORC_MESSAGE_ID RAWORC_SESSION_ID RAWORC_SESSION_NAME TERM";
+const VARIABLES: &str = "GOMAXPROCS HOME LANG OMP_NUM_THREADS PATH PWD RAWORC_MESSAGE_ID RAWORC_SESSION_ID \
+                         RAWORC_SESSION_NAME TERM";
 
 #[tokio::test]
 async fn an_agent_sees_and_reaches_nothing_but_its_session() {
@@ -50,12 +51,13 @@ async fn an_agent_sees_and_reaches_nothing_but_its_session() {
         ("secrets", ""),
         ("empty", ""),
         ("other", "0"),
-        ("writable", "/dev/shm /tmp"),
+        ("writable", "/dev/shm /run/lock /tmp /var/tmp"),
         ("elsewhere", ""),
         ("host_program", ""),
         ("devices", "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero"),
         ("not_nosuid", ""),
         ("cgroup_mounts", "0"),
+        ("cgroups_above", ""),
         ("own_cgroup", "/"),
         ("first_process", "host"),
         ("processes", "few"),
@@ -71,6 +73,8 @@ async fn an_agent_sees_and_reaches_nothing_but_its_session() {
         ("host_socket", "Permission denied"),
         ("control", "No such file or directory"),
         ("clone3", "ENOSYS"),
+        ("unknown", "ENOSYS"),
+        ("not_made_yet", "ENOSYS"),
         ("compat", "killed"),
     ];
     expected.extend(
@@ -84,9 +88,9 @@ async fn an_agent_sees_and_reaches_nothing_but_its_session() {
     );
     expected.extend(
         [
-            "unshare clone_newuser ptrace process_vm_readv keyctl add_key setns mount umount move_mount fsopen open_tree",
-            "mount_setattr pivot_root bpf io_uring_setup perf_event_open userfaultfd pidfd_getfd name_to_handle_at",
-            "open_by_handle_at kexec_load init_module finit_module reboot swapon settimeofday syslog acct personality",
+            "unshare clone_newuser attach_1 seize_1 read_1 write_1 descriptor_of_1 compare_1 keyctl add_key setns mount umount move_mount fsopen open_tree",
+            "mount_setattr pivot_root bpf io_uring_setup perf_event_open userfaultfd name_to_handle_at",
+            "open_by_handle_at kexec_load init_module finit_module reboot swapon settimeofday syslog acct personality personality_disguised",
             "vsock packet alg raw tiocsti",
         ]
         .into_iter()

@@ -24,8 +24,9 @@ grep -E '^(Cap...|NoNewPrivs|Seccomp):' /proc/self/status | while IFS=: read -r 
 say env "$(env | sed 's/=.*//' | grep -vE '^(_|SHLVL|OLDPWD)$' | sort)"
 
 # Files. What is not listed as readable or writable is not.
-say secrets "$(listed /etc/shadow /etc/gshadow /etc/ssh /root /var /boot /mnt /media /srv /opt /lost+found "$DATA")"
-say empty "$(ls -A /home /sys | grep -v :)"
+say secrets "$(listed /etc/shadow /etc/gshadow /etc/ssh /etc/machine-id /etc/environment /etc/npmrc /etc/pip.conf /etc/gitconfig \
+  /etc/apt /etc/docker /etc/maven/settings.xml /etc/ssl/private /var/lib/dpkg /root /boot /lost+found "$DATA")"
+say empty "$(ls -A /home /mnt /media /srv /opt /var/log /var/cache /var/mail | grep -v :)"
 say other "$(grep -c "$OTHER" /proc/self/mountinfo)"
 say writable "$(find / \( -path /proc -o -path /workspace \) -prune -o -type d -writable -print 2>/dev/null | sort)"
 say elsewhere "$(for path in /usr /usr/bin /run /run/raworc /dev /etc; do touch $path/file 2>/dev/null && echo $path; done)"
@@ -33,7 +34,8 @@ say host_program "$(for open in '>>' '>'; do eval ": $open /run/raworc/host" 2>/
 try remount mount -o remount,rw /usr
 say devices "$(cd /dev && ls | sort)"
 say not_nosuid "$(awk '$6 !~ /nosuid/ && $5 !~ /^\/(dev|proc)\// { print $5 }' /proc/self/mountinfo)"
-say cgroup_mounts "$(grep -c cgroup /proc/self/mountinfo)"
+say cgroup_mounts "$(grep ' - cgroup' /proc/self/mountinfo | grep -vc '^[^ ]* [^ ]* [^ ]* / /sys/fs/cgroup[^ ]* ro,')"
+say cgroups_above "$(find /sys/fs/cgroup -mindepth 3 -type d | head -3)"
 say own_cgroup "$(sed 's/.*://' /proc/self/cgroup | sort -u)"
 
 # Processes.
@@ -75,8 +77,18 @@ dial control "$DATA/run/host/host.sock"
 call unshare 272 512                       # ! CLONE_FS
 call clone_newuser 56 268435473 0 0 0 0    # !
 call clone3 435 0 0                        # ! ENOSYS, so that C libraries use clone
-call ptrace 101 0 0 0 0                    # ! PTRACE_TRACEME
-call process_vm_readv 310 1 0 0 0 0 0      # !
+call unknown 999 0
+call not_made_yet 600 0
+call attach_1 101 16 1 0 0                 # PTRACE_ATTACH
+call seize_1 101 16902 1 0 0               # PTRACE_SEIZE
+call compare_1 312 1 $$ 0 0 0
+memory() {
+  say $1 "$(perl -e '$text = "x" x 8; $here = pack("QQ", unpack("Q", pack("p", $text)), 8); $there = pack("QQ", 0x400000, 8);
+    print syscall($ARGV[0] + 0, 1, $here, 1, $there, 1, 0) != -1 ? "allowed" : $!{EPERM} ? "EPERM" : $!' $2)"
+}
+memory read_1 310
+memory write_1 311
+say descriptor_of_1 "$(perl -e '$fd = syscall(434, 1, 0); print syscall(438, $fd, 0, 0) != -1 ? "allowed" : $!{EPERM} ? "EPERM" : $!')"
 call keyctl 250 0 0 0 0 0                  # !
 call add_key 248 0 0 0 0 0                 # !
 call setns 308 -1 0                        # !
@@ -91,7 +103,6 @@ call bpf 321 99 0 0
 call io_uring_setup 425 1 0                # !
 call perf_event_open 298 0 0 0 0 0         # !
 call userfaultfd 323 1                     # !
-call pidfd_getfd 438 -1 0 0                # !
 call name_to_handle_at 303 -1 0 0 0 0      # !
 call open_by_handle_at 304 -1 0 0
 call kexec_load 246 0 0 0 0
@@ -102,7 +113,8 @@ call swapon 167 0 0
 call settimeofday 164 0 0
 call syslog 103 3 0 0
 call acct 163 0
-call personality 135 262144                # ! ADDR_NO_RANDOMIZE
+call personality 135 4194304               # ! READ_IMPLIES_EXEC
+call personality_disguised 135 4299161600  # ! the same, and a bit that the kernel does not look at
 call vsock 41 40 1 0                       # !
 call packet 41 17 3 0
 call alg 41 38 5 0                         # !

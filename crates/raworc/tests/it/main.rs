@@ -18,6 +18,7 @@ mod limits;
 mod messages;
 mod oci_runtime;
 mod portable;
+mod programs;
 mod raw;
 mod run_dir;
 mod sessions;

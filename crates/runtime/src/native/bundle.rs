@@ -6,11 +6,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use raworc_core::link::{HOST_DIRECTORY, HOST_PATH};
-use raworc_launcher::protocol::{CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_PROGRAMS, STAGE_ROOTFS, Users};
+use raworc_launcher::protocol::{
+    CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_PROGRAMS, STAGE_ROOTFS, STAGE_VIEWS, Users,
+};
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
 use super::layout::{Layout, Slot, directory, write_file};
+use super::view::View;
 use super::{Ids, image, rootfs, seccomp};
 use crate::{Resources, Root};
 
@@ -43,6 +46,9 @@ const TCP_BUFFERS: [(&str, &str); 2] =
 const OWNERS: (u32, u32) = (2_100_000_000, 1 << 30);
 /// The least CPU limit that the kernel takes.
 const CPU_QUOTA_MICROS_MIN: u64 = 1_000;
+/// Harmless in a network of its own, where only loopback is: everybody may listen at any port, and send pings.
+const SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 65534")];
 const MASKED: [&str; 11] = [
     "/proc/acpi",
     "/proc/asound",
@@ -105,11 +111,19 @@ pub fn write(
     let bundle = layout.spare(slot);
     directory(&bundle, 0o700)?;
     slot.write(&bundle)?;
-    let config = config(layout, slot, resources, image, stage);
+    let view = layout.views.of(resources)?;
+    let config = config(layout, slot, resources, image, &view, stage);
     write_file(&bundle.join("config.json"), &serde_json::to_vec(&config)?, 0o600)
 }
 
-fn config(layout: &Layout, slot: &Slot, resources: &Resources, image: Option<&Root>, stage: &Path) -> Value {
+fn config(
+    layout: &Layout,
+    slot: &Slot,
+    resources: &Resources,
+    image: Option<&Root>,
+    view: &View,
+    stage: &Path,
+) -> Value {
     let programs = programs(image);
     let ids = json!([{ "containerID": 0, "hostID": layout.ids.base, "size": Ids::COUNT }]);
     json!({
@@ -117,14 +131,14 @@ fn config(layout: &Layout, slot: &Slot, resources: &Resources, image: Option<&Ro
         // An image may be written to.
         "root": { "path": stage.join(STAGE_ROOTFS), "readonly": image.is_none() },
         "hostname": "raworc",
-        "process": process(image, resources.pids),
-        "mounts": mounts(&programs, resources.memory_bytes, stage),
+        "process": process(image, resources.pids, view.cpus),
+        "mounts": mounts(&programs, resources.memory_bytes, view, stage),
         "linux": {
+            "sysctl": SYSCTLS.into_iter().chain(TCP_BUFFERS).collect::<BTreeMap<_, _>>(),
             "namespaces": NAMESPACES.map(|kind| json!({ "type": kind })),
             "uidMappings": ids,
             "gidMappings": ids,
             "cgroupsPath": Path::new("/").join(&layout.cgroup_parent).join(layout.cgroup(slot)),
-            "sysctl": TCP_BUFFERS.into_iter().collect::<BTreeMap<_, _>>(),
             "resources": resource_limits(&limits(resources)),
             "seccomp": seccomp::profile(),
             "maskedPaths": MASKED,
@@ -133,7 +147,7 @@ fn config(layout: &Layout, slot: &Slot, resources: &Resources, image: Option<&Ro
     })
 }
 
-fn process(image: Option<&Root>, pids: u32) -> Value {
+fn process(image: Option<&Root>, pids: u32, cpus: usize) -> Value {
     // An unprivileged process can't raise its hard limit, so ours is the most there is.
     let at_most = |resource, wanted: u64| wanted.min(getrlimit(resource).maximum.unwrap_or(u64::MAX));
     let files = at_most(Resource::Nofile, open_files(pids));
@@ -144,7 +158,7 @@ fn process(image: Option<&Root>, pids: u32) -> Value {
         "args": [HOST_PATH],
         // The workspace comes later.
         "cwd": "/",
-        "env": image::environment(image.map_or(&[], |image| &image.env)),
+        "env": image::environment(image.map_or(&[], |image| &image.env), cpus),
         "capabilities": {
             "bounding": CAPABILITIES,
             "effective": CAPABILITIES,
@@ -163,9 +177,11 @@ fn process(image: Option<&Root>, pids: u32) -> Value {
     })
 }
 
-/// There is no `/sys`: nothing an agent needs is in it, and much that would have to be masked. tmpfs counts as the
+/// The kernel's own `/sys` is not there: it tells of the machine, and much in it would have to be masked. tmpfs counts as the
 /// container's memory; the sizes only keep one of them from taking all of it.
-fn mounts(programs: &[PathBuf], memory: u64, stage: &Path) -> Value {
+fn mounts(programs: &[PathBuf], memory: u64, view: &View, stage: &Path) -> Value {
+    // An image has a disk to write to, and keeps its own.
+    let has_image = programs.is_empty();
     let tmpfs = |path: &str, mode: &str, bytes: u64| {
         let options = ["nosuid".into(), "nodev".into(), format!("mode={mode}"), format!("size={bytes}")];
         json!({ "destination": path, "type": "tmpfs", "source": "tmpfs", "options": options })
@@ -175,8 +191,8 @@ fn mounts(programs: &[PathBuf], memory: u64, stage: &Path) -> Value {
         json!({ "destination": path, "type": "bind", "source": source, "options": options })
     };
     // The container's own view of them: see the launcher's stage.
-    let view = |path: &Path| stage.join(STAGE_PROGRAMS).join(path.strip_prefix("/").unwrap_or(path));
-    let mut mounts: Vec<Value> = programs.iter().map(|path| bind(&view(path), path, "ro")).collect();
+    let own = |path: &Path| stage.join(STAGE_PROGRAMS).join(path.strip_prefix("/").unwrap_or(path));
+    let mut mounts: Vec<Value> = programs.iter().map(|path| bind(&own(path), path, "ro")).collect();
     let terminals = format!("max={TERMINALS_MAX}");
     let device_options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", &terminals];
     mounts.extend([
@@ -187,8 +203,13 @@ fn mounts(programs: &[PathBuf], memory: u64, stage: &Path) -> Value {
         tmpfs("/dev/shm", "1777", memory / 4),
         tmpfs("/run", "755", memory / 8),
         tmpfs("/tmp", "1777", memory / 2),
-        bind(&stage.join(STAGE_HOST), Path::new(HOST_DIRECTORY), "ro"),
     ]);
+    if !has_image {
+        mounts.push(tmpfs("/var/tmp", "1777", memory / 2));
+    }
+    mounts.extend([bind(&stage.join(STAGE_HOST), Path::new(HOST_DIRECTORY), "ro")]);
+    let views = stage.join(STAGE_VIEWS);
+    mounts.extend(view.mounts.iter().map(|(source, path)| bind(&views.join(source), Path::new(path), "ro")));
     Value::Array(mounts)
 }
 

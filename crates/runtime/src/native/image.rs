@@ -13,9 +13,10 @@ use std::path::Path;
 use raworc_core::ids::LayerId;
 use raworc_core::link::{AGENT_UID, WORKSPACE_PATH};
 use raworc_core::names;
+use raworc_launcher::protocol::{HOSTNAME_FILE, HOSTS_FILE};
 use raworc_workspace::Mounter;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
-use rustix::fs::{fchmod, fchown, mkdirat, openat, statat, unlinkat};
+use rustix::fs::{fchmod, fchown, mkdirat, openat, statat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
 use super::Ids;
@@ -27,15 +28,22 @@ const IMAGE_FILE: &str = "image";
 /// The directory, in a bundle, of what is written to the root filesystem.
 pub const WRITTEN: &str = "root";
 /// What things are mounted on, and its mode, which some runtimes give to what they mount.
-const MOUNT_POINTS: [(&str, u32); 5] =
-    [("dev", 0o755), ("proc", 0o755), ("run", 0o755), ("tmp", 0o1777), ("workspace", 0o755)];
+const MOUNT_POINTS: [(&str, u32); 6] =
+    [("dev", 0o755), ("proc", 0o755), ("run", 0o755), ("sys", 0o755), ("tmp", 0o1777), ("workspace", 0o755)];
+/// Where names are looked for: without this, C libraries ask a server for `localhost`, and there is none.
+pub const NSSWITCH: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n";
 /// The longest file of users or of groups that is looked into.
 const ACCOUNTS_BYTES_MAX: u64 = 1 << 20;
 /// What programs find in their environment unless the image says otherwise.
 const DEFAULTS: [(&str, &str); 2] =
     [("LANG", "C.UTF-8"), ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")];
+/// Variables of programs (`nproc`, OpenMP; Go) that ask the scheduler only, which knows no part of a processor, and lets a
+/// session run on any of them.
+const THREADS: [&str; 2] = ["GOMAXPROCS", "OMP_NUM_THREADS"];
 /// What they find whatever it says.
 const OURS: [(&str, &str); 2] = [("HOME", WORKSPACE_PATH), ("TERM", "dumb")];
+/// How the names of variables begin that tell of the session.
+const RESERVED: &str = "RAWORC_";
 /// Variables of an image that are kept.
 const VARIABLES_MAX: usize = 256;
 /// Bytes of them, together.
@@ -65,19 +73,22 @@ pub fn noted(bundle: &Path) -> Vec<LayerId> {
 }
 
 /// The environment of the first process, and so of all. What is no variable, or too much, is left out.
-pub fn environment(image: &[String]) -> Vec<String> {
+pub fn environment(image: &[String], cpus: usize) -> Vec<String> {
+    let cpus = cpus.to_string();
+    let threads = THREADS.map(|name| (name, cpus.as_str()));
     let mut bytes = 0;
     let valid = image.iter().filter_map(|entry| entry.split_once('=')).filter(|(name, value)| is_variable(name, value));
     let kept = valid.take(VARIABLES_MAX).take_while(|(name, value)| {
         bytes += name.len() + value.len() + 2;
         bytes <= VARIABLES_BYTES_MAX
     });
-    let all: BTreeMap<&str, &str> = DEFAULTS.into_iter().chain(kept).chain(OURS).collect();
+    let all: BTreeMap<&str, &str> = DEFAULTS.into_iter().chain(threads).chain(kept).chain(OURS).collect();
     all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
+/// Those of ours are not an image's to set.
 fn is_variable(name: &str, value: &str) -> bool {
-    names::is_variable(name) && !value.contains('\0')
+    !name.starts_with(RESERVED) && names::is_variable(name) && !value.contains('\0')
 }
 
 /// Gives an image what every container has. Nobody else has its mount yet.
@@ -92,8 +103,45 @@ fn furnish(root: BorrowedFd<'_>, ids: Ids) -> io::Result<()> {
     register(etc, "passwd", &agent, &root_too, ids)?;
     let agents = format!("agent:x:{AGENT_UID}:\n");
     register(etc, "group", &agents, &format!("root:x:0:\n{agents}"), ids)?;
-    create(etc, "hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n", ids)?;
-    create(etc, "resolv.conf", "", ids)
+    provide(etc, "nsswitch.conf", NSSWITCH, ids)?;
+    provide(etc, "resolv.conf", "", ids)?;
+    for (name, target) in [("hosts", HOSTS_FILE), ("hostname", HOSTNAME_FILE)] {
+        if make_room(etc, name)? {
+            symlinkat(target, etc, name)?;
+        }
+    }
+    temporary(root, ids)
+}
+
+/// Makes `/var/tmp`, unless there is anything in its place.
+fn temporary(root: BorrowedFd<'_>, ids: Ids) -> io::Result<()> {
+    if kind(root, "var")?.is_some_and(|(kind, _)| kind != FileType::Directory) {
+        return Ok(());
+    }
+    let var = make_directory(root, "var", ids)?;
+    match kind(var.as_fd(), "tmp")? {
+        Some(_) => Ok(()),
+        None => own(&make_directory(var.as_fd(), "tmp", ids)?, 0o1777, ids),
+    }
+}
+
+/// Makes a file in the place of one that is empty, or that is none.
+fn provide(etc: BorrowedFd<'_>, name: &str, text: &str, ids: Ids) -> io::Result<()> {
+    match kind(etc, name)? {
+        Some((FileType::RegularFile, size)) if size > 0 => Ok(()),
+        _ if make_room(etc, name)? => create(etc, name, text, ids),
+        _ => Ok(()),
+    }
+}
+
+/// Takes away what is no directory; false where that is in the way.
+fn make_room(at: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
+    match kind(at, name)? {
+        Some((FileType::Directory, _)) => return Ok(false),
+        Some(_) => unlinkat(at, name, AtFlags::empty())?,
+        None => {}
+    }
+    Ok(true)
 }
 
 /// Opens a directory that stays as it is; in the place of anything else, which may lead elsewhere, it makes one.
@@ -111,17 +159,13 @@ fn make_directory(root: BorrowedFd<'_>, name: &str, ids: Ids) -> io::Result<Owne
     Ok(made)
 }
 
-/// Adds `entry` to a file of users or of groups that has none with the agents' id. Where there is none, or a link or a pipe
-/// that whoever opens it would follow or wait for, it makes one with `all`.
+/// Adds `entry` to a file of users or of groups that has none with the agents' id. Where there is none, an empty one, or a
+/// link or a pipe that whoever opens it would follow or wait for, it makes one with `all`.
 fn register(etc: BorrowedFd<'_>, name: &str, entry: &str, all: &str, ids: Ids) -> io::Result<()> {
     match kind(etc, name)? {
-        None => return create(etc, name, all, ids),
-        Some((FileType::RegularFile, size)) if size <= ACCOUNTS_BYTES_MAX => {}
-        Some((FileType::RegularFile | FileType::Directory, _)) => return Ok(()),
-        Some(_) => {
-            unlinkat(etc, name, AtFlags::empty())?;
-            return create(etc, name, all, ids);
-        }
+        Some((FileType::RegularFile, 1..=ACCOUNTS_BYTES_MAX)) => {}
+        Some((FileType::RegularFile, 1..) | (FileType::Directory, _)) => return Ok(()),
+        _ => return provide(etc, name, all, ids),
     }
     let open = |flags| openat(etc, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).map(File::from);
     let mut text = Vec::new();
@@ -165,26 +209,28 @@ mod tests {
     use super::*;
 
     fn from(image: &[&str]) -> Vec<String> {
-        environment(&image.iter().map(|entry| (*entry).to_owned()).collect::<Vec<_>>())
+        environment(&image.iter().map(|entry| (*entry).to_owned()).collect::<Vec<_>>(), 3)
     }
 
     #[test]
     fn an_image_changes_what_is_not_ours() {
         let [lang, path] = DEFAULTS.map(|(name, value)| format!("{name}={value}"));
-        assert_eq!(from(&[]), ["HOME=/workspace", &lang, &path, "TERM=dumb"]);
-        let image = ["HOME=/root", "PATH=/one", "TERM=vt52", "PATH=/opt/bin", "_a1=x=y", "EMPTY="];
-        assert_eq!(from(&image), ["EMPTY=", "HOME=/workspace", &lang, "PATH=/opt/bin", "TERM=dumb", "_a1=x=y"]);
+        let [go, openmp] = ["GOMAXPROCS=3", "OMP_NUM_THREADS=3"];
+        assert_eq!(from(&[]), [go, "HOME=/workspace", &lang, openmp, &path, "TERM=dumb"]);
+        let image = ["HOME=/root", "PATH=/one", "TERM=vt52", "PATH=/opt/bin", "_a1=x=y", "EMPTY=", "OMP_NUM_THREADS=1"];
+        let [path, openmp] = ["PATH=/opt/bin", "OMP_NUM_THREADS=1"];
+        assert_eq!(from(&image), ["EMPTY=", go, "HOME=/workspace", &lang, openmp, path, "TERM=dumb", "_a1=x=y"]);
     }
 
     #[test]
     fn what_is_no_variable_or_too_much_is_left_out() {
-        let bad = ["", "=", "=x", "NONE", "A B=x", "É=x", "A=\0", "A\0=x"];
+        let bad = ["", "=", "=x", "NONE", "A B=x", "É=x", "A=\0", "A\0=x", "RAWORC_SESSION_ID=x"];
         assert_eq!(from(&bad), from(&[]));
         assert_eq!(from(&["my.setting=1", "FOO-BAR=2", "1A=3"]).len(), from(&[]).len() + 3);
         let large = format!("A={}", "x".repeat(VARIABLES_BYTES_MAX - 3));
-        assert_eq!(from(&[&large]).len(), 5);
-        assert_eq!(from(&["B=1", &large, "C=1"]).len(), 5, "B alone");
+        assert_eq!(from(&[&large]).len(), 7);
+        assert_eq!(from(&["B=1", &large, "C=1"]).len(), 7, "B alone");
         let many: Vec<String> = (0..2 * VARIABLES_MAX).map(|number| format!("A{number}=x")).collect();
-        assert_eq!(environment(&many).len(), VARIABLES_MAX + 4);
+        assert_eq!(environment(&many, 1).len(), VARIABLES_MAX + 6);
     }
 }

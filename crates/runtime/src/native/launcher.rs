@@ -76,6 +76,7 @@ impl Launcher {
         let setup = Setup {
             rootfs: layout.rootfs(),
             host: layout.host(),
+            views: layout.views.root().to_owned(),
             state: layout.state(),
             cgroup_parent: layout.cgroup_parent.clone(),
             oci_runtime: layout.oci_runtime.clone(),

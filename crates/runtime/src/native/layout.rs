@@ -4,11 +4,14 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use raworc_core::ids::ContainerId;
 
 use super::cgroup::Cgroups;
-use super::{Ids, NativeConfig, rootfs, rootless};
+use super::rootfs::Rootfs;
+use super::view::Views;
+use super::{Ids, NativeConfig, rootless};
 
 /// Where everything is.
 #[derive(Clone, Debug)]
@@ -24,6 +27,10 @@ pub struct Layout {
     pub launcher: PathBuf,
     /// See [`NativeConfig::oci_runtime`].
     pub oci_runtime: Option<PathBuf>,
+    /// The root of every container that runs no image.
+    pub rootfs: Arc<Rootfs>,
+    /// What containers see of the machine.
+    pub views: Arc<Views>,
 }
 
 impl Layout {
@@ -44,7 +51,9 @@ impl Layout {
             parent
         };
         let instance = instance(&run, &cgroup_parent)?;
-        let layout = Self { run, instance, cgroup_parent, ids, launcher, oci_runtime };
+        let rootfs = Arc::new(Rootfs::build(run.join("rootfs"))?);
+        let views = Arc::new(Views::open(run.join("views"))?);
+        let layout = Self { run, instance, cgroup_parent, ids, launcher, oci_runtime, rootfs, views };
         for path in [layout.containers(), layout.state()] {
             directory(&path, 0o700)?;
         }
@@ -55,11 +64,10 @@ impl Layout {
         for path in [layout.host(), host] {
             chown(path, Some(ids.base), Some(ids.base))?;
         }
-        rootfs::build(&layout.rootfs())?;
         Ok(layout)
     }
 
-    /// The root of every container that runs no image.
+    /// The directory of [`Layout::rootfs`].
     pub fn rootfs(&self) -> PathBuf {
         self.run.join("rootfs")
     }

@@ -4,6 +4,7 @@
 //! DATA/run/
 //!   instance           the name of this data directory's cgroups, which follows from its device and inode number
 //!   rootfs/            the root of every container that runs no image, read-only there
+//!   views/             what containers see of the machine's processors and memory
 //!   host/              the host program and the server's socket; appears as /run/raworc
 //!   containers/ID/     an OCI bundle, the records of its process, its workspace and its image, what was written to the root
 //!                      of the latter, and its slot; SLOT/ while it is nobody's
@@ -39,6 +40,7 @@ mod bundle;
 mod cgroup;
 mod containers;
 mod doctor;
+mod etc;
 mod image;
 mod launcher;
 mod layout;
@@ -48,6 +50,7 @@ pub mod rootless;
 mod seccomp;
 mod spare;
 mod unlinked;
+mod view;
 mod workspace;
 
 pub use doctor::{Check, Status, doctor};

@@ -3,116 +3,143 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
-use super::layout::{directory, remove, write_file};
+use raworc_launcher::protocol::{HOSTNAME_FILE, HOSTS_FILE};
 
-/// Directories that are mounted over, or empty.
-const DIRECTORIES: [&str; 8] = ["dev", "etc", "home", "proc", "run", "sys", "usr", "workspace"];
+use super::layout::directory;
+use super::{etc, image};
+
+/// Directories that are mounted over, or empty: what programs expect on any Linux. Nothing of the machine's is in those
+/// that are its own (`/opt`, `/srv`, `/var` and so on).
+const DIRECTORIES: [&str; 19] = [
+    "dev",
+    "etc",
+    "home",
+    "media",
+    "mnt",
+    "opt",
+    "proc",
+    "run",
+    "srv",
+    "sys",
+    "usr",
+    "var",
+    "var/cache",
+    "var/lib",
+    "var/log",
+    "var/mail",
+    "var/opt",
+    "var/spool",
+    "workspace",
+];
+/// Directories in which everybody may write once something is mounted there. Some runtimes give it this mode then.
+const TEMPORARY: [&str; 2] = ["tmp", "var/tmp"];
+/// Links that programs expect.
+const LINKS: [(&str, &str); 3] = [("var/lock", "/run/lock"), ("var/run", "/run"), ("var/spool/mail", "../mail")];
 /// Where programs and libraries are: links into `/usr` nowadays, directories on older systems.
 const PROGRAMS: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
-/// Files of the machine that programs want to see and that say nothing secret.
-const COPIES: [&str; 10] = [
-    "debian_version",
-    "ld.so.cache",
-    "ld.so.conf",
-    "localtime",
-    "mime.types",
-    "os-release",
-    "protocols",
-    "services",
-    "ssl/certs/ca-certificates.crt",
-    "ssl/openssl.cnf",
-];
-/// Directories of such files, or of links.
-const COPIED_DIRECTORIES: [&str; 2] = ["alternatives", "ld.so.conf.d"];
+/// Where packages of some compilers and of documents have registered what there is, below `/var/lib`: data that everybody may
+/// read.
+const REGISTERED: [&str; 8] =
+    ["aspell", "dictionaries-common", "ghc", "ghostscript", "ocaml", "sgml-base", "texmf", "xml-core"];
+/// What changes when something is installed on the machine, or configured.
+const SIGNS: [&str; 6] =
+    ["/etc", "/etc/alternatives", "/etc/ld.so.cache", "/usr/bin", "/usr/lib", "/var/lib/dpkg/status"];
 
-/// The directories of programs that are to be mounted, as absolute paths: `/usr` and what isn't merged into it.
+/// The directories of programs that are to be mounted, as absolute paths: `/usr`, what isn't merged into it, and what is
+/// registered.
 pub fn program_directories() -> Vec<PathBuf> {
     let unmerged = PROGRAMS.iter().map(|name| Path::new("/").join(name)).filter(|path| is_directory(path));
-    std::iter::once(PathBuf::from("/usr")).chain(unmerged).collect()
+    let registered = REGISTERED.iter().map(|name| Path::new("/var/lib").join(name)).filter(|path| is_directory(path));
+    std::iter::once(PathBuf::from("/usr")).chain(unmerged).chain(registered).collect()
 }
 
-/// Builds the root filesystem at `root`.
-pub fn build(root: &Path) -> io::Result<()> {
+/// The root filesystem, as it was built last.
+#[derive(Debug)]
+pub struct Rootfs {
+    root: PathBuf,
+    /// How the machine looked then.
+    built: Mutex<Vec<Option<SystemTime>>>,
+}
+
+impl Rootfs {
+    /// Builds it at `root`.
+    pub fn build(root: PathBuf) -> io::Result<Self> {
+        let built = Mutex::new(signs());
+        build(&root)?;
+        Ok(Self { root, built })
+    }
+
+    /// Whether the machine has been changed since (installed programs want their configuration), or is just being looked at.
+    pub fn is_outdated(&self) -> bool {
+        self.built.try_lock().map_or(true, |built| *built != signs())
+    }
+
+    /// Builds it again, where nobody else just did.
+    pub fn renew(&self) -> io::Result<()> {
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = signs();
+        if *built != now {
+            build(&self.root)?;
+            *built = now;
+        }
+        Ok(())
+    }
+}
+
+fn signs() -> Vec<Option<SystemTime>> {
+    SIGNS.iter().map(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok()).collect()
+}
+
+fn build(root: &Path) -> io::Result<()> {
     directory(root, 0o755)?;
     for name in DIRECTORIES {
         directory(&root.join(name), 0o755)?;
     }
-    // Some runtimes give this mode to what they mount there.
-    directory(&root.join("tmp"), 0o1777)?;
+    for name in TEMPORARY {
+        directory(&root.join(name), 0o1777)?;
+    }
+    for (name, target) in LINKS {
+        etc::link(&root.join(name), Path::new(target))?;
+    }
     for name in PROGRAMS {
         let here = Path::new("/").join(name);
         if is_directory(&here) {
             directory(&root.join(name), 0o755)?;
         } else if let Ok(target) = fs::read_link(&here) {
-            link(&root.join(name), &target)?;
+            etc::link(&root.join(name), &target)?;
         }
     }
-    etc(&root.join("etc"))
+    let programs = program_directories();
+    for path in &programs {
+        directory(&root.join(path.strip_prefix("/").unwrap_or(path)), 0o755)?;
+    }
+    etc::furnish(&root.join("etc"), &programs, &own_files(), &OWN_LINKS)
 }
 
-fn etc(etc: &Path) -> io::Result<()> {
+/// Files of `/etc` that are ours, whatever the machine has there.
+fn own_files() -> [(&'static str, String); 6] {
     let shell = if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" };
     let passwd = format!(
         "root:x:0:0:root:/workspace:{shell}\nagent:x:1000:1000:agent:/workspace:{shell}\n\
          nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
     );
-    let own = [
-        ("passwd", passwd.as_str()),
-        ("group", "root:x:0:\ntty:x:5:\nagent:x:1000:\nnogroup:x:65534:\n"),
-        ("hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"),
-        ("nsswitch.conf", "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"),
-        ("profile", "PS1='\\u@\\h:\\w\\$ '\n"),
-        ("resolv.conf", ""),
-        ("shells", "/bin/sh\n/bin/bash\n"),
-    ];
-    for (name, text) in own {
-        write_file(&etc.join(name), text.as_bytes(), 0o644)?;
-    }
-    link(&etc.join("mtab"), Path::new("/proc/self/mounts"))?;
-    for name in COPIES {
-        copy(&Path::new("/etc").join(name), &etc.join(name))?;
-    }
-    COPIED_DIRECTORIES.iter().try_for_each(|name| copy_directory(&Path::new("/etc").join(name), &etc.join(name)))
+    [
+        ("passwd", passwd),
+        ("group", "root:x:0:\ntty:x:5:\nagent:x:1000:\nnogroup:x:65534:\n".into()),
+        ("nsswitch.conf", image::NSSWITCH.into()),
+        ("profile", "PS1='\\u@\\h:\\w\\$ '\n".into()),
+        ("resolv.conf", String::new()),
+        ("shells", "/bin/sh\n/bin/bash\n".into()),
+    ]
 }
 
-/// Copies a file, or a link as a link; what isn't there is left out.
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let Ok(kind) = fs::symlink_metadata(from).map(|metadata| metadata.file_type()) else {
-        return Ok(());
-    };
-    if let Some(parent) = to.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    if kind.is_symlink() {
-        link(to, &fs::read_link(from)?)
-    } else if kind.is_file() {
-        write_file(to, &fs::read(from)?, 0o644)
-    } else {
-        Ok(())
-    }
-}
-
-fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
-    let Ok(entries) = fs::read_dir(from) else {
-        return Ok(());
-    };
-    directory(to, 0o755)?;
-    for entry in entries {
-        let name = entry?.file_name();
-        copy(&from.join(&name), &to.join(&name))?;
-    }
-    Ok(())
-}
-
-fn link(path: &Path, target: &Path) -> io::Result<()> {
-    match fs::read_link(path) {
-        Ok(old) if old == target => Ok(()),
-        Ok(_) | Err(_) => remove(path).and_then(|()| symlink(target, path)),
-    }
-}
+/// Links of `/etc` that are ours. The files in `/run` are made when the container gets its name.
+const OWN_LINKS: [(&str, &str); 3] =
+    [("hostname", HOSTNAME_FILE), ("hosts", HOSTS_FILE), ("mtab", "/proc/self/mounts")];
 
 fn is_directory(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())

@@ -145,6 +145,10 @@ impl Containers {
     ) -> Result<Spare, RuntimeError> {
         let failed = |error: io::Error| RuntimeError::Start(error.to_string());
         let stage = self.launcher.stage().await?;
+        if image.is_none() && self.layout.rootfs.is_outdated() {
+            let rootfs = Arc::clone(&self.layout.rootfs);
+            blocking(move || rootfs.renew()).await?;
+        }
         bundle::write(&self.layout, slot, resources, image, &stage).map_err(failed)?;
         let root = match image {
             Some(image) => Some(self.mount_image(slot, image).await?),

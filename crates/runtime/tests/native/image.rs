@@ -115,7 +115,7 @@ async fn an_image_runs(runtime: Option<&str>) {
         spec.image = Some(image.clone());
         let findings = findings(&mut machine, &spec).await;
         let expected = [
-            ("root_files", "bin dev etc lib lib64 opened proc run tmp workspace"),
+            ("root_files", "bin dev etc lib lib64 opened proc run sys tmp var workspace"),
             ("motd", "upper"),
             ("hidden", "absent"),
             ("machine_programs", "absent"),
@@ -182,8 +182,9 @@ async fn hostile_images(runtime: Option<&str>) {
     let outside = tempfile::tempdir().unwrap();
     fs::set_permissions(outside.path(), Permissions::from_mode(0o777)).unwrap();
     let (everything, etc) = (state(outside.path()), state(Path::new("/etc")));
-    let places = ["dev", "etc", "proc", "run", "tmp", "workspace"];
-    let files = ["etc/passwd", "etc/group", "etc/hosts", "etc/resolv.conf"];
+    let places = ["dev", "etc", "proc", "run", "sys", "tmp", "var", "workspace"];
+    let files =
+        ["etc/passwd", "etc/group", "etc/hosts", "etc/hostname", "etc/nsswitch.conf", "etc/resolv.conf", "var/tmp"];
     let up = "../../../../../../../../../..";
     let target = format!("{up}{}", outside.path().display());
     let inner = outside.path().join("file");
@@ -204,7 +205,7 @@ async fn hostile_images(runtime: Option<&str>) {
         hostile(&machine, 11, &files, device),
         hostile(&machine, 12, &files, |path| fs::write(path, vec![b'x'; 2 << 20]).unwrap()),
     ];
-    let script = "for name in dev etc proc run tmp workspace; do [ -d /$name ] && [ ! -L /$name ] || exit 1; done\n\
+    let script = "for name in dev etc proc run sys tmp workspace; do [ -d /$name ] && [ ! -L /$name ] || exit 1; done\n\
                   [ -e /proc/self/exe ] && [ -c /dev/null ] && [ -e /run/raworc/host ] && >/tmp/file && exit 42";
     for (number, image) in (40..).zip(images) {
         let mut spec = machine.container(number, script);

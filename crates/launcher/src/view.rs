@@ -1,0 +1,33 @@
+//! Shows a container its own cgroups, read-only, so that programs find their limits and what they use: in a worker, after the
+//! container has been prepared.
+//!
+//! What is mounted by a process of the container's cgroup namespace begins at the container's own cgroup: nothing above or
+//! beside it is seen.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns};
+
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Mounts the hierarchies of these names for the container whose first process this is.
+pub fn show_cgroups(process: i32, hierarchies: &[String]) -> Result<(), String> {
+    for (kind, flag) in [("cgroup", CloneFlags::CLONE_NEWCGROUP), ("mnt", CloneFlags::CLONE_NEWNS)] {
+        File::open(format!("/proc/{process}/ns/{kind}"))
+            .map_err(|e| e.to_string())
+            .and_then(|namespace| setns(namespace, flag).map_err(|e| e.to_string()))
+            .map_err(|e| format!("its {kind} namespace can't be entered: {e}"))?;
+    }
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    for name in hierarchies {
+        let (place, kind, options) = match name.as_str() {
+            "" => (PathBuf::from(CGROUPS), "cgroup2", None),
+            _ => (Path::new(CGROUPS).join(name), "cgroup", Some(name.as_str())),
+        };
+        mount(Some("cgroup"), &place, Some(kind), flags, options)
+            .map_err(|e| format!("its cgroups can't be shown at {}: {e}", place.display()))?;
+    }
+    Ok(())
+}
