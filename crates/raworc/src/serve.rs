@@ -4,12 +4,13 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use miette::{IntoDiagnostic, WrapErr, miette};
 use raworc_core::limits::{CPU_DEFAULT, MEMORY_BYTES_DEFAULT, PIDS_DEFAULT};
 use raworc_runtime::native::{NativeConfig, NativeRuntime, rootless};
 use raworc_runtime::{Resources, Runtime as _};
-use raworc_server::{Config, Registries, Reserve, Server, StartError};
+use raworc_server::{Bounds, Config, Registries, Reserve, Server, StartError};
 use raworc_workspace::layers::Marks;
 use raworc_workspace::{Mounter, layers_in};
 use rustix::process::{Resource, Rlimit};
@@ -77,6 +78,11 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         marks,
         mounter,
         registries,
+        connections: Bounds {
+            all: usize::try_from(settings.connections).unwrap_or(usize::MAX),
+            per_address: usize::try_from(settings.connections_per_address).unwrap_or(usize::MAX),
+            patience: Duration::from_secs(settings.client_timeout_seconds.into()),
+        },
     };
     let runtime = Arc::new(runtime);
     let server = match Server::start(config, lock, runtime.clone()).await {

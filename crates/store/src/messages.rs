@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::StoreError;
 use crate::rows::{Row, bigint, word};
-use crate::sql::{Connection, sql};
+use crate::sql::{Batch, Connection, sql};
 
 /// One message.
 #[derive(Clone, Debug, PartialEq)]
@@ -168,7 +168,7 @@ pub async fn queued(
         .await
 }
 
-/// Messages after the place `after`, in order, without those that were taken back.
+/// Messages after the place `after`, in order, without those that were taken back: at most `limit`, and about so many bytes.
 ///
 /// # Errors
 /// Where the store fails.
@@ -177,20 +177,20 @@ pub async fn list(
     session: SessionId,
     status: Option<Status>,
     after: u64,
-    limit: u32,
-) -> Result<Vec<MessageRow>, StoreError> {
+    (limit, bytes_max): (u32, usize),
+) -> Result<Batch<MessageRow>, StoreError> {
     let all = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 AND rewound = 0 ORDER BY seq LIMIT $3";
     let some = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 AND rewound = 0 AND status = $4 \
                 ORDER BY seq LIMIT $3";
     let query = sql(if status.is_some() { some } else { all })
         .bind(session.to_string())
         .bind(bigint(after))
-        .bind(i64::from(limit));
+        .bind(i64::from(limit) + 1);
     let query = match status {
         Some(status) => query.bind(word(status)?),
         None => query,
     };
-    query.fetch_all(connection, message).await
+    query.fetch_batch(connection, (limit, bytes_max), message).await
 }
 
 /// Messages of these parts of the log that had ended by the end of their part, in order, whether taken back since or not.

@@ -19,7 +19,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::files::upload;
-use super::page;
+use super::page_of;
 use super::problems::Problems;
 use super::transfers::answer;
 use crate::app::Shared;
@@ -75,8 +75,8 @@ async fn list(
         }
         None => None,
     };
-    let rows = images::list(&app, &actor, after, limit + 1).await?;
-    Ok(axum::Json(page(rows, limit, |row| row.id.to_string(), view::image)))
+    let batch = images::list(&app, &actor, after, limit).await?;
+    Ok(axum::Json(page_of(batch, |row| row.id.to_string(), view::image)))
 }
 
 /// Bring in the images of an archive: an OCI archive, or what `docker save` writes, compressed or not. Progress is told as by

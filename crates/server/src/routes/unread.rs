@@ -17,6 +17,8 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use raworc_core::limits::UNREAD_BYTES_MAX;
 
+use super::leased::Over;
+
 /// A body up to this long waits in the sockets' buffers, in whole: nobody has to read it.
 const BUFFERED_BYTES: u64 = 16 * 1024;
 /// Longest time for reading the rest.
@@ -54,7 +56,8 @@ pub(super) async fn read(request: Request, next: Next) -> Response {
     let body = Body::from_stream(stream::poll_fn(move |context| reader.poll(context)));
     let response = next.run(Request::from_parts(parts, body)).await;
     // A client that expects to be told to go on (`Expect: 100-continue`) is told so by the first read, and not before.
-    let sends = !waits || shared.lock().1;
+    let is_over = response.extensions().get::<Over>().is_some();
+    let sends = !is_over && (!waits || shared.lock().1);
     if sends && (response.status().is_client_error() || response.status().is_server_error()) {
         // Where there is more than that, or it does not come, the connection breaks.
         let _ = tokio::time::timeout(TIME_MAX, drop_rest(shared)).await;
