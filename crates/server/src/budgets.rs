@@ -33,7 +33,9 @@ const WAITING_MAX: usize = 4;
 /// How long a request waits for room.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// Streams of events of one account at the same time.
-pub const STREAMS_MAX: usize = 64;
+pub const STREAMS_MAX: usize = 256;
+/// Threads that wait for what clients send or take, of those that all work that blocks shares.
+const THREADS_MAX: usize = 128;
 /// Requests of one account at the same time, among them those that wait for something to end.
 const REQUESTS_MAX: usize = 1024;
 
@@ -45,6 +47,7 @@ pub struct Budgets {
     /// Bodies of requests.
     pub bodies: Budget,
     written: Arc<Semaphore>,
+    threads: Arc<Semaphore>,
     waiting: Semaphore,
     streams: Places<AccountId>,
     requests: Places<AccountId>,
@@ -72,6 +75,7 @@ impl Default for Budgets {
             answers: Budget::new(ANSWERS_KIB, "answers that are not read yet"),
             bodies: Budget::new(BODIES_KIB, "bodies that are being sent"),
             written: Arc::new(Semaphore::new(WRITTEN_MAX)),
+            threads: Arc::new(Semaphore::new(THREADS_MAX)),
             waiting: Semaphore::new(WAITING_MAX),
             streams: Places::new(STREAMS_MAX),
             requests: Places::new(REQUESTS_MAX),
@@ -100,6 +104,20 @@ impl Budgets {
             let detail = format!("this account follows {STREAMS_MAX} streams of events already; end some");
             Failure::new(Code::Busy, detail)
         })
+    }
+
+    /// A thread that waits for what a client sends or takes.
+    ///
+    /// # Errors
+    /// 503 where there is none for a while.
+    pub async fn thread(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        match tokio::time::timeout(WAIT_MAX, Arc::clone(&self.threads).acquire_owned()).await {
+            Ok(Ok(thread)) => Ok(thread),
+            Ok(Err(_)) | Err(_) => {
+                let detail = "the server has too many uploads and exports under way; try again soon";
+                Err(Failure::new(Code::Unavailable, detail))
+            }
+        }
     }
 
     /// A document as an answer. A long one is written where nobody has to wait for it.
@@ -217,7 +235,8 @@ mod tests {
         let code = |outcome: Result<Charge, Failure>| outcome.map(drop).map_err(|failure| failure.into_problem().code);
         let all_of_one = budget.take(account(1), usize::MAX).await.unwrap();
         assert_eq!(code(budget.take(account(1), 1).await), Err(Code::Busy));
-        let others = [budget.take(account(2), 40 << 10).await.unwrap(), budget.take(account(3), 20 << 10).await.unwrap()];
+        let others =
+            [budget.take(account(2), 40 << 10).await.unwrap(), budget.take(account(3), 20 << 10).await.unwrap()];
         assert_eq!(code(budget.take(account(3), 1).await), Err(Code::Unavailable));
         drop(all_of_one);
         assert_eq!(code(budget.take(account(3), 20 << 10).await), Ok(()));

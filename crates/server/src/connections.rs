@@ -161,11 +161,7 @@ impl Connections {
 
     /// Closes the one that is worth least of those that are `meant`: strangers with nothing under way, strangers, then those with
     /// nothing under way.
-    fn evict(
-        &self,
-        table: &mut BTreeMap<u64, Arc<Connection>>,
-        meant: impl Fn(&Connection) -> bool,
-    ) -> Option<()> {
+    fn evict(&self, table: &mut BTreeMap<u64, Arc<Connection>>, meant: impl Fn(&Connection) -> bool) -> Option<()> {
         let mut worth: Option<((u8, Instant), u64)> = None;
         for other in table.values().filter(|other| meant(other)) {
             let course = *lock(&other.course);

@@ -9,6 +9,7 @@ mod unpack;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -96,7 +97,7 @@ impl Images {
     /// Where the directory cannot be made.
     pub fn open(data_dir: &Path, format: Format) -> Result<Self, Failure> {
         let directory = data_dir.join("images");
-        fs::create_dir_all(&directory).map_err(FileError::from)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(FileError::from)?;
         Ok(Self {
             directory,
             format,

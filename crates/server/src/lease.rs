@@ -105,6 +105,22 @@ impl Lease {
         }
     }
 
+    /// Does the work for as long as the session is there. Where it is deleted, the work is dropped, as if its client had gone away.
+    ///
+    /// # Errors
+    /// The work's, or that the session is deleted.
+    pub async fn on<T>(
+        &self,
+        session: SessionId,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            outcome = work => outcome,
+            failure = deleted(&self.0.app, session) => Err(failure),
+        }
+    }
+
     async fn revoked(&self) -> Failure {
         let mut changes = self.0.changes.clone();
         loop {

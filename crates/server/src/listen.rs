@@ -37,7 +37,11 @@ pub fn within_limits(bounds: Bounds) -> Bounds {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let room = usize::try_from((files / 2).min(files.saturating_sub(KEPT_BACK))).unwrap_or(usize::MAX).max(1);
     if room < bounds.all {
-        tracing::warn!(connections = room, open_files = files, "fewer connections than set: the limit of open files is low");
+        tracing::warn!(
+            connections = room,
+            open_files = files,
+            "fewer connections than set: the limit of open files is low"
+        );
     }
     Bounds { all: bounds.all.min(room), ..bounds }
 }

@@ -343,7 +343,11 @@ pub async fn list(
     if !filter.include_deleted {
         where_.and("deleted_at IS NULL", []);
     }
-    let text = format!("SELECT * FROM sessions{} ORDER BY created_at DESC, id DESC LIMIT {}", where_.text, i64::from(limit) + 1);
+    let text = format!(
+        "SELECT * FROM sessions{} ORDER BY created_at DESC, id DESC LIMIT {}",
+        where_.text,
+        i64::from(limit) + 1
+    );
     let query = where_.values.into_iter().fold(sql(text), Statement::bind);
     query.fetch_batch(connection, (limit, bytes_max), session).await
 }

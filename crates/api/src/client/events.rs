@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use eventsource_stream::Eventsource;
 use futures::stream::{BoxStream, Stream, StreamExt, try_unfold};
-use reqwest::{Method, StatusCode};
 use reqwest::header::ACCEPT;
+use reqwest::{Method, StatusCode};
 use tokio::time::Instant;
 
 use super::files::lively;

@@ -13,7 +13,7 @@ use raworc_api::event::{Event, ListEvents};
 use raworc_api::page::Page;
 use raworc_api::problem::{Code, Problem};
 use raworc_core::ids::SessionId;
-use raworc_core::limits::{PAGE_BYTES_MAX, PAGE_ROWS_MAX};
+use raworc_core::limits::PAGE_BYTES_MAX;
 use raworc_store::Connection;
 use raworc_store::events::{self, EventRow};
 use raworc_store::sessions::SessionRow;
@@ -38,6 +38,8 @@ use crate::view;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long a browser waits before it connects again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Rows that a stream holds at a time.
+const STREAM_ROWS: u32 = 64;
 
 pub(super) fn routes() -> OpenApiRouter<Shared> {
     OpenApiRouter::new().routes(routes!(list))
@@ -183,7 +185,7 @@ impl Follow {
             connection = self.app.store.read().await?;
         }
         let session = self.look(&mut connection).await?;
-        let bounds = (PAGE_ROWS_MAX, SMALL_BYTES);
+        let bounds = (STREAM_ROWS, SMALL_BYTES);
         let batch = events::batch(&mut connection, self.session, self.after, bounds).await?;
         self.is_last = session.machine.deleted_at.is_some() && !batch.has_more;
         self.rows = batch.rows.into();

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use raworc_core::ids::SessionId;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::app::Shared;
@@ -25,6 +26,10 @@ const SLICE_BYTES: usize = 16 * 1024;
 /// Marks the answer to a request whose lease has ended: nothing more of it is read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Over;
+
+/// Marks an answer that is read for as long as this session is there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OfSession(pub SessionId);
 
 /// Gives a request the lease of its token, and holds it to it. Requests without a token of use are none of its business.
 pub(super) async fn hold(State(app): State<Shared>, request: Request, next: Next) -> Response {
@@ -41,7 +46,8 @@ pub(super) async fn hold(State(app): State<Shared>, request: Request, next: Next
         Ok(place) => place,
         Err(failure) => return failure.into_response(),
     };
-    let mut request = if is_small(request.body()) { request } else { request.map(|body| until(body, &lease, false)) };
+    let mut request =
+        if is_small(request.body()) { request } else { request.map(|body| until(body, &lease, None, false)) };
     request.extensions_mut().insert(lease.clone());
     let response = tokio::select! {
         biased;
@@ -61,6 +67,7 @@ async fn answer(app: &Shared, lease: &Lease, place: OwnedSemaphorePermit, respon
         return response;
     }
     let may_end = is_stream_of_events(response.headers());
+    let session = response.extensions().get::<OfSession>().map(|of| of.0);
     let bytes = response.body().size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
     let charge = match bytes {
         // What comes bit by bit is counted where it is made.
@@ -70,7 +77,9 @@ async fn answer(app: &Shared, lease: &Lease, place: OwnedSemaphorePermit, respon
             Err(failure) => return failure.into_response(),
         },
     };
-    response.map(|body| Body::new(Sliced { body: until(body, lease, may_end), rest: Bytes::new(), _held: (place, charge) }))
+    response.map(|body| {
+        Body::new(Sliced { body: until(body, lease, session, may_end), rest: Bytes::new(), _held: (place, charge) })
+    })
 }
 
 /// A body in pieces that are not long, so that no more than one of them waits in a connection, and what it holds until it is read.
@@ -89,7 +98,9 @@ impl HttpBody for Sliced {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         if self.rest.is_empty() {
-            match std::task::ready!(Pin::new(&mut self.body).poll_frame(context)).map(|frame| frame.map(Frame::into_data)) {
+            match std::task::ready!(Pin::new(&mut self.body).poll_frame(context))
+                .map(|frame| frame.map(Frame::into_data))
+            {
                 Some(Ok(Ok(data))) => self.rest = data,
                 Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
@@ -125,11 +136,14 @@ fn is_stream_of_events(headers: &HeaderMap) -> bool {
     content_type.starts_with("text/event-stream")
 }
 
-/// The body, for as long as the lease holds; then it ends, or breaks.
-fn until(body: Body, lease: &Lease, may_end: bool) -> Body {
+/// The body, for as long as the lease holds (and the session is there); then it ends, or breaks.
+fn until(body: Body, lease: &Lease, session: Option<SessionId>, may_end: bool) -> Body {
     let lease = lease.clone();
     let ended = Box::pin(async move {
-        lease.ended().await;
+        match session {
+            Some(session) => lease.ended_on(session).await,
+            None => lease.ended().await,
+        };
     });
     Body::new(Until { body: Some(body), ended, may_end })
 }

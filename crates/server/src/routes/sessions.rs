@@ -13,8 +13,8 @@ use raworc_core::ids::{AgentId, SessionId};
 use raworc_core::limits::PAGE_BYTES_MAX;
 use raworc_core::permissions::{Actor, Role};
 use raworc_core::time::Time;
-use raworc_store::{Connection, agents};
 use raworc_store::sessions::{self, Filter, SessionRow};
+use raworc_store::{Connection, agents};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 

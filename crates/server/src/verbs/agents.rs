@@ -168,7 +168,7 @@ fn check(definition: &AgentDefinition) -> Result<(), Failure> {
         }
     }
     if let Some(model) = &definition.model {
-        checks.check("model", names::check_title(model));
+        checks.check("model", names::check_text(model));
     }
     if let Some(image) = &definition.image {
         checks.image("image", image);

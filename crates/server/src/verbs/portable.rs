@@ -9,7 +9,7 @@ use raworc_api::message::{MessageError, MessageUsage, Role, Status};
 use raworc_api::session::{CreateSession, ResourcesWanted};
 use raworc_core::checkpoints::Policy;
 use raworc_core::ids::{MessageId, SessionId};
-use raworc_core::names::{check_label, check_title};
+use raworc_core::names::{check_label, check_text};
 use raworc_core::quantity::Bytes;
 use raworc_oci::EXTRA_BYTES_MAX;
 use raworc_store::checkpoints::CheckpointRow;
@@ -174,7 +174,7 @@ impl Portable {
         let mut read =
             Self::deserialize(document).map_err(|error| format!("its checkpoint cannot be read: {error}"))?;
         let origin = &mut read.checkpoint;
-        check_title(&origin.session).map_err(|why| format!("the name of its checkpoint's session {why}"))?;
+        check_text(&origin.session).map_err(|why| format!("the name of its checkpoint's session {why}"))?;
         origin.label = origin.label.take().filter(|label| check_label(label).is_ok());
         Ok(Some(read))
     }
