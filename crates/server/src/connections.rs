@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -59,6 +59,8 @@ pub enum Full {
 pub struct Connections {
     bounds: Bounds,
     table: Mutex<BTreeMap<u64, Arc<Connection>>>,
+    /// The next one's number; none has the number of one that was there before.
+    next: AtomicU64,
     strangers: AtomicUsize,
 }
 
@@ -126,7 +128,7 @@ impl Course {
 impl Connections {
     /// With these bounds.
     pub fn new(bounds: Bounds) -> Self {
-        Self { bounds, table: Mutex::default(), strangers: AtomicUsize::new(0) }
+        Self { bounds, table: Mutex::default(), next: AtomicU64::new(0), strangers: AtomicUsize::new(0) }
     }
 
     /// Lets one in, in the place of one that is worth less where there are too many.
@@ -146,7 +148,7 @@ impl Connections {
         if table.len() >= self.bounds.all {
             self.evict(&mut table, |_| true).ok_or(Full::All)?;
         }
-        let number = table.last_key_value().map_or(0, |(number, _)| number + 1);
+        let number = self.next.fetch_add(1, Ordering::SeqCst);
         let (close, course) = (CancellationToken::new(), Mutex::new(Course::new()));
         let connection = Arc::new(Connection { number, source, close, course });
         table.insert(number, Arc::clone(&connection));
@@ -387,6 +389,8 @@ mod tests {
                 guard
             })
             .collect();
+        // One that goes does not take another one's place along.
+        drop(all.enter(from("127.0.0.1")).unwrap());
         let working: Vec<Working> = known[..5].iter().map(|guard| guard.tracked().begin()).collect();
         // Two strangers are a quarter; a third one takes the place of the first.
         let strangers: Vec<Guard> = (0..3).map(|_| all.enter(from("127.0.0.1")).unwrap()).collect();
@@ -399,6 +403,12 @@ mod tests {
         let rest: Vec<Working> = strangers[1..].iter().chain([&ninth]).map(|guard| guard.tracked().begin()).collect();
         assert_eq!(all.enter(from("127.0.0.1")).unwrap_err(), Full::All, "all have a request under way");
         drop((working, rest, known, strangers, ninth));
+        for _ in 0..3 {
+            let newest: Vec<Guard> = (0..5).map(|_| all.enter(from("127.0.0.1")).unwrap()).collect();
+            assert_eq!(newest.iter().map(is_closed).collect::<Vec<_>>(), [true, true, true, false, false]);
+            // The one that was closed first is dropped last, or the other way round.
+            newest.into_iter().rev().for_each(drop);
+        }
         assert_eq!((lock(&all.table).len(), all.strangers.load(Ordering::SeqCst)), (0, 0));
     }
 

@@ -42,6 +42,8 @@ struct Inner {
     changes: watch::Receiver<()>,
     /// The request ends its own token, and is to hear that it did.
     is_last: AtomicBool,
+    /// It has ended, and whoever waited for that has heard.
+    is_over: AtomicBool,
 }
 
 impl Lease {
@@ -59,8 +61,9 @@ impl Lease {
             let accounts::Authenticated { actor, expires_at } = found.ok_or_else(unknown)?;
             let changes = app.hub.subscribe_revoked(actor.account);
             if app.hub.revocations() == before {
-                let (app, hash, is_last) = (app.clone(), hash.to_owned(), AtomicBool::new(false));
-                return Ok(Self(Arc::new(Inner { app, hash, actor, expires_at, changes, is_last })));
+                let (app, hash) = (app.clone(), hash.to_owned());
+                let (is_last, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+                return Ok(Self(Arc::new(Inner { app, hash, actor, expires_at, changes, is_last, is_over })));
             }
         }
     }
@@ -88,13 +91,20 @@ impl Lease {
             stopping.cancelled_owned().await;
             tokio::time::sleep(STOP_GRACE).await;
         };
-        tokio::select! {
+        let failure = tokio::select! {
             failure = self.revoked() => failure,
             () = stops => {
                 let detail = "the server stops, and has ended this request; look whether it was carried out, and try again soon";
                 Failure::new(Code::Unavailable, detail)
             }
-        }
+        };
+        self.0.is_over.store(true, Ordering::SeqCst);
+        failure
+    }
+
+    /// Whether it has ended, as [`Lease::ended`] has told someone.
+    pub fn is_over(&self) -> bool {
+        self.0.is_over.load(Ordering::SeqCst)
     }
 
     /// As [`Lease::ended`], and until the session is deleted.

@@ -17,6 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::app::Shared;
 use crate::budgets::{Charge, SMALL_BYTES};
 use crate::connections::Tracked;
+use crate::error::Failure;
 use crate::extract::Bearer;
 use crate::lease::Lease;
 
@@ -52,13 +53,19 @@ pub(super) async fn hold(State(app): State<Shared>, request: Request, next: Next
     let response = tokio::select! {
         biased;
         response = next.run(request) => response,
-        failure = lease.ended() => {
-            let mut response = failure.into_response();
-            response.extensions_mut().insert(Over);
-            return response;
-        }
+        failure = lease.ended() => return over(failure),
     };
+    // Work whose body broke off because of that says something else.
+    if lease.is_over() && !response.status().is_success() {
+        return over(lease.ended().await);
+    }
     answer(&app, &lease, place, response).await
+}
+
+fn over(failure: Failure) -> Response {
+    let mut response = failure.into_response();
+    response.extensions_mut().insert(Over);
+    response
 }
 
 /// The answer, to be read in the time and the room there is for it.

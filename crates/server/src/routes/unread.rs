@@ -23,6 +23,8 @@ use super::leased::Over;
 const BUFFERED_BYTES: u64 = 16 * 1024;
 /// Longest time for reading the rest.
 const TIME_MAX: Duration = Duration::from_secs(5);
+/// A client that sends nothing for so long is waiting for the answer, or slow: it is told at once.
+const IDLE_MAX: Duration = Duration::from_millis(500);
 
 /// A body that its reader and this module share, and whether anyone has begun to read it.
 #[derive(Clone)]
@@ -67,7 +69,7 @@ pub(super) async fn read(request: Request, next: Next) -> Response {
 
 async fn drop_rest(shared: Shared) {
     let mut left = UNREAD_BYTES_MAX;
-    while let Some(Ok(chunk)) = poll_fn(|context| shared.poll(context)).await {
+    while let Ok(Some(Ok(chunk))) = tokio::time::timeout(IDLE_MAX, poll_fn(|context| shared.poll(context))).await {
         left = left.saturating_sub(chunk.len() as u64);
         if left == 0 {
             return;
