@@ -1,5 +1,7 @@
 //! What may be called what. Each function answers with a sentence for the person who chose the name.
 
+use unicode_normalization::UnicodeNormalization as _;
+
 use crate::limits::{ENV_BYTES_MAX, ENV_VARIABLES_MAX, IMAGE_NAME_BYTES_MAX, NAME_CHARACTERS_MAX};
 
 /// A text of one line that is shown: 1 to 128 characters, each of which can be seen, but for spaces between others; composed as
@@ -35,6 +37,13 @@ pub fn check_title(text: &str) -> Result<(), String> {
         return Err("must not be a UUID: names are accepted wherever ids are".into());
     }
     Ok(())
+}
+
+/// A name of another time, without what is in no name any more.
+pub fn tidied(name: &str) -> String {
+    let shown = name.chars().filter(|&c| !c.is_control() && !is_invisible(c));
+    let tidied: String = shown.map(|c| if matches!(c, '/' | '\\') { '-' } else { c }).nfc().collect();
+    tidied.trim().to_owned()
 }
 
 /// Whether a character shows nothing of itself, or changes how others are shown: format characters (among them those for the
@@ -199,6 +208,7 @@ mod tests {
                 assert!(outcomes.iter().all(Result::is_err), "{text:?}");
             }
         }
+        assert_eq!(tidied(" a/b\u{200b}\\gro\u{308}ße\n"), "a-b-größe");
         let why = check_title("a\u{200b}b").unwrap_err();
         assert!(why.contains("U+200B"), "{why}");
     }

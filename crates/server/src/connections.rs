@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hub::lock;
 
-/// A connection without a request under way is closed after this long.
-const IDLE_MAX: Duration = Duration::from_secs(90);
+/// A connection without a request under way is closed after this long: later than clients and proxies give one up themselves.
+const IDLE_MAX: Duration = Duration::from_secs(120);
 /// A client that takes what is sent to it takes so much in each second at least, in bytes.
 const READ_BYTES_PER_SECOND_MIN: u64 = 4 * 1024;
 /// How often it is looked whether a connection is overdue.

@@ -25,6 +25,8 @@ use crate::link::HOSTS_PENDING_MAX;
 
 /// Longest head of a request, and longest part of an answer that waits in a connection, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// What the kernel holds for a connection of what its client has not taken, in bytes, and as much again for itself.
+const SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// When the server stops, a connection that does not end by itself is closed after this long.
 const STOP_MAX: Duration = Duration::from_secs(3);
 /// How long is waited where no connection can be accepted.
@@ -32,10 +34,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Descriptors that are not for connections, at least: containers, records, files and the library's own.
 const KEPT_BACK: u64 = 192 + HOSTS_PENDING_MAX as u64;
 
+/// So many connections there may be however few descriptors there are.
+const CONNECTIONS_MIN: usize = 16;
+
 /// What the machine allows of these bounds: half of its descriptors, and not those that are kept back.
 pub fn within_limits(bounds: Bounds) -> Bounds {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    let room = usize::try_from((files / 2).min(files.saturating_sub(KEPT_BACK))).unwrap_or(usize::MAX).max(1);
+    let room =
+        usize::try_from((files / 2).min(files.saturating_sub(KEPT_BACK))).unwrap_or(usize::MAX).max(CONNECTIONS_MIN);
     if room < bounds.all {
         tracing::warn!(
             connections = room,
@@ -57,6 +63,8 @@ pub async fn run(app: Shared, listener: TcpListener, router: Router, bounds: Bou
         match accepted {
             Ok((stream, address)) => match connections.enter(address) {
                 Ok(guard) => {
+                    let _ = stream.set_nodelay(true);
+                    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES);
                     let tracked = guard.tracked();
                     app.tasks.spawn(serve(app.clone(), Watched::new(stream, guard), tracked, router.clone()));
                 }

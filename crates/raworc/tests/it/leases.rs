@@ -48,7 +48,7 @@ fn ways(id: &str, message: &str, registry: &str) -> Vec<Way> {
     let get = |name, path: String, accept: &str| {
         way(name, format!("GET /api/v0{path} HTTP/1.1\r\naccept: {accept}\r\n"), Vec::new(), 0)
     };
-    let upload = |name, head: String| way(name, head, vec![b'x'; 100_000], 10 << 20);
+    let upload = |name, head: String| way(name, head, begun_archive(), 10 << 20);
     let (plain, stream) = ("application/json", "text/event-stream");
     vec![
         get("a stream of events", format!("/sessions/{id}/events"), stream),
@@ -83,6 +83,16 @@ fn ways(id: &str, message: &str, registry: &str) -> Vec<Way> {
         json("a pull that is told", "/images".into(), stream, json!({ "reference": format!("{registry}/y:2") })),
         upload("an import", "POST /api/v0/images/import HTTP/1.1\r\ncontent-type: application/octet-stream\r\n".into()),
     ]
+}
+
+/// The beginning of an archive with a large file in it.
+fn begun_archive() -> Vec<u8> {
+    let mut header = tar::Header::new_ustar();
+    header.set_path("blob").unwrap();
+    header.set_size(9 << 20);
+    header.set_mode(0o644);
+    header.set_cksum();
+    [header.as_bytes().as_slice(), &vec![b'x'; 100_000]].concat()
 }
 
 /// Whether it has to do with the session.

@@ -1,6 +1,7 @@
 //! Names that mislead, and other users of the machine who look around.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -78,7 +79,7 @@ fn open_to_others(paths: &[PathBuf]) -> Vec<String> {
         .unwrap();
     let mut input = child.stdin.take().unwrap();
     let list: Vec<u8> = paths.iter().flat_map(|path| [path.as_os_str().as_encoded_bytes(), b"\0"].concat()).collect();
-    let writer = std::thread::spawn(move || std::io::Write::write_all(&mut input, &list));
+    let writer = std::thread::spawn(move || input.write_all(&list));
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap().unwrap();
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
@@ -113,7 +114,7 @@ fn must_be_closed(server: &TestServer, when: &str) {
 async fn other_users_of_the_machine_read_nothing() {
     let server = server_or_skip!();
     if !Command::new("setpriv").arg("--version").output().is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: there is no setpriv");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: there is no setpriv");
         return;
     }
     let id = server.session(json!({})).await;
