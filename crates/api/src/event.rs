@@ -51,7 +51,7 @@ pub struct Event {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListEvents {
-    /// Only events with a greater `seq`. As SSE, `Last-Event-ID` counts where this is absent.
+    /// Only events with a greater `seq`. As SSE, also those after `Last-Event-ID` only: of the two, the greater counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<u64>,
     /// Rows of a page, 1 to 500; 50 where absent. Not for SSE.

@@ -79,6 +79,8 @@ codes! {
     NotFound = "not_found", 404, "Not found";
     /// The path does not take this method.
     MethodNotAllowed = "method_not_allowed", 405, "Method not allowed";
+    /// The `Accept` header allows none of what there is.
+    NotAcceptable = "not_acceptable", 406, "Not acceptable";
     /// More than one thing has this name.
     AmbiguousName = "ambiguous_name", 409, "Ambiguous name";
     /// The name is taken.

@@ -30,6 +30,9 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 pub const PAGE_ROWS_DEFAULT: u32 = 50;
 /// Rows of one page at most.
 pub const PAGE_ROWS_MAX: u32 = 500;
+/// A page that has so many bytes ends, and leads on by its cursor: texts as they are stored, of which JSON may make six times
+/// as many. One row that is longer is a page by itself.
+pub const PAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Longest `wait_seconds`.
 pub const WAIT_MAX: Duration = Duration::from_secs(600);
 

@@ -1,21 +1,70 @@
 //! What may be called what. Each function answers with a sentence for the person who chose the name.
 
+use unicode_normalization::UnicodeNormalization as _;
+
 use crate::limits::{ENV_BYTES_MAX, ENV_VARIABLES_MAX, IMAGE_NAME_BYTES_MAX, NAME_CHARACTERS_MAX};
 
-/// A title: of sessions and tokens. 1 to 128 characters, none of them a control character, not blank at either end, and
-/// not a UUID (names work wherever ids do).
-pub fn check_title(text: &str) -> Result<(), String> {
+/// A text of one line that is shown: 1 to 128 characters, each of which can be seen, but for spaces between others; composed as
+/// Unicode's form NFC has it, so that what looks alike because letters are put together in another way is the same.
+pub fn check_text(text: &str) -> Result<(), String> {
     check_length(text)?;
     if text.chars().any(char::is_control) {
         return Err("must not contain control characters".into());
     }
+    if let Some(c) = text.chars().find(|&c| is_invisible(c)) {
+        return Err(format!("must not contain U+{:04X}, which cannot be seen", u32::from(c)));
+    }
     if text.trim() != text {
         return Err("must not begin or end with a space".into());
+    }
+    if !unicode_normalization::is_nfc(text) {
+        return Err("must be written with composed letters (Unicode's form NFC)".into());
+    }
+    Ok(())
+}
+
+/// A title: of sessions and tokens. A text that works in a path of a URL (so no `/`, `\\`, `.` or `..`), and no UUID (names work
+/// wherever ids do).
+pub fn check_title(text: &str) -> Result<(), String> {
+    check_text(text)?;
+    if text.contains(['/', '\\']) {
+        return Err("must not contain '/' or '\\': names stand in the paths of URLs".into());
+    }
+    if matches!(text, "." | "..") {
+        return Err("must not be '.' or '..': names stand in the paths of URLs".into());
     }
     if uuid::Uuid::parse_str(text).is_ok() {
         return Err("must not be a UUID: names are accepted wherever ids are".into());
     }
     Ok(())
+}
+
+/// A name of another time, without what is in no name any more.
+pub fn tidied(name: &str) -> String {
+    let shown = name.chars().filter(|&c| !c.is_control() && !is_invisible(c));
+    let tidied: String = shown.map(|c| if matches!(c, '/' | '\\') { '-' } else { c }).nfc().collect();
+    tidied.trim().to_owned()
+}
+
+/// Whether a character shows nothing of itself, or changes how others are shown: format characters (among them those for the
+/// direction of writing), spaces other than the usual one, fillers, variation selectors, and what Unicode has not assigned or
+/// leaves to private use.
+pub fn is_invisible(c: char) -> bool {
+    use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
+    let is_of_its_kind = matches!(
+        c.general_category(),
+        GeneralCategory::Format
+            | GeneralCategory::Unassigned
+            | GeneralCategory::PrivateUse
+            | GeneralCategory::Surrogate
+            | GeneralCategory::LineSeparator
+            | GeneralCategory::ParagraphSeparator
+    );
+    let is_other_space = c.is_whitespace() && c != ' ';
+    // What Unicode calls ignorable by default, and is in none of these categories; and a blank pattern.
+    let is_ignorable = matches!(c, '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' | '\u{e0100}'..='\u{e01ef}');
+    is_of_its_kind || is_other_space || is_ignorable
 }
 
 /// A label of a checkpoint: a title that cannot be taken for anything else that names one, alone or behind `SESSION@`.
@@ -44,6 +93,9 @@ pub fn check_handle(text: &str) -> Result<(), String> {
 pub fn check_image(text: &str) -> Result<(), String> {
     if text.is_empty() || text.len() > IMAGE_NAME_BYTES_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(format!("must be 1 to {IMAGE_NAME_BYTES_MAX} printable ASCII characters without spaces"));
+    }
+    if text.contains('\\') || text.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return Err("must not contain '\\', nor a part between slashes that is empty, '.' or '..'".into());
     }
     if uuid::Uuid::parse_str(text).is_ok() {
         return Err("must not be a UUID: names are accepted wherever ids are".into());
@@ -103,8 +155,15 @@ mod tests {
             ("customer-analysis-2025-01-15", true, true),
             ("Updated session name", true, false),
             ("größe", true, false),
-            ("../x", true, false),
+            ("日本 語", true, false),
+            ("../x", false, false),
+            ("a/b", false, false),
+            ("a\\b", false, false),
+            (".", false, false),
+            ("..", false, false),
+            ("...", true, false),
             (".x", true, false),
+            ("gro\u{308}ße", false, false),
             ("", false, false),
             (" x", false, false),
             ("a\nb", false, false),
@@ -114,6 +173,68 @@ mod tests {
         ];
         for (text, title, handle) in table {
             assert_eq!((check_title(text).is_ok(), check_handle(text).is_ok()), (title, handle), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_in_no_name() {
+        for c in [
+            '\u{ad}',
+            '\u{200b}',
+            '\u{200d}',
+            '\u{200e}',
+            '\u{2028}',
+            '\u{2029}',
+            '\u{202e}',
+            '\u{2060}',
+            '\u{2066}',
+            '\u{feff}',
+            '\u{61c}',
+            '\u{180e}',
+            '\u{3164}',
+            '\u{fe0f}',
+            '\u{a0}',
+            '\u{2003}',
+            '\u{3000}',
+            '\u{e000}',
+            '\u{378}',
+            '\u{e0041}',
+            '\u{e0101}',
+            '\u{fffe}',
+            '\u{10ffff}',
+            '\u{2800}',
+            '\u{0}',
+            '\u{7f}',
+            '\u{9b}',
+        ] {
+            for text in [format!("a{c}b"), format!("{c}a"), format!("a{c}"), c.to_string()] {
+                let outcomes =
+                    [check_text, check_title, check_label, check_handle, check_image].map(|check| check(&text));
+                assert!(outcomes.iter().all(Result::is_err), "{text:?}");
+            }
+        }
+        assert_eq!(tidied(" a/b\u{200b}\\gro\u{308}ße\n"), "a-b-größe");
+        let why = check_title("a\u{200b}b").unwrap_err();
+        assert!(why.contains("U+200B"), "{why}");
+    }
+
+    #[test]
+    fn names_of_images() {
+        for (text, ok) in [
+            ("busybox", true),
+            ("registry.example:5000/team/tools:3", true),
+            ("registry.example/a@sha256:00", true),
+            ("..", false),
+            (".", false),
+            ("a/../b", false),
+            ("a/./b", false),
+            ("a//b", false),
+            ("/a", false),
+            ("a/", false),
+            ("a\\b", false),
+            ("", false),
+        ] {
+            assert_eq!(check_image(text).is_ok(), ok, "{text:?}");
         }
     }
 

@@ -26,6 +26,13 @@ const SPARES_DEFAULT: u8 = 2;
 /// At most.
 const SPARES_MAX: i64 = 64;
 
+/// Connections of clients at the same time: for a thousand sessions that are followed, and some.
+const CONNECTIONS_DEFAULT: u32 = 4096;
+/// From one address.
+const CONNECTIONS_PER_ADDRESS_DEFAULT: u32 = 256;
+/// How long a client may take for the head of a request, and take nothing of an answer.
+const CLIENT_TIMEOUT_SECONDS_DEFAULT: u32 = 30;
+
 /// Options that every command takes.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Global {
@@ -67,6 +74,19 @@ pub struct ServeOptions {
     #[arg(long, env = "RAWORC_LISTEN", hide_env_values = true, value_name = "ADDR:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
+    /// Connections of clients at the same time, at most; never more than half the limit of open files [default: 4096].
+    #[arg(long, env = "RAWORC_CONNECTIONS", hide_env_values = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u32>,
+    /// Those from one address, but for this machine's own [default: 256].
+    #[arg(long, env = "RAWORC_CONNECTIONS_PER_ADDRESS", hide_env_values = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections_per_address: Option<u32>,
+    /// Seconds after which a client is given up that does not finish the head of its request, or takes nothing of its answer
+    /// [default: 30].
+    #[arg(long, env = "RAWORC_CLIENT_TIMEOUT_SECONDS", hide_env_values = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_timeout_seconds: Option<u32>,
     /// Another OCI runtime program to start containers with, such as /usr/sbin/runc [default: the embedded one].
     #[arg(long, env = "RAWORC_OCI_RUNTIME", hide_env_values = true, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -176,6 +196,12 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Connections at most.
+    pub connections: u32,
+    /// From one address.
+    pub connections_per_address: u32,
+    /// Patience with clients.
+    pub client_timeout_seconds: u32,
     /// Another OCI runtime than the embedded one.
     pub oci_runtime: Option<PathBuf>,
     /// Containers kept prepared.
@@ -205,6 +231,9 @@ pub struct Settings {
 #[serde(deny_unknown_fields)]
 struct Merged {
     listen: SocketAddr,
+    connections: u32,
+    connections_per_address: u32,
+    client_timeout_seconds: u32,
     oci_runtime: Option<PathBuf>,
     spares: u8,
     registry_auth: Option<PathBuf>,
@@ -227,6 +256,9 @@ struct Merged {
 #[derive(Serialize)]
 struct Defaults {
     listen: &'static str,
+    connections: u32,
+    connections_per_address: u32,
+    client_timeout_seconds: u32,
     spares: u8,
     log: &'static str,
     log_format: LogFormat,
@@ -241,8 +273,15 @@ impl Settings {
             Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
             Err(error) => return Err(Failure::usage(format!("{} can't be read: {error}", path.display()))),
         };
-        let defaults =
-            Defaults { listen: LISTEN_DEFAULT, spares: SPARES_DEFAULT, log: LOG_DEFAULT, log_format: LogFormat::Text };
+        let defaults = Defaults {
+            listen: LISTEN_DEFAULT,
+            connections: CONNECTIONS_DEFAULT,
+            connections_per_address: CONNECTIONS_PER_ADDRESS_DEFAULT,
+            client_timeout_seconds: CLIENT_TIMEOUT_SECONDS_DEFAULT,
+            spares: SPARES_DEFAULT,
+            log: LOG_DEFAULT,
+            log_format: LogFormat::Text,
+        };
         let merged: Merged = Figment::from(Serialized::defaults(defaults))
             .merge(Toml::string(&file))
             .merge(Serialized::defaults(options))
@@ -252,9 +291,20 @@ impl Settings {
             return Err(wrong_value(&path, &format!("spares: must be 0 to {SPARES_MAX}")));
         }
         let ceilings = merged.ceilings(data_dir).map_err(|wrong| wrong_value(&path, &wrong))?;
+        let counts = [
+            ("connections", merged.connections),
+            ("connections_per_address", merged.connections_per_address),
+            ("client_timeout_seconds", merged.client_timeout_seconds),
+        ];
+        if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            return Err(Failure::usage(format!("{} is not right: {name}: must be 1 or more", path.display())));
+        }
         Ok(Self {
             data_dir: data_dir.to_owned(),
             listen: merged.listen,
+            connections: merged.connections,
+            connections_per_address: merged.connections_per_address,
+            client_timeout_seconds: merged.client_timeout_seconds,
             oci_runtime: merged.oci_runtime,
             spares: merged.spares,
             registry_auth: merged.registry_auth,

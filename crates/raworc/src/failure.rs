@@ -189,6 +189,7 @@ fn exit_status_of(code: Code) -> u8 {
         | Code::Forbidden
         | Code::NotFound
         | Code::MethodNotAllowed
+        | Code::NotAcceptable
         | Code::AmbiguousName
         | Code::NameTaken
         | Code::FileConflict

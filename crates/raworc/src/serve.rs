@@ -1,15 +1,17 @@
 //! A server in this process: the one place that picks backends.
 
-use std::fs::{self, DirBuilder};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use miette::{IntoDiagnostic, WrapErr, miette};
 use raworc_core::limits::{CPU_DEFAULT, MEMORY_BYTES_DEFAULT, PIDS_DEFAULT};
 use raworc_runtime::native::{NativeConfig, NativeRuntime, rootless};
 use raworc_runtime::{Resources, Runtime as _};
-use raworc_server::{Config, Registries, Reserve, Server, StartError};
+use raworc_server::{Bounds, Config, Registries, Reserve, Server, StartError};
 use raworc_workspace::layers::Marks;
 use raworc_workspace::{Mounter, layers_in};
 use rustix::process::{Resource, Rlimit};
@@ -84,6 +86,11 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         registries,
         images_bytes_max: settings.images_max.map(|bytes| bytes.0),
         ceilings: settings.ceilings,
+        connections: Bounds {
+            all: usize::try_from(settings.connections).unwrap_or(usize::MAX),
+            per_address: usize::try_from(settings.connections_per_address).unwrap_or(usize::MAX),
+            patience: Duration::from_secs(settings.client_timeout_seconds.into()),
+        },
     };
     let runtime = Arc::new(runtime);
     let server = match Server::start(config, lock, runtime.clone()).await {
@@ -123,8 +130,24 @@ pub fn prepare(data_dir: &Path) -> miette::Result<()> {
         .mode(0o711)
         .create(data_dir)
         .into_diagnostic()
-        .wrap_err_with(|| format!("the data directory {} cannot be made", data_dir.display()))
+        .wrap_err_with(|| format!("the data directory {} cannot be made", data_dir.display()))?;
+    // What sessions hold is in these, and as open as agents, images and archives have it: nobody else gets that far.
+    for name in PRIVATE {
+        let directory = data_dir.join(name);
+        match fs::set_permissions(&directory, Permissions::from_mode(0o700)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error)
+                    .into_diagnostic()
+                    .wrap_err_with(|| format!("{} cannot be closed to others", directory.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
+
+/// Directories that only the server enters, where they are there.
+const PRIVATE: [&str; 5] = ["images", "layers", "run", "trash", "workspaces"];
 
 /// The code of the report that says that another process has the data directory.
 const IN_USE: &str = "in_use";

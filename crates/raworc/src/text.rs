@@ -2,14 +2,16 @@
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
+use raworc_core::names::is_invisible;
 
 /// A name or sentence from elsewhere, safe in one line on a terminal: no control characters, no escape sequences, nothing
-/// that changes the direction of writing.
+/// that cannot be seen or changes the direction of writing.
 pub fn clean(text: &str) -> String {
+    let is_harmful = |c: char| c.is_control() || is_invisible(c);
     text.chars().flat_map(|c| if is_harmful(c) { shown(c) } else { vec![c] }).collect()
 }
 
-/// As [`clean`], but lines and tabs stay.
+/// As [`clean`], but lines and tabs stay, and what belongs to the writing of languages and pictures.
 pub fn clean_lines(text: &str) -> String {
     let keep = |c: char| matches!(c, '\n' | '\t') || !is_harmful(c);
     text.chars().flat_map(|c| if keep(c) { vec![c] } else { shown(c) }).collect()
@@ -20,8 +22,8 @@ fn shown(c: char) -> Vec<char> {
 }
 
 fn is_harmful(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    let is_of_writing = c.is_whitespace() || matches!(c, '\u{200c}' | '\u{200d}' | '\u{fe00}'..='\u{fe0f}');
+    c.is_control() || (is_invisible(c) && !is_of_writing)
 }
 
 /// At most so many characters of the first line.
@@ -32,7 +34,7 @@ pub fn brief(text: &str, characters_max: usize) -> String {
     if short.len() < trimmed.len() {
         short.push('…');
     }
-    clean(&short)
+    clean_lines(&short)
 }
 
 /// A span of time, in the two largest units that matter.
@@ -117,6 +119,8 @@ mod tests {
             ("a\nb\tc\r", "a\\nb\\tc\\r", "a\nb\tc\\r"),
             ("\u{9b}31m\u{7f}", "\\u{9b}31m\\u{7f}", "\\u{9b}31m\\u{7f}"),
             ("a\u{202e}b", "a\\u{202e}b", "a\\u{202e}b"),
+            ("❤\u{fe0f}\u{3000}", "❤\\u{fe0f}\\u{3000}", "❤\u{fe0f}\u{3000}"),
+            ("a\u{200b}\u{feff}b", "a\\u{200b}\\u{feff}b", "a\\u{200b}\\u{feff}b"),
         ] {
             assert_eq!((clean(text).as_str(), clean_lines(text).as_str()), (line, lines), "{text:?}");
         }

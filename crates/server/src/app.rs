@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::HostTokens;
 use crate::ceilings::Ceilings;
+use crate::budgets::Budgets;
 use crate::error::Failure;
 use crate::hosts::Hosts;
 use crate::hub::Hub;
@@ -54,6 +55,8 @@ pub struct App {
     pub host_tokens: HostTokens,
     /// Counters.
     pub metrics: Metrics,
+    /// What requests may take of the memory.
+    pub budgets: Budgets,
     /// Files that an account may upload at the same time: each holds a thread, for as long as whoever sends it takes.
     pub uploads: Places<AccountId>,
     /// Versions that an account may compare at the same time: it takes a thread, and a disk's time.

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::app::{App, COMPARISONS_MAX, Clock, Shared, UPLOADS_MAX, Weather};
 use crate::ceilings::Ceilings;
+use crate::budgets::Budgets;
 use crate::images::Images;
 use crate::keyed::Places;
 use crate::registries::Registries;
@@ -94,6 +95,7 @@ impl Engine {
             hosts: hosts::Hosts::default(),
             host_tokens: auth::HostTokens::new(&host_secret),
             metrics: metrics::Metrics::default(),
+            budgets: Budgets::default(),
             uploads: Places::new(UPLOADS_MAX),
             comparisons: Places::new(COMPARISONS_MAX),
             tasks: TaskTracker::new(),
@@ -155,6 +157,7 @@ fn listener(hub: &Arc<hub::Hub>, trees: &Arc<trees::Trees>) -> Listener {
     let (hub, trees) = (Arc::clone(hub), Arc::clone(trees));
     Arc::new(move |news| {
         hub.notify(&news.sessions);
+        hub.notify_revoked(&news.revoked);
         trees.waste(news.wasted);
     })
 }

@@ -1,5 +1,8 @@
 //! What handlers take from a request. Whatever is wrong with it is answered with a problem document.
 
+use std::time::Duration;
+
+use axum::body::HttpBody as _;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
@@ -14,7 +17,9 @@ use serde::de::DeserializeOwned;
 
 use crate::app::{Shared, blocking};
 use crate::auth;
+use crate::budgets::SMALL_BYTES;
 use crate::error::Failure;
+use crate::lease::Lease;
 
 /// The token of a request, as its hash.
 pub struct Bearer(String);
@@ -25,17 +30,23 @@ impl Bearer {
     /// # Errors
     /// 401 where that is nobody (any more).
     pub async fn actor(&self, connection: &mut Connection, now: Time) -> Result<Actor, Failure> {
-        let actor = accounts::actor_by_token(connection, &self.0, now).await?;
-        actor.ok_or_else(|| Failure::new(Code::Unauthenticated, "this token is unknown, expired or revoked"))
+        let found = accounts::authenticate(connection, &self.0, now).await?;
+        let found = found.map(|found| found.actor);
+        found.ok_or_else(|| Failure::new(Code::Unauthenticated, "this token is unknown, expired or revoked"))
     }
-}
 
-impl FromRequestParts<Shared> for Bearer {
-    type Rejection = Failure;
+    /// The hash of the token.
+    pub fn hash(&self) -> &str {
+        &self.0
+    }
 
-    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, Failure> {
+    /// From the headers of a request.
+    ///
+    /// # Errors
+    /// 401 where there is none.
+    pub fn from_headers(headers: &HeaderMap) -> Result<Self, Failure> {
         let refused = |detail: &str| Failure::new(Code::Unauthenticated, detail);
-        let header = parts.headers.get(header::AUTHORIZATION);
+        let header = headers.get(header::AUTHORIZATION);
         let header = header.ok_or_else(|| refused("send your token: Authorization: Bearer TOKEN"))?;
         let text = header.to_str().unwrap_or_default();
         let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
@@ -46,6 +57,14 @@ impl FromRequestParts<Shared> for Bearer {
     }
 }
 
+impl FromRequestParts<Shared> for Bearer {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, Failure> {
+        Self::from_headers(&parts.headers)
+    }
+}
+
 /// Who sent the request.
 pub struct Caller(pub Actor);
 
@@ -53,10 +72,13 @@ impl FromRequestParts<Shared> for Caller {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, Failure> {
-        let bearer = Bearer::from_request_parts(parts, app).await?;
-        let actor = {
-            let mut connection = app.store.read().await?;
-            bearer.actor(&mut connection, app.now()).await?
+        let actor = match parts.extensions.get::<Lease>() {
+            Some(lease) => lease.actor().clone(),
+            None => {
+                let bearer = Bearer::from_headers(&parts.headers)?;
+                let mut connection = app.store.read().await?;
+                bearer.actor(&mut connection, app.now()).await?
+            }
         };
         // What frees space has to be recorded first, also on a full disk.
         let path = parts.uri.path();
@@ -67,6 +89,9 @@ impl FromRequestParts<Shared> for Caller {
         Ok(Caller(actor))
     }
 }
+
+/// Longest time for the whole of a JSON body.
+const BODY_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Calls that free space, or end what takes it.
 const FREEING: [&str; 4] = ["/system/prune", "/cancel", "/pause", "/terminate"];
@@ -84,8 +109,23 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Json<T> {
             let detail = "the body must be JSON, sent with Content-Type: application/json";
             return Err(Failure::new(Code::UnsupportedMediaType, detail));
         }
-        let bytes = Bytes::from_request(request, app).await.map_err(body_rejected)?;
-        parse(&bytes).map(Json)
+        // Only who has shown a token has a lease; nobody else's body is read.
+        let lease = request.extensions().get::<Lease>().cloned();
+        let lease = lease.ok_or_else(|| Failure::new(Code::Unauthenticated, "send your token"))?;
+        let announced = request.body().size_hint().upper().and_then(|bytes| usize::try_from(bytes).ok());
+        let bytes = announced.unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX);
+        let charge = match bytes {
+            0..=SMALL_BYTES => None,
+            bytes => Some(app.budgets.bodies.take(lease.account(), bytes).await?),
+        };
+        let read = tokio::time::timeout(BODY_TIME_MAX, Bytes::from_request(request, app)).await;
+        let read = read.map_err(|_| {
+            let detail = format!("the body did not come within {} seconds", BODY_TIME_MAX.as_secs());
+            Failure::new(Code::InvalidBody, detail)
+        })?;
+        let parsed = parse(&read.map_err(body_rejected)?).map(Json);
+        drop(charge);
+        parsed
     }
 }
 

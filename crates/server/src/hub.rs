@@ -2,15 +2,18 @@
 //! changes, and nothing is lost when it comes late.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use raworc_core::ids::SessionId;
+use raworc_core::ids::{AccountId, SessionId};
 use tokio::sync::{Notify, watch};
 
 /// Hands out notices.
 #[derive(Default)]
 pub struct Hub {
     sessions: Mutex<HashMap<SessionId, watch::Sender<()>>>,
+    accounts: Mutex<HashMap<AccountId, watch::Sender<()>>>,
+    revocations: AtomicU64,
     changed: Mutex<BTreeSet<SessionId>>,
     any: Notify,
     deadlines: Notify,
@@ -33,6 +36,32 @@ impl Hub {
         lock(&self.changed).extend(changed);
         self.any.notify_one();
         self.deadlines.notify_one();
+    }
+
+    /// These accounts, or tokens of theirs, may do less than before; called after each commit.
+    pub fn notify_revoked<'i>(&self, accounts: impl IntoIterator<Item = &'i AccountId>) {
+        for id in accounts {
+            self.revocations.fetch_add(1, Ordering::SeqCst);
+            let mut senders = lock(&self.accounts);
+            if let Some(sender) = senders.get(id) {
+                if sender.receiver_count() == 0 {
+                    senders.remove(id);
+                } else {
+                    sender.send_replace(());
+                }
+            }
+        }
+    }
+
+    /// How often [`Hub::notify_revoked`] was told of an account. Where it is the same before a look at the rows and after
+    /// [`Hub::subscribe_revoked`], nothing was missed between them.
+    pub fn revocations(&self) -> u64 {
+        self.revocations.load(Ordering::SeqCst)
+    }
+
+    /// Hears from now on when this account, or a token of it, may do less than before.
+    pub fn subscribe_revoked(&self, account: AccountId) -> watch::Receiver<()> {
+        lock(&self.accounts).entry(account).or_insert_with(|| watch::channel(()).0).subscribe()
     }
 
     /// Hears of changes of one session from now on.

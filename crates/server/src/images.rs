@@ -10,6 +10,7 @@ mod unpack;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -102,7 +103,7 @@ impl Images {
     /// Where the directory cannot be made.
     pub fn open(data_dir: &Path, format: Format, account_bytes_max: Option<u64>) -> Result<Self, Failure> {
         let directory = data_dir.join("images");
-        fs::create_dir_all(&directory).map_err(FileError::from)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(FileError::from)?;
         let disk = rustix::fs::statvfs(&directory).map_err(|error| FileError::from(io::Error::from(error)))?;
         let half_of_the_disk = disk.f_blocks.saturating_mul(disk.f_frsize) / 2;
         Ok(Self {

@@ -4,7 +4,9 @@ mod admin_token;
 mod app;
 mod auth;
 mod ceilings;
+mod budgets;
 mod change;
+mod connections;
 mod credentials;
 pub mod engine;
 mod error;
@@ -13,8 +15,11 @@ mod hosts;
 mod hub;
 mod images;
 mod keyed;
+mod lease;
 mod link;
+mod listen;
 mod metrics;
+mod negotiate;
 mod reconcile;
 mod registries;
 mod reserve;
@@ -45,6 +50,7 @@ use engine::Engine;
 use error::Failure;
 
 pub use app::{Clock, Weather};
+pub use connections::Bounds;
 pub use routes::openapi;
 
 /// What is under way gets this long to end when the server stops; longer than stopping a container takes.
@@ -73,6 +79,8 @@ pub struct Config {
     pub images_bytes_max: Option<u64>,
     /// The most that a session may be given.
     pub ceilings: Ceilings,
+    /// How many connections there may be.
+    pub connections: Bounds,
 }
 
 /// Why a server did not start.
@@ -165,13 +173,7 @@ impl Server {
         let engine = Engine::start(parts, |listener| Store::open_sqlite(&records, listener)).await?;
         let (app, router) = (&engine.app, engine.router());
         app.tasks.spawn(link::accept(app.clone(), hosts));
-        let stopping = app.stopping.clone();
-        app.tasks.spawn(async move {
-            let serve = axum::serve(listener, router).with_graceful_shutdown(stopping.cancelled_owned());
-            if let Err(error) = serve.await {
-                tracing::error!(%error, "the server stopped listening");
-            }
-        });
+        app.tasks.spawn(listen::run(app.clone(), listener, router, config.connections));
         Ok(Self { engine, address, _lock: lock })
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt, SinkExt, StreamExt};
@@ -16,6 +17,7 @@ use raworc_store::sessions::SessionRow;
 use raworc_store::{agents, messages, sessions};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
 
 use crate::app::Shared;
@@ -25,6 +27,8 @@ use crate::verbs::{observe, store_reports, take_message};
 
 /// A connection says who it is by then.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that have not said yet whose they are. More wait to be accepted.
+pub const HOSTS_PENDING_MAX: usize = 64;
 /// How long a host is left waiting when its connection failed on our side.
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
 /// Reports stored in one go.
@@ -79,14 +83,19 @@ pub fn listen(path: &Path, owner: Option<u32>) -> std::io::Result<UnixListener> 
 
 /// Accepts hosts until the server stops.
 pub async fn accept(app: Shared, listener: UnixListener) {
+    let pending = Arc::new(Semaphore::new(HOSTS_PENDING_MAX));
     loop {
-        let accepted = tokio::select! {
+        let accept = async {
+            let place = Arc::clone(&pending).acquire_owned().await.ok();
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
             () = app.stopping.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = accept => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
-                app.tasks.spawn(serve(app.clone(), Box::new(stream)));
+                app.tasks.spawn(introduce(app.clone(), Box::new(stream), place));
             }
             Err(error) => {
                 tracing::error!(%error, "a host could not be accepted");
@@ -99,6 +108,11 @@ pub async fn accept(app: Shared, listener: UnixListener) {
 
 /// Talks to the host at the other end of `stream` until one of the two goes.
 pub async fn serve(app: Shared, stream: Box<dyn Stream>) {
+    introduce(app, stream, None).await;
+}
+
+/// The same; `place` is given back when the host has said whose it is.
+async fn introduce(app: Shared, stream: Box<dyn Stream>, place: Option<OwnedSemaphorePermit>) {
     let mut frames = Framed::new(stream, LinesCodec::new_with_max_length(FRAME_BYTES_MAX));
     let (container, works) = match hello(&app, &mut frames).await {
         Ok(hello) => hello,
@@ -110,6 +124,7 @@ pub async fn serve(app: Shared, stream: Box<dyn Stream>) {
             return;
         }
     };
+    drop(place);
     let (number, outgoing) = app.hosts.connect(container);
     let mut link = Link { app: app.clone(), container, frames, polled: false, cancelled: BTreeSet::new() };
     let ended = link.run(works, outgoing).await;

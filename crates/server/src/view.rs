@@ -18,7 +18,7 @@ use raworc_store::messages::MessageRow;
 use raworc_store::sessions::{BackupState, ImageUsed, SessionRow};
 
 /// A session with its agents.
-pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
+pub fn session(row: SessionRow, agents: Vec<AssignedAgent>) -> Session {
     let machine = row.machine;
     let show = |at: Option<Time>| at.map(Time::to_timestamp);
     let restarts_at = show(machine.due_at);
@@ -30,7 +30,7 @@ pub fn session(row: SessionRow, agents: Vec<AgentRow>) -> Session {
         waiting_timeout_seconds: machine.waiting_timeout.as_secs(),
         ttl_seconds: machine.ttl.map(|ttl| ttl.as_secs()),
         created_by: row.owner_name,
-        agents: agents.into_iter().map(assigned).collect(),
+        agents,
         metadata: row.settings.metadata,
         resources: Resources {
             cpu: row.settings.cpu,

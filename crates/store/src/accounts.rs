@@ -40,6 +40,15 @@ pub struct TokenRow {
     pub revoked_at: Option<Time>,
 }
 
+/// Whom a token speaks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authenticated {
+    /// The account.
+    pub actor: Actor,
+    /// When the token stops working.
+    pub expires_at: Option<Time>,
+}
+
 fn account(row: &Row<'_>) -> Result<AccountRow, StoreError> {
     Ok(AccountRow {
         id: row.id("id")?,
@@ -138,14 +147,19 @@ pub async fn insert_token(connection: &mut Connection, row: &TokenRow, hash: &st
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn actor_by_token(connection: &mut Connection, hash: &str, now: Time) -> Result<Option<Actor>, StoreError> {
-    sql("SELECT a.id, a.name, a.role FROM tokens t JOIN accounts a ON a.id = t.account_id \
+pub async fn authenticate(
+    connection: &mut Connection,
+    hash: &str,
+    now: Time,
+) -> Result<Option<Authenticated>, StoreError> {
+    sql("SELECT a.id, a.name, a.role, t.expires_at FROM tokens t JOIN accounts a ON a.id = t.account_id \
          WHERE t.hash = $1 AND t.revoked_at IS NULL AND a.closed_at IS NULL \
          AND (t.expires_at IS NULL OR t.expires_at > $2)")
     .bind(hash)
     .bind(now.0)
     .fetch_optional(connection, |row| {
-        Ok(Actor { account: row.id("id")?, name: row.text("name")?, role: row.word("role")? })
+        let actor = Actor { account: row.id("id")?, name: row.text("name")?, role: row.word("role")? };
+        Ok(Authenticated { actor, expires_at: row.optional_time("expires_at")? })
     })
     .await
 }

@@ -6,7 +6,7 @@ use raworc_core::time::Time;
 
 use crate::StoreError;
 use crate::rows::Row;
-use crate::sql::{Connection, sql};
+use crate::sql::{Batch, Connection, sql};
 
 /// An agent.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,15 +93,19 @@ pub async fn find(connection: &mut Connection, id_or_name: &str) -> Result<Optio
     sql("SELECT * FROM agents WHERE id = $1 OR name = $1").bind(id_or_name).fetch_optional(connection, agent).await
 }
 
-/// Agents by name, after the name `after`.
+/// Agents by name, after the name `after`: at most `limit`, and about so many bytes.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(connection: &mut Connection, after: &str, limit: u32) -> Result<Vec<AgentRow>, StoreError> {
+pub async fn list(
+    connection: &mut Connection,
+    after: &str,
+    (limit, bytes_max): (u32, usize),
+) -> Result<Batch<AgentRow>, StoreError> {
     sql("SELECT * FROM agents WHERE name > $1 ORDER BY name LIMIT $2")
         .bind(after)
-        .bind(i64::from(limit))
-        .fetch_all(connection, agent)
+        .bind(i64::from(limit) + 1)
+        .fetch_batch(connection, (limit, bytes_max), agent)
         .await
 }
 
@@ -122,6 +126,17 @@ pub async fn of_session(connection: &mut Connection, session: SessionId) -> Resu
     sql("SELECT a.* FROM session_agents s JOIN agents a ON a.id = s.agent_id WHERE s.session_id = $1 ORDER BY s.place")
         .bind(session.to_string())
         .fetch_all(connection, agent)
+        .await
+}
+
+/// The ids of the agents of a session, the first one first.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn ids_of_session(connection: &mut Connection, session: SessionId) -> Result<Vec<AgentId>, StoreError> {
+    sql("SELECT agent_id FROM session_agents WHERE session_id = $1 ORDER BY place")
+        .bind(session.to_string())
+        .fetch_all(connection, |row| row.id("agent_id"))
         .await
 }
 

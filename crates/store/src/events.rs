@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::StoreError;
 use crate::rows::{Row, bigint};
-use crate::sql::{Connection, sql};
+use crate::sql::{Batch, Connection, sql};
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +72,40 @@ pub async fn list(
         .bind(bigint(after))
         .bind(i64::from(limit))
         .fetch_all(connection, event)
+        .await
+}
+
+/// Entries after `after`, in order: at most `limit`, and about so many bytes.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn batch(
+    connection: &mut Connection,
+    session: SessionId,
+    after: u64,
+    (limit, bytes_max): (u32, usize),
+) -> Result<Batch<EventRow>, StoreError> {
+    sql("SELECT * FROM events WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT $3")
+        .bind(session.to_string())
+        .bind(bigint(after))
+        .bind(i64::from(limit) + 1)
+        .fetch_batch(connection, (limit, bytes_max), event)
+        .await
+}
+
+/// How long the data of the next entry after `after` is, in bytes; none where there is no such entry yet.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn next_bytes(
+    connection: &mut Connection,
+    session: SessionId,
+    after: u64,
+) -> Result<Option<usize>, StoreError> {
+    sql("SELECT octet_length(data) AS bytes FROM events WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT 1")
+        .bind(session.to_string())
+        .bind(bigint(after))
+        .fetch_optional(connection, |row| row.count("bytes"))
         .await
 }
 

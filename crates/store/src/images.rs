@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
 use crate::rows::{Row, bigint};
-use crate::sql::{Connection, sql};
+use crate::sql::{Batch, Connection, sql};
 
 /// An image.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,15 +142,15 @@ pub async fn list(
     connection: &mut Connection,
     account: Option<AccountId>,
     after: Option<ImageId>,
-    limit: u32,
-) -> Result<Vec<ImageRow>, StoreError> {
+    (limit, bytes_max): (u32, usize),
+) -> Result<Batch<ImageRow>, StoreError> {
     sql(format!(
         "SELECT {COLUMNS} FROM images WHERE id > $1 AND ($2 = '' OR owner_id = $2 OR shared = 1) ORDER BY id LIMIT $3"
     ))
     .bind(after.map(|id| id.to_string()).unwrap_or_default())
     .bind(account.map(|id| id.to_string()).unwrap_or_default())
-    .bind(i64::from(limit))
-    .fetch_all(connection, image)
+    .bind(i64::from(limit) + 1)
+    .fetch_batch(connection, (limit, bytes_max), image)
     .await
 }
 

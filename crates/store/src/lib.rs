@@ -32,7 +32,7 @@ use rusqlite_migration::{M, Migrations};
 use readers::Readers;
 
 pub use readers::Reader;
-pub use sql::Connection;
+pub use sql::{Batch, Connection};
 pub use writer::{Job, JobFuture, News, Transaction};
 
 /// What brought the tables to what they are, oldest first. SQLite's `user_version` says how many have been applied.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::StoreError;
 use crate::rows::{Row, bigint, word};
-use crate::sql::{Connection, sql};
+use crate::sql::{Batch, Connection, Statement, sql};
 
 /// One message.
 #[derive(Clone, Debug, PartialEq)]
@@ -168,7 +168,7 @@ pub async fn queued(
         .await
 }
 
-/// Messages after the place `after`, in order, without those that were taken back.
+/// Messages after the place `after`, in order, without those that were taken back: at most `limit`, and about so many bytes.
 ///
 /// # Errors
 /// Where the store fails.
@@ -177,43 +177,74 @@ pub async fn list(
     session: SessionId,
     status: Option<Status>,
     after: u64,
-    limit: u32,
-) -> Result<Vec<MessageRow>, StoreError> {
+    (limit, bytes_max): (u32, usize),
+) -> Result<Batch<MessageRow>, StoreError> {
     let all = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 AND rewound = 0 ORDER BY seq LIMIT $3";
     let some = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 AND rewound = 0 AND status = $4 \
                 ORDER BY seq LIMIT $3";
     let query = sql(if status.is_some() { some } else { all })
         .bind(session.to_string())
         .bind(bigint(after))
-        .bind(i64::from(limit));
+        .bind(i64::from(limit) + 1);
     let query = match status {
         Some(status) => query.bind(word(status)?),
         None => query,
     };
-    query.fetch_all(connection, message).await
+    query.fetch_batch(connection, (limit, bytes_max), message).await
 }
 
-/// Messages of these parts of the log that had ended by the end of their part, in order, whether taken back since or not.
+/// Messages of a part of the log that had ended by the end of it, in order, whether taken back since or not: at most `limit`, and
+/// about so many bytes.
 ///
 /// # Errors
 /// Where the store fails.
 pub async fn ended_in(
     connection: &mut Connection,
     session: SessionId,
+    range: &RangeInclusive<u64>,
+    (limit, bytes_max): (u32, usize),
+) -> Result<Batch<MessageRow>, StoreError> {
+    ended(session, range, "*", &format!("ORDER BY seq LIMIT {}", i64::from(limit) + 1))
+        .fetch_batch(connection, (limit, bytes_max), message)
+        .await
+}
+
+/// The newest of them, in order: as many as are not longer than `bytes_max` together, but at least one; and how many there are
+/// before them.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn newest_ended_in(
+    connection: &mut Connection,
+    session: SessionId,
     ranges: &[RangeInclusive<u64>],
-) -> Result<Vec<MessageRow>, StoreError> {
-    let mut all = Vec::new();
-    for range in ranges {
-        let rows = sql("SELECT * FROM messages WHERE session_id = $1 AND seq >= $2 AND seq <= $3 \
-                        AND finished_at IS NOT NULL AND (finished_seq IS NULL OR finished_seq <= $3) ORDER BY seq")
-        .bind(session.to_string())
-        .bind(bigint(*range.start()))
-        .bind(bigint(*range.end()))
-        .fetch_all(connection, message)
-        .await?;
-        all.extend(rows);
+    bytes_max: usize,
+) -> Result<(Vec<MessageRow>, u64), StoreError> {
+    let (mut newest, mut count, mut bytes, mut is_full) = (Vec::new(), 0, 0, false);
+    for range in ranges.iter().rev() {
+        let all = ended(session, range, "COUNT(*) AS n", "").fetch_optional(connection, |row| row.count("n")).await?;
+        count += all.unwrap_or(0_u64);
+        if is_full {
+            continue;
+        }
+        let batch = ended(session, range, "*", "ORDER BY seq DESC")
+            .fetch_batch(connection, (u32::MAX, bytes_max.saturating_sub(bytes)), message)
+            .await?;
+        bytes += batch.bytes;
+        is_full = batch.has_more || bytes >= bytes_max;
+        newest.extend(batch.rows);
     }
-    Ok(all)
+    newest.reverse();
+    let older = count.saturating_sub(newest.len() as u64);
+    Ok((newest, older))
+}
+
+fn ended(session: SessionId, range: &RangeInclusive<u64>, what: &str, order: &str) -> Statement {
+    let text = format!(
+        "SELECT {what} FROM messages WHERE session_id = $1 AND seq >= $2 AND seq <= $3 \
+         AND finished_at IS NOT NULL AND (finished_seq IS NULL OR finished_seq <= $3) {order}"
+    );
+    sql(text).bind(session.to_string()).bind(bigint(*range.start())).bind(bigint(*range.end()))
 }
 
 /// Takes back every message of a session before the event `at`, but those of these parts of the log that had ended by the end of

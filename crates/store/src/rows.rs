@@ -12,6 +12,15 @@ use crate::StoreError;
 pub(crate) struct Row<'r>(pub(crate) &'r rusqlite::Row<'r>);
 
 impl Row<'_> {
+    /// How long the texts in it are.
+    pub(crate) fn bytes(&self) -> Result<usize, StoreError> {
+        let mut bytes = 0_usize;
+        for column in 0..self.0.as_ref().column_count() {
+            bytes += self.0.get_ref(column)?.as_bytes().map_or(0, <[u8]>::len);
+        }
+        Ok(bytes)
+    }
+
     pub(crate) fn text(&self, name: &str) -> Result<String, StoreError> {
         Ok(self.0.get::<_, String>(name)?)
     }

@@ -13,7 +13,7 @@ use serde_json::Map;
 
 use crate::StoreError;
 use crate::rows::{Row, bigint, word};
-use crate::sql::{Connection, Statement, Value, sql};
+use crate::sql::{Batch, Connection, Statement, Value, sql};
 
 /// What a session was told to be like, and that no state machine looks at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -307,11 +307,15 @@ pub async fn find(connection: &mut Connection, id: SessionId) -> Result<Option<S
     sql("SELECT * FROM sessions WHERE id = $1").bind(id.to_string()).fetch_optional(connection, session).await
 }
 
-/// Sessions, newest first.
+/// Sessions, newest first: at most `limit`, and about so many bytes.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(connection: &mut Connection, filter: &Filter, limit: u32) -> Result<Vec<SessionRow>, StoreError> {
+pub async fn list(
+    connection: &mut Connection,
+    filter: &Filter,
+    (limit, bytes_max): (u32, usize),
+) -> Result<Batch<SessionRow>, StoreError> {
     let mut where_ = Where::default();
     if let Some(owner) = filter.owner {
         where_.and("owner_id = ?", [owner.to_string().into()]);
@@ -339,8 +343,13 @@ pub async fn list(connection: &mut Connection, filter: &Filter, limit: u32) -> R
     if !filter.include_deleted {
         where_.and("deleted_at IS NULL", []);
     }
-    let text = format!("SELECT * FROM sessions{} ORDER BY created_at DESC, id DESC LIMIT {limit}", where_.text);
-    where_.values.into_iter().fold(sql(text), Statement::bind).fetch_all(connection, session).await
+    let text = format!(
+        "SELECT * FROM sessions{} ORDER BY created_at DESC, id DESC LIMIT {}",
+        where_.text,
+        i64::from(limit) + 1
+    );
+    let query = where_.values.into_iter().fold(sql(text), Statement::bind);
+    query.fetch_batch(connection, (limit, bytes_max), session).await
 }
 
 /// Conditions that grow, with their values; the text never contains anything a caller wrote.
@@ -450,4 +459,16 @@ pub async fn count_by_state(connection: &mut Connection) -> Result<BTreeMap<Stri
         .fetch_all(connection, |row| Ok((row.text("state")?, row.count("n")?)))
         .await?;
     Ok(rows.into_iter().collect())
+}
+
+/// Whether a session is deleted; one that is not there is.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn is_deleted(connection: &mut Connection, id: SessionId) -> Result<bool, StoreError> {
+    let found = sql("SELECT 1 AS found FROM sessions WHERE id = $1 AND deleted_at IS NULL")
+        .bind(id.to_string())
+        .fetch_optional(connection, |row| row.integer("found"))
+        .await?;
+    Ok(found.is_none())
 }

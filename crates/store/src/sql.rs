@@ -79,6 +79,17 @@ impl ToSql for Value {
     }
 }
 
+/// Some rows, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch<T> {
+    /// They.
+    pub rows: Vec<T>,
+    /// How long their texts are.
+    pub bytes: usize,
+    /// More come after them.
+    pub has_more: bool,
+}
+
 /// A statement and its values.
 pub(crate) struct Statement {
     text: Cow<'static, str>,
@@ -126,6 +137,30 @@ impl Statement {
             all.push(decode(&Row(row))?);
         }
         Ok(all)
+    }
+
+    /// The first `limit` of its rows, or fewer where these are longer than `bytes_max` together, but at least one. The statement
+    /// finds one row more than `limit`, where there is one.
+    pub(crate) async fn fetch_batch<T>(
+        self,
+        connection: &mut Connection,
+        (limit, bytes_max): (u32, usize),
+        decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Batch<T>, StoreError> {
+        let mut statement = self.prepare(connection)?;
+        let mut rows = statement.raw_query();
+        let mut batch = Batch { rows: Vec::new(), bytes: 0, has_more: false };
+        while let Some(row) = rows.next()? {
+            let row = Row(row);
+            let bytes = batch.bytes.saturating_add(row.bytes()?);
+            batch.has_more = batch.rows.len() >= limit as usize || (bytes > bytes_max && !batch.rows.is_empty());
+            if batch.has_more {
+                break;
+            }
+            batch.bytes = bytes;
+            batch.rows.push(decode(&row)?);
+        }
+        Ok(batch)
     }
 
     /// To SQLite `$2` is a name, numbered by where it first occurs.

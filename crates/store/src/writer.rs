@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::executor::block_on;
 use futures::future::BoxFuture;
-use raworc_core::ids::{LayerId, SessionId};
+use raworc_core::ids::{AccountId, LayerId, SessionId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,11 +34,13 @@ pub struct News {
     pub sessions: BTreeSet<SessionId>,
     /// Layers that may be of no use any more.
     pub wasted: BTreeSet<LayerId>,
+    /// Accounts whose rights, or whose tokens', became fewer.
+    pub revoked: BTreeSet<AccountId>,
 }
 
 impl News {
     fn is_empty(&self) -> bool {
-        self.sessions.is_empty() && self.wasted.is_empty()
+        self.sessions.is_empty() && self.wasted.is_empty() && self.revoked.is_empty()
     }
 }
 
@@ -56,6 +58,11 @@ impl Transaction {
     /// Has the listener told, after the commit, that these layers may be of no use any more. (Before it, they still are.)
     pub fn wasted(&mut self, layers: impl IntoIterator<Item = LayerId>) {
         self.news.wasted.extend(layers);
+    }
+
+    /// Has the listener told, after the commit, that this account or one of its tokens may do less than before.
+    pub fn revoked(&mut self, account: AccountId) {
+        self.news.revoked.insert(account);
     }
 }
 

@@ -27,7 +27,8 @@ const ORDER: [&str; 15] = [
     "raworc-xtask",
 ];
 /// All that `core` may use from elsewhere: none of it does anything.
-const CORE_USES: [&str; 5] = ["jiff", "serde", "serde_json", "thiserror", "uuid"];
+const CORE_USES: [&str; 7] =
+    ["jiff", "serde", "serde_json", "thiserror", "unicode-normalization", "unicode-properties", "uuid"];
 /// What only these crates may use, so that there is one place to look and one to change.
 const ONLY: [(&str, &[&str]); 4] = [
     ("libcontainer", &["raworc-launcher"]),

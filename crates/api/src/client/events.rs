@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use eventsource_stream::Eventsource;
 use futures::stream::{BoxStream, Stream, StreamExt, try_unfold};
-use reqwest::Method;
 use reqwest::header::ACCEPT;
+use reqwest::{Method, StatusCode};
 use tokio::time::Instant;
 
 use super::files::lively;
@@ -27,7 +27,7 @@ const GOOD: Duration = Duration::from_secs(5);
 /// A stream on which not even a comment arrives for this long is dead.
 const STANDSTILL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The events of a session, in order, none twice and none left out. Ends only with an error.
+/// The events of a session, in order, none twice and none left out. Ends where the session is deleted, or with an error.
 pub struct Follow(BoxStream<'static, Result<Event>>);
 
 impl Stream for Follow {
@@ -59,7 +59,7 @@ impl Client {
         Follow(
             try_unfold(follower, |mut follower| async move {
                 let event = follower.next().await?;
-                Ok(Some((event, follower)))
+                Ok(event.map(|event| (event, follower)))
             })
             .boxed(),
         )
@@ -82,11 +82,12 @@ struct Live {
 }
 
 impl Follower {
-    async fn next(&mut self) -> Result<Event> {
+    async fn next(&mut self) -> Result<Option<Event>> {
         loop {
             let Some(live) = &mut self.live else {
                 match self.connect().await {
-                    Ok(live) => self.live = Some(live),
+                    Ok(Some(live)) => self.live = Some(live),
+                    Ok(None) => return Ok(None),
                     Err(error) if self.connected_once && is_passing(&error) => self.back_off(error).await?,
                     Err(error) => return Err(error),
                 }
@@ -95,7 +96,7 @@ impl Follower {
             match live.events.next().await {
                 Some(Ok(data)) => {
                     if let Some(event) = self.take(&data).await? {
-                        return Ok(event);
+                        return Ok(Some(event));
                     }
                 }
                 Some(Err(reason)) => self.lost(reason).await?,
@@ -104,7 +105,8 @@ impl Follower {
         }
     }
 
-    async fn connect(&mut self) -> Result<Live> {
+    /// None where nothing comes any more.
+    async fn connect(&mut self) -> Result<Option<Live>> {
         let path = Path::new("sessions").id(&self.session).then("events");
         let mut request = self.client.request(Method::GET, path)?.header(ACCEPT, "text/event-stream");
         request = if self.connected_once {
@@ -117,9 +119,12 @@ impl Follower {
             Err(_) => return Err(self.unreachable("it took too long".into())),
         };
         self.connected_once = true;
+        if response.status() == StatusCode::NO_CONTENT {
+            return Ok(None);
+        }
         let events = lively(response, STANDSTILL_TIMEOUT).boxed().eventsource();
         let events = events.map(|event| event.map(|e| e.data).map_err(|e| e.to_string())).boxed();
-        Ok(Live { events, since: Instant::now() })
+        Ok(Some(Live { events, since: Instant::now() }))
     }
 
     /// The event, unless it was handed out before. A gap is not handed out but asked for again.

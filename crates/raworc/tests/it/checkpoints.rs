@@ -404,25 +404,25 @@ async fn they_are_called_by_number_or_label_and_compared_across_sessions() {
     let server = server_or_skip!();
     let one = server.session(json!({ "name": "one" })).await;
     server.output(&one, "echo first > file").await;
-    server.post(&format!("/sessions/{one}/checkpoints"), json!({ "label": "good/start" })).await;
+    server.post(&format!("/sessions/{one}/checkpoints"), json!({ "label": "good start" })).await;
     server.output(&one, "echo second > file").await;
     let run = |arguments: &[&str]| {
         let output = server.cli(arguments);
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    assert!(run(&["checkpoint", "get", "one", "good/start"]).contains("good/start"));
-    assert!(run(&["session", "remix", "one", "--checkpoint", "good/start", "--name", "two"]).contains("READY"));
+    assert!(run(&["checkpoint", "get", "one", "good start"]).contains("good start"));
+    assert!(run(&["session", "remix", "one", "--checkpoint", "good start", "--name", "two"]).contains("READY"));
     assert_eq!(server.output("two", "cat file").await, "first\n");
     let text = run(&["checkpoint", "diff", "one", "--from", "two@now", "--path", "file"]);
     assert!(text.contains("-first") && text.contains("+second"), "{text}");
-    assert_eq!(run(&["session", "files", "cat", "one", "file", "--checkpoint", "good/start"]), "first\n");
+    assert_eq!(run(&["session", "files", "cat", "one", "file", "--checkpoint", "good start"]), "first\n");
     // A link is compared as one, and not what it leads to.
     server.output(&one, "ln -s file link").await;
-    assert!(run(&["checkpoint", "diff", "one", "--from", "good/start", "--path", "link"]).starts_with("+ link"));
+    assert!(run(&["checkpoint", "diff", "one", "--from", "good start", "--path", "link"]).starts_with("+ link"));
     server.output(&one, "rm link").await;
     assert!(run(&["session", "files", "ls", "one", "--checkpoint", "1"]).contains("file"));
-    run(&["checkpoint", "restore", "one", "good/start"]);
+    run(&["checkpoint", "restore", "one", "good start"]);
     assert_eq!(server.output(&one, "cat file").await, "first\n");
     // What is not there is an error, and not the same in both.
     for query in ["from=1&path=nothing", "from=nothing", "from=nobody@now"] {

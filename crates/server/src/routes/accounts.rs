@@ -12,6 +12,7 @@ use super::problems::Problems;
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::extract::{Caller, Json, Path, Query};
+use crate::lease::Lease;
 use crate::verbs::accounts;
 use crate::verbs::check::page_limit;
 use crate::view;
@@ -119,8 +120,11 @@ async fn list_tokens(
 async fn revoke_token(
     State(app): State<Shared>,
     Caller(actor): Caller,
+    lease: Lease,
     Path((id, token)): Path<(String, String)>,
 ) -> Result<StatusCode, Failure> {
+    // It may be the one that this is asked with.
+    lease.let_end();
     let token = token.parse().map_err(|_| Failure::not_found("token", &token))?;
     accounts::revoke_token(&app, &actor, &id, token).await?;
     Ok(StatusCode::NO_CONTENT)

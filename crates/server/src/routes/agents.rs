@@ -8,7 +8,7 @@ use raworc_api::page::{Page, PageQuery};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::page;
+use super::page_of;
 use super::problems::Problems;
 use crate::app::Shared;
 use crate::error::Failure;
@@ -30,7 +30,8 @@ async fn create(
     Json(body): Json<AgentDefinition>,
 ) -> Result<Response, Failure> {
     let row = agents::create(&app, &actor, body).await?;
-    Ok((StatusCode::CREATED, etag(row.version), axum::Json(view::agent(row))).into_response())
+    let version = etag(row.version);
+    Ok((StatusCode::CREATED, version, app.budgets.json(view::agent(row)).await?).into_response())
 }
 
 /// List agents by name.
@@ -40,10 +41,10 @@ async fn list(
     State(app): State<Shared>,
     Caller(actor): Caller,
     Query(query): Query<PageQuery>,
-) -> Result<axum::Json<Page<Agent>>, Failure> {
+) -> Result<Response, Failure> {
     let limit = page_limit(query.limit)?;
-    let rows = agents::list(&app, &actor, query.cursor.as_deref().unwrap_or_default(), limit + 1).await?;
-    Ok(axum::Json(page(rows, limit, |row| row.definition.name.clone(), view::agent)))
+    let batch = agents::list(&app, &actor, query.cursor.as_deref().unwrap_or_default(), limit).await?;
+    app.budgets.json(page_of(batch, |row| row.definition.name.clone(), view::agent)).await
 }
 
 /// Get an agent.
@@ -51,7 +52,7 @@ async fn list(
     params(("id" = String, Path, description = "Id or name")), responses((status = 200, body = Agent), Problems))]
 async fn get(State(app): State<Shared>, Caller(actor): Caller, Path(id): Path<String>) -> Result<Response, Failure> {
     let row = agents::get(&app, &actor, &id).await?;
-    Ok((etag(row.version), axum::Json(view::agent(row))).into_response())
+    Ok((etag(row.version), app.budgets.json(view::agent(row)).await?).into_response())
 }
 
 /// Replace an agent's definition; used from the next message on.
@@ -67,7 +68,7 @@ async fn update(
     Json(body): Json<AgentDefinition>,
 ) -> Result<Response, Failure> {
     let row = agents::update(&app, &actor, id, body, if_match(&headers)?).await?;
-    Ok((etag(row.version), axum::Json(view::agent(row))).into_response())
+    Ok((etag(row.version), app.budgets.json(view::agent(row)).await?).into_response())
 }
 
 /// Remove an agent that no session uses.

@@ -107,7 +107,7 @@ async fn diff(
     Caller(actor): Caller,
     Path((id, n)): Path<(String, String)>,
     Query(query): Query<DiffQuery>,
-) -> Result<axum::Json<Diff>, Failure> {
+) -> Result<Response, Failure> {
     let found = checkpoints::diff(&app, &actor, &id, (query.from, &n), query.path).await?;
     let items = found.items.into_iter().map(|item| Difference {
         path: String::from_utf8_lossy(&item.path).into_owned(),
@@ -120,14 +120,15 @@ async fn diff(
         size_before: item.size_before,
         size_after: item.size_after,
     });
-    Ok(axum::Json(Diff {
+    let diff = Diff {
         from: found.from,
         to: n,
         items: items.collect(),
         truncated: found.is_truncated,
         unified: found.unified,
         is_binary: found.is_binary,
-    }))
+    };
+    app.budgets.json(diff).await
 }
 
 /// Go back to a checkpoint, workspace and conversation. What is there now is saved first, as a checkpoint; what is worked on

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use futures::{Stream, StreamExt as _};
 use raworc_api::problem::Code;
 use raworc_api::workspace::{FileEntry, FileKind, Listing};
+use raworc_core::ids::SessionId;
 use raworc_core::limits::FILE_BYTES_MAX;
 use raworc_core::permissions::Actor;
 use raworc_workspace::{Entry, FileError, Found, Kind};
@@ -17,11 +18,14 @@ use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::leased::OfSession;
 use super::problems::Problems;
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::extract::{Caller, Path};
+use crate::lease::Lease;
 use crate::verbs::files;
+use crate::verbs::find::{self, Purpose};
 
 /// How long an upload waits for others to end.
 const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -52,7 +56,16 @@ async fn get(
     Caller(actor): Caller,
     Path((id, path)): Path<(String, String)>,
 ) -> Result<Response, Failure> {
-    show(path.clone(), files::look(&app, &actor, &id, path).await?)
+    let session = of(&app, &actor, &id, Purpose::Read).await?;
+    let mut answer = show(path.clone(), files::look(&app, &actor, &id, path).await?)?;
+    answer.extensions_mut().insert(OfSession(session));
+    Ok(answer)
+}
+
+/// The session that a request names, which may be deleted meanwhile.
+pub(super) async fn of(app: &Shared, actor: &Actor, id: &str, purpose: Purpose) -> Result<SessionId, Failure> {
+    let mut connection = app.store.read().await?;
+    Ok(find::session(&mut connection, actor, id, purpose).await?.id)
 }
 
 /// Write a file; directories on the way are made. It appears whole or not at all.
@@ -64,6 +77,7 @@ async fn get(
 async fn put(
     State(app): State<Shared>,
     Caller(actor): Caller,
+    lease: Lease,
     Path((id, path)): Path<(String, String)>,
     headers: HeaderMap,
     body: Body,
@@ -72,8 +86,12 @@ async fn put(
     if announced.is_some_and(|bytes| bytes > FILE_BYTES_MAX) {
         return Err(FileError::TooLarge.into());
     }
-    let (_one, reader) = upload(&app, &actor, body).await?;
-    let is_new = files::write(&app, &actor, &id, path, reader).await?;
+    let session = of(&app, &actor, &id, Purpose::Use).await?;
+    let write = async {
+        let (_one, reader) = upload(&app, &actor, body).await?;
+        files::write(&app, &actor, &id, path, reader).await
+    };
+    let is_new = lease.on(session, write).await?;
     Ok(if is_new { StatusCode::CREATED } else { StatusCode::NO_CONTENT })
 }
 
@@ -82,12 +100,13 @@ pub(super) async fn upload(
     app: &Shared,
     actor: &Actor,
     body: Body,
-) -> Result<(OwnedSemaphorePermit, impl std::io::Read + Send + use<>), Failure> {
+) -> Result<([OwnedSemaphorePermit; 2], impl std::io::Read + Send + use<>), Failure> {
     let Ok(Ok(turn)) = tokio::time::timeout(UPLOAD_WAIT_MAX, app.uploads.of(actor.account).acquire_owned()).await
     else {
         return Err(Failure::new(Code::Busy, "this account uploads too many files at the same time; try again later"));
     };
-    Ok((turn, SyncIoBridge::new(StreamReader::new(Box::pin(impatient(body.into_data_stream()))))))
+    let thread = app.budgets.thread().await?;
+    Ok(([turn, thread], SyncIoBridge::new(StreamReader::new(Box::pin(impatient(body.into_data_stream()))))))
 }
 
 /// The body as it comes, for as long as it comes.

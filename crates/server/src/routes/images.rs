@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
@@ -18,14 +19,17 @@ use tokio_util::io::ReaderStream;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::files::upload;
-use super::page;
+use super::files::{of, upload};
+use super::leased::OfSession;
+use super::page_of;
 use super::problems::Problems;
 use super::transfers::answer;
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::extract::{Caller, Json, Path, Query};
+use crate::lease::Lease;
 use crate::verbs::check::page_limit;
+use crate::verbs::find::Purpose;
 use crate::verbs::{images, push};
 use crate::view;
 
@@ -75,8 +79,8 @@ async fn list(
         }
         None => None,
     };
-    let rows = images::list(&app, &actor, after, limit + 1).await?;
-    Ok(axum::Json(page(rows, limit, |row| row.id.to_string(), view::image)))
+    let batch = images::list(&app, &actor, after, limit).await?;
+    Ok(axum::Json(page_of(batch, |row| row.id.to_string(), view::image)))
 }
 
 /// Bring in the images of an archive: an OCI archive, or what `docker save` writes, compressed or not. Progress is told as by
@@ -132,11 +136,13 @@ async fn delete(
 async fn push_checkpoint(
     State(app): State<Shared>,
     Caller(actor): Caller,
+    lease: Lease,
     Path((id, n)): Path<(String, String)>,
     headers: HeaderMap,
     Json(body): Json<PushCheckpoint>,
 ) -> Result<Response, Failure> {
-    let work = |tell| async move { push::push(&app, &actor, (&id, &n), body, &tell).await };
+    let session = of(&app, &actor, &id, Purpose::Use).await?;
+    let work = |tell| async move { lease.on(session, push::push(&app, &actor, (&id, &n), body, &tell)).await };
     answer(&headers, StatusCode::OK, work).await
 }
 
@@ -148,14 +154,20 @@ async fn push_checkpoint(
 async fn export_checkpoint(
     State(app): State<Shared>,
     Caller(actor): Caller,
+    lease: Lease,
     Path((id, n)): Path<(String, String)>,
 ) -> Result<Response, Failure> {
-    let export = push::export(&app, &actor, &id, &n).await?;
+    let session = of(&app, &actor, &id, Purpose::Use).await?;
+    let export = lease.on(session, push::export(&app, &actor, &id, &n)).await?;
     let left_out = export.left_out.to_string();
     let disposition = format!("attachment; filename=\"{}\"", export.file_name());
+    let thread = app.budgets.thread().await?;
     let (read, write) = tokio::io::duplex(EXPORT_BUFFER_BYTES);
     let reader = Patient { pipe: write, runtime: Handle::current() };
-    let done = tokio::task::spawn_blocking(move || export.write(reader));
+    let done = tokio::task::spawn_blocking(move || {
+        let _thread = thread;
+        export.write(reader)
+    });
     // What ends early must not look as if it were whole.
     let end = futures::stream::once(async move {
         match done.await {
@@ -175,7 +187,7 @@ async fn export_checkpoint(
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
         (HeaderName::from_static(LEFT_OUT_HEADER), left_out),
     ];
-    Ok((headers, body).into_response())
+    Ok((headers, Extension(OfSession(session)), body).into_response())
 }
 
 /// Writes to whoever reads at the other end, for as long as that goes on.

@@ -10,12 +10,12 @@ use raworc_api::page::Page;
 use raworc_api::problem::Problem;
 use raworc_api::workspace::{Exec, ExecResult};
 use raworc_core::ids::{MessageId, SessionId};
-use raworc_core::limits::WAIT_MAX;
+use raworc_core::limits::{PAGE_BYTES_MAX, WAIT_MAX};
 use raworc_store::messages;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::page;
+use super::page_of;
 use super::problems::Problems;
 use crate::app::Shared;
 use crate::error::Failure;
@@ -58,11 +58,11 @@ async fn send(
     let row = send_message::send_message(&app, &actor, id, body, key).await?;
     let Some(wait) = wait else {
         let body = MessageWithReply { message: view::message(row), reply: None };
-        return Ok((StatusCode::CREATED, axum::Json(body)).into_response());
+        return Ok((StatusCode::CREATED, app.budgets.json(body).await?).into_response());
     };
     let answer = until_ended(&app, row.session_id, row.id, wait).await?;
     let status = if answer.message.status.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok((status, axum::Json(answer)).into_response())
+    Ok((status, app.budgets.json(answer).await?).into_response())
 }
 
 /// Get a message and its answer; with `wait_seconds`, once it has ended.
@@ -75,14 +75,14 @@ async fn get(
     Caller(actor): Caller,
     Path((id, message)): Path<(String, String)>,
     Query(query): Query<WaitQuery>,
-) -> Result<axum::Json<MessageWithReply>, Failure> {
+) -> Result<Response, Failure> {
     let wait = wait(query)?.unwrap_or(Duration::ZERO);
     let session = {
         let mut connection = app.store.read().await?;
         find::session(&mut connection, &actor, &id, Purpose::Read).await?.id
     };
     let message: MessageId = message.parse().map_err(|_| Failure::not_found("message", &message))?;
-    Ok(axum::Json(until_ended(&app, session, message, wait).await?))
+    app.budgets.json(until_ended(&app, session, message, wait).await?).await
 }
 
 /// List the conversation, oldest first.
@@ -94,7 +94,7 @@ async fn list(
     Caller(actor): Caller,
     Path(id): Path<String>,
     Query(query): Query<ListMessages>,
-) -> Result<axum::Json<Page<Message>>, Failure> {
+) -> Result<Response, Failure> {
     let limit = page_limit(query.limit)?;
     let after = match &query.cursor {
         None => 0,
@@ -104,8 +104,12 @@ async fn list(
     };
     let mut connection = app.store.read().await?;
     let session = find::session(&mut connection, &actor, &id, Purpose::Read).await?;
-    let rows = messages::list(&mut connection, session.id, query.status, after, limit + 1).await?;
-    Ok(axum::Json(page(rows, limit, |row| row.seq.to_string(), view::message)))
+    let bounds = (limit, PAGE_BYTES_MAX);
+    let batch = messages::list(&mut connection, session.id, query.status, after, bounds).await?;
+    // So few readers are there that what they read together is not much.
+    let answer = app.budgets.json(page_of(batch, |row| row.seq.to_string(), view::message)).await;
+    drop(connection);
+    answer
 }
 
 /// Run a command beside the conversation, and wait for its end. Wakes a session that rests.
@@ -117,8 +121,8 @@ async fn run(
     Caller(actor): Caller,
     Path(id): Path<String>,
     Json(body): Json<Exec>,
-) -> Result<axum::Json<ExecResult>, Failure> {
-    Ok(axum::Json(exec::exec(&app, &actor, id, body).await?))
+) -> Result<Response, Failure> {
+    app.budgets.json(exec::exec(&app, &actor, id, body).await?).await
 }
 
 fn wait(query: WaitQuery) -> Result<Option<Duration>, Failure> {

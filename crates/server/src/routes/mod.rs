@@ -6,6 +6,7 @@ mod checkpoints;
 mod events;
 mod files;
 mod images;
+mod leased;
 mod messages;
 mod problems;
 mod sessions;
@@ -21,6 +22,7 @@ use raworc_api::PREFIX;
 use raworc_api::page::Page;
 use raworc_api::problem::{Code, Problem};
 use raworc_core::limits::BODY_BYTES_MAX;
+use raworc_store::Batch;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
@@ -92,9 +94,16 @@ pub fn router(app: Shared) -> Router {
             problem_response(&Problem::new(Code::MethodNotAllowed, "this path does not take this method"))
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(app.clone(), leased::hold))
         .layer(middleware::from_fn(unread::read))
         .layer(middleware::from_fn_with_state(app.clone(), count))
         .with_state(app)
+}
+
+/// A page from a batch of rows; `key` makes the cursor that leads on from a row.
+fn page_of<R, T>(batch: Batch<R>, key: impl Fn(&R) -> String, show: impl FnMut(R) -> T) -> Page<T> {
+    let next_cursor = batch.rows.last().filter(|_| batch.has_more).map(key);
+    Page { items: batch.rows.into_iter().map(show).collect(), next_cursor }
 }
 
 async fn count(State(app): State<Shared>, request: Request, next: Next) -> Response {

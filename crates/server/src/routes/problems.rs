@@ -9,12 +9,13 @@ use utoipa::{IntoResponses, ToSchema};
 /// Every call may answer with these.
 pub struct Problems;
 
-const STATUSES: [(&str, &str); 13] = [
+const STATUSES: [(&str, &str); 14] = [
     ("400", "The body is not JSON, or the query or path is wrong"),
     ("401", "No token, or a bad one"),
     ("403", "Not allowed"),
     ("404", "Not there, or not to be seen by the caller"),
     ("405", "The path does not take this method"),
+    ("406", "The Accept header allows none of what there is"),
     ("409", "The state forbids it"),
     ("412", "Changed meanwhile"),
     ("413", "Too many bytes"),

@@ -1,20 +1,24 @@
 //! `/sessions`
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use raworc_api::page::Page;
 use raworc_api::problem::Problem;
 use raworc_api::session::{AssignAgents, AssignedAgent, CreateSession, ListSessions, Session, UpdateSession};
-use raworc_core::ids::SessionId;
+use raworc_core::ids::{AgentId, SessionId};
+use raworc_core::limits::PAGE_BYTES_MAX;
 use raworc_core::permissions::{Actor, Role};
 use raworc_core::time::Time;
-use raworc_store::agents;
 use raworc_store::sessions::{self, Filter, SessionRow};
+use raworc_store::{Connection, agents};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::page;
+use super::page_of;
 use super::problems::Problems;
 use crate::app::Shared;
 use crate::error::Failure;
@@ -42,8 +46,10 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
 /// A session as an answer, with its version.
 pub(super) async fn show(app: &Shared, row: SessionRow) -> Result<Response, Failure> {
     let mut connection = app.store.read().await?;
-    let agents = agents::of_session(&mut connection, row.id).await?;
-    Ok((etag(row.version), axum::Json(view::session(row, agents))).into_response())
+    let agents = assigned(&mut connection, row.id, &mut HashMap::new()).await?;
+    drop(connection);
+    let version = etag(row.version);
+    Ok((version, app.budgets.json(view::session(row, agents)).await?).into_response())
 }
 
 /// Create a session.
@@ -69,18 +75,40 @@ async fn list(
     State(app): State<Shared>,
     Caller(actor): Caller,
     Query(query): Query<ListSessions>,
-) -> Result<axum::Json<Page<Session>>, Failure> {
+) -> Result<Response, Failure> {
     let limit = page_limit(query.limit)?;
     let filter = filter(&actor, query)?;
     let mut connection = app.store.read().await?;
-    let rows = sessions::list(&mut connection, &filter, limit + 1).await?;
-    let page = page(rows, limit, |row| format!("{}:{}", row.created_at.0, row.id), |row| row);
+    let batch = sessions::list(&mut connection, &filter, (limit, PAGE_BYTES_MAX)).await?;
+    let page = page_of(batch, |row| format!("{}:{}", row.created_at.0, row.id), |row| row);
     let mut items = Vec::with_capacity(page.items.len());
+    // Sessions have few different agents, and those may be long.
+    let mut known = HashMap::new();
     for row in page.items {
-        let agents = agents::of_session(&mut connection, row.id).await?;
+        let agents = assigned(&mut connection, row.id, &mut known).await?;
         items.push(view::session(row, agents));
     }
-    Ok(axum::Json(Page { items, next_cursor: page.next_cursor }))
+    // So few readers are there that what they read together is not much.
+    let answer = app.budgets.json(Page { items, next_cursor: page.next_cursor }).await;
+    drop(connection);
+    answer
+}
+
+/// The agents of a session as it lists them; `known` are those that were looked up before.
+async fn assigned(
+    connection: &mut Connection,
+    session: SessionId,
+    known: &mut HashMap<AgentId, AssignedAgent>,
+) -> Result<Vec<AssignedAgent>, Failure> {
+    let mut all = Vec::new();
+    for id in agents::ids_of_session(connection, session).await? {
+        if let Entry::Vacant(place) = known.entry(id) {
+            let Some(row) = agents::find(connection, &id.to_string()).await? else { continue };
+            place.insert(view::assigned(row));
+        }
+        all.extend(known.get(&id).cloned());
+    }
+    Ok(all)
 }
 
 fn filter(actor: &Actor, query: ListSessions) -> Result<Filter, Failure> {

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream};
@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::Failure;
 use crate::images::Tell;
+use crate::negotiate::{EVENTS, JSON, negotiate};
 
 /// Progress is told no more often than this.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -35,8 +36,7 @@ where
     T: Serialize + Send + 'static,
     F: Future<Output = Result<T, Failure>> + Send + 'static,
 {
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if !accept.contains("text/event-stream") {
+    if negotiate(headers, &[JSON, EVENTS])? == JSON {
         let result = work(Arc::new(|_| {})).await?;
         return Ok((status, axum::Json(result)).into_response());
     }

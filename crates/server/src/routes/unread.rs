@@ -17,10 +17,14 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use raworc_core::limits::UNREAD_BYTES_MAX;
 
+use super::leased::Over;
+
 /// A body up to this long waits in the sockets' buffers, in whole: nobody has to read it.
 const BUFFERED_BYTES: u64 = 16 * 1024;
 /// Longest time for reading the rest.
 const TIME_MAX: Duration = Duration::from_secs(5);
+/// A client that sends nothing for so long is waiting for the answer, or slow: it is told at once.
+const IDLE_MAX: Duration = Duration::from_millis(500);
 
 /// A body that its reader and this module share, and whether anyone has begun to read it.
 #[derive(Clone)]
@@ -54,7 +58,8 @@ pub(super) async fn read(request: Request, next: Next) -> Response {
     let body = Body::from_stream(stream::poll_fn(move |context| reader.poll(context)));
     let response = next.run(Request::from_parts(parts, body)).await;
     // A client that expects to be told to go on (`Expect: 100-continue`) is told so by the first read, and not before.
-    let sends = !waits || shared.lock().1;
+    let is_over = response.extensions().get::<Over>().is_some();
+    let sends = !is_over && (!waits || shared.lock().1);
     if sends && (response.status().is_client_error() || response.status().is_server_error()) {
         // Where there is more than that, or it does not come, the connection breaks.
         let _ = tokio::time::timeout(TIME_MAX, drop_rest(shared)).await;
@@ -64,7 +69,7 @@ pub(super) async fn read(request: Request, next: Next) -> Response {
 
 async fn drop_rest(shared: Shared) {
     let mut left = UNREAD_BYTES_MAX;
-    while let Some(Ok(chunk)) = poll_fn(|context| shared.poll(context)).await {
+    while let Ok(Some(Ok(chunk))) = tokio::time::timeout(IDLE_MAX, poll_fn(|context| shared.poll(context))).await {
         left = left.saturating_sub(chunk.len() as u64);
         if left == 0 {
             return;

@@ -122,6 +122,7 @@ pub async fn close(app: &Shared, actor: &Actor, id_or_name: String) -> Result<()
                 }
                 audit::append(transaction.connection(), now, &actor, "account.close", &row.id.to_string()).await?;
                 accounts::close(transaction.connection(), row.id, now).await?;
+                transaction.revoked(row.id);
                 Ok(())
             })
         })
@@ -213,6 +214,7 @@ pub async fn revoke_token(app: &Shared, actor: &Actor, id_or_name: &str, id: Tok
             Box::pin(async move {
                 audit::append(transaction.connection(), now, &actor, "token.revoke", &id.to_string()).await?;
                 if accounts::revoke_token(transaction.connection(), owner.id, id, now).await? {
+                    transaction.revoked(owner.id);
                     Ok(())
                 } else {
                     Err(Failure::not_found("token", &id.to_string()))

@@ -3,12 +3,12 @@
 use raworc_api::agent::AgentDefinition;
 use raworc_api::problem::Code;
 use raworc_core::ids::AgentId;
-use raworc_core::limits::MESSAGE_BYTES_MAX;
+use raworc_core::limits::{MESSAGE_BYTES_MAX, PAGE_BYTES_MAX};
 use raworc_core::names;
 use raworc_core::permissions::{Action, Actor};
 use raworc_core::time::Time;
 use raworc_store::agents::{self, AgentRow};
-use raworc_store::{Connection, StoreError, audit};
+use raworc_store::{Batch, Connection, StoreError, audit};
 use uuid::Uuid;
 
 use super::check::Checks;
@@ -135,10 +135,10 @@ pub async fn get(app: &Shared, actor: &Actor, id_or_name: &str) -> Result<AgentR
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(app: &Shared, actor: &Actor, after: &str, limit: u32) -> Result<Vec<AgentRow>, Failure> {
+pub async fn list(app: &Shared, actor: &Actor, after: &str, limit: u32) -> Result<Batch<AgentRow>, Failure> {
     permit(actor, Action::ReadAgents, "agent", "")?;
     let mut connection = app.store.read().await?;
-    Ok(agents::list(&mut connection, after, limit).await?)
+    Ok(agents::list(&mut connection, after, (limit, PAGE_BYTES_MAX)).await?)
 }
 
 async fn changeable(connection: &mut Connection, id_or_name: &str) -> Result<AgentRow, Failure> {
@@ -168,7 +168,7 @@ fn check(definition: &AgentDefinition) -> Result<(), Failure> {
         }
     }
     if let Some(model) = &definition.model {
-        checks.check("model", names::check_title(model));
+        checks.check("model", names::check_text(model));
     }
     if let Some(image) = &definition.image {
         checks.image("image", image);

@@ -1,5 +1,6 @@
 //! Create a session.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use raworc_api::problem::{Code, Problem};
@@ -190,20 +191,45 @@ pub struct Inherited {
 /// # Errors
 /// Where the store fails.
 pub async fn inherit(change: &mut Change<'_>, messages: Vec<MessageRow>, inherited: Inherited) -> Result<(), Failure> {
-    let mut ids = std::collections::HashMap::new();
-    for mut message in messages {
-        let id = MessageId(Uuid::now_v7());
-        ids.insert(message.id, id);
-        let from = (message.session_id != change.row.id).then_some(message.id);
-        let data = json!({ "message_id": id, "role": message.role, "from": from, "agent": message.agent });
-        message.seq = change.log("message.inherited", data).await?;
-        message.id = id;
-        message.session_id = change.row.id;
-        message.reply_to = message.reply_to.and_then(|id| ids.get(&id).copied());
-        message.started_seq = None;
-        message.finished_seq = Some(message.seq);
-        messages::insert(change.connection(), &message).await?;
+    Conversation::default().inherit(change, messages).await?;
+    inherit_checkpoint(change, inherited).await
+}
+
+/// A conversation that a session takes over, part by part.
+#[derive(Default)]
+pub struct Conversation {
+    /// What each message of it is called here.
+    ids: HashMap<MessageId, MessageId>,
+}
+
+impl Conversation {
+    /// The next messages, in order.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn inherit(&mut self, change: &mut Change<'_>, messages: Vec<MessageRow>) -> Result<(), Failure> {
+        for mut message in messages {
+            let id = MessageId(Uuid::now_v7());
+            self.ids.insert(message.id, id);
+            let from = (message.session_id != change.row.id).then_some(message.id);
+            let data = json!({ "message_id": id, "role": message.role, "from": from, "agent": message.agent });
+            message.seq = change.log("message.inherited", data).await?;
+            message.id = id;
+            message.session_id = change.row.id;
+            message.reply_to = message.reply_to.and_then(|id| self.ids.get(&id).copied());
+            message.started_seq = None;
+            message.finished_seq = Some(message.seq);
+            messages::insert(change.connection(), &message).await?;
+        }
+        Ok(())
     }
+}
+
+/// The first checkpoint of a session that starts from another one.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn inherit_checkpoint(change: &mut Change<'_>, inherited: Inherited) -> Result<(), Failure> {
     let mut own = super::save::new_row(&mut change.row, Cause::Remix, inherited.label, &inherited.by, change.now);
     (own.status, own.layer_id) = (Status::Ready, change.row.layer_id);
     (own.bytes, own.files) = inherited.size;
@@ -215,7 +241,7 @@ pub async fn inherit(change: &mut Change<'_>, messages: Vec<MessageRow>, inherit
 /// What a session is called that is made from one of this name, unless someone says.
 pub fn another(name: &str) -> String {
     let suffix = &Uuid::new_v4().simple().to_string()[..8];
-    let short: String = name.chars().take(NAME_CHARACTERS_MAX - suffix.len() - 1).collect();
+    let short: String = names::tidied(name).chars().take(NAME_CHARACTERS_MAX - suffix.len() - 1).collect();
     format!("{short}-{suffix}")
 }
 

@@ -2,6 +2,7 @@
 
 use raworc_api::problem::Code;
 use raworc_core::ids::SessionId;
+use raworc_core::limits::PAGE_BYTES_MAX;
 use raworc_core::permissions::{Action, Actor, Role};
 use raworc_store::Connection;
 use raworc_store::sessions::{self, Filter, SessionRow};
@@ -51,12 +52,12 @@ async fn by_name(connection: &mut Connection, actor: &Actor, name: &str) -> Resu
     };
     for &(owner, include_deleted) in places {
         let filter = Filter { owner, name: Some(name.to_owned()), include_deleted, ..Filter::default() };
-        let mut rows = sessions::list(connection, &filter, 2).await?;
-        if rows.len() > 1 {
+        let mut found = sessions::list(connection, &filter, (1, PAGE_BYTES_MAX)).await?;
+        if found.has_more {
             let detail = format!("more than one session is called {name:?}; use its id");
             return Err(Failure::new(Code::AmbiguousName, detail));
         }
-        if let Some(row) = rows.pop() {
+        if let Some(row) = found.rows.pop() {
             return Ok(Some(row));
         }
     }

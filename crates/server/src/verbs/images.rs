@@ -6,12 +6,12 @@ use std::sync::Arc;
 use raworc_api::image::PullImage;
 use raworc_api::problem::{Code, Problem};
 use raworc_core::ids::ImageId;
-use raworc_core::limits::IMAGE_ENTRIES_MAX;
+use raworc_core::limits::{IMAGE_ENTRIES_MAX, PAGE_BYTES_MAX};
 use raworc_core::names;
 use raworc_core::permissions::{Action, Actor, Role};
 use raworc_oci::{Bounds, Descriptor, Digest, Image, Layout, Reference, Which};
 use raworc_store::images::{self, ImageRow, Summary};
-use raworc_store::{Connection, audit, layers};
+use raworc_store::{Batch, Connection, accounts, audit, layers};
 use raworc_workspace::FileError;
 use uuid::Uuid;
 
@@ -181,6 +181,11 @@ async fn record(
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
             let connection = transaction.connection();
+            // It may have been closed since this was asked for: then it gets nothing more.
+            let owner = accounts::find(connection, &actor.account.to_string()).await?;
+            if owner.is_none_or(|owner| owner.closed_at.is_some()) {
+                return Err(Failure::new(Code::Unauthenticated, "the account was closed meanwhile"));
+            }
             if let Some(known) = known
                 && layers::find(connection, known).await?.is_none()
             {
@@ -218,10 +223,10 @@ async fn record(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(app: &Shared, actor: &Actor, after: Option<ImageId>, limit: u32) -> Result<Vec<ImageRow>, Failure> {
+pub async fn list(app: &Shared, actor: &Actor, after: Option<ImageId>, limit: u32) -> Result<Batch<ImageRow>, Failure> {
     let account = (actor.role != Role::Admin).then_some(actor.account);
     let mut connection = app.store.read().await?;
-    Ok(images::list(&mut connection, account, after, limit).await?)
+    Ok(images::list(&mut connection, account, after, (limit, PAGE_BYTES_MAX)).await?)
 }
 
 /// The image of this id or name.

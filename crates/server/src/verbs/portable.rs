@@ -9,7 +9,7 @@ use raworc_api::message::{MessageError, MessageUsage, Role, Status};
 use raworc_api::session::{CreateSession, ResourcesWanted};
 use raworc_core::checkpoints::Policy;
 use raworc_core::ids::{MessageId, SessionId};
-use raworc_core::names::{check_label, check_title};
+use raworc_core::names::{check_label, check_text};
 use raworc_core::quantity::Bytes;
 use raworc_oci::EXTRA_BYTES_MAX;
 use raworc_store::checkpoints::CheckpointRow;
@@ -23,7 +23,7 @@ use uuid::Uuid;
 /// The form of the document; one that is newer is not read.
 const VERSION: u32 = 1;
 /// How much of the document messages may take, in bytes of JSON.
-const MESSAGES_BYTES_MAX: usize = EXTRA_BYTES_MAX - (256 << 10);
+pub const MESSAGES_BYTES_MAX: usize = EXTRA_BYTES_MAX - (256 << 10);
 
 /// The document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -131,8 +131,14 @@ pub fn as_wanted(row: &SessionRow) -> CreateSession {
 }
 
 impl Portable {
-    /// Of a checkpoint, with the messages that had ended by then, in order. Where they are too many, the newest go along.
-    pub fn of(row: &SessionRow, agents: Vec<String>, checkpoint: &CheckpointRow, messages: Vec<MessageRow>) -> Self {
+    /// Of a checkpoint, with the messages that had ended by then, in order, and how many there are before them. Where they are too
+    /// many, the newest go along.
+    pub fn of(
+        row: &SessionRow,
+        agents: Vec<String>,
+        checkpoint: &CheckpointRow,
+        (messages, older): (Vec<MessageRow>, u64),
+    ) -> Self {
         let mut bytes = 0;
         let length =
             |message: &MessageRow| serde_json::to_string(&Spoken::of(message, None)).map_or(0, |text| text.len());
@@ -155,7 +161,7 @@ impl Portable {
             },
             session: Like::of(row, agents),
             messages: messages.iter().map(|message| Spoken::of(message, message.reply_to.and_then(place))).collect(),
-            left_out: left_out as u64,
+            left_out: older + left_out as u64,
         }
     }
 
@@ -174,7 +180,7 @@ impl Portable {
         let mut read =
             Self::deserialize(document).map_err(|error| format!("its checkpoint cannot be read: {error}"))?;
         let origin = &mut read.checkpoint;
-        check_title(&origin.session).map_err(|why| format!("the name of its checkpoint's session {why}"))?;
+        check_text(&origin.session).map_err(|why| format!("the name of its checkpoint's session {why}"))?;
         origin.label = origin.label.take().filter(|label| check_label(label).is_ok());
         Ok(Some(read))
     }

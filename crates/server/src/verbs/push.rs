@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::checkpoints as versions;
 use super::find::{self, Purpose};
-use super::portable::Portable;
+use super::portable::{self, Portable};
 use crate::app::{Shared, blocking};
 use crate::change::Change;
 use crate::error::Failure;
@@ -107,20 +107,20 @@ struct Content {
 
 async fn content(app: &Shared, row: &SessionRow, checkpoint: &CheckpointRow) -> Result<Content, Failure> {
     let (chain, hold) = versions::layers(app, row.id, checkpoint.n).await?;
-    let (agents, spoken) = {
+    let (agents, (spoken, older)) = {
         let mut connection = app.store.read().await?;
         let ranges = standing(checkpoint.seq, &row.rewinds);
         (
             agents::of_session(&mut connection, row.id).await?,
-            messages::ended_in(&mut connection, row.id, &ranges).await?,
+            messages::newest_ended_in(&mut connection, row.id, &ranges, portable::MESSAGES_BYTES_MAX).await?,
         )
     };
     let agents = agents.into_iter().map(|agent| agent.definition.name).collect();
-    let portable = Portable::of(row, agents, checkpoint, spoken);
+    let document = Portable::of(row, agents, checkpoint, (spoken, older));
     Ok(Content {
         chain,
         _hold: hold,
-        portable: serde_json::to_value(portable).map_err(raworc_store::StoreError::from)?,
+        portable: serde_json::to_value(document).map_err(raworc_store::StoreError::from)?,
         created: checkpoint.created_at.to_timestamp().to_string(),
         title: format!("{} @{}", row.name, checkpoint.n),
     })

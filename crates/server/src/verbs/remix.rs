@@ -1,15 +1,20 @@
 //! Make a session from another one's checkpoint.
 
+use std::ops::RangeInclusive;
+
 use raworc_api::session::{CreateSession, RemixSession};
 use raworc_core::conversation::standing;
 use raworc_core::ids::{LayerId, SessionId};
+use raworc_core::limits::{PAGE_BYTES_MAX, PAGE_ROWS_MAX};
 use raworc_core::permissions::{Action, Actor};
 use raworc_store::sessions::{self, SessionRow};
 use raworc_store::{Connection, agents, audit, checkpoints, messages};
 use serde_json::json;
 
 use super::checkpoints as versions;
-use super::create_session::{Inherited, another, check, inherit, made_before, new_row, run_image};
+use super::create_session::{
+    Conversation, Inherited, another, check, inherit_checkpoint, made_before, new_row, run_image,
+};
 use super::find::{self, Purpose};
 use super::idempotent::Key;
 use super::images::{self, Use};
@@ -95,11 +100,10 @@ pub async fn remix(
                     "parent_session_id": parent.id, "parent_checkpoint": from.n,
                 });
                 change.log("session.created", data).await?;
-                let ranges = standing(from.seq, &parent.rewinds);
-                let messages = messages::ended_in(change.connection(), parent.id, &ranges).await?;
+                copy(&mut change, parent.id, &standing(from.seq, &parent.rewinds)).await?;
                 let size = (from.bytes, from.files);
                 let inherited = Inherited { label: from.label.clone(), by: from.created_by.clone(), size };
-                inherit(&mut change, messages, inherited).await?;
+                inherit_checkpoint(&mut change, inherited).await?;
                 if !change.row.starting_prompt.is_empty() {
                     let content = change.row.starting_prompt.clone();
                     queue(&mut change, NewMessage { content, ..NewMessage::default() }).await?;
@@ -108,6 +112,25 @@ pub async fn remix(
             })
         })
         .await
+}
+
+/// Copies the conversation in these parts of another session's log; no more of it at a time than a page.
+async fn copy(change: &mut Change<'_>, parent: SessionId, ranges: &[RangeInclusive<u64>]) -> Result<(), Failure> {
+    let mut conversation = Conversation::default();
+    for range in ranges {
+        let mut rest = range.clone();
+        loop {
+            let bounds = (PAGE_ROWS_MAX, PAGE_BYTES_MAX);
+            let batch = messages::ended_in(change.connection(), parent, &rest, bounds).await?;
+            let last = batch.rows.last().map(|message| message.seq);
+            conversation.inherit(change, batch.rows).await?;
+            match last.filter(|_| batch.has_more) {
+                Some(last) => rest = last + 1..=*range.end(),
+                None => break,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the root of a session's containers stands on now: it may have been merged with what lies below.

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime};
 use std::vec::IntoIter;
 
+use raworc_core::limits::PAGE_BYTES_MAX;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat, openat, readlinkat, seek};
 use rustix::io::Errno;
 use similar::TextDiff;
@@ -73,7 +74,7 @@ impl Side<'_> {
     }
 }
 
-/// What differs between two trees, by path, and whether there is more than `bound`. Both are of layers that never change, or lie
+/// What differs between two trees, by path, and whether there is more than `bound`, or than fits into an answer. Both are of layers that never change, or lie
 /// on such: what they share is not gone through. Large trees take their time; `goes_on` is asked now and then.
 ///
 /// # Errors
@@ -86,9 +87,9 @@ pub fn compare(
 ) -> io::Result<(Vec<Difference>, bool)> {
     let sealed = sealed(before, after);
     let (before, after) = (open_directory(before.root)?, open_directory(after.root)?);
-    let mut compare = Compare { found: Vec::new(), bound, sealed, goes_on };
+    let mut compare = Compare { found: Vec::new(), bytes: 0, bound, sealed, goes_on };
     compare.directories(Some(&before), Some(&after), &[], 0)?;
-    let is_truncated = compare.found.len() > bound;
+    let is_truncated = compare.is_full();
     compare.found.truncate(bound);
     Ok((compare.found, is_truncated))
 }
@@ -160,12 +161,19 @@ impl Iterator for Merged {
 
 struct Compare<'a> {
     found: Vec<Difference>,
+    /// How long the paths are.
+    bytes: usize,
     bound: usize,
     sealed: i64,
     goes_on: GoesOn<'a>,
 }
 
 impl Compare<'_> {
+    /// Whether there is more than is told.
+    fn is_full(&self) -> bool {
+        self.found.len() > self.bound || self.bytes > PAGE_BYTES_MAX
+    }
+
     fn directories(
         &mut self,
         before: Option<&OwnedFd>,
@@ -177,7 +185,7 @@ impl Compare<'_> {
             Ok(directory.map(entry::names).transpose()?.unwrap_or_default().into_iter().peekable())
         };
         for name in (Merged { lists: [names(before)?, names(after)?] }) {
-            if self.found.len() > self.bound {
+            if self.is_full() {
                 break;
             }
             ask(self.goes_on)?;
@@ -201,7 +209,10 @@ impl Compare<'_> {
             return Ok(());
         }
         let path = if path.is_empty() { name.to_bytes().to_vec() } else { [path, b"/", name.to_bytes()].concat() };
-        self.found.extend(pair.difference(before, after, name, &path, self.goes_on)?);
+        if let Some(difference) = pair.difference(before, after, name, &path, self.goes_on)? {
+            self.bytes += difference.path.len();
+            self.found.push(difference);
+        }
         let inner = |directory: Option<&OwnedFd>, found: &Option<Found>| match (directory, found) {
             (Some(directory), Some(found)) if found.kind() == Kind::Directory => {
                 entry::inner(directory, name, depth).map(Some)
