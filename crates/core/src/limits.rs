@@ -56,10 +56,11 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 pub const LEASE: Duration = Duration::from_secs(8);
 /// A host that finds no server for this long ends itself, so that nothing is orphaned.
 pub const SERVERLESS_MAX: Duration = Duration::from_secs(600);
-/// What a container gets to end by itself before it is killed.
-pub const STOP_GRACE: Duration = Duration::from_secs(2);
-/// What a cancelled script gets between SIGTERM and SIGKILL.
+/// What processes get between SIGTERM and SIGKILL, whatever ends them: a cancel, a timeout, or the end of their container.
 pub const CANCEL_GRACE: Duration = Duration::from_secs(2);
+/// What a container gets to end by itself before it is killed: its processes' grace, and time for its host to kill what is
+/// left and to say so.
+pub const STOP_GRACE: Duration = Duration::from_secs(3);
 
 /// Output kept of one message, in bytes of text; the rest is counted and cut.
 pub const OUTPUT_BYTES_MAX: usize = 1024 * 1024;

@@ -40,6 +40,12 @@ pub const SOCKET_PATH: &str = "/run/raworc/host.sock";
 pub const TOKEN_BYTES_MAX: usize = 512;
 /// The user and group that agents run as inside; the host itself is 0.
 pub const AGENT_UID: u32 = 1000;
+/// Where the host puts scripts in the container: a directory in memory that agents can't write to. A script's path is among
+/// the arguments of its shell, so it has nothing in it that a person would look for among the arguments of processes.
+pub const SCRIPTS_PATH: &str = "/run/_";
+/// Groups that the host gives to agents beside their own, one to each piece of work at a time: a process can't leave it, so
+/// it tells which work a process belongs to, whatever that process does.
+pub const WORK_GIDS: std::ops::RangeInclusive<u32> = 61_000..=61_127;
 /// The workspace in the container, which is also the agents' home and first working directory.
 pub const WORKSPACE_PATH: &str = "/workspace";
 

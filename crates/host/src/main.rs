@@ -6,9 +6,11 @@
 
 mod connection;
 mod host;
+mod identity;
 mod output;
 mod processes;
 mod reports;
+mod script;
 mod signals;
 mod spawn;
 mod utf8;
@@ -19,7 +21,7 @@ use std::io::{BufRead, Read, stdin};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use raworc_core::link::{SOCKET_PATH, TOKEN_BYTES_MAX};
+use raworc_core::link::{SCRIPTS_PATH, SOCKET_PATH, TOKEN_BYTES_MAX};
 
 fn main() -> ExitCode {
     close_inherited();
@@ -27,8 +29,8 @@ fn main() -> ExitCode {
         eprintln!("no token came: this program is started by Raworc, inside its containers");
         return ExitCode::from(2);
     };
-    let socket = std::env::args_os().nth(1).map_or_else(|| PathBuf::from(SOCKET_PATH), PathBuf::from);
-    match host::Host::new(token, socket) {
+    let path = |nth, usual: &str| std::env::args_os().nth(nth).map_or_else(|| PathBuf::from(usual), PathBuf::from);
+    match host::Host::new(token, path(1, SOCKET_PATH), path(2, SCRIPTS_PATH)) {
         Ok(host) => ExitCode::from(host.run()),
         Err(error) => {
             eprintln!("the host could not start: {error}");

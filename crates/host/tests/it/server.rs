@@ -35,7 +35,7 @@ impl Server {
         let socket = directory.path().join("host.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let mut host = Command::new(env!("CARGO_BIN_EXE_raworc-host"));
-        let mut host = host.arg(socket).stdin(Stdio::piped()).spawn().unwrap();
+        let mut host = host.arg(socket).arg(directory.path().join("_")).stdin(Stdio::piped()).spawn().unwrap();
         writeln!(host.stdin.take().unwrap(), "{TOKEN}").unwrap();
         Self { directory, listener, host }
     }

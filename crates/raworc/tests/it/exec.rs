@@ -45,7 +45,10 @@ async fn a_command_is_answered_with_what_it_wrote_and_how_it_ended() {
     let cases = [
         (json!({ "command": "echo out; echo err >&2; exit 3" }), end(3, "out\n", "err\n")),
         (json!({ "command": ["echo", "$HOME", "a  b", "", "*"] }), end(0, "$HOME a  b  *\n", "")),
-        (json!({ "command": "echo *; echo \"$0 $#\"" }), end(0, "*\nshell 0\n", "")),
+        (
+            json!({ "command": "echo *; echo \"$#\"; [ \"$0\" = \"$BASH_SOURCE\" ] && echo \"${0%/*}\"" }),
+            end(0, "*\n0\n/run/_\n", ""),
+        ),
         (json!({ "command": ["cat"], "stdin": "größe\n" }), end(0, "größe\n", "")),
         (json!({ "command": ["true"], "stdin": "x".repeat(1 << 20) }), end(0, "", "")),
         (json!({ "command": ["cat"] }), end(0, "", "")),
@@ -67,15 +70,21 @@ async fn a_command_is_answered_with_what_it_wrote_and_how_it_ended() {
         assert_eq!(seen, expected, "{}", &text[..text.len().min(200)]);
         assert!(r["duration_seconds"].as_f64().unwrap() > 0.0 && r["output_bytes_dropped"] == 0, "{r}");
     }
-    // What cannot be started has no end of its own, and says why.
-    for body in [json!({ "command": ["no-such-program"] }), json!({ "command": "true", "directory": "/nowhere" })] {
+    // What cannot be started ends as it would in a shell, and says why.
+    for (body, code, why) in [
+        (json!({ "command": ["no-such-program"] }), 127, "no-such-program was not found"),
+        (json!({ "command": ["/no/such/program", "-x"] }), 127, "/no/such/program was not found"),
+        (json!({ "command": ["/etc/passwd"] }), 126, "ermission denied"),
+        (json!({ "command": ["/usr"] }), 126, "ermission denied"),
+        (json!({ "command": "#!/no/such/interpreter\necho" }), 127, "/no/such/interpreter was not found"),
+        (json!({ "command": "true", "directory": "/nowhere" }), 126, "the directory /nowhere cannot be used"),
+        (json!({ "command": ["true"], "directory": "/etc/passwd" }), 126, "the directory /etc/passwd cannot be used"),
+        (json!({ "command": ["true"], "directory": "/run/_" }), 0, ""),
+    ] {
         let r = exec(&server, &id, body.clone()).await;
-        assert_eq!(
-            (&r["exit_code"], &r["signal"], &r["timed_out"]),
-            (&Value::Null, &Value::Null, &json!(false)),
-            "{body}"
-        );
-        assert_ne!(r["stderr"], "", "{body}");
+        let seen = (&r["exit_code"], &r["signal"], &r["timed_out"]);
+        assert_eq!(seen, (&json!(code), &Value::Null, &json!(false)), "{body}: {r}");
+        assert!(r["stderr"].as_str().unwrap().contains(why), "{body}: {r}");
     }
     assert_eq!(server.get(&format!("/sessions/{id}/messages")).await.1["items"], json!([]), "nothing of it is said");
 }
