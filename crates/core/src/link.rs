@@ -49,6 +49,9 @@ pub const WORK_GIDS: std::ops::RangeInclusive<u32> = 61_000..=61_127;
 /// The workspace in the container, which is also the agents' home and first working directory.
 pub const WORKSPACE_PATH: &str = "/workspace";
 
+/// Where, in the workspace, the host puts the whole output of work that writes more than is kept.
+pub const OUTPUT_DIRECTORY: &str = ".raworc/output";
+
 /// Names one piece of work for the life of its container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -72,7 +75,7 @@ pub struct Work {
     pub directory: String,
     /// Ends the work (as a cancel does) after so long.
     pub timeout_seconds: Option<u64>,
-    /// Output to forward, in bytes of text; what is more is read, counted and dropped.
+    /// Output to forward, in bytes of text: of what is more, the first half and, at the end, the last, with a mark between them.
     pub output_bytes_max: usize,
 }
 
@@ -143,6 +146,9 @@ pub enum Report {
         duration_micros: u64,
         /// Output bytes that were dropped because there was more than `output_bytes_max`.
         dropped_bytes: u64,
+        /// The file in the workspace that has what was dropped, too; with as much as could be written.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output_file: Option<String>,
     },
 }
 

@@ -38,6 +38,16 @@ struct Stopping {
     delivers: bool,
 }
 
+/// Where things are.
+pub struct Paths {
+    /// The server's socket.
+    pub socket: PathBuf,
+    /// The directory of scripts.
+    pub scripts: PathBuf,
+    /// The workspace.
+    pub workspace: PathBuf,
+}
+
 /// The host.
 pub struct Host {
     token: String,
@@ -55,16 +65,16 @@ pub struct Host {
 
 impl Host {
     /// A host that has not met its server yet.
-    pub fn new(token: String, socket: PathBuf, scripts: PathBuf) -> io::Result<Self> {
+    pub fn new(token: String, paths: Paths) -> io::Result<Self> {
         let now = Instant::now();
         // The first process of a container inherits orphans anyway; elsewhere, this makes us as responsible.
         set_child_subreaper(Some(getpid()))?;
         Ok(Self {
             token,
             signals: Signals::catch()?,
-            connection: Connection::new(socket, now),
+            connection: Connection::new(paths.socket, now),
             reports: Reports::default(),
-            works: Works::new(scripts),
+            works: Works::new(paths.scripts, paths.workspace),
             polled: false,
             next_heartbeat: now,
             alone_since: now,

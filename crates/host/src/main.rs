@@ -7,6 +7,7 @@
 mod connection;
 mod host;
 mod identity;
+mod kept;
 mod output;
 mod processes;
 mod reports;
@@ -14,6 +15,7 @@ mod script;
 mod signals;
 mod spawn;
 mod utf8;
+mod whole;
 mod works;
 
 use std::fs;
@@ -21,7 +23,7 @@ use std::io::{BufRead, Read, stdin};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use raworc_core::link::{SCRIPTS_PATH, SOCKET_PATH, TOKEN_BYTES_MAX};
+use raworc_core::link::{SCRIPTS_PATH, SOCKET_PATH, TOKEN_BYTES_MAX, WORKSPACE_PATH};
 
 fn main() -> ExitCode {
     close_inherited();
@@ -30,7 +32,12 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let path = |nth, usual: &str| std::env::args_os().nth(nth).map_or_else(|| PathBuf::from(usual), PathBuf::from);
-    match host::Host::new(token, path(1, SOCKET_PATH), path(2, SCRIPTS_PATH)) {
+    let paths = host::Paths {
+        socket: path(1, SOCKET_PATH),
+        scripts: path(2, SCRIPTS_PATH),
+        workspace: path(3, WORKSPACE_PATH),
+    };
+    match host::Host::new(token, paths) {
         Ok(host) => ExitCode::from(host.run()),
         Err(error) => {
             eprintln!("the host could not start: {error}");

@@ -44,8 +44,21 @@ pub fn is_first() -> bool {
     std::process::id() == 1
 }
 
-/// All live processes (no zombies) by id.
+/// All live processes (no zombies) by id. Outside a container, only we and our own descendants: others have hosts of their own.
 fn all() -> BTreeMap<i32, Process> {
+    let mut all = everything();
+    if !is_first() {
+        let ours = descending_from(&all, &BTreeSet::from([me()]));
+        all.retain(|id, _| ours.contains(id));
+    }
+    all
+}
+
+fn me() -> i32 {
+    i32::try_from(std::process::id()).unwrap_or(1)
+}
+
+fn everything() -> BTreeMap<i32, Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return BTreeMap::new() };
     let are_tagged = identity::is_root();
     entries
@@ -115,25 +128,23 @@ fn descending_from(all: &BTreeMap<i32, Process>, leaders: &BTreeSet<i32>) -> BTr
     }
 }
 
-/// Every live process besides us, and all of them. Outside a container, only our own descendants.
-fn others() -> (BTreeSet<i32>, BTreeMap<i32, Process>) {
-    let all = all();
-    let me = i32::try_from(std::process::id()).unwrap_or(1);
-    let mut ids = if is_first() { all.keys().copied().collect() } else { descending_from(&all, &BTreeSet::from([me])) };
-    ids.remove(&me);
-    (ids, all)
+/// Every live process besides us.
+fn others() -> BTreeMap<i32, Process> {
+    let mut others = all();
+    others.remove(&me());
+    others
 }
 
 /// Whether there is a live process besides us.
 pub fn is_alone() -> bool {
-    others().0.is_empty()
+    others().is_empty()
 }
 
 /// Live processes besides us and those that belong to `owners`.
 pub fn count_background(owners: &[Owner]) -> u32 {
-    let (others, all) = others();
-    let of_work = belonging_to(&all, owners);
-    u32::try_from(others.difference(&of_work).count()).unwrap_or(u32::MAX)
+    let others = others();
+    let of_work = belonging_to(&others, owners);
+    u32::try_from(others.len() - of_work.len()).unwrap_or(u32::MAX)
 }
 
 /// The tags that live processes have.
@@ -149,7 +160,7 @@ pub fn signal_others(signal: Signal) {
             let _ = kill_process_group(Pid::INIT, signal);
             return;
         }
-        for id in others().0.into_iter().filter_map(Pid::from_raw) {
+        for id in others().into_keys().filter_map(Pid::from_raw) {
             let _ = kill_process(id, signal);
         }
     };

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use raworc_core::link::{AGENT_UID, Ending, Program, Stream, Work};
@@ -135,12 +135,21 @@ fn why(error: &io::Error, command: &Command, work: &Work) -> NotStarted {
             )
         }
         ErrorKind::NotFound => NotStarted::with_status(NOT_FOUND, format!("{what} was not found")),
+        // A directory of PATH that may not be searched hides that there is none.
+        ErrorKind::PermissionDenied if !name.contains('/') && !is_in_path(&name, work) => {
+            NotStarted::with_status(NOT_FOUND, format!("{what} was not found"))
+        }
         // Neither the program's fault nor its caller's.
         ErrorKind::WouldBlock | ErrorKind::OutOfMemory | ErrorKind::InvalidInput => {
             NotStarted::here(format!("{what} could not be started: {error}"))
         }
         _ => NotStarted::with_status(NOT_EXECUTABLE, format!("{what} could not be started: {error}")),
     }
+}
+
+fn is_in_path(name: &str, work: &Work) -> bool {
+    let path = work.env.get("PATH").cloned().or_else(|| std::env::var("PATH").ok()).unwrap_or_default();
+    identity::with_agents_files(|| path.split(':').any(|directory| Path::new(directory).join(name).exists()))
 }
 
 fn can_be_entered(directory: &str) -> Result<(), Errno> {

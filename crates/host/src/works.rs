@@ -16,6 +16,7 @@ use crate::reports::Reports;
 use crate::script::Script;
 use crate::signals::Status;
 use crate::spawn::{Feed, NotStarted, Spawner, Started};
+use crate::whole::Whole;
 
 /// Outputs of ended work that are still read, so that processes left running do not die of writing. Of more than so many
 /// the oldest is closed: descriptors are limited.
@@ -88,6 +89,7 @@ impl Running {
 
 /// All work that runs.
 pub struct Works {
+    workspace: PathBuf,
     spawner: Spawner,
     tags: Tags,
     running: BTreeMap<WorkId, Running>,
@@ -96,9 +98,10 @@ pub struct Works {
 }
 
 impl Works {
-    /// None yet; scripts will be in this directory.
-    pub fn new(scripts: PathBuf) -> Self {
+    /// None yet; scripts and the workspace are in these directories.
+    pub fn new(scripts: PathBuf, workspace: PathBuf) -> Self {
         Self {
+            workspace,
             spawner: Spawner::new(scripts),
             tags: Tags::default(),
             running: BTreeMap::new(),
@@ -178,10 +181,11 @@ impl Works {
         };
         match started {
             Ok(Started { process, pipes, feed, script }) => {
+                let whole = Whole::new(&self.workspace, work.id);
                 let running = Running {
                     owner: Owner { leader: process, tag },
                     begun: now,
-                    output: Output::new(pipes, work.output_bytes_max, now),
+                    output: Output::new(pipes, work.output_bytes_max, whole, now),
                     feed,
                     _script: script,
                     timeout: work.timeout_seconds.and_then(|seconds| now.checked_add(Duration::from_secs(seconds))),
@@ -193,7 +197,8 @@ impl Works {
             Err(NotStarted { ending, reason }) => {
                 let (work, text) = (work.id, reason + "\n");
                 reports.add(Report::Output { work, stream: Stream::Stderr, text });
-                reports.add(Report::Finished { work, ending, duration_micros: micros_since(now), dropped_bytes: 0 });
+                let duration_micros = micros_since(now);
+                reports.add(Report::Finished { work, ending, duration_micros, dropped_bytes: 0, output_file: None });
             }
         }
     }
@@ -267,11 +272,16 @@ impl Works {
         let Some(mut running) = self.running.remove(&work) else { return };
         running.output.drain(&mut self.buffer);
         pass_on(work, &mut running.output, now, reports);
+        let output = running.output.finish();
+        for (stream, text) in output.pieces {
+            reports.add(Report::Output { work, stream, text });
+        }
         reports.add(Report::Finished {
             work,
             ending: running.ending(),
             duration_micros: micros_since(running.begun),
-            dropped_bytes: running.output.dropped_bytes(),
+            dropped_bytes: output.dropped_bytes,
+            output_file: output.file,
         });
         self.left_behind.extend(running.output.into_pipes());
         while self.left_behind.len() > LEFT_BEHIND_MAX {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 
 use raworc_core::link::{Ending, HostFrame, Program, ServerFrame};
 
@@ -37,8 +38,8 @@ fn what_cannot_be_started_says_why() {
 
     fs::write(server.path("plain"), "x").unwrap();
     fs::write(server.path("orphan"), "#!/no/such/interpreter\n").unwrap();
-    let make = "chmod 755 orphan 2>/dev/null; mkdir -p directory closed; chmod 0 closed";
-    fs::set_permissions(server.path("orphan"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let make = "mkdir -p directory closed; chmod 0 closed";
+    fs::set_permissions(server.path("orphan"), PermissionsExt::from_mode(0o755)).unwrap();
     assert_eq!(connection.run(server.shell(exec(), make)).ending, Some(Ending::Exited(0)));
     for (name, code, why) in [
         ("no-such-program", 127, "no-such-program was not found"),

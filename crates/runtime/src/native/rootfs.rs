@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use raworc_core::link::WORK_GIDS;
+
 use super::layout::{directory, write_file};
 
 /// Directories that are mounted over, or empty.
@@ -59,9 +61,12 @@ fn etc(etc: &Path) -> io::Result<()> {
         "root:x:0:0:root:/workspace:{shell}\nagent:x:1000:1000:agent:/workspace:{shell}\n\
          nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
     );
+    // So that `id` and `groups` have names for them.
+    let of_work = WORK_GIDS.map(|id| format!("work{}:x:{id}:\n", id - WORK_GIDS.start()));
+    let group = format!("root:x:0:\ntty:x:5:\nagent:x:1000:\nnogroup:x:65534:\n{}", of_work.collect::<String>());
     let own = [
         ("passwd", passwd.as_str()),
-        ("group", "root:x:0:\ntty:x:5:\nagent:x:1000:\nnogroup:x:65534:\n"),
+        ("group", group.as_str()),
         ("hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"),
         ("nsswitch.conf", "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"),
         ("profile", "PS1='\\u@\\h:\\w\\$ '\n"),
