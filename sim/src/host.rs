@@ -269,7 +269,8 @@ impl Host {
                 let ending = job.ending;
                 model.job = None;
                 model.background += left;
-                let finished = Report::Finished { work, ending, duration_micros: 1, dropped_bytes: 0 };
+                let finished =
+                    Report::Finished { work, ending, duration_micros: 1, dropped_bytes: 0, output_file: None };
                 return Some(model.report(finished));
             }
             job.outputs -= 1;

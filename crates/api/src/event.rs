@@ -20,7 +20,7 @@ use utoipa::{IntoParams, ToSchema};
 /// | `message.delta` | `message_id, stream, text` |
 /// | `message.added` | `message_id, role, reply_to, agent`: an agent's answer |
 /// | `message.requeued` | `message_id` |
-/// | `message.finished` | `message_id, reply_id, status, error, exit_code, duration_seconds, output_bytes_dropped` |
+/// | `message.finished` | `message_id, reply_id, status, error, exit_code, signal, duration_seconds, output_bytes_dropped, output_file` |
 /// | `exec.started` | `exec_id, command` |
 /// | `exec.finished` | `exec_id, exit_code, duration_seconds`, or `error` (`not_started`, `abandoned`, `lost`) |
 /// | `file.written · deleted` | `path` |

@@ -110,12 +110,18 @@ pub struct MessageError {
 /// How an answer came about.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MessageUsage {
-    /// The script's exit status, where it exited.
+    /// The script's exit status, where it exited; 127 or 126 where what was to run it could not be.
     pub exit_code: Option<i32>,
+    /// The signal that ended it, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
     /// From start to end.
     pub duration_seconds: f64,
-    /// Bytes of output that were cut off because there was too much.
+    /// Bytes of output that were left out, between the beginning and the end, because there was too much.
     pub output_bytes_dropped: u64,
+    /// The file of the workspace that has all of the output, where some was left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_file: Option<String>,
 }
 
 /// A message with its answer, where there is one already.

@@ -89,18 +89,22 @@ impl Default for ExecCommand {
 /// How an exec ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ExecResult {
-    /// Its exit status; absent where a signal or the timeout ended it, or it could not start.
+    /// Its exit status; 127 where the program was not found, 126 where it could not be run. Absent where a signal or the
+    /// timeout ended it.
     pub exit_code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
     /// It took longer than `timeout_seconds`.
     pub timed_out: bool,
-    /// Standard output, up to 1 MiB.
+    /// Standard output: all of it, or its beginning and its end.
     pub stdout: String,
     /// Standard error, up to 1 MiB together with `stdout`.
     pub stderr: String,
     /// From start to end.
     pub duration_seconds: f64,
-    /// Bytes of output that were cut off.
+    /// Bytes of output that were left out.
     pub output_bytes_dropped: u64,
+    /// The file of the workspace that has all of the output, where some was left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_file: Option<String>,
 }

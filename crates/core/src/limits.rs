@@ -59,15 +59,20 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 pub const LEASE: Duration = Duration::from_secs(8);
 /// A host that finds no server for this long ends itself, so that nothing is orphaned.
 pub const SERVERLESS_MAX: Duration = Duration::from_secs(600);
-/// What a container gets to end by itself before it is killed.
-pub const STOP_GRACE: Duration = Duration::from_secs(2);
-/// What a cancelled script gets between SIGTERM and SIGKILL.
+/// What processes get between SIGTERM and SIGKILL, whatever ends them: a cancel, a timeout, or the end of their container.
 pub const CANCEL_GRACE: Duration = Duration::from_secs(2);
+/// What a container gets to end by itself before it is killed: its processes' grace, and time for its host to kill what is
+/// left and to say so.
+pub const STOP_GRACE: Duration = Duration::from_secs(3);
 
-/// Output kept of one message, in bytes of text; the rest is counted and cut.
+/// Output kept of one message, in bytes of text: its beginning and its end; what is between them is counted and left out.
 pub const OUTPUT_BYTES_MAX: usize = 1024 * 1024;
-/// Output answered by one exec, in bytes.
+/// Output answered by one exec, in bytes, kept in the same way.
 pub const EXEC_OUTPUT_BYTES_MAX: usize = 1024 * 1024;
+/// Longest file with the whole of an output that is longer, in bytes.
+pub const OUTPUT_FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Such files in one workspace; the oldest ones go.
+pub const OUTPUT_FILES_MAX: usize = 10;
 /// Longest `timeout_seconds` of an exec.
 pub const EXEC_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 /// Execs at the same time in one session.

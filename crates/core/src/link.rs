@@ -40,8 +40,17 @@ pub const SOCKET_PATH: &str = "/run/raworc/host.sock";
 pub const TOKEN_BYTES_MAX: usize = 512;
 /// The user and group that agents run as inside; the host itself is 0.
 pub const AGENT_UID: u32 = 1000;
+/// Where the host puts scripts in the container: a directory in memory that agents can't write to. A script's path is among
+/// the arguments of its shell, so it has nothing in it that a person would look for among the arguments of processes.
+pub const SCRIPTS_PATH: &str = "/run/_";
+/// Groups that the host gives to agents beside their own, one to each piece of work at a time: a process can't leave it, so
+/// it tells which work a process belongs to, whatever that process does.
+pub const WORK_GIDS: std::ops::RangeInclusive<u32> = 61_000..=61_127;
 /// The workspace in the container, which is also the agents' home and first working directory.
 pub const WORKSPACE_PATH: &str = "/workspace";
+
+/// Where, in the workspace, the host puts the whole output of work that writes more than is kept.
+pub const OUTPUT_DIRECTORY: &str = ".raworc/output";
 
 /// Names one piece of work for the life of its container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -66,7 +75,7 @@ pub struct Work {
     pub directory: String,
     /// Ends the work (as a cancel does) after so long.
     pub timeout_seconds: Option<u64>,
-    /// Output to forward, in bytes of text; what is more is read, counted and dropped.
+    /// Output to forward, in bytes of text: of what is more, the first half and, at the end, the last, with a mark between them.
     pub output_bytes_max: usize,
 }
 
@@ -137,6 +146,9 @@ pub enum Report {
         duration_micros: u64,
         /// Output bytes that were dropped because there was more than `output_bytes_max`.
         dropped_bytes: u64,
+        /// The file in the workspace that has what was dropped, too; with as much as could be written.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output_file: Option<String>,
     },
 }
 

@@ -67,6 +67,7 @@ impl Step {
             Event::Restore => self.restore(),
             Event::Restart => self.restart(),
             Event::Cancel => self.cancel(),
+            Event::MessageWithdrawn => self.message_withdrawn(),
             Event::Rewind { checkpoint } => self.rewind(*checkpoint),
             Event::Rewound => self.rewound(),
             Event::HostPolled { generation } => self.host_polled(*generation),
@@ -206,6 +207,11 @@ impl Step {
     fn cancel(&mut self) -> Result<(), Refused> {
         let running = self.session.running.ok_or(Refused::NothingRuns)?;
         self.effects.push(Effect::TellCancel(running.message));
+        Ok(())
+    }
+
+    fn message_withdrawn(&mut self) -> Result<(), Refused> {
+        self.session.queued = self.session.queued.checked_sub(1).ok_or(Refused::NothingWaits)?;
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use raworc_core::limits::{HEARTBEAT_INTERVAL, SERVERLESS_MAX, STOP_GRACE};
+use raworc_core::limits::{CANCEL_GRACE, HEARTBEAT_INTERVAL, SERVERLESS_MAX, STOP_GRACE};
 use raworc_core::link::{Ending, HostFrame, PROTOCOL, ServerFrame, Work, WorkId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, set_child_subreaper};
@@ -38,6 +38,16 @@ struct Stopping {
     delivers: bool,
 }
 
+/// Where things are.
+pub struct Paths {
+    /// The server's socket.
+    pub socket: PathBuf,
+    /// The directory of scripts.
+    pub scripts: PathBuf,
+    /// The workspace.
+    pub workspace: PathBuf,
+}
+
 /// The host.
 pub struct Host {
     token: String,
@@ -55,16 +65,16 @@ pub struct Host {
 
 impl Host {
     /// A host that has not met its server yet.
-    pub fn new(token: String, socket: PathBuf) -> io::Result<Self> {
+    pub fn new(token: String, paths: Paths) -> io::Result<Self> {
         let now = Instant::now();
         // The first process of a container inherits orphans anyway; elsewhere, this makes us as responsible.
         set_child_subreaper(Some(getpid()))?;
         Ok(Self {
             token,
             signals: Signals::catch()?,
-            connection: Connection::new(socket, now),
+            connection: Connection::new(paths.socket, now),
             reports: Reports::default(),
-            works: Works::new(),
+            works: Works::new(paths.scripts, paths.workspace),
             polled: false,
             next_heartbeat: now,
             alone_since: now,
@@ -228,21 +238,21 @@ impl Host {
         self.works.on_time(now, &mut self.reports);
         if self.connection.is_welcomed() && self.next_heartbeat <= now {
             self.next_heartbeat = now + HEARTBEAT_INTERVAL;
-            let background_processes = processes::count_background(&self.works.leaders());
+            let background_processes = processes::count_background(&self.works.owners());
             self.send(&HostFrame::Heartbeat { background_processes });
         }
     }
 
     // --- the end ----------------------------------------------------------------------------------------------------
 
-    /// Half of the grace is for those that end by themselves; the rest is enough to kill the others and to say so.
+    /// What is left of the time that the container has is enough to kill those that do not end by themselves, and to say so.
     fn stop(&mut self, status: u8, delivers: bool) {
         if let Some(stopping) = &mut self.stopping {
             stopping.delivers &= delivers;
             return;
         }
         let now = Instant::now();
-        let kill_at = now + STOP_GRACE / 2;
+        let kill_at = now + CANCEL_GRACE;
         self.stopping = Some(Stopping { status, kill_at: Some(kill_at), exit_at: now + STOP_GRACE * 9 / 10, delivers });
         self.works.end_all(kill_at);
         processes::signal_others(Signal::TERM);

@@ -6,12 +6,16 @@
 
 mod connection;
 mod host;
+mod identity;
+mod kept;
 mod output;
 mod processes;
 mod reports;
+mod script;
 mod signals;
 mod spawn;
 mod utf8;
+mod whole;
 mod works;
 
 use std::fs;
@@ -19,7 +23,7 @@ use std::io::{BufRead, Read, stdin};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use raworc_core::link::{SOCKET_PATH, TOKEN_BYTES_MAX};
+use raworc_core::link::{SCRIPTS_PATH, SOCKET_PATH, TOKEN_BYTES_MAX, WORKSPACE_PATH};
 
 fn main() -> ExitCode {
     close_inherited();
@@ -27,8 +31,13 @@ fn main() -> ExitCode {
         eprintln!("no token came: this program is started by Raworc, inside its containers");
         return ExitCode::from(2);
     };
-    let socket = std::env::args_os().nth(1).map_or_else(|| PathBuf::from(SOCKET_PATH), PathBuf::from);
-    match host::Host::new(token, socket) {
+    let path = |nth, usual: &str| std::env::args_os().nth(nth).map_or_else(|| PathBuf::from(usual), PathBuf::from);
+    let paths = host::Paths {
+        socket: path(1, SOCKET_PATH),
+        scripts: path(2, SCRIPTS_PATH),
+        workspace: path(3, WORKSPACE_PATH),
+    };
+    match host::Host::new(token, paths) {
         Ok(host) => ExitCode::from(host.run()),
         Err(error) => {
             eprintln!("the host could not start: {error}");

@@ -7,7 +7,9 @@ use raworc_core::limits::OUTPUT_CHUNK_BYTES_MAX;
 use raworc_core::link::Stream;
 use rustix::io::{Errno, read};
 
+use crate::kept::Kept;
 use crate::utf8::Decoder;
+use crate::whole::Whole;
 
 /// Shortest time between two reports of the same work, unless there is enough for a full one.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -31,22 +33,22 @@ pub struct Output {
     pending_bytes: usize,
     /// When a few bytes may be passed on again.
     flush_at: Instant,
-    /// Bytes of text that may still be passed on.
-    left: usize,
-    dropped: u64,
+    kept: Kept,
+    whole: Whole,
 }
 
 impl Output {
-    /// From these descriptors, which do not block; at most `bytes_max` bytes of text.
-    pub fn new(pipes: Vec<(Stream, OwnedFd)>, bytes_max: usize, now: Instant) -> Self {
+    /// From these descriptors, which do not block; at most `bytes_max` bytes of text, and all of it in a file where that is not
+    /// enough.
+    pub fn new(pipes: Vec<(Stream, OwnedFd)>, bytes_max: usize, whole: Whole, now: Instant) -> Self {
         let pipe = |(stream, descriptor)| Pipe { stream, descriptor, decoder: Decoder::default() };
         Self {
             pipes: pipes.into_iter().map(pipe).collect(),
             pending: Vec::new(),
             pending_bytes: 0,
             flush_at: now,
-            left: bytes_max,
-            dropped: 0,
+            kept: Kept::new(bytes_max),
+            whole,
         }
     }
 
@@ -81,6 +83,9 @@ impl Output {
             Ok(count) => (pipe.decoder.decode(&buffer[..count]), Some(count)),
         };
         self.add(stream, text);
+        if let Some(count) = count {
+            self.whole.add(&buffer[..count], self.kept.is_holding());
+        }
         count
     }
 
@@ -101,15 +106,8 @@ impl Output {
         }
     }
 
-    fn add(&mut self, stream: Stream, mut text: String) {
-        if text.len() > self.left {
-            let cut = text.floor_char_boundary(self.left);
-            self.dropped += u64::try_from(text.len() - cut).unwrap_or(u64::MAX);
-            text.truncate(cut);
-            // Nothing more: text with a gap in it would be worse than text that ends.
-            self.left = cut;
-        }
-        self.left -= text.len();
+    fn add(&mut self, stream: Stream, text: String) {
+        let text = self.kept.add(stream, text);
         if text.is_empty() {
             return;
         }
@@ -129,15 +127,35 @@ impl Output {
         std::mem::take(&mut self.pending).into_iter().flat_map(pieces).collect()
     }
 
-    /// Bytes of text that were dropped.
-    pub fn dropped_bytes(&self) -> u64 {
-        self.dropped
+    /// What is left to pass on when there is no more to come, after what [`Output::take`] has: the end of what was too much.
+    pub fn finish(&mut self) -> End {
+        // Now it is known how much that is.
+        self.kept.settle();
+        let dropped_bytes = self.kept.left_out_bytes();
+        let file = self.whole.finish(dropped_bytes > 0);
+        let said = file.as_ref().map(|(path, is_whole)| match is_whole {
+            true => format!("all of it is in {path}"),
+            false => format!("{path} has its beginning"),
+        });
+        let pieces = |(stream, text)| cut(text).into_iter().map(move |text| (stream, text));
+        let pieces = self.kept.finish(said.as_deref()).into_iter().flat_map(pieces).collect();
+        End { pieces, dropped_bytes, file: file.map(|(path, _)| path) }
     }
 
     /// The pipes that somebody can still write to.
     pub fn into_pipes(self) -> impl Iterator<Item = OwnedFd> {
         self.pipes.into_iter().map(|pipe| pipe.descriptor)
     }
+}
+
+/// The end of an output.
+pub struct End {
+    /// What is to be passed on.
+    pub pieces: Vec<(Stream, String)>,
+    /// Bytes of text that are not.
+    pub dropped_bytes: u64,
+    /// The file of the workspace that has it all, or as much as could be.
+    pub file: Option<String>,
 }
 
 /// Cuts a long text between characters.
@@ -161,7 +179,8 @@ mod tests {
     use super::*;
 
     fn output(bytes_max: usize) -> Output {
-        Output::new(Vec::new(), bytes_max, Instant::now())
+        let work = raworc_core::link::WorkId::Exec(uuid::Uuid::nil());
+        Output::new(Vec::new(), bytes_max, Whole::new(std::path::Path::new("/nonexistent"), work), Instant::now())
     }
 
     #[test]
@@ -194,10 +213,13 @@ mod tests {
 
     #[test]
     fn what_is_too_much_is_counted() {
-        let mut output = output(4);
+        let mut output = output(8);
         output.add(Stream::Stdout, "a€€".into());
-        output.add(Stream::Stderr, "b".into());
+        output.add(Stream::Stderr, "bcde".into());
         assert_eq!(output.take(Instant::now()), [(Stream::Stdout, "a€".to_owned())]);
-        assert_eq!(output.dropped_bytes(), 4);
+        let end = output.finish();
+        let mark = "\n[raworc: 3 bytes of standard output left out here]\n".to_owned();
+        assert_eq!(end.pieces, [(Stream::Stdout, mark), (Stream::Stderr, "bcde".to_owned())]);
+        assert_eq!((end.dropped_bytes, end.file), (3, None));
     }
 }

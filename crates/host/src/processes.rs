@@ -3,12 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
+use raworc_core::link::WORK_GIDS;
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process, test_kill_process_group};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open, pidfd_send_signal, test_kill_process,
+};
 
-/// How often the processes of work are looked for before they are killed: one that forks meanwhile is found by another
-/// look.
-const LOOKS: usize = 3;
+use crate::identity::{self, Tag};
+
+/// How often the processes of work are looked for in one go: one that forks meanwhile is found by another look.
+const LOOKS_MAX: usize = 8;
 
 /// One live process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,27 +23,65 @@ pub struct Process {
     group: i32,
     /// When it started, in ticks since boot: tells it from a later one of the same id.
     started: u64,
+    /// Which work it belongs to.
+    tag: Option<Tag>,
 }
 
 /// Processes by id, and when they started.
 pub type Known = BTreeMap<i32, u64>;
+
+/// How the processes of one piece of work are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Its first process.
+    pub leader: i32,
+    /// The group that all of them have.
+    pub tag: Option<Tag>,
+}
 
 /// Whether we are the first process of a container.
 pub fn is_first() -> bool {
     std::process::id() == 1
 }
 
-/// All live processes (no zombies) by id.
+/// All live processes (no zombies) by id. Outside a container, only we and our own descendants: others have hosts of their own.
 fn all() -> BTreeMap<i32, Process> {
+    let mut all = everything();
+    if !is_first() {
+        let ours = descending_from(&all, &BTreeSet::from([me()]));
+        all.retain(|id, _| ours.contains(id));
+    }
+    all
+}
+
+fn me() -> i32 {
+    i32::try_from(std::process::id()).unwrap_or(1)
+}
+
+fn everything() -> BTreeMap<i32, Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return BTreeMap::new() };
+    let are_tagged = identity::is_root();
     entries
         .filter_map(|entry| {
             let id: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
             // What has ended since is left out.
-            let stat = fs::read(format!("/proc/{id}/stat")).ok()?;
-            Some((id, parse(&stat)?))
+            let process = parse(&fs::read(format!("/proc/{id}/stat")).ok()?)?;
+            let tag = if are_tagged { tag_of(id) } else { None };
+            Some((id, Process { tag, ..process }))
         })
         .collect()
+}
+
+fn tag_of(id: i32) -> Option<Tag> {
+    tag(&fs::read(format!("/proc/{id}/status")).ok()?)
+}
+
+/// The line `Groups:` of a status (proc(5)). What stands before it may be made up by the process: its name, in which an end of
+/// line is escaped.
+fn tag(status: &[u8]) -> Option<Tag> {
+    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Groups:"))?;
+    let groups = std::str::from_utf8(line).ok()?;
+    groups.split_ascii_whitespace().filter_map(|group| group.parse().ok()).find(|group| WORK_GIDS.contains(group))
 }
 
 /// `pid (name) state ppid pgrp …` (proc(5)); the name may contain anything, so what counts begins after the last `)`.
@@ -52,11 +94,23 @@ fn parse(stat: &[u8]) -> Option<Process> {
     }
     let (parent, group) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     // The group is field 5, the start is field 22.
-    Some(Process { parent, group, started: fields.nth(16)?.parse().ok()? })
+    Some(Process { parent, group, started: fields.nth(16)?.parse().ok()?, tag: None })
 }
 
-/// The processes that belong to work: those in a group that one of `leaders` leads, and all that descend from them.
-fn belonging_to(all: &BTreeMap<i32, Process>, leaders: &BTreeSet<i32>) -> BTreeSet<i32> {
+/// The processes that belong to work: those with the group of one of `owners`. Of one that has none, those in the process
+/// group that its first process leads, and all that descend from them.
+fn belonging_to(all: &BTreeMap<i32, Process>, owners: &[Owner]) -> BTreeSet<i32> {
+    let (tagged, others): (Vec<&Owner>, Vec<&Owner>) = owners.iter().partition(|owner| owner.tag.is_some());
+    let tags: BTreeSet<Tag> = tagged.iter().filter_map(|owner| owner.tag).collect();
+    let leaders: BTreeSet<i32> = others.iter().map(|owner| owner.leader).collect();
+    let has_tag = |process: &Process| process.tag.is_some_and(|tag| tags.contains(&tag));
+    let mut found = descending_from(all, &leaders);
+    found.extend(all.iter().filter(|(_, process)| has_tag(process)).map(|(id, _)| *id));
+    found
+}
+
+/// Those in a group that one of `leaders` leads, and all that descend from them.
+fn descending_from(all: &BTreeMap<i32, Process>, leaders: &BTreeSet<i32>) -> BTreeSet<i32> {
     let is_first = |id: &i32, process: &Process| leaders.contains(id) || leaders.contains(&process.group);
     let mut found: BTreeSet<i32> =
         all.iter().filter(|(id, process)| is_first(id, process)).map(|(id, _)| *id).collect();
@@ -74,61 +128,121 @@ fn belonging_to(all: &BTreeMap<i32, Process>, leaders: &BTreeSet<i32>) -> BTreeS
     }
 }
 
-/// Every live process besides us, and all of them. Outside a container, only our own descendants.
-fn others() -> (BTreeSet<i32>, BTreeMap<i32, Process>) {
-    let all = all();
-    let me = i32::try_from(std::process::id()).unwrap_or(1);
-    let mut ids = if is_first() { all.keys().copied().collect() } else { belonging_to(&all, &BTreeSet::from([me])) };
-    ids.remove(&me);
-    (ids, all)
+/// Every live process besides us.
+fn others() -> BTreeMap<i32, Process> {
+    let mut others = all();
+    others.remove(&me());
+    others
 }
 
 /// Whether there is a live process besides us.
 pub fn is_alone() -> bool {
-    others().0.is_empty()
+    others().is_empty()
 }
 
-/// Live processes besides us and those that belong to `leaders`.
-pub fn count_background(leaders: &BTreeSet<i32>) -> u32 {
-    let (others, all) = others();
-    let of_work = belonging_to(&all, leaders);
-    u32::try_from(others.difference(&of_work).count()).unwrap_or(u32::MAX)
+/// Live processes besides us and those that belong to `owners`.
+pub fn count_background(owners: &[Owner]) -> u32 {
+    let others = others();
+    let of_work = belonging_to(&others, owners);
+    u32::try_from(others.len() - of_work.len()).unwrap_or(u32::MAX)
+}
+
+/// The tags that live processes have.
+pub fn tags_in_use() -> BTreeSet<Tag> {
+    all().values().filter_map(|process| process.tag).collect()
 }
 
 /// Signals every process but us. Outside a container, only our own descendants.
 pub fn signal_others(signal: Signal) {
-    if is_first() {
-        // This means every process that we may signal, but not ourselves (kill(2), `pid` -1).
-        let _ = kill_process_group(Pid::INIT, signal);
-        return;
-    }
-    for id in others().0.into_iter().filter_map(Pid::from_raw) {
-        let _ = kill_process(id, signal);
+    let send = |signal| {
+        if is_first() {
+            // This means every process that we may signal, but not ourselves (kill(2), `pid` -1).
+            let _ = kill_process_group(Pid::INIT, signal);
+            return;
+        }
+        for id in others().into_keys().filter_map(Pid::from_raw) {
+            let _ = kill_process(id, signal);
+        }
+    };
+    send(signal);
+    if signal == Signal::TERM {
+        // One that is stopped would not hear of it before it is killed.
+        send(Signal::CONT);
     }
 }
 
-/// Signals a work's process group and those that left it but descend from it or from one of `known`; they are known from
-/// then on, because their ancestors may end before they do.
-pub fn signal_work(leader: i32, signal: Signal, known: &mut Known) {
-    for _ in 0..if signal == Signal::KILL { LOOKS } else { 1 } {
-        let all = all();
-        let lives = |(id, started): (&i32, &u64)| all.get(id).is_some_and(|process| process.started == *started);
-        let mut roots: BTreeSet<i32> = known.iter().filter(|known| lives(*known)).map(|(id, _)| *id).collect();
-        roots.insert(leader);
-        // What has ended meanwhile needs no signal.
-        if let Some(group) = Pid::from_raw(leader) {
-            let _ = kill_process_group(group, signal);
-        }
-        if let Some(tracer) = tracer_of(leader).filter(|_| signal == Signal::KILL) {
-            let _ = kill_process(tracer, signal);
-        }
-        for id in belonging_to(&all, &roots) {
-            let process = all[&id];
-            known.insert(id, process.started);
-            if let Some(pid) = Pid::from_raw(id).filter(|_| process.group != leader) {
-                let _ = kill_process(pid, signal);
+/// Asks a work's processes to end; all that are found are `known` from then on.
+pub fn ask_to_end(owner: Owner, known: &mut Known) {
+    let mut told = BTreeSet::new();
+    for _ in 0..LOOKS_MAX {
+        let mut is_new = false;
+        for (id, process) in of(owner, known) {
+            if told.insert(id) {
+                is_new = true;
+                known.insert(id, process.started);
+                send(id, process, Signal::TERM);
+                // One that is stopped would not hear of it before it is killed.
+                send(id, process, Signal::CONT);
             }
         }
+        if !is_new {
+            return;
+        }
+    }
+}
+
+/// Kills a work's processes, however they fork meanwhile: they are stopped first, and those that are cannot.
+pub fn kill(owner: Owner, known: &mut Known) {
+    let mut stopped = BTreeSet::new();
+    for _ in 0..LOOKS_MAX {
+        let found = of(owner, known);
+        let before = stopped.len();
+        for (id, process) in &found {
+            known.insert(*id, process.started);
+            if stopped.insert(*id) {
+                send(*id, *process, Signal::STOP);
+            }
+        }
+        if stopped.len() == before {
+            break;
+        }
+    }
+    for _ in 0..LOOKS_MAX {
+        let found = of(owner, known);
+        for (id, process) in &found {
+            known.insert(*id, process.started);
+            send(*id, *process, Signal::KILL);
+            if let Some(tracer) = tracer_of(*id) {
+                let _ = kill_process(tracer, Signal::KILL);
+            }
+        }
+        if found.is_empty() {
+            return;
+        }
+    }
+}
+
+/// A work's live processes. Without a tag, they are those that descend from its first one, or from one that is known.
+fn of(owner: Owner, known: &Known) -> BTreeMap<i32, Process> {
+    let all = all();
+    let ids = match owner.tag {
+        Some(_) => belonging_to(&all, &[owner]),
+        None => {
+            let lives = |(id, started): (&i32, &u64)| all.get(id).is_some_and(|process| process.started == *started);
+            let roots = known.iter().filter(|known| lives(*known)).map(|(id, _)| *id).chain([owner.leader]).collect();
+            descending_from(&all, &roots)
+        }
+    };
+    all.into_iter().filter(|(id, _)| ids.contains(id)).collect()
+}
+
+/// Signals a process, unless another one has its id by now.
+fn send(id: i32, process: Process, signal: Signal) {
+    let Some(pid) = Pid::from_raw(id) else { return };
+    let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let is_it = |stat: Vec<u8>| parse(&stat).is_some_and(|now| now.started == process.started);
+    if fs::read(format!("/proc/{id}/stat")).is_ok_and(is_it) {
+        let _ = pidfd_send_signal(&descriptor, signal);
     }
 }
 
@@ -139,11 +253,16 @@ fn tracer_of(id: i32) -> Option<Pid> {
     Pid::from_raw(std::str::from_utf8(line).ok()?.trim().parse().ok()?)
 }
 
-/// Whether nothing is left of a work's process group, nor of those that left it.
-pub fn are_gone(leader: i32, known: &Known) -> bool {
+/// Whether nothing is left of a work's processes. Looks for them only when none is left of those that are known.
+pub fn are_gone(owner: Owner, known: &mut Known) -> bool {
     let is_gone = |id: i32| Pid::from_raw(id).is_none_or(|id| test_kill_process(id) == Err(Errno::SRCH));
-    Pid::from_raw(leader).is_none_or(|id| test_kill_process_group(id) == Err(Errno::SRCH))
-        && known.keys().all(|id| is_gone(*id))
+    if !known.keys().all(|id| is_gone(*id)) {
+        return false;
+    }
+    let found = of(owner, known);
+    known.clear();
+    known.extend(found.into_iter().map(|(id, process)| (id, process.started)));
+    known.is_empty()
 }
 
 #[cfg(test)]
@@ -154,7 +273,7 @@ mod tests {
 
     #[test]
     fn names_do_not_confuse_us() {
-        let process = Process { parent: 7, group: 8, started: 99 };
+        let process = Process { parent: 7, group: 8, started: 99, tag: None };
         let parse = |start: &[u8]| parse(&[start, b" ", REST.as_bytes()].concat());
         assert_eq!(parse(b"42 (sh) S 7 8"), Some(process));
         assert_eq!(parse(b"42 (a) Z 1 1 (b) R 7 8"), Some(process));
@@ -170,18 +289,31 @@ mod tests {
     }
 
     #[test]
-    fn work_is_its_group_and_its_descendants() {
-        let process = |parent, group| Process { parent, group, started: 0 };
+    fn a_tag_is_read_from_the_groups() {
+        assert_eq!(tag(b"Name:\tsh\nGroups:\t7 61003 \nNStgid:\t1\n"), Some(61003));
+        for none in [&b""[..], b"Groups:\t\n", b"Groups:\t1000 5 \n", b"Name:\tGroups:\\n61003\n"] {
+            assert_eq!(tag(none), None);
+        }
+    }
+
+    #[test]
+    fn work_is_those_with_its_tag_or_its_group_and_its_descendants() {
+        let process = |parent, group, tag| Process { parent, group, started: 0, tag };
         let all = BTreeMap::from([
-            (1, process(0, 1)),
-            (10, process(1, 10)),
-            (11, process(10, 10)),
-            (12, process(11, 12)),
-            (13, process(1, 10)),
-            (20, process(1, 20)),
-            (5, process(12, 5)),
+            (1, process(0, 1, None)),
+            (10, process(1, 10, None)),
+            (11, process(10, 10, None)),
+            (12, process(11, 12, None)),
+            (13, process(1, 10, None)),
+            (20, process(1, 20, Some(61001))),
+            (21, process(1, 21, Some(61001))),
+            (22, process(1, 22, Some(61002))),
+            (5, process(12, 5, None)),
         ]);
-        assert_eq!(belonging_to(&all, &BTreeSet::from([10])), BTreeSet::from([5, 10, 11, 12, 13]));
-        assert_eq!(belonging_to(&all, &BTreeSet::new()), BTreeSet::new());
+        let owner = |leader, tag| Owner { leader, tag };
+        assert_eq!(belonging_to(&all, &[owner(10, None)]), BTreeSet::from([5, 10, 11, 12, 13]));
+        assert_eq!(belonging_to(&all, &[owner(20, Some(61001))]), BTreeSet::from([20, 21]));
+        assert_eq!(belonging_to(&all, &[owner(20, Some(61001)), owner(22, Some(61002))]).len(), 3);
+        assert_eq!(belonging_to(&all, &[]), BTreeSet::new());
     }
 }

@@ -98,7 +98,13 @@ mod tests {
             reports.add(Report::Output { work, stream: Stream::Stdout, text: "x".into() });
         }
         assert_eq!([sent(&mut reports), sent(&mut reports)], [3, 0]);
-        reports.add(Report::Finished { work, ending: Ending::Exited(0), duration_micros: 1, dropped_bytes: 0 });
+        reports.add(Report::Finished {
+            work,
+            ending: Ending::Exited(0),
+            duration_micros: 1,
+            dropped_bytes: 0,
+            output_file: None,
+        });
         reports.acked(2);
         assert_eq!(sent(&mut reports), 1);
         reports.rewind();

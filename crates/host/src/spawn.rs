@@ -1,23 +1,23 @@
 //! Starts the process of a piece of work.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use raworc_core::ids::MessageId;
-use raworc_core::link::{AGENT_UID, Program, Stream, Work, WorkId};
+use raworc_core::link::{AGENT_UID, Ending, Program, Stream, Work};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, ioctl_fionbio, write};
 
-/// A script up to this long is given as an argument; Linux allows 128 KiB (`MAX_ARG_STRLEN`).
-const ARGUMENT_BYTES_MAX: usize = 96 * 1024;
-/// Shells, the preferred one first.
-const SHELLS: [&str; 6] = ["/bin/bash", "/usr/bin/bash", "/bin/sh", "/usr/bin/sh", "/bin/busybox", "/bin/dash"];
-/// What a script is called in its own error messages.
-const SCRIPT_NAME: &str = "shell";
+use crate::identity::{self, Tag};
+use crate::script::{self, Script, Scripts};
+
+/// Exit status of a program that is not there, as a shell's (POSIX, 2.8.2).
+const NOT_FOUND: i32 = 127;
+/// Exit status of one that is there and cannot be run.
+const NOT_EXECUTABLE: i32 = 126;
 
 /// A process that was started.
 pub struct Started {
@@ -28,87 +28,134 @@ pub struct Started {
     /// What it is to be given.
     pub feed: Option<Feed>,
     /// A script's file.
-    pub script: Option<ScriptFile>,
+    pub script: Option<Script>,
 }
 
-/// Starts the work's process, as the agents' user. Whoever calls this also reaps: the standard library has to find a
-/// child whose exec failed.
-///
-/// # Errors
-/// A sentence for whoever asked for it.
-pub fn start(work: &Work) -> Result<Started, String> {
-    let (mut command, script) = command(work).map_err(|error| format!("it could not be prepared: {error}"))?;
-    let name = command.get_program().to_string_lossy().into_owned();
-    prepare(&mut command, work);
-    let mut child = command.spawn().map_err(|error| match fs::metadata(&work.directory) {
-        Err(_) => format!("the directory {} cannot be used", work.directory),
-        Ok(_) => format!("{name} could not be started: {error}"),
-    })?;
-    let process = i32::try_from(child.id()).unwrap_or(i32::MAX);
-    Ok(Started { process, feed: feed(&mut child, &work.program), pipes: pipes(&mut child), script })
+/// Why work has no process.
+pub struct NotStarted {
+    /// How it ended therefore.
+    pub ending: Ending,
+    /// A sentence for whoever asked for it.
+    pub reason: String,
 }
 
-/// A script that is too long for an argument; removed when it is dropped.
-pub struct ScriptFile(PathBuf);
+impl NotStarted {
+    /// For a reason that is not the work's.
+    pub fn here(reason: impl Into<String>) -> Self {
+        Self { ending: Ending::NotStarted, reason: reason.into() }
+    }
 
-impl ScriptFile {
-    fn write(work: WorkId, script: &str) -> io::Result<Self> {
-        let (WorkId::Message(MessageId(id)) | WorkId::Exec(id)) = work;
-        let path = std::env::temp_dir().join(format!(".raworc-{id}"));
-        // Everyone may make files there: one of this name that is there already is not ours.
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path)?;
-        let this = Self(path);
-        file.set_permissions(fs::Permissions::from_mode(0o644))?;
-        file.write_all(script.as_bytes())?;
-        Ok(this)
+    fn with_status(status: i32, reason: String) -> Self {
+        Self { ending: Ending::Exited(status), reason }
     }
 }
 
-impl Drop for ScriptFile {
-    fn drop(&mut self) {
-        // In a temporary directory that ends with the container: nothing is lost where it stays.
-        let _ = fs::remove_file(&self.0);
-    }
+/// Starts processes.
+pub struct Spawner {
+    scripts: Scripts,
+    /// What the agents' user is called, once someone has asked.
+    agent_name: Option<String>,
 }
 
-fn command(work: &Work) -> io::Result<(Command, Option<ScriptFile>)> {
-    match &work.program {
-        Program::Shell { script } => shell(work.id, script),
-        Program::Command { argv, .. } => {
-            let mut words = argv.iter();
-            let empty = || io::Error::new(io::ErrorKind::InvalidInput, "the command is empty");
-            let mut command = Command::new(words.next().ok_or_else(empty)?);
-            command.args(words);
-            Ok((command, None))
+impl Spawner {
+    /// One that puts scripts into this directory.
+    pub fn new(scripts: PathBuf) -> Self {
+        Self { scripts: Scripts::new(scripts), agent_name: None }
+    }
+
+    /// Starts the work's process, as the agents' user. Whoever calls this also reaps: the standard library has to find a
+    /// child whose exec failed.
+    ///
+    /// # Errors
+    /// Why it could not.
+    pub fn start(&mut self, work: &Work, tag: Option<Tag>) -> Result<Started, NotStarted> {
+        let prepared = self.command(work);
+        let (mut command, script) =
+            prepared.map_err(|error| NotStarted::here(format!("it could not be prepared: {error}")))?;
+        self.prepare(&mut command, work);
+        let spawned = identity::as_agent(tag, || command.spawn());
+        let mut child = spawned.map_err(|error| why(&error, &command, work))?;
+        let process = i32::try_from(child.id()).unwrap_or(i32::MAX);
+        Ok(Started { process, feed: feed(&mut child, &work.program), pipes: pipes(&mut child), script })
+    }
+
+    fn command(&mut self, work: &Work) -> io::Result<(Command, Option<Script>)> {
+        let empty = || io::Error::new(ErrorKind::InvalidInput, "the command is empty");
+        match &work.program {
+            Program::Shell { script: text } => {
+                let mut command = command(&script::interpreter(text)?).ok_or_else(empty)?;
+                let script = self.scripts.write(text)?;
+                command.arg(script.path());
+                Ok((command, Some(script)))
+            }
+            Program::Command { argv, .. } => Ok((command(argv).ok_or_else(empty)?, None)),
+        }
+    }
+
+    fn prepare(&mut self, command: &mut Command, work: &Work) {
+        let name = self.agent_name.get_or_insert_with(identity::agent_name);
+        command.env("USER", &*name).env("LOGNAME", name).env("PWD", &work.directory);
+        if let Some(shell) = script::shell().ok().and_then(|words| words.into_iter().next()) {
+            command.env("SHELL", shell);
+        }
+        command.envs(&work.env).current_dir(&work.directory);
+        let has_stdin = matches!(&work.program, Program::Command { stdin, .. } if !stdin.is_empty());
+        command.stdin(if has_stdin { Stdio::piped() } else { Stdio::null() });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        if identity::is_root() {
+            command.uid(AGENT_UID);
         }
     }
 }
 
-fn shell(work: WorkId, script: &str) -> io::Result<(Command, Option<ScriptFile>)> {
-    let none = || io::Error::new(io::ErrorKind::NotFound, "there is no shell in this container");
-    let shell = SHELLS.iter().find(|path| Path::new(path).exists()).ok_or_else(none)?;
-    let mut command = Command::new(shell);
-    if shell.ends_with("busybox") {
-        command.arg("sh");
-    }
-    if script.len() <= ARGUMENT_BYTES_MAX {
-        command.arg("-c").arg(script).arg(SCRIPT_NAME);
-        return Ok((command, None));
-    }
-    let file = ScriptFile::write(work, script)?;
-    command.arg(&file.0);
-    Ok((command, Some(file)))
+fn command(words: &[String]) -> Option<Command> {
+    let (program, arguments) = words.split_first()?;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    Some(command)
 }
 
-fn prepare(command: &mut Command, work: &Work) {
-    command.envs(&work.env).current_dir(&work.directory);
-    let has_stdin = matches!(&work.program, Program::Command { stdin, .. } if !stdin.is_empty());
-    command.stdin(if has_stdin { Stdio::piped() } else { Stdio::null() });
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    if rustix::process::geteuid().is_root() {
-        // The standard library drops supplementary groups too when it changes the user as root.
-        command.uid(AGENT_UID).gid(AGENT_UID);
+/// What a shell would say, and the status it would end with.
+fn why(error: &io::Error, command: &Command, work: &Work) -> NotStarted {
+    if let Err(error) = can_be_entered(&work.directory) {
+        let error = io::Error::from(error);
+        return NotStarted::with_status(
+            NOT_EXECUTABLE,
+            format!("the directory {} cannot be used: {error}", work.directory),
+        );
     }
+    let name = command.get_program().to_string_lossy();
+    let is_script = matches!(work.program, Program::Shell { .. });
+    let what = if is_script { format!("the script's interpreter {name}") } else { name.to_string() };
+    match error.kind() {
+        ErrorKind::NotFound if name.starts_with('/') && fs::symlink_metadata(&*name).is_ok() => {
+            NotStarted::with_status(
+                NOT_FOUND,
+                format!("{what} could not be started: what it needs to run is not there"),
+            )
+        }
+        ErrorKind::NotFound => NotStarted::with_status(NOT_FOUND, format!("{what} was not found")),
+        // A directory of PATH that may not be searched hides that there is none.
+        ErrorKind::PermissionDenied if !name.contains('/') && !is_in_path(&name, work) => {
+            NotStarted::with_status(NOT_FOUND, format!("{what} was not found"))
+        }
+        // Neither the program's fault nor its caller's.
+        ErrorKind::WouldBlock | ErrorKind::OutOfMemory | ErrorKind::InvalidInput => {
+            NotStarted::here(format!("{what} could not be started: {error}"))
+        }
+        _ => NotStarted::with_status(NOT_EXECUTABLE, format!("{what} could not be started: {error}")),
+    }
+}
+
+fn is_in_path(name: &str, work: &Work) -> bool {
+    let path = work.env.get("PATH").cloned().or_else(|| std::env::var("PATH").ok()).unwrap_or_default();
+    identity::with_agents_files(|| path.split(':').any(|directory| Path::new(directory).join(name).exists()))
+}
+
+fn can_be_entered(directory: &str) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // The dot is what has to be looked up in it.
+    identity::with_agents_files(|| open(format!("{directory}/."), flags, Mode::empty())).map(drop)
 }
 
 fn pipes(child: &mut Child) -> Vec<(Stream, OwnedFd)> {

@@ -1,19 +1,22 @@
 //! The work that runs: how it begins, and the ways in which it ends.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use raworc_core::limits::{CANCEL_GRACE, EXECS_MAX};
 use raworc_core::link::{Ending, Report, Stream, Work, WorkId};
 use rustix::event::PollFlags;
-use rustix::process::Signal;
 
+use crate::identity::Tags;
 use crate::output::{BUFFER_BYTES, Output, discard};
-use crate::processes::{self, Known};
+use crate::processes::{self, Known, Owner};
 use crate::reports::Reports;
+use crate::script::Script;
 use crate::signals::Status;
-use crate::spawn::{self, Feed, ScriptFile, Started};
+use crate::spawn::{Feed, NotStarted, Spawner, Started};
+use crate::whole::Whole;
 
 /// Outputs of ended work that are still read, so that processes left running do not die of writing. Of more than so many
 /// the oldest is closed: descriptors are limited.
@@ -36,12 +39,12 @@ pub enum Source {
 }
 
 struct Running {
-    process: i32,
+    owner: Owner,
     begun: Instant,
     output: Output,
     feed: Option<Feed>,
     /// Held for as long as the work runs.
-    _script: Option<ScriptFile>,
+    _script: Option<Script>,
     /// When it counts as too slow.
     timeout: Option<Instant>,
     /// How its first process ended.
@@ -67,10 +70,11 @@ impl End {
 
 impl Running {
     /// Its first process has ended, and where the work was to end, whatever else belongs to it.
-    fn is_over(&self, now: Instant) -> bool {
+    fn is_over(&mut self, now: Instant) -> bool {
+        let owner = self.owner;
         let is_given_up = |end: &End| end.give_up_at.is_some_and(|at| at <= now);
-        let is_ended = |end: &End| is_given_up(end) || processes::are_gone(self.process, &end.known);
-        self.status.is_some() && self.end.as_ref().is_none_or(is_ended)
+        let is_ended = |end: &mut End| is_given_up(end) || processes::are_gone(owner, &mut end.known);
+        self.status.is_some() && self.end.as_mut().is_none_or(is_ended)
     }
 
     fn ending(&self) -> Ending {
@@ -85,15 +89,25 @@ impl Running {
 
 /// All work that runs.
 pub struct Works {
+    workspace: PathBuf,
+    spawner: Spawner,
+    tags: Tags,
     running: BTreeMap<WorkId, Running>,
     left_behind: VecDeque<OwnedFd>,
     buffer: Vec<u8>,
 }
 
 impl Works {
-    /// None yet.
-    pub fn new() -> Self {
-        Self { running: BTreeMap::new(), left_behind: VecDeque::new(), buffer: vec![0; BUFFER_BYTES] }
+    /// None yet; scripts and the workspace are in these directories.
+    pub fn new(scripts: PathBuf, workspace: PathBuf) -> Self {
+        Self {
+            workspace,
+            spawner: Spawner::new(scripts),
+            tags: Tags::default(),
+            running: BTreeMap::new(),
+            left_behind: VecDeque::new(),
+            buffer: vec![0; BUFFER_BYTES],
+        }
     }
 
     /// Whether nothing runs.
@@ -111,9 +125,9 @@ impl Works {
         self.ids().any(|id| matches!(id, WorkId::Message(_)))
     }
 
-    /// The first process of each.
-    pub fn leaders(&self) -> BTreeSet<i32> {
-        self.running.values().map(|running| running.process).collect()
+    /// How the processes of each are found.
+    pub fn owners(&self) -> Vec<Owner> {
+        self.running.values().map(|running| running.owner).collect()
     }
 
     /// What to wait for. Agents that have to wait for the server are not read from.
@@ -157,19 +171,21 @@ impl Works {
     /// Starts work; says so where it cannot.
     pub fn start(&mut self, work: &Work, now: Instant, reports: &mut Reports) {
         let is_message = matches!(work.id, WorkId::Message(_));
+        let tag = self.tags.next(processes::tags_in_use);
         let started = if is_message && self.has_message() {
-            Err("another message is being worked on".into())
+            Err(NotStarted::here("another message is being worked on"))
         } else if self.running.len() > EXECS_MAX {
-            Err("too many commands run at the same time".into())
+            Err(NotStarted::here("too many commands run at the same time"))
         } else {
-            spawn::start(work)
+            self.spawner.start(work, tag)
         };
         match started {
             Ok(Started { process, pipes, feed, script }) => {
+                let whole = Whole::new(&self.workspace, work.id);
                 let running = Running {
-                    process,
+                    owner: Owner { leader: process, tag },
                     begun: now,
-                    output: Output::new(pipes, work.output_bytes_max, now),
+                    output: Output::new(pipes, work.output_bytes_max, whole, now),
                     feed,
                     _script: script,
                     timeout: work.timeout_seconds.and_then(|seconds| now.checked_add(Duration::from_secs(seconds))),
@@ -178,11 +194,11 @@ impl Works {
                 };
                 self.running.insert(work.id, running);
             }
-            Err(reason) => {
+            Err(NotStarted { ending, reason }) => {
                 let (work, text) = (work.id, reason + "\n");
                 reports.add(Report::Output { work, stream: Stream::Stderr, text });
-                let ending = Ending::NotStarted;
-                reports.add(Report::Finished { work, ending, duration_micros: micros_since(now), dropped_bytes: 0 });
+                let duration_micros = micros_since(now);
+                reports.add(Report::Finished { work, ending, duration_micros, dropped_bytes: 0, output_file: None });
             }
         }
     }
@@ -193,7 +209,7 @@ impl Works {
             && running.end.is_none()
         {
             let mut end = End::new(why, now + CANCEL_GRACE);
-            processes::signal_work(running.process, Signal::TERM, &mut end.known);
+            processes::ask_to_end(running.owner, &mut end.known);
             running.end = Some(end);
         }
     }
@@ -207,7 +223,7 @@ impl Works {
 
     /// A process ended; any child, also one that was never started here.
     pub fn ended(&mut self, process: i32, status: Status) {
-        let is_it = |running: &&mut Running| running.process == process && running.status.is_none();
+        let is_it = |running: &&mut Running| running.owner.leader == process && running.status.is_none();
         if let Some(running) = self.running.values_mut().find(is_it) {
             running.status = Some(status);
         }
@@ -234,7 +250,7 @@ impl Works {
             {
                 end.kill_at = now + KILL_INTERVAL;
                 end.give_up_at.get_or_insert(now + KILL_PATIENCE);
-                processes::signal_work(running.process, Signal::KILL, &mut end.known);
+                processes::kill(running.owner, &mut end.known);
             }
         }
         for id in self.find(|running| running.timeout.is_some_and(|at| at <= now)) {
@@ -248,19 +264,24 @@ impl Works {
         }
     }
 
-    fn find(&self, wanted: impl Fn(&Running) -> bool) -> Vec<WorkId> {
-        self.running.iter().filter(|(_, running)| wanted(running)).map(|(id, _)| *id).collect()
+    fn find(&mut self, wanted: impl Fn(&mut Running) -> bool) -> Vec<WorkId> {
+        self.running.iter_mut().filter_map(|(id, running)| wanted(running).then_some(*id)).collect()
     }
 
     fn finish(&mut self, work: WorkId, now: Instant, reports: &mut Reports) {
         let Some(mut running) = self.running.remove(&work) else { return };
         running.output.drain(&mut self.buffer);
         pass_on(work, &mut running.output, now, reports);
+        let output = running.output.finish();
+        for (stream, text) in output.pieces {
+            reports.add(Report::Output { work, stream, text });
+        }
         reports.add(Report::Finished {
             work,
             ending: running.ending(),
             duration_micros: micros_since(running.begun),
-            dropped_bytes: running.output.dropped_bytes(),
+            dropped_bytes: output.dropped_bytes,
+            output_file: output.file,
         });
         self.left_behind.extend(running.output.into_pipes());
         while self.left_behind.len() > LEFT_BEHIND_MAX {

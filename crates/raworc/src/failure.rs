@@ -18,6 +18,15 @@ pub const EXIT_USAGE: u8 = 2;
 /// No server answers.
 pub const EXIT_NO_SERVER: u8 = 3;
 
+/// The work took too long, as timeout(1) says it.
+pub const EXIT_TIMED_OUT: u8 = 124;
+/// The work could not be run, as a shell says it.
+pub const EXIT_NOT_EXECUTABLE: u8 = 126;
+/// A signal ended the work; its number is added, as a shell does.
+pub const EXIT_SIGNALLED: i32 = 128;
+/// The work was cancelled, or its session ended, as a shell says it of Ctrl-C.
+pub const EXIT_CANCELLED: u8 = 130;
+
 /// The result of a command.
 pub type Result<T> = std::result::Result<T, Failure>;
 

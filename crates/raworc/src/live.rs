@@ -11,7 +11,9 @@ use serde_json::Value;
 use tokio::time::{Duration, Instant, sleep_until};
 
 use crate::context::Context;
-use crate::failure::{EXIT_FAILED, Failure, Result};
+use crate::failure::{
+    EXIT_CANCELLED, EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_SIGNALLED, EXIT_TIMED_OUT, Failure, Result,
+};
 use crate::output::{Style, Ui};
 use crate::progress::Progress;
 use crate::signals::Signals;
@@ -146,11 +148,21 @@ pub fn stuck(session: &Session) -> Option<Failure> {
 
 /// The exit status that a message's end stands for.
 pub fn exit_status(ended: &MessageWithReply) -> u8 {
-    if ended.message.status == Status::Done {
-        return 0;
-    }
-    let code = ended.reply.as_ref().and_then(|reply| reply.usage.as_ref()?.exit_code);
+    let usage = ended.reply.as_ref().and_then(|reply| reply.usage.as_ref());
+    let code = match (ended.message.status, ended.message.error.as_ref().map(|error| error.code.as_str())) {
+        (Status::Done, _) => return 0,
+        (Status::Cancelled, _) => return EXIT_CANCELLED,
+        (_, Some("timeout")) => return EXIT_TIMED_OUT,
+        (_, Some("not_started")) => return EXIT_NOT_EXECUTABLE,
+        _ => usage.and_then(|usage| usage.exit_code.or(usage.signal.map(|signal| EXIT_SIGNALLED + signal))),
+    };
     code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(EXIT_FAILED)
+}
+
+/// Says that not all of an output was shown.
+pub fn left_out(dropped: u64, file: Option<&str>) -> String {
+    let file = file.map(|file| format!("; see {} in the workspace", clean_lines(file))).unwrap_or_default();
+    format!("{} of output were left out{file}", bytes(dropped))
 }
 
 /// Shows how a message ended, and ends the command accordingly.
@@ -169,7 +181,7 @@ pub fn conclude(ui: Ui, ended: &MessageWithReply) -> Result<()> {
 fn tell(ui: Ui, ended: &MessageWithReply) {
     let usage = ended.reply.as_ref().and_then(|reply| reply.usage.as_ref());
     if let Some(dropped) = usage.map(|usage| usage.output_bytes_dropped).filter(|dropped| *dropped > 0) {
-        ui.note(&format!("{} of output were cut off", bytes(dropped)));
+        ui.note(&left_out(dropped, usage.and_then(|usage| usage.output_file.as_deref())));
     }
     let took = usage.map(|usage| format!(" after {}", span(usage.duration_seconds))).unwrap_or_default();
     let why = ended.message.error.as_ref().map(|error| clean_lines(&error.message)).unwrap_or_default();

@@ -1,4 +1,4 @@
-use raworc_api::message::MessageWithReply;
+use raworc_api::message::{MessageError, MessageWithReply};
 use raworc_api::session::Session;
 use serde_json::{Value, json};
 
@@ -32,9 +32,16 @@ fn a_messages_end_as_an_exit_status() {
         ("failed", usage(json!(0)), 1),
         ("failed", usage(json!(1000)), 1),
         ("failed", Value::Null, 1),
-        ("cancelled", Value::Null, 1),
+        ("cancelled", Value::Null, 130),
+        ("cancelled", usage(json!(0)), 130),
+        ("failed", json!({ "exit_code": null, "signal": 15, "duration_seconds": 0.1, "output_bytes_dropped": 0 }), 143),
     ] {
         assert_eq!(exit_status(&message(status, usage.clone())), expected, "{status} {usage}");
+    }
+    for (code, expected) in [("timeout", 124), ("not_started", 126), ("host_died", 1), ("out_of_memory", 1)] {
+        let mut ended = message("failed", usage(Value::Null));
+        ended.message.error = Some(MessageError { code: code.into(), message: "x".into() });
+        assert_eq!(exit_status(&ended), expected, "{code}");
     }
 }
 

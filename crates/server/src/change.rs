@@ -170,16 +170,25 @@ impl<'t> Change<'t> {
             }
             Effect::Requeue { message: id, is_lost } => {
                 let mut message = self.message(id).await?;
+                if message.cancel_wanted {
+                    // It would have ended; it is not begun again.
+                    self.finish_message(&mut message, Status::Cancelled, Some(cancelled()), Map::new()).await?;
+                    let (next, _) = session::step(&self.row.machine, &Event::MessageWithdrawn, self.now)?;
+                    self.row.machine = next;
+                    return Ok(());
+                }
                 message.losses += u32::from(is_lost);
                 message.status = Status::Queued;
-                message.cancel_wanted = false;
                 messages::update(self.connection(), &message).await?;
                 self.log("message.requeued", json!({ "message_id": id, "attempts": message.attempts })).await?;
             }
             Effect::GiveUp(id) => {
                 let mut message = self.message(id).await?;
-                let error = self.gave_up(&message);
-                self.finish_message(&mut message, Status::Failed, Some(error), Map::new()).await?;
+                let (status, error) = match message.cancel_wanted {
+                    true => (Status::Cancelled, cancelled()),
+                    false => (Status::Failed, self.gave_up(&message)),
+                };
+                self.finish_message(&mut message, status, Some(error), Map::new()).await?;
             }
             Effect::FailRunning(id) => {
                 let mut message = self.message(id).await?;
@@ -249,6 +258,11 @@ fn over_quota() -> MessageError {
         message: "the session took more of the disk than its resources.disk allows, and what ran in it was ended"
             .into(),
     }
+}
+
+/// Someone asked for it.
+pub fn cancelled() -> MessageError {
+    MessageError { code: "cancelled".into(), message: "it was cancelled".into() }
 }
 
 fn session_ended() -> MessageError {

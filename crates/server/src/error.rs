@@ -80,6 +80,7 @@ fn refused_problem(refused: Refused) -> Problem {
         | Refused::NothingToRewind
         | Refused::Starting
         | Refused::NothingRuns
+        | Refused::NothingWaits
         | Refused::Running
         | Refused::NotReady
         | Refused::Fenced => problem(Code::InvalidState, format!("{refused}; GET the session to see its state")),

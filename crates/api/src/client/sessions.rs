@@ -120,6 +120,13 @@ impl Client {
         self.document(response).await
     }
 
+    /// `POST /sessions/{id}/messages/{message}/cancel`.
+    pub async fn cancel_message(&self, id: &str, message: &str, wait: WaitQuery) -> Result<MessageWithReply> {
+        let path = session(id).then("messages").id(message).then("cancel");
+        let response = self.send(self.request(Method::POST, path)?.query(&wait).timeout(patience(wait))).await?;
+        self.document(response).await
+    }
+
     /// `GET /sessions/{id}/events` as a page; [`follow`](Self::follow) streams them.
     pub async fn list_events(&self, id: &str, query: &ListEvents) -> Result<Page<Event>> {
         self.fetch(session(id).then("events"), query).await

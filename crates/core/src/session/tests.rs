@@ -84,6 +84,7 @@ fn events(generation: Generation) -> Vec<(&'static str, Event)> {
         ("restore", Event::Restore),
         ("restart", Event::Restart),
         ("cancel", Event::Cancel),
+        ("message withdrawn", Event::MessageWithdrawn),
         ("rewind", Event::Rewind { checkpoint: 2 }),
         ("rewound", Event::Rewound),
         ("host polled", Event::HostPolled { generation }),
@@ -187,6 +188,10 @@ impl World {
                 self.messages.insert(running.message, (Status::Processing, running.attempt));
             }
             Event::MessageFinished { message, .. } => self.messages.get_mut(message).unwrap().0 = Status::Ended,
+            Event::MessageWithdrawn => {
+                let (id, _) = self.first_queued().expect("only what waits is withdrawn");
+                self.messages.get_mut(&id).unwrap().0 = Status::Ended;
+            }
             _ => {}
         }
         let mut state = before.state;
@@ -281,7 +286,7 @@ impl World {
 }
 
 fn any_event() -> impl Strategy<Value = u8> {
-    0u8..27
+    0u8..28
 }
 
 fn drive(world: &mut World, choice: u8, seconds: u32) {
@@ -308,6 +313,7 @@ fn drive(world: &mut World, choice: u8, seconds: u32) {
         19 => Event::Rewind { checkpoint: 1 },
         20 => Event::Rewound,
         21 => Event::OverQuota { generation },
+        22 => Event::MessageWithdrawn,
         _ => match world.fair_event() {
             Some(event) => event,
             None => return,

@@ -249,6 +249,8 @@ pub enum Event {
     Restart,
     /// Wish: end the running message.
     Cancel,
+    /// A message that waited was taken out of the queue.
+    MessageWithdrawn,
     /// Wish: go back to a checkpoint.
     Rewind {
         /// Which.
@@ -440,6 +442,9 @@ pub enum Refused {
     /// No message is being worked on, or another one.
     #[error("no message is being worked on")]
     NothingRuns,
+    /// No message waits.
+    #[error("no message waits")]
+    NothingWaits,
     /// A message is being worked on.
     #[error("a message is being worked on")]
     Running,

@@ -2,8 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 
-use raworc_core::link::{Ending, HostFrame, Program, ServerFrame, WorkId};
+use raworc_core::link::{Ending, HostFrame, Program, ServerFrame};
 
 use crate::server::{Server, exec, message};
 
@@ -31,19 +32,42 @@ fn what_cannot_be_started_says_why() {
     let command = |argv: Vec<String>| Program::Command { argv, stdin: String::new() };
     let missing = server.work(message(1), command(vec!["/no/such/program".into()]));
     let outcome = connection.run(missing);
-    assert_eq!(outcome.ending, Some(Ending::NotStarted));
-    assert!(outcome.stderr.contains("/no/such/program"), "{}", outcome.stderr);
+    assert_eq!(outcome.ending, Some(Ending::Exited(127)));
+    assert!(outcome.stderr.contains("/no/such/program was not found"), "{}", outcome.stderr);
     assert_eq!(connection.receive(), HostFrame::Poll);
+
+    fs::write(server.path("plain"), "x").unwrap();
+    fs::write(server.path("orphan"), "#!/no/such/interpreter\n").unwrap();
+    let make = "mkdir -p directory closed; chmod 0 closed";
+    fs::set_permissions(server.path("orphan"), PermissionsExt::from_mode(0o755)).unwrap();
+    assert_eq!(connection.run(server.shell(exec(), make)).ending, Some(Ending::Exited(0)));
+    for (name, code, why) in [
+        ("no-such-program", 127, "no-such-program was not found"),
+        ("./missing", 127, "was not found"),
+        ("./plain", 126, "ermission denied"),
+        ("./directory", 126, "ermission denied"),
+        (server.path("orphan").to_str().unwrap(), 127, "what it needs to run is not there"),
+    ] {
+        let outcome = connection.run(server.work(exec(), command(vec![name.into(), "-x".into()])));
+        assert_eq!(outcome.ending, Some(Ending::Exited(code)), "{name}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(why), "{name}: {}", outcome.stderr);
+    }
+    let outcome = connection.run(server.shell(exec(), "#!/no/such/interpreter -x\necho no"));
+    assert_eq!(outcome.ending, Some(Ending::Exited(127)));
+    assert!(outcome.stderr.contains("/no/such/interpreter was not found"), "{}", outcome.stderr);
 
     let outcome = connection.run(server.work(exec(), command(Vec::new())));
     assert_eq!(outcome.ending, Some(Ending::NotStarted));
     assert!(outcome.stderr.contains("empty"), "{}", outcome.stderr);
 
-    let mut nowhere = server.shell(exec(), "true");
-    nowhere.directory = "/no/such/directory".into();
-    let outcome = connection.run(nowhere);
-    assert_eq!(outcome.ending, Some(Ending::NotStarted));
-    assert!(outcome.stderr.contains("/no/such/directory"), "{}", outcome.stderr);
+    for directory in ["/no/such/directory", "/etc/passwd", server.path("closed").to_str().unwrap()] {
+        let mut nowhere = server.shell(exec(), "true");
+        nowhere.directory = directory.into();
+        let outcome = connection.run(nowhere);
+        assert_eq!(outcome.ending, Some(Ending::Exited(126)), "{directory}");
+        let why = format!("the directory {directory} cannot be used: ");
+        assert!(outcome.stderr.contains(&why), "{}", outcome.stderr);
+    }
 
     let mut odd = server.shell(exec(), "true");
     odd.env.insert("A".into(), "with\0nul".into());
@@ -51,22 +75,6 @@ fn what_cannot_be_started_says_why() {
     // And it still works.
     let outcome = connection.run(server.shell(exec(), "true"));
     assert_eq!(outcome.ending, Some(Ending::Exited(0)));
-}
-
-#[test]
-fn a_long_script_runs_and_leaves_no_file() {
-    let (server, mut connection) = Server::ready();
-    let script = "# padding\n".repeat(20_000) + "echo done; exit 3";
-    let id = exec();
-    let outcome = connection.run(server.shell(id, &script));
-    assert_eq!(outcome.ending, Some(Ending::Exited(3)), "{outcome:?}");
-    assert_eq!(outcome.stdout, "done\n");
-    let WorkId::Exec(id) = id else { panic!() };
-    let left = fs::read_dir(std::env::temp_dir())
-        .unwrap()
-        .filter_map(Result::ok)
-        .find(|entry| entry.file_name().to_string_lossy().contains(&id.to_string()));
-    assert!(left.is_none(), "{left:?}");
 }
 
 #[test]

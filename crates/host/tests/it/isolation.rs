@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use raworc_core::link::{AGENT_UID, Ending, Program};
+use raworc_core::link::{AGENT_UID, Ending, Program, WORK_GIDS};
 
 use crate::server::{Server, TOKEN, exec};
 
@@ -31,8 +31,43 @@ fn agents_are_nobody_special() {
         let outcome = connection.run(server.shell(exec(), "id -u; id -g; id -G"));
         let id = AGENT_UID.to_string();
         let lines: Vec<&str> = outcome.stdout.lines().collect();
-        assert_eq!(lines, [&id, &id, &id]);
+        assert_eq!(lines[..2], [&id, &id]);
+        // And the group that tells which work this is.
+        let groups: Vec<u32> = lines[2].split(' ').map(|group| group.parse().unwrap()).collect();
+        assert!(groups.len() == 2 && groups[0] == AGENT_UID && WORK_GIDS.contains(&groups[1]), "{groups:?}");
+        let script =
+            "grep -E '^(Cap...|Uid|Gid)' /proc/self/status; grep -cE '^Cap(Inh|Prm|Eff|Amb):.0+$' /proc/self/status";
+        let outcome = connection.run(server.shell(exec(), script));
+        assert!(outcome.stdout.ends_with("4\n"), "{}", outcome.stdout);
+        let ids = format!("{AGENT_UID}\t{AGENT_UID}\t{AGENT_UID}\t{AGENT_UID}\n");
+        assert!(outcome.stdout.contains(&format!("Uid:\t{ids}Gid:\t{ids}")), "{}", outcome.stdout);
+        // The host is as it was.
+        let host = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        assert!(host.contains("Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\n"), "{host}");
+        let groups = host.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap();
+        assert_eq!(groups.trim(), "", "{host}");
+        let sets: Vec<&str> =
+            host.lines().filter(|line| line.starts_with("CapPrm") || line.starts_with("CapEff")).collect();
+        assert_eq!(sets[0][7..], sets[1][7..], "{host}");
     }
+}
+
+#[test]
+fn every_process_has_the_group_of_its_work() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: only root has groups to give");
+        return;
+    }
+    let (server, mut connection) = Server::ready();
+    let script = "setsid sh -c '(id -G &) & wait' | cat; id -G; exec 3<&-; env -i id -G";
+    let mut groups = |script: &str| -> Vec<String> {
+        let outcome = connection.run(server.shell(exec(), script));
+        outcome.stdout.lines().map(str::to_owned).collect()
+    };
+    let (one, other) = (groups(script), groups(script));
+    assert!(one.len() == 3 && one.iter().all(|line| *line == one[0]), "{one:?}");
+    assert!(other.len() == 3 && other.iter().all(|line| *line == other[0]), "{other:?}");
+    assert_ne!(one[0], other[0]);
 }
 
 #[test]
@@ -61,12 +96,4 @@ fn signals_are_as_new() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let ours = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
     assert_eq!([of_names(words[1]), of_names(words[3]) & !of_names(ours)], [0, 0], "{words:?}");
-}
-
-#[test]
-fn errors_of_a_script_read_well() {
-    let (server, mut connection) = Server::ready();
-    let outcome = connection.run(server.shell(exec(), "echo \"$0\"; no-such-program"));
-    assert_eq!(outcome.stdout, "shell\n");
-    assert!(outcome.stderr.starts_with("shell: "), "{}", outcome.stderr);
 }

@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod connection;
+mod detached;
 mod endings;
 mod isolation;
 mod latency;
 mod output;
+mod scripts;
 mod server;
 mod shutdown;

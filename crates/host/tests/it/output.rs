@@ -58,15 +58,86 @@ fn binary_output_arrives_as_text() {
 }
 
 #[test]
-fn too_much_output_is_cut_and_counted() {
+fn of_too_much_output_both_ends_are_kept_and_a_file_has_it_all() {
     let (server, mut connection) = Server::ready();
-    let mut work = server.shell(exec(), "head -c 8388608 /dev/zero | tr '\\0' x; echo e >&2");
-    work.output_bytes_max = 1_000_001;
+    for (middle, bytes) in
+        [("head -c 8388608 /dev/zero | tr '\\0' x", 8_388_608), ("head -c 600000 /dev/zero | tr '\\0' x", 600_000)]
+    {
+        let mut work = server.shell(exec(), &format!("echo first; {middle}; echo; echo last; echo oops >&2; exit 3"));
+        work.output_bytes_max = 500_000;
+        let outcome = connection.run(work);
+        assert_eq!(outcome.ending, Some(Ending::Exited(3)));
+        let total = 6 + bytes + 1 + 5 + 5;
+        assert_eq!(outcome.dropped_bytes, total - 500_000);
+        let file = outcome.output_file.unwrap();
+        let mark =
+            format!("\n[raworc: {} bytes of standard output left out here; all of it is in {file}]\n", total - 500_000);
+        let (head, tail) = outcome.stdout.split_once(&mark).unwrap();
+        assert_eq!((head.len(), tail.len() + outcome.stderr.len()), (250_000, 250_000));
+        assert!(head.starts_with("first\nxxx") && tail.ends_with("xxx\nlast\n"));
+        assert_eq!(outcome.stderr, "oops\n");
+        let whole = fs::read(server.path(&file)).unwrap();
+        assert_eq!(whole.len() as u64, total);
+        assert_eq!(fs::read_to_string(server.path(".raworc/.gitignore")).unwrap(), "*\n");
+    }
+    // What fits is whole, arrives as it was written, and leaves no file.
+    let mut work = server.shell(exec(), "head -c 400000 /dev/zero | tr '\\0' y; echo e >&2");
+    work.output_bytes_max = 500_000;
     let outcome = connection.run(work);
-    assert_eq!(outcome.ending, Some(Ending::Exited(0)));
-    assert!(outcome.stdout == "x".repeat(1_000_001));
-    assert_eq!(outcome.stderr, "");
-    assert_eq!(outcome.dropped_bytes, 8 * 1024 * 1024 - 1_000_001 + 2);
+    assert!(outcome.stdout == "y".repeat(400_000));
+    assert_eq!((outcome.stderr.as_str(), outcome.dropped_bytes, outcome.output_file), ("e\n", 0, None));
+    assert_eq!(fs::read_dir(server.path(".raworc/output")).unwrap().count(), 2);
+}
+
+#[test]
+fn files_of_outputs_are_few_and_lead_nowhere() {
+    let (server, mut connection) = Server::ready();
+    let mut run = |script: &str| {
+        let mut work = server.shell(exec(), script);
+        work.output_bytes_max = 1000;
+        connection.run(work)
+    };
+    for _ in 0..12 {
+        assert!(run("head -c 5000 /dev/zero").output_file.is_some());
+    }
+    assert_eq!(fs::read_dir(server.path(".raworc/output")).unwrap().count(), 10);
+    // Where something else is in the way, there is no file, nothing else is touched, and the rest is as ever.
+    for (way, target) in [
+        ("rm -rf .raworc; mkdir other; ln -s $PWD/other .raworc", "other"),
+        ("rm -rf .raworc other; mkdir .raworc other; ln -s $PWD/other .raworc/output", "other"),
+        ("rm -rf .raworc; mkfifo .raworc", "other"),
+        ("rm -rf .raworc; echo none > .raworc", "other"),
+        ("rm -rf .raworc; ln -s /proc/self/fd .raworc", "other"),
+        ("rm -rf .raworc; mkdir -p .raworc/output; chmod 0 .raworc/output", "other"),
+    ] {
+        let outcome = run(&format!("{way}; echo begin; head -c 5000 /dev/zero; echo end"));
+        let is_root = nix::unistd::geteuid().is_root();
+        if is_root || !way.contains("chmod") {
+            assert_eq!(outcome.output_file, None, "{way}");
+        }
+        assert!(outcome.stdout.starts_with("begin\n") && outcome.stdout.ends_with("end\n"), "{way}");
+        assert!(outcome.dropped_bytes > 4000, "{way}");
+        assert_eq!(fs::read_dir(server.path(target)).unwrap().count(), 0, "{way}");
+    }
+    if nix::unistd::geteuid().is_root() {
+        use std::os::unix::fs::MetadataExt;
+        let outcome = run("chmod 755 .raworc/output; rm -rf .raworc; head -c 5000 /dev/zero");
+        let file = fs::symlink_metadata(server.path(&outcome.output_file.unwrap())).unwrap();
+        assert_eq!((file.uid(), file.gid(), file.mode() & 0o777), (1000, 1000, 0o644));
+    }
+}
+
+#[test]
+fn text_is_cut_between_characters() {
+    let (server, mut connection) = Server::ready();
+    for bytes_max in [1000, 1001, 1002, 1003] {
+        let mut work = server.shell(exec(), "yes '€é😀' | head -c 100000");
+        work.output_bytes_max = bytes_max;
+        let outcome = connection.run(work);
+        // The last one is cut by `head`.
+        assert!(!outcome.stdout.trim_end_matches('\u{fffd}').contains('\u{fffd}'), "{bytes_max}");
+        assert!(outcome.dropped_bytes > 98_000);
+    }
 }
 
 #[test]

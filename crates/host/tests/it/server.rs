@@ -35,7 +35,13 @@ impl Server {
         let socket = directory.path().join("host.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let mut host = Command::new(env!("CARGO_BIN_EXE_raworc-host"));
-        let mut host = host.arg(socket).stdin(Stdio::piped()).spawn().unwrap();
+        let mut host = host
+            .arg(socket)
+            .arg(directory.path().join("_"))
+            .arg(directory.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
         writeln!(host.stdin.take().unwrap(), "{TOKEN}").unwrap();
         Self { directory, listener, host }
     }
@@ -117,6 +123,7 @@ pub struct Outcome {
     pub stderr: String,
     pub ending: Option<Ending>,
     pub dropped_bytes: u64,
+    pub output_file: Option<String>,
     pub duration_micros: u64,
 }
 
@@ -211,7 +218,8 @@ impl Connection {
                         Stream::Stderr => outcome.stderr += &text,
                     }
                 }
-                Report::Finished { work, ending, duration_micros, dropped_bytes } => {
+                Report::Finished { work, ending, duration_micros, dropped_bytes, output_file } => {
+                    outcome.output_file = output_file;
                     assert_eq!(work, id);
                     outcome.ending = Some(ending);
                     outcome.duration_micros = duration_micros;

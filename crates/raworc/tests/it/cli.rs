@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::RAWORC;
 use crate::server_or_skip;
@@ -25,9 +25,12 @@ fn a_run_needs_no_server_and_ends_as_its_script_does() {
     let mut server = server_or_skip!();
     server.stop();
     let data_dir = server.data_dir();
-    for (script, status, stdout) in
-        [("echo hello", 0, "hello\n"), ("echo out; exit 3", 3, "out\n"), ("no-such", 127, "")]
-    {
+    for (script, status, stdout) in [
+        ("echo hello", 0, "hello\n"),
+        ("echo out; exit 3", 3, "out\n"),
+        ("no-such", 127, ""),
+        ("kill -TERM $$", 143, ""),
+    ] {
         let output = raworc(&data_dir, &["run", script]).output().unwrap();
         assert_eq!(told(&output), (Some(status), stdout.to_owned()), "{script}: {output:?}");
     }
@@ -84,4 +87,42 @@ fn completions_and_doctor_need_no_server() {
     let output = raworc(directory.path(), &["doctor", "--output", "json"]).output().unwrap();
     let checks: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(checks.to_string().contains("user namespaces"), "{checks}");
+}
+
+#[tokio::test]
+async fn messages_and_commands_end_with_the_same_statuses() {
+    let server = server_or_skip!();
+    server.post("/agents", json!({ "name": "hasty", "config": { "timeout_seconds": 1 } })).await;
+    server.session(json!({ "name": "demo", "agent_ids": ["shell", "hasty"] })).await;
+    let status = |arguments: &[&str]| server.cli(&[&["session"], arguments].concat()).status.code();
+    for (script, expected) in [
+        ("true", 0),
+        ("exit 3", 3),
+        ("kill -KILL $$", 137),
+        ("kill -TERM $$", 143),
+        ("no-such-program", 127),
+        ("#!/no/such/interpreter", 127),
+        ("#!/etc/passwd", 126),
+    ] {
+        let both = [status(&["send", "demo", script]), status(&["exec", "demo", "--script", script])];
+        assert_eq!(both, [Some(expected); 2], "{script}");
+    }
+    let slow = "trap '' TERM; while :; do sleep 600; done";
+    let both = [
+        status(&["send", "demo", "--agent", "hasty", slow]),
+        status(&["exec", "demo", "--timeout", "1", "--script", slow]),
+    ];
+    assert_eq!(both, [Some(124); 2]);
+    assert_eq!(status(&["exec", "demo", "no-such-program"]), Some(127));
+    assert_eq!(status(&["exec", "demo", "--directory", "/no/such", "true"]), Some(126));
+    // A message that is cancelled, by its id while it waits, and whichever runs.
+    let script = r#"raworc session send demo 'echo > begun; sleep 600' & running=$!
+        until raworc session files cat demo begun >/dev/null 2>&1; do sleep 0.05; done
+        waiting=$(raworc session send demo true --no-wait --output json | sed -n 's/^  "id": "\(.*\)",$/\1/p' | head -n 1)
+        raworc session cancel demo --message $waiting
+        raworc session cancel demo
+        wait $running || echo $?"#;
+    let output = server.shell(script);
+    assert!(String::from_utf8_lossy(&output.stdout).ends_with("130\n"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("Cancelled message"), "{output:?}");
 }

@@ -45,7 +45,10 @@ async fn a_command_is_answered_with_what_it_wrote_and_how_it_ended() {
     let cases = [
         (json!({ "command": "echo out; echo err >&2; exit 3" }), end(3, "out\n", "err\n")),
         (json!({ "command": ["echo", "$HOME", "a  b", "", "*"] }), end(0, "$HOME a  b  *\n", "")),
-        (json!({ "command": "echo *; echo \"$0 $#\"" }), end(0, "*\nshell 0\n", "")),
+        (
+            json!({ "command": "echo *; echo \"$#\"; [ \"$0\" = \"$BASH_SOURCE\" ] && echo \"${0%/*}\"" }),
+            end(0, "*\n0\n/run/_\n", ""),
+        ),
         (json!({ "command": ["cat"], "stdin": "größe\n" }), end(0, "größe\n", "")),
         (json!({ "command": ["true"], "stdin": "x".repeat(1 << 20) }), end(0, "", "")),
         (json!({ "command": ["cat"] }), end(0, "", "")),
@@ -67,27 +70,83 @@ async fn a_command_is_answered_with_what_it_wrote_and_how_it_ended() {
         assert_eq!(seen, expected, "{}", &text[..text.len().min(200)]);
         assert!(r["duration_seconds"].as_f64().unwrap() > 0.0 && r["output_bytes_dropped"] == 0, "{r}");
     }
-    // What cannot be started has no end of its own, and says why.
-    for body in [json!({ "command": ["no-such-program"] }), json!({ "command": "true", "directory": "/nowhere" })] {
+    // What cannot be started ends as it would in a shell, and says why.
+    for (body, code, why) in [
+        (json!({ "command": ["no-such-program"] }), 127, "no-such-program was not found"),
+        (json!({ "command": ["/no/such/program", "-x"] }), 127, "/no/such/program was not found"),
+        (json!({ "command": ["/etc/passwd"] }), 126, "ermission denied"),
+        (json!({ "command": ["/usr"] }), 126, "ermission denied"),
+        (json!({ "command": "#!/no/such/interpreter\necho" }), 127, "/no/such/interpreter was not found"),
+        (json!({ "command": "true", "directory": "/nowhere" }), 126, "the directory /nowhere cannot be used"),
+        (json!({ "command": ["true"], "directory": "/etc/passwd" }), 126, "the directory /etc/passwd cannot be used"),
+        (json!({ "command": ["true"], "directory": "/run/_" }), 0, ""),
+    ] {
         let r = exec(&server, &id, body.clone()).await;
-        assert_eq!(
-            (&r["exit_code"], &r["signal"], &r["timed_out"]),
-            (&Value::Null, &Value::Null, &json!(false)),
-            "{body}"
-        );
-        assert_ne!(r["stderr"], "", "{body}");
+        let seen = (&r["exit_code"], &r["signal"], &r["timed_out"]);
+        assert_eq!(seen, (&json!(code), &Value::Null, &json!(false)), "{body}: {r}");
+        assert!(r["stderr"].as_str().unwrap().contains(why), "{body}: {r}");
     }
     assert_eq!(server.get(&format!("/sessions/{id}/messages")).await.1["items"], json!([]), "nothing of it is said");
 }
 
 #[tokio::test]
-async fn too_much_output_is_cut_and_counted() {
+async fn of_too_much_output_both_ends_are_kept() {
     let server = server_or_skip!();
     let id = server.session(json!({})).await;
     let r = exec(&server, &id, json!({ "command": "head -c 3000000 /dev/zero | tr '\\0' x; echo end >&2" })).await;
-    let kept = r["stdout"].as_str().unwrap().len() + r["stderr"].as_str().unwrap().len();
-    assert_eq!((kept, &r["exit_code"]), (1024 * 1024, &json!(0)));
-    assert_eq!(r["output_bytes_dropped"].as_u64().unwrap() as usize, 3_000_004 - kept);
+    let (stdout, dropped) = (r["stdout"].as_str().unwrap(), 3_000_004 - 1024 * 1024);
+    assert_eq!(
+        (&r["stderr"], &r["exit_code"], &r["output_bytes_dropped"]),
+        (&json!("end\n"), &json!(0), &json!(dropped))
+    );
+    let file = r["output_file"].as_str().unwrap();
+    let mark = format!("\n[raworc: {dropped} bytes of standard output left out here; all of it is in {file}]\n");
+    let (head, tail) = stdout.split_once(&mark).unwrap();
+    assert_eq!((head.len(), tail.len()), (512 * 1024, 512 * 1024 - 4));
+    let whole = server.request(Method::GET, &format!("/sessions/{id}/files/{file}")).send().await.unwrap();
+    assert_eq!(whole.bytes().await.unwrap().len(), 3_000_004);
+}
+
+/// What a program in a terminal would find: scripts that take their shell apart.
+#[tokio::test]
+async fn a_script_is_to_its_shell_what_a_file_would_be() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    for (script, code, stdout) in [
+        (
+            "for w in script message shell raworc agent exec tmp workspace 8080 host main; do pkill -f $w; done; echo alive",
+            0,
+            "alive\n",
+        ),
+        ("pgrep -f a-mark-of-its-own | wc -l # a-mark-of-its-own", 0, "0\n"),
+        (
+            "echo $USER $LOGNAME $SHELL $HOME $PWD $(id -un) $(groups | wc -w)",
+            0,
+            "agent agent /bin/bash /workspace /workspace agent 2\n",
+        ),
+        ("#!/usr/bin/perl\nprint \"$ENV{USER} perl\\n\"", 0, "agent perl\n"),
+        ("echo a >/dev/stdout; echo b | tee /dev/stderr >/dev/null; echo c >/proc/self/fd/1", 0, "a\nc\n"),
+        ("-n; echo on", 0, "on\n"),
+        ("head -c 400M /dev/zero > /tmp/full 2>/dev/null; exec true", 0, ""),
+        ("echo still", 0, "still\n"),
+        ("#!/no/such/shell", 127, ""),
+    ] {
+        let message = server.send(&id, script).await;
+        let output = message["reply"]["content"].as_str().unwrap();
+        assert_eq!(message["reply"]["usage"]["exit_code"], code, "{script}: {message}");
+        let streamed: String = server
+            .events(&id)
+            .await
+            .iter()
+            .filter(|e| {
+                e["type"] == "message.delta"
+                    && e["data"]["message_id"] == message["id"]
+                    && e["data"]["stream"] == "stdout"
+            })
+            .map(|e| e["data"]["text"].as_str().unwrap())
+            .collect();
+        assert_eq!(streamed, stdout, "{script}: {output}");
+    }
 }
 
 #[tokio::test]

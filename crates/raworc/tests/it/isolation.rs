@@ -17,8 +17,8 @@ use crate::server_or_skip;
 
 const PROBE: &str = include_str!("isolation.sh");
 /// Names of variables that agents may see.
-const VARIABLES: &str = "GOMAXPROCS HOME LANG OMP_NUM_THREADS PATH PWD RAWORC_MESSAGE_ID RAWORC_SESSION_ID \
-                         RAWORC_SESSION_NAME TERM";
+const VARIABLES: &str = "GOMAXPROCS HOME LANG LOGNAME OMP_NUM_THREADS PATH PWD RAWORC_MESSAGE_ID RAWORC_SESSION_ID \
+                         RAWORC_SESSION_NAME SHELL TERM USER";
 
 #[tokio::test]
 async fn an_agent_sees_and_reaches_nothing_but_its_session() {
@@ -36,7 +36,8 @@ async fn an_agent_sees_and_reaches_nothing_but_its_session() {
         text.lines().filter_map(|line| line.split_once(':')).map(|(name, value)| (name, value.trim())).collect();
     let none = "0000000000000000";
     let mut expected = vec![
-        ("uid", "1000:1000:1000"),
+        // The third is the group that tells which work a process belongs to; 61xxx stands for one of a range.
+        ("uid", "1000:1000:1000 61xxx"),
         ("uid_map", "0 2000000000 65535"),
         ("hostname", "my-session"),
         ("CapEff", none),

@@ -49,15 +49,110 @@ async fn every_ending_is_told_apart() {
 }
 
 #[tokio::test]
-async fn binary_output_is_text_and_too_much_is_cut_and_counted() {
+async fn binary_output_is_text_and_of_too_much_both_ends_are_kept() {
     let server = server_or_skip!();
     let id = server.session(json!({})).await;
     assert_eq!(server.output(&id, r"printf '\xff\xfe|\xe2\x82\xac|a\0b'").await, "\u{fffd}\u{fffd}|€|a\0b");
-    let message = server.send(&id, "head -c 8388608 /dev/zero | tr '\\0' x").await;
-    assert_eq!(message["status"], "done");
-    let kept = message["reply"]["content"].as_str().unwrap().len() as u64;
-    assert_eq!(kept, 1024 * 1024);
-    assert_eq!(message["reply"]["usage"]["output_bytes_dropped"], 8 * 1024 * 1024 - kept);
+    let message =
+        server.send(&id, "echo first; head -c 8388608 /dev/zero | tr '\\0' x; echo; echo the reason >&2; exit 3").await;
+    let (content, usage) = (message["reply"]["content"].as_str().unwrap(), &message["reply"]["usage"]);
+    let dropped = 8_388_608 + 6 + 1 + 11 - 1024 * 1024;
+    assert_eq!((&usage["exit_code"], &usage["output_bytes_dropped"]), (&json!(3), &json!(dropped)));
+    let file = usage["output_file"].as_str().unwrap();
+    let mark = format!("\n[raworc: {dropped} bytes of standard output left out here; all of it is in {file}]\n");
+    let (head, tail) = content.split_once(&mark).unwrap();
+    assert_eq!((head.len(), tail.len()), (512 * 1024, 512 * 1024));
+    assert!(head.starts_with("first\nxxx") && tail.ends_with("xxx\nthe reason\n"));
+    let whole = server.request(Method::GET, &format!("/sessions/{id}/files/{file}")).send().await.unwrap();
+    assert_eq!(whole.bytes().await.unwrap().len(), 8_388_608 + 6 + 1 + 11);
+    let events = server.events(&id).await;
+    let finished = events.iter().rfind(|event| event["type"] == "message.finished").unwrap();
+    assert_eq!(finished["data"]["output_file"], file);
+    let deltas = events.iter().filter(|e| e["type"] == "message.delta" && e["data"]["message_id"] == message["id"]);
+    let streamed: String = deltas.map(|event| event["data"]["text"].as_str().unwrap()).collect();
+    assert!(streamed == content, "what is streamed is what is kept");
+    assert_eq!(server.output(&id, "git init -q . 2>/dev/null; git status --porcelain 2>/dev/null").await, "");
+}
+
+#[tokio::test]
+async fn a_message_that_waits_can_be_cancelled() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    let path = format!("/sessions/{id}/messages");
+    let send = async |script: &str| {
+        let (status, message) = server.post(&path, json!({ "content": script })).await;
+        assert_eq!(status, 201, "{message}");
+        message["id"].as_str().unwrap().to_owned()
+    };
+    let cancel =
+        async |message: &str| server.post(&format!("{path}/{message}/cancel?wait_seconds=30"), json!({})).await;
+    let (running, second, third) =
+        (send("echo 1; sleep 600").await, send("echo 2 >> ran").await, send("echo 3 >> ran; cat ran").await);
+    server.until(&id, |session| session["state"] == "BUSY" && session["queued_messages"] == 2).await;
+    for _ in 0..2 {
+        let (status, message) = cancel(&second).await;
+        let seen = (&message["status"], &message["error"]["code"], &message["reply"]);
+        assert_eq!(
+            (status.as_u16(), seen),
+            (200, (&json!("cancelled"), &json!("cancelled"), &Value::Null)),
+            "{message}"
+        );
+    }
+    let session = server.get(&format!("/sessions/{id}")).await.1;
+    assert_eq!((&session["state"], &session["queued_messages"]), (&json!("BUSY"), &json!(1)));
+    // The running one, by its id.
+    let (status, message) = cancel(&running).await;
+    assert_eq!((status.as_u16(), &message["status"]), (200, &json!("cancelled")), "{message}");
+    assert_eq!(message["reply"]["content"], "1\n");
+    let (_, message) = server.get(&format!("{path}/{third}?wait_seconds=60")).await;
+    assert_eq!((&message["status"], &message["reply"]["content"]), (&json!("done"), &json!("3\n")), "{message}");
+    let (status, problem) = cancel(&third).await;
+    assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("invalid_state")), "{problem}");
+    for unknown in ["0192f1d2-0000-7000-8000-000000000000", "nonsense"] {
+        assert_eq!(cancel(unknown).await.0, 404);
+    }
+    let events = server.events(&id).await;
+    let ends = |message: &str| {
+        let of = |e: &&Value| e["type"] == "message.finished" && e["data"]["message_id"] == message;
+        events.iter().filter(of).count()
+    };
+    assert_eq!([ends(&running), ends(&second), ends(&third)], [1, 1, 1]);
+    // Also in a session that is paused, where nothing waits after it.
+    server.post(&format!("/sessions/{id}/pause"), json!({})).await;
+    let waiting = send("echo 4").await;
+    assert_eq!(cancel(&waiting).await.1["status"], "cancelled");
+    assert_eq!(server.get(&format!("/sessions/{id}")).await.1["queued_messages"], 0);
+}
+
+#[tokio::test]
+async fn a_cancel_leaves_nothing_of_a_message_and_all_of_others() {
+    let server = server_or_skip!();
+    let id = server.session(json!({ "waiting_timeout_seconds": 3600 })).await;
+    // Each says that it is there before its script ends or waits.
+    let daemon = |mark: &str| {
+        format!(
+            "mkfifo {mark}; setsid -f env -i PATH=$PATH sh -c '(trap \"\" TERM; echo > {mark}; sleep {mark}; sleep {mark}) & ' {mark}; read x < {mark}; "
+        )
+    };
+    let message = server.send(&id, &daemon("7101")).await;
+    assert_eq!(message["status"], "done", "{message}");
+    let path = format!("/sessions/{id}/messages");
+    let (_, message) = server.post(&path, json!({ "content": daemon("7102") + "touch ready; sleep 600" })).await;
+    let count = |mark: &str| {
+        let has = |pid: &&i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == mark.as_bytes())
+        };
+        server.container_processes().iter().filter(has).count()
+    };
+    let body = json!({ "command": "until [ -e ready ]; do sleep 0.01; done" });
+    server.post(&format!("/sessions/{id}/exec"), body).await;
+    assert!(count("7101") > 0 && count("7102") > 0);
+    let message = message["id"].as_str().unwrap();
+    let (status, message) = server.post(&format!("{path}/{message}/cancel?wait_seconds=30"), json!({})).await;
+    assert_eq!((status.as_u16(), &message["status"]), (200, &json!("cancelled")));
+    assert_eq!(count("7102"), 0);
+    assert!(count("7101") > 0);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use raworc_core::link::WORK_GIDS;
 use raworc_launcher::protocol::{HOSTNAME_FILE, HOSTS_FILE};
 
 use super::layout::directory;
@@ -127,9 +128,12 @@ fn own_files() -> [(&'static str, String); 6] {
         "root:x:0:0:root:/workspace:{shell}\nagent:x:1000:1000:agent:/workspace:{shell}\n\
          nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
     );
+    // So that `id` and `groups` have names for them.
+    let of_work = WORK_GIDS.map(|id| format!("work{}:x:{id}:\n", id - WORK_GIDS.start()));
+    let group = format!("root:x:0:\ntty:x:5:\nagent:x:1000:\nnogroup:x:65534:\n{}", of_work.collect::<String>());
     [
         ("passwd", passwd),
-        ("group", "root:x:0:\ntty:x:5:\nagent:x:1000:\nnogroup:x:65534:\n".into()),
+        ("group", group),
         ("nsswitch.conf", image::NSSWITCH.into()),
         ("profile", "PS1='\\u@\\h:\\w\\$ '\n".into()),
         ("resolv.conf", String::new()),

@@ -23,11 +23,11 @@ use crate::extract::{Caller, Json, Path, Query, idempotency_key};
 use crate::verbs::check::page_limit;
 use crate::verbs::find::{self, Purpose};
 use crate::verbs::idempotent::Key;
-use crate::verbs::{exec, send_message};
+use crate::verbs::{cancel_message, exec, send_message};
 use crate::view;
 
 pub(super) fn routes() -> OpenApiRouter<Shared> {
-    OpenApiRouter::new().routes(routes!(send, list)).routes(routes!(get)).routes(routes!(run))
+    OpenApiRouter::new().routes(routes!(send, list)).routes(routes!(get)).routes(routes!(cancel)).routes(routes!(run))
 }
 
 /// Send a message. Answered once it is stored for good; with `wait_seconds`, once it has ended.
@@ -83,6 +83,22 @@ async fn get(
     };
     let message: MessageId = message.parse().map_err(|_| Failure::not_found("message", &message))?;
     app.budgets.json(until_ended(&app, session, message, wait).await?).await
+}
+
+/// Cancel a message: one that waits never runs; one that is worked on is ended, as by `POST …/cancel`.
+#[utoipa::path(post, path = "/sessions/{id}/messages/{message_id}/cancel", tag = "messages",
+    params(("id" = String, Path, description = "Id or name of the session"),
+           ("message_id" = String, Path, format = "uuid"), WaitQuery),
+    responses((status = 200, description = "Cancelled, or being cancelled", body = MessageWithReply), Problems))]
+async fn cancel(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    Path((id, message)): Path<(String, String)>,
+    Query(query): Query<WaitQuery>,
+) -> Result<axum::Json<MessageWithReply>, Failure> {
+    let wait = wait(query)?.unwrap_or(Duration::ZERO);
+    let row = cancel_message::cancel_message(&app, &actor, id, message).await?;
+    Ok(axum::Json(until_ended(&app, row.session_id, row.id, wait).await?))
 }
 
 /// List the conversation, oldest first.

@@ -249,20 +249,30 @@ async fn collect(mut reports: mpsc::Receiver<Report>) -> Option<ExecResult> {
             Report::Output { stream: Stream::Stderr, text, .. } => stderr.push_str(&text),
             // Nobody cancels an exec that is waited for; its container does when it is told to end.
             Report::Finished { ending: Ending::Cancelled, .. } => return None,
-            Report::Finished { ending, duration_micros, dropped_bytes, .. } => {
+            Report::Finished { ending, duration_micros, dropped_bytes, output_file, .. } => {
                 return Some(ExecResult {
-                    exit_code: if let Ending::Exited(code) = ending { Some(code) } else { None },
+                    exit_code: exit_code(ending),
                     signal: if let Ending::Signalled(signal) = ending { Some(signal) } else { None },
                     timed_out: ending == Ending::TimedOut,
                     stdout,
                     stderr,
                     duration_seconds: duration_micros as f64 / 1e6,
                     output_bytes_dropped: dropped_bytes,
+                    output_file,
                 });
             }
         }
     }
     None
+}
+
+fn exit_code(ending: Ending) -> Option<i32> {
+    match ending {
+        Ending::Exited(code) => Some(code),
+        // As a shell says of what it found and could not run; why is in stderr.
+        Ending::NotStarted => Some(126),
+        Ending::Signalled(_) | Ending::Cancelled | Ending::TimedOut => None,
+    }
 }
 
 async fn end(app: &Shared, actor: &str, session: SessionId, id: Uuid, mut data: Value) -> Result<(), Failure> {

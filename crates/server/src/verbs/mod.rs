@@ -5,6 +5,7 @@ pub mod accounts;
 pub mod agents;
 pub mod assign_agents;
 pub mod backups;
+pub mod cancel_message;
 pub mod check;
 pub mod checkpoints;
 pub mod create_session;

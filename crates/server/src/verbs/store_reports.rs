@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::app::Shared;
-use crate::change::{Change, SYSTEM};
+use crate::change::{Change, SYSTEM, cancelled};
 use crate::error::Failure;
 
 /// Microseconds in a second.
@@ -77,10 +77,10 @@ async fn store(change: &mut Change<'_>, container: ContainerId, report: Report) 
             };
             change.log("message.delta", json!({ "message_id": id, "stream": stream, "text": text })).await?;
         }
-        Report::Finished { work: WorkId::Message(id), ending, duration_micros, dropped_bytes }
+        Report::Finished { work: WorkId::Message(id), ending, duration_micros, dropped_bytes, output_file }
             if running == Some(id) =>
         {
-            let end = End { ending, duration_micros, dropped_bytes };
+            let end = End { ending, duration_micros, dropped_bytes, output_file };
             finish(change, container, id, end).await?;
         }
         // Of a message that was cancelled or requeued meanwhile, or of an exec: nothing to keep.
@@ -89,11 +89,11 @@ async fn store(change: &mut Change<'_>, container: ContainerId, report: Report) 
     Ok(())
 }
 
-#[derive(Clone, Copy)]
 struct End {
     ending: Ending,
     duration_micros: u64,
     dropped_bytes: u64,
+    output_file: Option<String>,
 }
 
 async fn finish(change: &mut Change<'_>, container: ContainerId, id: MessageId, end: End) -> Result<(), Failure> {
@@ -104,14 +104,22 @@ async fn finish(change: &mut Change<'_>, container: ContainerId, id: MessageId, 
     let (status, error) = judge(end.ending);
     let usage = MessageUsage {
         exit_code: if let Ending::Exited(code) = end.ending { Some(code) } else { None },
+        signal: if let Ending::Signalled(signal) = end.ending { Some(signal) } else { None },
         duration_seconds: end.duration_micros as f64 / MICROS,
         output_bytes_dropped: end.dropped_bytes,
+        output_file: end.output_file,
     };
     change.row.busy_micros = change.row.busy_micros.saturating_add(end.duration_micros);
     let reply = answer(change, &message, &usage).await?;
     let mut facts = Map::new();
     facts.insert("reply_id".into(), json!(reply));
     facts.insert("exit_code".into(), json!(usage.exit_code));
+    if let Some(signal) = usage.signal {
+        facts.insert("signal".into(), json!(signal));
+    }
+    if let Some(file) = &usage.output_file {
+        facts.insert("output_file".into(), json!(file));
+    }
     facts.insert("duration_seconds".into(), json!(usage.duration_seconds));
     facts.insert("output_bytes_dropped".into(), json!(usage.output_bytes_dropped));
     change.finish_message(&mut message, status, error, facts).await?;
@@ -168,10 +176,7 @@ fn judge(ending: Ending) -> (Status, Option<MessageError>) {
         Ending::Signalled(signal) => failed("signal", format!("signal {signal} ended the script")),
         Ending::TimedOut => failed("timeout", "it took longer than the agent's timeout_seconds".into()),
         Ending::NotStarted => failed("not_started", "the agent's program could not be started; see its output".into()),
-        Ending::Cancelled => {
-            let message = "it was cancelled".into();
-            (Status::Cancelled, Some(MessageError { code: "cancelled".into(), message }))
-        }
+        Ending::Cancelled => (Status::Cancelled, Some(cancelled())),
     }
 }
 

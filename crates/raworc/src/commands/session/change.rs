@@ -1,6 +1,7 @@
 //! Commands that change a session, or only look at it.
 
 use clap::Args;
+use raworc_api::message::{Status, WaitQuery};
 use raworc_api::session::{Session, UpdateSession};
 use raworc_core::session::State;
 
@@ -24,6 +25,16 @@ pub struct Several {
     /// Their ids or names.
     #[arg(required = true)]
     sessions: Vec<String>,
+}
+
+/// Options of `raworc session cancel`.
+#[derive(Debug, Args)]
+pub struct Cancel {
+    #[command(flatten)]
+    named: Named,
+    /// This message, which may also wait for its turn; `raworc session messages` shows the ids [default: the running one].
+    #[arg(long, value_name = "ID")]
+    message: Option<String>,
 }
 
 /// Options of `raworc session update`.
@@ -111,6 +122,17 @@ pub async fn wish(context: &Context, named: &Named, wish: Wish) -> Result<()> {
         Wish::Cancel => client.cancel_session(id).await?,
     };
     context.ui.show(&session, |session| format!("{}{}", show::sentence(session), what_next(wish, session.state)))
+}
+
+/// Stops a message.
+pub async fn cancel(context: &Context, args: Cancel) -> Result<()> {
+    let Some(message) = args.message else { return wish(context, &args.named, Wish::Cancel).await };
+    let cancelled = context.client()?.cancel_message(&args.named.session, &message, WaitQuery::default()).await?;
+    let is_over = cancelled.message.status == Status::Cancelled;
+    context.ui.show(&cancelled, |cancelled| {
+        let what = if is_over { "Cancelled" } else { "Cancelling" };
+        format!("{what} message {}", cancelled.message.id)
+    })
 }
 
 /// A wish is recorded at once and carried out a moment later; this is said where the state does not show it yet.

@@ -5,11 +5,12 @@ use raworc_api::workspace::{Exec as Body, ExecCommand, ExecResult};
 use raworc_core::limits::MESSAGE_BYTES_MAX;
 
 use crate::context::Context;
-use crate::failure::{EXIT_FAILED, Failure, Result};
+use crate::failure::{EXIT_FAILED, EXIT_SIGNALLED, EXIT_TIMED_OUT, Failure, Result};
 use crate::input;
+use crate::live::left_out;
 use crate::output::Style;
 use crate::progress::Progress;
-use crate::text::{bytes, span};
+use crate::text::span;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,7 +20,7 @@ Examples:
   raworc session exec demo --stdin cat < notes.txt
 
 Output appears when the command has ended. The exit status is the command's own; 128 and the signal's number where \
-a signal ended it; 1 where it took too long or could not start.";
+a signal ended it; 124 where it took too long; 127 or 126 where the program was not found or could not be run.";
 
 /// Options of `raworc session exec`.
 #[derive(Debug, Args)]
@@ -85,7 +86,7 @@ fn show(context: &Context, result: &ExecResult) -> Result<()> {
     ui.out(&result.stdout)?;
     ui.error(&result.stderr);
     if result.output_bytes_dropped > 0 {
-        ui.note(&format!("{} of output were cut off", bytes(result.output_bytes_dropped)));
+        ui.note(&left_out(result.output_bytes_dropped, result.output_file.as_deref()));
     }
     let why = match (result.timed_out, result.signal, result.exit_code) {
         (true, _, _) => format!("it took too long and was ended after {}", span(result.duration_seconds)),
@@ -99,9 +100,9 @@ fn show(context: &Context, result: &ExecResult) -> Result<()> {
 
 fn exit_status(result: &ExecResult) -> u8 {
     if result.timed_out {
-        return EXIT_FAILED;
+        return EXIT_TIMED_OUT;
     }
-    let code = result.exit_code.or_else(|| result.signal.map(|signal| 128 + signal));
+    let code = result.exit_code.or_else(|| result.signal.map(|signal| EXIT_SIGNALLED + signal));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(EXIT_FAILED)
 }
 
@@ -119,12 +120,14 @@ mod tests {
             stderr: String::new(),
             duration_seconds: 0.0,
             output_bytes_dropped: 0,
+            output_file: None,
         };
         for (result, status) in [
             (result(Some(0), None, false), 0),
             (result(Some(42), None, false), 42),
             (result(None, Some(9), false), 137),
-            (result(None, Some(9), true), 1),
+            (result(None, Some(9), true), 124),
+            (result(Some(127), None, false), 127),
             (result(None, None, false), 1),
         ] {
             assert_eq!(exit_status(&result), status, "{result:?}");

@@ -171,7 +171,7 @@ fn finished(event: &Event) -> (Style, String) {
         text.push_str(&format!(" · {}", clean_lines(error)));
     }
     if let Some(dropped) = event.data.get("output_bytes_dropped").and_then(Value::as_u64).filter(|n| *n > 0) {
-        text.push_str(&format!(" · {} of output cut off", bytes(dropped)));
+        text.push_str(&format!(" · {} of output left out", bytes(dropped)));
     }
     (style, text)
 }

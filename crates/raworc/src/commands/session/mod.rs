@@ -65,9 +65,9 @@ pub enum Session {
     /// Show a session with all that were made from it.
     #[command(after_help = "Example:\n  raworc session tree demo")]
     Tree(change::Named),
-    /// Stop the message that a session works on.
-    #[command(after_help = "Example:\n  raworc session cancel demo")]
-    Cancel(change::Named),
+    /// Stop the message that a session works on, or one that waits.
+    #[command(after_help = "Examples:\n  raworc session cancel demo\n  raworc session cancel demo --message ID")]
+    Cancel(change::Cancel),
     /// Show or change which agents a session has.
     #[command(subcommand)]
     Agents(agents::Agents),
@@ -95,7 +95,7 @@ pub async fn run(context: &Context, command: Session) -> Result<()> {
         Session::Terminate(named) => change::wish(context, &named, Wish::Terminate).await,
         Session::Restart(named) => change::wish(context, &named, Wish::Restart).await,
         Session::Restore(named) => change::wish(context, &named, Wish::Restore).await,
-        Session::Cancel(named) => change::wish(context, &named, Wish::Cancel).await,
+        Session::Cancel(args) => change::cancel(context, args).await,
         Session::Remix(args) => remix::run(context, args).await,
         Session::Tree(named) => remix::tree(context, &named.session).await,
         Session::Delete(several) => change::delete(context, &several).await,

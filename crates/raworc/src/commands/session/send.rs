@@ -19,7 +19,8 @@ Examples:
   raworc session send demo 'sleep 60' --no-wait
   raworc session send demo 'make' --wait 10m --output json
 
-Ends as `raworc run` does: 0 when it is done, else with the script's own exit status, or 1 where it has none. \
+Ends as `raworc run` and `session exec` do: 0 when it is done, else with the script's own exit status; 128 and the signal's \
+number where a signal ended it; 124 where it took too long; 130 where it was cancelled; 1 where it failed otherwise. \
 Ctrl-C cancels the work and ends with 130; a message that still waits for its turn stays in the queue.";
 
 /// Options of `raworc session send`.
