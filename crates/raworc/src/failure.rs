@@ -171,6 +171,9 @@ fn command_for(code: Code) -> Option<&'static str> {
              pulled can be named then), or give the server a file with --registry-auth, which members use with \
              --registry-auth-shared only.",
         ),
+        Code::RecordDamaged => {
+            Some("`raworc health`, as an administrator, says which record, and what is wrong with it.")
+        }
         Code::AgentInUse => Some("`raworc session agents assign` gives a session other agents."),
         _ => None,
     }
@@ -196,6 +199,7 @@ fn exit_status_of(code: Code) -> u8 {
         | Code::UnsupportedMediaType
         | Code::IdempotencyKeyReused => EXIT_USAGE,
         Code::SessionTerminated
+        | Code::RecordDamaged
         | Code::SessionDeleted
         | Code::SessionPaused
         | Code::SessionFailed

@@ -169,7 +169,7 @@ impl<'t> Change<'t> {
                 self.log("session.failed", data).await?;
             }
             Effect::Requeue { message: id, is_lost } => {
-                let mut message = self.message(id).await?;
+                let Some(mut message) = self.message(id).await? else { return Ok(()) };
                 message.losses += u32::from(is_lost);
                 message.status = Status::Queued;
                 message.cancel_wanted = false;
@@ -177,16 +177,16 @@ impl<'t> Change<'t> {
                 self.log("message.requeued", json!({ "message_id": id, "attempts": message.attempts })).await?;
             }
             Effect::GiveUp(id) => {
-                let mut message = self.message(id).await?;
+                let Some(mut message) = self.message(id).await? else { return Ok(()) };
                 let error = self.gave_up(&message);
                 self.finish_message(&mut message, Status::Failed, Some(error), Map::new()).await?;
             }
             Effect::FailRunning(id) => {
-                let mut message = self.message(id).await?;
+                let Some(mut message) = self.message(id).await? else { return Ok(()) };
                 self.finish_message(&mut message, Status::Failed, Some(over_quota()), Map::new()).await?;
             }
             Effect::CancelRunning(id) => {
-                let mut message = self.message(id).await?;
+                let Some(mut message) = self.message(id).await? else { return Ok(()) };
                 self.finish_message(&mut message, Status::Cancelled, Some(session_ended()), Map::new()).await?;
             }
             Effect::CancelQueued => {
@@ -196,7 +196,7 @@ impl<'t> Change<'t> {
                 }
             }
             Effect::TellCancel(id) => {
-                let mut message = self.message(id).await?;
+                let Some(mut message) = self.message(id).await? else { return Ok(()) };
                 if message.status == Status::Processing {
                     message.cancel_wanted = true;
                     messages::update(self.connection(), &message).await?;
@@ -218,12 +218,20 @@ impl<'t> Change<'t> {
         self.log(kind, data).await.map(|_| ())
     }
 
-    /// A message that the machine speaks of, and that therefore is there.
-    async fn message(&mut self, id: MessageId) -> Result<MessageRow, StoreError> {
+    /// A message that the machine speaks of. None where its record is damaged or gone: the session goes on without it.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn message(&mut self, id: MessageId) -> Result<Option<MessageRow>, StoreError> {
         let session = self.row.id;
-        messages::find(self.connection(), session, id)
-            .await?
-            .ok_or_else(|| StoreError::Damaged(format!("message {id} is gone")))
+        let found = match messages::find(self.connection(), session, id).await {
+            Err(StoreError::Damaged(_)) => None,
+            found => found?,
+        };
+        if found.is_none() {
+            tracing::error!(%session, message = %id, "the record of a message is damaged or gone; its session goes on without it");
+        }
+        Ok(found)
     }
 
     fn gave_up(&self, message: &MessageRow) -> MessageError {

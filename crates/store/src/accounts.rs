@@ -6,7 +6,7 @@ use raworc_core::time::Time;
 
 use crate::StoreError;
 use crate::rows::{Row, word};
-use crate::sql::{Connection, sql};
+use crate::sql::{Connection, Sound, sql};
 
 /// An account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,24 +40,28 @@ pub struct TokenRow {
     pub revoked_at: Option<Time>,
 }
 
-fn account(row: &Row<'_>) -> Result<AccountRow, StoreError> {
-    Ok(AccountRow {
-        id: row.id("id")?,
-        name: row.text("name")?,
-        role: row.word("role")?,
-        created_at: row.time("created_at")?,
-        closed_at: row.optional_time("closed_at")?,
+pub(crate) fn account(row: &Row<'_>) -> Result<AccountRow, StoreError> {
+    row.record("accounts", |row| {
+        Ok(AccountRow {
+            id: row.id("id")?,
+            name: row.text("name")?,
+            role: row.word("role")?,
+            created_at: row.time("created_at")?,
+            closed_at: row.optional_time("closed_at")?,
+        })
     })
 }
 
-fn token(row: &Row<'_>) -> Result<TokenRow, StoreError> {
-    Ok(TokenRow {
-        id: row.id("id")?,
-        account_id: row.id("account_id")?,
-        name: row.text("name")?,
-        created_at: row.time("created_at")?,
-        expires_at: row.optional_time("expires_at")?,
-        revoked_at: row.optional_time("revoked_at")?,
+pub(crate) fn token(row: &Row<'_>) -> Result<TokenRow, StoreError> {
+    row.record("tokens", |row| {
+        Ok(TokenRow {
+            id: row.id("id")?,
+            account_id: row.id("account_id")?,
+            name: row.text("name")?,
+            created_at: row.time("created_at")?,
+            expires_at: row.optional_time("expires_at")?,
+            revoked_at: row.optional_time("revoked_at")?,
+        })
     })
 }
 
@@ -88,12 +92,8 @@ pub async fn find(connection: &mut Connection, id_or_name: &str) -> Result<Optio
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(connection: &mut Connection, after: &str, limit: u32) -> Result<Vec<AccountRow>, StoreError> {
-    sql("SELECT * FROM accounts WHERE name > $1 ORDER BY name LIMIT $2")
-        .bind(after)
-        .bind(i64::from(limit))
-        .fetch_all(connection, account)
-        .await
+pub async fn list(connection: &mut Connection, after: &str, limit: u32) -> Result<Sound<AccountRow>, StoreError> {
+    sql("SELECT * FROM accounts WHERE name > $1 ORDER BY name").bind(after).fetch_page(connection, limit, account).await
 }
 
 /// Whether any account is there.
@@ -145,7 +145,9 @@ pub async fn actor_by_token(connection: &mut Connection, hash: &str, now: Time) 
     .bind(hash)
     .bind(now.0)
     .fetch_optional(connection, |row| {
-        Ok(Actor { account: row.id("id")?, name: row.text("name")?, role: row.word("role")? })
+        row.record("accounts", |row| {
+            Ok(Actor { account: row.id("id")?, name: row.text("name")?, role: row.word("role")? })
+        })
     })
     .await
 }
@@ -159,12 +161,11 @@ pub async fn list_tokens(
     owner: AccountId,
     after: &str,
     limit: u32,
-) -> Result<Vec<TokenRow>, StoreError> {
-    sql("SELECT * FROM tokens WHERE account_id = $1 AND id > $2 ORDER BY id LIMIT $3")
+) -> Result<Sound<TokenRow>, StoreError> {
+    sql("SELECT * FROM tokens WHERE account_id = $1 AND id > $2 ORDER BY id")
         .bind(owner.to_string())
         .bind(after)
-        .bind(i64::from(limit))
-        .fetch_all(connection, token)
+        .fetch_page(connection, limit, token)
         .await
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
 use crate::rows::{Row, bigint};
-use crate::sql::{Connection, sql};
+use crate::sql::{Connection, Sound, sql};
 
 /// An image.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,19 +59,21 @@ pub struct CheckpointSummary {
     pub taken_at: Time,
 }
 
-fn image(row: &Row<'_>) -> Result<ImageRow, StoreError> {
-    Ok(ImageRow {
-        id: row.id("id")?,
-        owner_id: row.id("owner_id")?,
-        owner_name: row.text("owner_name")?,
-        is_shared: row.integer("shared")? != 0,
-        name: row.text("name")?,
-        digest: row.text("digest")?,
-        layer_id: row.optional_id("layer_id")?,
-        summary: row.json("summary")?,
-        bytes: row.count("bytes")?,
-        files: row.count("files")?,
-        created_at: row.time("created_at")?,
+pub(crate) fn image(row: &Row<'_>) -> Result<ImageRow, StoreError> {
+    row.record("images", |row| {
+        Ok(ImageRow {
+            id: row.id("id")?,
+            owner_id: row.id("owner_id")?,
+            owner_name: row.text("owner_name")?,
+            is_shared: row.truth("shared")?,
+            name: row.text("name")?,
+            digest: row.text("digest")?,
+            layer_id: row.optional_id("layer_id")?,
+            summary: row.json("summary")?,
+            bytes: row.count("bytes")?,
+            files: row.count("files")?,
+            created_at: row.time("created_at")?,
+        })
     })
 }
 
@@ -143,15 +145,12 @@ pub async fn list(
     account: Option<AccountId>,
     after: Option<ImageId>,
     limit: u32,
-) -> Result<Vec<ImageRow>, StoreError> {
-    sql(format!(
-        "SELECT {COLUMNS} FROM images WHERE id > $1 AND ($2 = '' OR owner_id = $2 OR shared = 1) ORDER BY id LIMIT $3"
-    ))
-    .bind(after.map(|id| id.to_string()).unwrap_or_default())
-    .bind(account.map(|id| id.to_string()).unwrap_or_default())
-    .bind(i64::from(limit))
-    .fetch_all(connection, image)
-    .await
+) -> Result<Sound<ImageRow>, StoreError> {
+    sql(format!("SELECT {COLUMNS} FROM images WHERE id > $1 AND ($2 = '' OR owner_id = $2 OR shared = 1) ORDER BY id"))
+        .bind(after.map(|id| id.to_string()).unwrap_or_default())
+        .bind(account.map(|id| id.to_string()).unwrap_or_default())
+        .fetch_page(connection, limit, image)
+        .await
 }
 
 /// Images that no session runs. Checkpoints are none of them: nothing ever runs those, and there may be no other copy.
@@ -159,12 +158,13 @@ pub async fn list(
 /// # Errors
 /// Where the store fails.
 pub async fn unused(connection: &mut Connection) -> Result<Vec<ImageRow>, StoreError> {
-    sql(format!(
+    let found = sql(format!(
         "SELECT {COLUMNS} FROM images WHERE content IS NULL AND (layer_id IS NULL \
          OR NOT EXISTS (SELECT 1 FROM sessions WHERE image_layer_id = images.layer_id))"
     ))
-    .fetch_all(connection, image)
-    .await
+    .fetch_sound(connection, image)
+    .await?;
+    Ok(found.rows)
 }
 
 /// What came with a checkpoint besides its files.

@@ -14,6 +14,7 @@ use raworc_api::page::Page;
 use raworc_api::problem::{Code, Problem};
 use raworc_core::ids::SessionId;
 use raworc_core::limits::PAGE_ROWS_MAX;
+use raworc_store::Sound;
 use raworc_store::events::{self, EventRow};
 use tokio::sync::watch;
 use utoipa_axum::router::OpenApiRouter;
@@ -61,6 +62,7 @@ async fn list(
     }
     let mut connection = app.store.read().await?;
     let rows = events::list(&mut connection, session, query.after.unwrap_or(0), limit + 1).await?;
+    let rows = Sound { rows, damaged: Vec::new() };
     Ok(axum::Json(page(rows, limit, |row| row.seq.to_string(), view::event)).into_response())
 }
 

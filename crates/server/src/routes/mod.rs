@@ -21,6 +21,7 @@ use raworc_api::PREFIX;
 use raworc_api::page::Page;
 use raworc_api::problem::{Code, Problem};
 use raworc_core::limits::BODY_BYTES_MAX;
+use raworc_store::Sound;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
@@ -104,9 +105,11 @@ async fn count(State(app): State<Shared>, request: Request, next: Next) -> Respo
 }
 
 /// A page from rows that were read with one to spare; `key` makes the cursor that leads on from a row.
-fn page<R, T>(mut rows: Vec<R>, limit: u32, key: impl Fn(&R) -> String, show: impl FnMut(R) -> T) -> Page<T> {
+fn page<R, T>(found: Sound<R>, limit: u32, key: impl Fn(&R) -> String, show: impl FnMut(R) -> T) -> Page<T> {
+    let Sound { mut rows, damaged } = found;
+    let damaged = damaged.into_iter().map(|damage| damage.id).collect();
     let has_more = rows.len() > limit as usize;
     rows.truncate(limit as usize);
     let next_cursor = rows.last().filter(|_| has_more).map(key);
-    Page { items: rows.into_iter().map(show).collect(), next_cursor }
+    Page { items: rows.into_iter().map(show).collect(), next_cursor, damaged }
 }

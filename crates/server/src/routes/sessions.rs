@@ -22,7 +22,7 @@ use crate::extract::{Caller, Json, Path, Query, etag, idempotency_key, if_match}
 use crate::verbs::check::page_limit;
 use crate::verbs::find::{self, Purpose};
 use crate::verbs::idempotent::Key;
-use crate::verbs::wish::{Wish, wish};
+use crate::verbs::wish::{self, Wish, wish};
 use crate::verbs::{assign_agents, create_session, update_session};
 use crate::view;
 
@@ -80,7 +80,7 @@ async fn list(
         let agents = agents::of_session(&mut connection, row.id).await?;
         items.push(view::session(row, agents));
     }
-    Ok(axum::Json(Page { items, next_cursor: page.next_cursor }))
+    Ok(axum::Json(Page { items, next_cursor: page.next_cursor, damaged: page.damaged }))
 }
 
 fn filter(actor: &Actor, query: ListSessions) -> Result<Filter, Failure> {
@@ -171,8 +171,13 @@ macro_rules! wishes {
             Caller(actor): Caller,
             Path(id): Path<String>,
         ) -> Result<Response, Failure> {
-            let row = wish(&app, &actor, id, Wish::$wish).await?;
-            show(&app, row).await
+            match wish(&app, &actor, id.clone(), Wish::$wish).await {
+                Err(failure) if Wish::$wish == Wish::Delete && failure.damage().is_some() => {
+                    wish::delete_damaged(&app, &actor, &id, failure).await?;
+                    Ok(StatusCode::NO_CONTENT.into_response())
+                }
+                outcome => show(&app, outcome?).await,
+            }
         }
     )*};
 }

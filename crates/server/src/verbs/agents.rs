@@ -8,7 +8,7 @@ use raworc_core::names;
 use raworc_core::permissions::{Action, Actor};
 use raworc_core::time::Time;
 use raworc_store::agents::{self, AgentRow};
-use raworc_store::{Connection, StoreError, audit};
+use raworc_store::{Connection, Sound, StoreError, audit};
 use uuid::Uuid;
 
 use super::check::Checks;
@@ -135,7 +135,7 @@ pub async fn get(app: &Shared, actor: &Actor, id_or_name: &str) -> Result<AgentR
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(app: &Shared, actor: &Actor, after: &str, limit: u32) -> Result<Vec<AgentRow>, Failure> {
+pub async fn list(app: &Shared, actor: &Actor, after: &str, limit: u32) -> Result<Sound<AgentRow>, Failure> {
     permit(actor, Action::ReadAgents, "agent", "")?;
     let mut connection = app.store.read().await?;
     Ok(agents::list(&mut connection, after, limit).await?)

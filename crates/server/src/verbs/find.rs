@@ -3,8 +3,8 @@
 use raworc_api::problem::Code;
 use raworc_core::ids::SessionId;
 use raworc_core::permissions::{Action, Actor, Role};
-use raworc_store::Connection;
 use raworc_store::sessions::{self, Filter, SessionRow};
+use raworc_store::{Connection, Sound, StoreError};
 
 use crate::app::permit;
 use crate::error::Failure;
@@ -28,17 +28,27 @@ pub async fn session(
     id_or_name: &str,
     purpose: Purpose,
 ) -> Result<SessionRow, Failure> {
-    let found = match id_or_name.parse::<SessionId>() {
-        Ok(id) => sessions::find(connection, id).await?,
-        Err(_) => by_name(connection, actor, id_or_name).await?,
-    };
-    let row = found.ok_or_else(|| Failure::not_found("session", id_or_name))?;
-    let owner = row.owner_id;
-    let action = match purpose {
+    let action = |owner| match purpose {
         Purpose::Read => Action::ReadSession { owner },
         Purpose::Use => Action::UseSession { owner },
     };
-    permit(actor, action, "session", id_or_name)?;
+    let found = match id_or_name.parse::<SessionId>() {
+        Ok(id) => match sessions::find(connection, id).await {
+            Err(damage @ StoreError::Damaged(_)) => {
+                // Who may see the session is told that it is damaged; whose it is may be damaged, too.
+                match sessions::owner_of(connection, id).await? {
+                    Some(owner) => permit(actor, action(owner), "session", id_or_name)?,
+                    None if actor.role == Role::Admin => {}
+                    None => return Err(Failure::not_found("session", id_or_name)),
+                }
+                return Err(damage.into());
+            }
+            found => found?,
+        },
+        Err(_) => by_name(connection, actor, id_or_name).await?,
+    };
+    let row = found.ok_or_else(|| Failure::not_found("session", id_or_name))?;
+    permit(actor, action(row.owner_id), "session", id_or_name)?;
     Ok(row)
 }
 
@@ -51,13 +61,16 @@ async fn by_name(connection: &mut Connection, actor: &Actor, name: &str) -> Resu
     };
     for &(owner, include_deleted) in places {
         let filter = Filter { owner, name: Some(name.to_owned()), include_deleted, ..Filter::default() };
-        let mut rows = sessions::list(connection, &filter, 2).await?;
+        let Sound { mut rows, mut damaged } = sessions::list(connection, &filter, 2).await?;
         if rows.len() > 1 {
             let detail = format!("more than one session is called {name:?}; use its id");
             return Err(Failure::new(Code::AmbiguousName, detail));
         }
         if let Some(row) = rows.pop() {
             return Ok(Some(row));
+        }
+        if let Some(damage) = damaged.pop() {
+            return Err(StoreError::Damaged(Box::new(damage)).into());
         }
     }
     Ok(None)

@@ -11,7 +11,7 @@ use raworc_core::names;
 use raworc_core::permissions::{Action, Actor, Role};
 use raworc_oci::{Bounds, Descriptor, Digest, Image, Layout, Reference, Which};
 use raworc_store::images::{self, ImageRow, Summary};
-use raworc_store::{Connection, audit, layers};
+use raworc_store::{Connection, Sound, audit, layers};
 use raworc_workspace::FileError;
 use uuid::Uuid;
 
@@ -203,7 +203,7 @@ async fn record(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(app: &Shared, actor: &Actor, after: Option<ImageId>, limit: u32) -> Result<Vec<ImageRow>, Failure> {
+pub async fn list(app: &Shared, actor: &Actor, after: Option<ImageId>, limit: u32) -> Result<Sound<ImageRow>, Failure> {
     let account = (actor.role != Role::Admin).then_some(actor.account);
     let mut connection = app.store.read().await?;
     Ok(images::list(&mut connection, account, after, limit).await?)

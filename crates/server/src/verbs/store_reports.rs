@@ -97,10 +97,9 @@ struct End {
 }
 
 async fn finish(change: &mut Change<'_>, container: ContainerId, id: MessageId, end: End) -> Result<(), Failure> {
-    let session = change.row.id;
-    let mut message = messages::find(change.connection(), session, id)
-        .await?
-        .ok_or_else(|| StoreError::Damaged(format!("message {id} is gone")))?;
+    let Some(mut message) = change.message(id).await? else {
+        return change.step(&Event::MessageFinished { generation: container.generation, message: id }).await;
+    };
     let (status, error) = judge(end.ending);
     let usage = MessageUsage {
         exit_code: if let Ending::Exited(code) = end.ending { Some(code) } else { None },
