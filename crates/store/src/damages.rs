@@ -53,14 +53,11 @@ impl Damages {
         }
     }
 
-    /// These are all there are; whether that is news.
-    pub(crate) fn replace(&self, found: &[Damage]) -> bool {
-        let before = self.all();
+    /// These are all there are.
+    pub(crate) fn replace(&self, found: &[Damage]) {
         found.iter().for_each(|damage| self.add(damage));
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|(table, id), _| found.iter().any(|damage| damage.table == *table && damage.id == *id));
-        let after: Vec<Damage> = all.values().cloned().collect();
-        before != after
     }
 
     /// All of them.

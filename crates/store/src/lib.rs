@@ -17,6 +17,7 @@ mod readers;
 mod rows;
 mod scan;
 pub mod sessions;
+pub mod set_aside;
 pub mod settings;
 mod sql;
 mod writer;
@@ -70,7 +71,7 @@ pub enum StoreError {
     #[error("a record is damaged: {0}")]
     Damaged(Box<Damage>),
     /// The file is no database, or not a whole one.
-    #[error("the database file is damaged: {0}")]
+    #[error("the database file is damaged ({0}); docs/troubleshooting.md says what to do")]
     Corrupt(String),
     /// A newer release has changed the tables.
     #[error("the database was written by a newer release of Raworc; start that one, or put back a copy from before")]

@@ -3,11 +3,9 @@
 use raworc_core::ids::SessionId;
 
 use crate::rows::{Row, damaged};
-use crate::sessions::Repeated;
+use crate::set_aside::{self, Repeated};
 use crate::sql::sql;
-use crate::{
-    Damage, Store, StoreError, accounts, agents, checkpoints, events, images, layers, messages, sessions, settings,
-};
+use crate::{Damage, Store, StoreError, accounts, agents, checkpoints, events, images, layers, messages, settings};
 
 /// Rows that are looked at before others have their turn.
 const BATCH: i64 = 256;
@@ -15,8 +13,8 @@ const BATCH: i64 = 256;
 /// What a look through all records found.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
-    /// What is damaged differs from what was known before.
-    pub is_news: bool,
+    /// What is damaged.
+    pub damages: Vec<Damage>,
     /// Sessions whose columns say something else than their machines, and what.
     pub repeated: Vec<(SessionId, Repeated)>,
 }
@@ -91,7 +89,7 @@ impl Store {
     /// Where the store fails.
     pub async fn look_through(&self) -> Result<Found, StoreError> {
         let (mut damages, mut found) = (Vec::new(), Found::default());
-        for (session, repeated) in self.rows("sessions", sessions::repeats, &mut damages).await? {
+        for (session, repeated) in self.rows("sessions", set_aside::repeats, &mut damages).await? {
             if repeated != Repeated::Right {
                 found.repeated.push((session.id, repeated));
             }
@@ -103,7 +101,8 @@ impl Store {
             self.dangling(reference, &mut damages).await?;
         }
         found.repeated.extend(self.miscounted().await?);
-        found.is_news = self.damages.replace(&damages);
+        self.damages.replace(&damages);
+        found.damages = damages;
         Ok(found)
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use raworc_core::ids::SessionId;
 use raworc_core::time::Time;
-use raworc_store::sessions;
+use raworc_store::{sessions, set_aside};
 
 use tokio::time::Instant;
 
@@ -72,7 +72,7 @@ async fn tell_all(app: &Shared) -> Result<Option<Time>, Failure> {
 async fn set_aside(app: &Shared, session: SessionId) -> Result<(), Failure> {
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
-            sessions::set_aside(transaction.connection(), &session.to_string()).await?;
+            set_aside::set_aside(transaction.connection(), &session.to_string()).await?;
             Ok::<_, Failure>(())
         })
     });

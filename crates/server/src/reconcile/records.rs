@@ -8,8 +8,8 @@ use std::time::Duration;
 use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::session::Event;
-use raworc_store::sessions::{self, Repeated};
-use raworc_store::{checkpoints, layers};
+use raworc_store::set_aside::{self, Repeated};
+use raworc_store::{Damage, checkpoints, layers};
 use raworc_workspace::FileError;
 use tokio::time::Instant;
 
@@ -36,6 +36,8 @@ struct Looked {
     /// The state of the database as other processes have left it.
     version: Option<i64>,
     at: Option<Instant>,
+    /// What was found then.
+    damages: Vec<Damage>,
     missing: Vec<LayerId>,
     missing_at: Option<Instant>,
 }
@@ -71,10 +73,8 @@ pub async fn look(app: &Shared) -> Result<(), Failure> {
         return Ok(());
     }
     let found = app.store.look_through().await?;
-    for damage in app.store.damages() {
-        if damage.table == "sessions" {
-            set_aside(app, damage.id).await?;
-        }
+    for damage in found.damages.iter().filter(|damage| damage.table == "sessions") {
+        set_aside(app, damage.id.clone()).await?;
     }
     for (session, repeated) in &found.repeated {
         tracing::warn!(%session, "columns of a session say something else than its machine, or its log; they are written again");
@@ -83,7 +83,9 @@ pub async fn look(app: &Shared) -> Result<(), Failure> {
             repeated => repeated?,
         }
     }
-    if (found.is_news || !found.repeated.is_empty()) && looked.version.is_some() {
+    let is_news = looked.damages != found.damages || !found.repeated.is_empty();
+    looked.damages = found.damages;
+    if is_news && looked.version.is_some() {
         sweep::soon(app);
         let mut connection = app.store.read().await?;
         for session in checkpoints::sessions_with_open(&mut connection).await? {
@@ -133,7 +135,7 @@ async fn list(app: &Shared) -> Result<BTreeSet<LayerId>, Failure> {
 async fn set_aside(app: &Shared, session: String) -> Result<(), Failure> {
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
-            sessions::set_aside(transaction.connection(), &session).await?;
+            set_aside::set_aside(transaction.connection(), &session).await?;
             Ok::<_, Failure>(())
         })
     });
@@ -145,7 +147,7 @@ async fn repeat(app: &Shared, session: SessionId, repeated: Repeated) -> Result<
     let now = app.now();
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
-            sessions::repeat(transaction.connection(), session).await?;
+            set_aside::repeat(transaction.connection(), session).await?;
             transaction.changed(session);
             if repeated == Repeated::Deleted {
                 let mut change = Change::load(transaction, session, now, SYSTEM).await?;

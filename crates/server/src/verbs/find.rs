@@ -4,7 +4,7 @@ use raworc_api::problem::Code;
 use raworc_core::ids::SessionId;
 use raworc_core::permissions::{Action, Actor, Role};
 use raworc_store::sessions::{self, Filter, SessionRow};
-use raworc_store::{Connection, Sound, StoreError};
+use raworc_store::{Connection, Sound, StoreError, set_aside};
 
 use crate::app::permit;
 use crate::error::Failure;
@@ -36,7 +36,7 @@ pub async fn session(
         Ok(id) => match sessions::find(connection, id).await {
             Err(damage @ StoreError::Damaged(_)) => {
                 // Who may see the session is told that it is damaged; whose it is may be damaged, too.
-                match sessions::owner_of(connection, id).await? {
+                match set_aside::owner_of(connection, id).await? {
                     Some(owner) => permit(actor, action(owner), "session", id_or_name)?,
                     None if actor.role == Role::Admin => {}
                     None => return Err(Failure::not_found("session", id_or_name)),

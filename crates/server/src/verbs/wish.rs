@@ -3,8 +3,8 @@
 use raworc_core::ids::SessionId;
 use raworc_core::permissions::{Actor, Role};
 use raworc_core::session::{Event, TerminationReason};
-use raworc_store::audit;
-use raworc_store::sessions::{self, SessionRow};
+use raworc_store::sessions::SessionRow;
+use raworc_store::{audit, set_aside};
 
 use super::find::{self, Purpose};
 use crate::app::Shared;
@@ -71,7 +71,7 @@ pub async fn delete_damaged(app: &Shared, actor: &Actor, id_or_name: &str, failu
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
             audit::append(transaction.connection(), now, &actor, Wish::Delete.action(), &id.to_string()).await?;
-            sessions::delete_damaged(transaction.connection(), id, now).await?;
+            set_aside::delete_damaged(transaction.connection(), id, now).await?;
             transaction.changed(id);
             Ok::<_, Failure>(())
         })
