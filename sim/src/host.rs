@@ -35,6 +35,8 @@ pub struct Model {
     background: usize,
     /// Nothing in it goes on.
     pub is_frozen: bool,
+    /// Someone has begun to stop it: nothing is to be had of it any more.
+    pub is_stopping: bool,
 }
 
 struct Job {
@@ -55,12 +57,18 @@ impl Model {
             job: None,
             background: 0,
             is_frozen: false,
+            is_stopping: false,
         }
     }
 
     /// Whether it runs.
     pub fn is_alive(&self) -> bool {
         !self.gone.is_cancelled()
+    }
+
+    /// Whether it runs, and nobody has begun to stop it.
+    pub fn is_there(&self) -> bool {
+        self.is_alive() && !self.is_stopping
     }
 
     /// It ends.

@@ -16,6 +16,9 @@ struct Options {
     /// Only this one, telling what happens while it does.
     #[arg(long, conflicts_with_all = ["from", "seeds"])]
     seed: Option<u64>,
+    /// Good days with people in a hurry, instead of bad days.
+    #[arg(long)]
+    hasty: bool,
 }
 
 fn main() -> ExitCode {
@@ -23,7 +26,7 @@ fn main() -> ExitCode {
     let seeds = options.seed.map_or(options.from..options.from + options.seeds, |seed| seed..seed + 1);
     let (first, mut passed, mut steps) = (seeds.start, 0_u64, 0);
     for seed in seeds {
-        let story = raworc_sim::run(seed, options.seed.is_some());
+        let story = if options.hasty { raworc_sim::run_hasty } else { raworc_sim::run }(seed, options.seed.is_some());
         steps += story.trace.len();
         if let Err(error) = story.result {
             eprintln!("seed {seed} fails: {error:#}\nsee it with --seed {seed}");

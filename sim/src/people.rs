@@ -77,7 +77,7 @@ pub async fn act(world: &World, router: &Router, count: usize) -> anyhow::Result
     Ok(())
 }
 
-async fn create(world: &World, router: &Router) -> anyhow::Result<()> {
+pub async fn create(world: &World, router: &Router) -> anyhow::Result<()> {
     let made = {
         let people = &world.state().people;
         people.sessions.len() - people.remixes
@@ -168,7 +168,7 @@ async fn assign(world: &World, router: &Router) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn wish(world: &World, router: &Router, number: usize) -> anyhow::Result<()> {
+pub async fn wish(world: &World, router: &Router, number: usize) -> anyhow::Result<()> {
     let Some(session) = any_session(world) else { return Ok(()) };
     let (method, path) = match number {
         73..78 => (Method::POST, format!("/sessions/{session}/pause")),

@@ -28,7 +28,7 @@ impl SimRuntime {
             let mut state = world.state();
             state.exits = Some(sender.clone());
             // Whoever finds a container that stands still lets it go on.
-            state.containers.values_mut().for_each(|model| model.is_frozen = false);
+            state.containers.values_mut().for_each(|model| (model.is_frozen, model.is_stopping) = (false, false));
             state.containers.iter().filter(|(_, model)| !model.is_alive()).map(|(id, _)| *id).collect()
         };
         let world = world.clone();
@@ -65,7 +65,7 @@ impl Runtime for SimRuntime {
         }
         let is_there = {
             let mut state = world.state();
-            let is_there = state.containers.get(&spec.id).is_some_and(Model::is_alive);
+            let is_there = state.containers.get(&spec.id).is_some_and(Model::is_there);
             if !is_there {
                 state.tell(&format!("{} starts", spec.id));
                 state.mount(spec.id, &spec.workspace);
@@ -81,6 +81,9 @@ impl Runtime for SimRuntime {
     }
 
     async fn stop(&self, id: ContainerId, _: Duration) -> Result<(), RuntimeError> {
+        if let Some(model) = self.world.state().containers.get_mut(&id) {
+            model.is_stopping = true;
+        }
         self.world.pass(10).await;
         if self.world.fault(0.02) {
             return Err(RuntimeError::Other("it does not end yet".into()));
@@ -116,7 +119,7 @@ impl Runtime for SimRuntime {
     }
 
     fn workspace(&self, id: ContainerId) -> Option<Stack> {
-        self.world.state().containers.get(&id).filter(|model| model.is_alive()).map(|model| model.workspace.clone())
+        self.world.state().containers.get(&id).filter(|model| model.is_there()).map(|model| model.workspace.clone())
     }
 
     async fn open_workspace(&self, _: ContainerId) -> Result<OwnedFd, RuntimeError> {
@@ -129,7 +132,7 @@ impl Runtime for SimRuntime {
             return Err(RuntimeError::Other("it does not stand still".into()));
         }
         let mut state = self.world.state();
-        let model = state.containers.get_mut(&id).filter(|model| model.is_alive());
+        let model = state.containers.get_mut(&id).filter(|model| model.is_there());
         let model = model.ok_or_else(|| RuntimeError::Other("it is gone".into()))?;
         model.is_frozen = true;
         let company = if model.is_working() { Company::Others } else { Company::Alone };
@@ -151,9 +154,10 @@ impl Runtime for SimRuntime {
             return Err(RuntimeError::Other("it cannot be mounted".into()));
         }
         let mut state = self.world.state();
-        if state.containers.contains_key(&id) {
-            state.mount(id, workspace);
+        if !state.containers.get(&id).is_some_and(Model::is_there) {
+            return Err(RuntimeError::Other("it is gone".into()));
         }
+        state.mount(id, workspace);
         if let Some(model) = state.containers.get_mut(&id) {
             model.workspace = workspace.clone();
         }

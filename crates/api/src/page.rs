@@ -11,6 +11,9 @@ pub struct Page<T> {
     /// Give this back as `cursor` for the next page; absent on the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
+    /// Records of this part of the list that are damaged and therefore left out, by their ids; absent where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<String>,
 }
 
 /// Query of lists that have no filters of their own.

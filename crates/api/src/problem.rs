@@ -99,6 +99,8 @@ codes! {
     CheckpointFailed = "checkpoint_failed", 503, "Checkpoint failed";
     /// Something that a workspace is made of is missing.
     WorkspaceDamaged = "workspace_damaged", 500, "Workspace damaged";
+    /// A record in the database is not as it must be.
+    RecordDamaged = "record_damaged", 409, "Record damaged";
     /// An image, an archive or a layer cannot be used.
     ImageUnusable = "image_unusable", 422, "Image cannot be used";
     /// The registry wants (other) credentials.

@@ -183,6 +183,9 @@ fn command_for(code: Code) -> Option<&'static str> {
         Code::RegistryNotAllowed => {
             Some("An administrator lets members use it: `raworc serve --registry-allow HOST:PORT`.")
         }
+        Code::RecordDamaged => {
+            Some("`raworc health`, as an administrator, says which record, and what is wrong with it.")
+        }
         Code::AgentInUse => Some("`raworc session agents assign` gives a session other agents."),
         _ => None,
     }
@@ -210,6 +213,7 @@ fn exit_status_of(code: Code) -> u8 {
         | Code::UnsupportedMediaType
         | Code::IdempotencyKeyReused => EXIT_USAGE,
         Code::SessionTerminated
+        | Code::RecordDamaged
         | Code::SessionDeleted
         | Code::SessionPaused
         | Code::SessionFailed

@@ -23,8 +23,10 @@ use crate::hub::Hub;
 use crate::images::Images;
 use crate::keyed::Places;
 use crate::metrics::Metrics;
+use crate::reconcile::records::Looks;
 use crate::registries::Registries;
 use crate::reserve::Reserve;
+use crate::supervise::Loops;
 use crate::trees::Trees;
 
 /// The parts of a running server.
@@ -67,6 +69,10 @@ pub struct App {
     pub stopping: CancellationToken,
     /// When it started.
     pub started: Instant,
+    /// How the loops get on.
+    pub loops: Loops,
+    /// When the records were looked through.
+    pub looks: Looks,
     /// Tells the time.
     pub clock: Clock,
 }

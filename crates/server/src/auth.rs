@@ -16,6 +16,12 @@ pub fn new_secret() -> String {
     format!("{PREFIX}{}", hex::encode(bytes))
 }
 
+/// Whether this is one.
+pub fn is_secret(text: &str) -> bool {
+    let bytes = text.strip_prefix(PREFIX).and_then(|text| hex::decode(text).ok());
+    bytes.is_some_and(|bytes| bytes.len() == TOKEN_BYTES)
+}
+
 /// What is stored of an account's token. A plain hash is enough: the token is random and long, not a password.
 pub fn hash(token: &str) -> String {
     hex::encode(Sha256::digest(token.as_bytes()))

@@ -169,7 +169,7 @@ impl<'t> Change<'t> {
                 self.log("session.failed", data).await?;
             }
             Effect::Requeue { message: id, is_lost } => {
-                let mut message = self.message(id).await?;
+                let Some(mut message) = self.message(id).await? else { return Ok(()) };
                 if message.cancel_wanted {
                     // It would have ended; it is not begun again.
                     self.finish_message(&mut message, Status::Cancelled, Some(cancelled()), Map::new()).await?;
@@ -183,7 +183,7 @@ impl<'t> Change<'t> {
                 self.log("message.requeued", json!({ "message_id": id, "attempts": message.attempts })).await?;
             }
             Effect::GiveUp(id) => {
-                let mut message = self.message(id).await?;
+                let Some(mut message) = self.message(id).await? else { return Ok(()) };
                 let (status, error) = match message.cancel_wanted {
                     true => (Status::Cancelled, cancelled()),
                     false => (Status::Failed, self.gave_up(&message)),
@@ -191,11 +191,11 @@ impl<'t> Change<'t> {
                 self.finish_message(&mut message, status, Some(error), Map::new()).await?;
             }
             Effect::FailRunning(id) => {
-                let mut message = self.message(id).await?;
+                let Some(mut message) = self.message(id).await? else { return Ok(()) };
                 self.finish_message(&mut message, Status::Failed, Some(over_quota()), Map::new()).await?;
             }
             Effect::CancelRunning(id) => {
-                let mut message = self.message(id).await?;
+                let Some(mut message) = self.message(id).await? else { return Ok(()) };
                 self.finish_message(&mut message, Status::Cancelled, Some(session_ended()), Map::new()).await?;
             }
             Effect::CancelQueued => {
@@ -205,7 +205,7 @@ impl<'t> Change<'t> {
                 }
             }
             Effect::TellCancel(id) => {
-                let mut message = self.message(id).await?;
+                let Some(mut message) = self.message(id).await? else { return Ok(()) };
                 if message.status == Status::Processing {
                     message.cancel_wanted = true;
                     messages::update(self.connection(), &message).await?;
@@ -227,12 +227,20 @@ impl<'t> Change<'t> {
         self.log(kind, data).await.map(|_| ())
     }
 
-    /// A message that the machine speaks of, and that therefore is there.
-    async fn message(&mut self, id: MessageId) -> Result<MessageRow, StoreError> {
+    /// A message that the machine speaks of. None where its record is damaged or gone: the session goes on without it.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn message(&mut self, id: MessageId) -> Result<Option<MessageRow>, StoreError> {
         let session = self.row.id;
-        messages::find(self.connection(), session, id)
-            .await?
-            .ok_or_else(|| StoreError::Damaged(format!("message {id} is gone")))
+        let found = match messages::find(self.connection(), session, id).await {
+            Err(StoreError::Damaged(_)) => None,
+            found => found?,
+        };
+        if found.is_none() {
+            tracing::error!(%session, message = %id, "the record of a message is damaged or gone; its session goes on without it");
+        }
+        Ok(found)
     }
 
     fn gave_up(&self, message: &MessageRow) -> MessageError {

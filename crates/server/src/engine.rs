@@ -21,7 +21,7 @@ use crate::images::Images;
 use crate::keyed::Places;
 use crate::registries::Registries;
 use crate::reserve::{self, Reserve};
-use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, trees, verbs};
+use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, supervise, trees, verbs};
 
 /// What an engine is made of.
 pub struct Parts<'p> {
@@ -101,22 +101,24 @@ impl Engine {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             started: Instant::now(),
+            loops: supervise::Loops::default(),
+            looks: reconcile::records::Looks::default(),
             clock: parts.clock,
         });
         reconcile::checkpoints::take_up(&app).await?;
         reconcile::sweep::once(&app).await?;
-        let tasks = &app.tasks;
-        tasks.spawn(reconcile::backups::run(app.clone()));
-        tasks.spawn(reconcile::checkpoints::run(app.clone()));
-        tasks.spawn(reconcile::containers::run(app.clone()));
-        tasks.spawn(reconcile::deadlines::run(app.clone()));
-        tasks.spawn(reconcile::every::run(app.clone()));
-        tasks.spawn(reconcile::exits::run(app.clone()));
-        tasks.spawn(reconcile::layers::run(app.clone()));
-        tasks.spawn(reconcile::leases::run(app.clone()));
-        tasks.spawn(reconcile::quotas::run(app.clone()));
-        tasks.spawn(reconcile::sweep::run(app.clone()));
-        tasks.spawn(reserve::run(app.clone()));
+        supervise::spawn(&app, "backups", reconcile::backups::run);
+        supervise::spawn(&app, "checkpoints", reconcile::checkpoints::run);
+        supervise::spawn(&app, "containers", reconcile::containers::run);
+        supervise::spawn(&app, "deadlines", reconcile::deadlines::run);
+        supervise::spawn(&app, "every", reconcile::every::run);
+        supervise::spawn(&app, "exits", reconcile::exits::run);
+        supervise::spawn(&app, "layers", reconcile::layers::run);
+        supervise::spawn(&app, "leases", reconcile::leases::run);
+        supervise::spawn(&app, "quotas", reconcile::quotas::run);
+        supervise::spawn(&app, "records", reconcile::records::run);
+        supervise::spawn(&app, "sweep", reconcile::sweep::run);
+        supervise::spawn(&app, "reserve", reserve::run);
         Ok(Self { app, admin_token })
     }
 
@@ -142,11 +144,17 @@ async fn first_records(store: &Store, now: Time) -> Result<String, StartError> {
         .write(move |transaction| {
             Box::pin(async move {
                 for agent in verbs::agents::builtin(now) {
-                    if agents::find(transaction.connection(), &agent.definition.name).await?.is_none() {
-                        agents::insert(transaction.connection(), &agent).await?;
+                    match agents::find(transaction.connection(), &agent.definition.name).await {
+                        Ok(None) if !agents::any_damaged(transaction.connection()).await? => {
+                            agents::insert(transaction.connection(), &agent).await?;
+                        }
+                        // One that is damaged may be it. What stood in its place would be in the way of who mends it.
+                        Ok(_) | Err(StoreError::Damaged(_)) => {}
+                        Err(error) => return Err(error),
                     }
                 }
-                settings::get_or_insert(transaction.connection(), "host_secret", auth::new_secret()).await
+                let connection = transaction.connection();
+                settings::get_or_insert(connection, "host_secret", auth::new_secret(), auth::is_secret).await
             })
         })
         .await?)

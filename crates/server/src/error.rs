@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use raworc_api::problem::{Code, Problem};
 use raworc_core::limits::QUEUED_MESSAGES_MAX;
 use raworc_core::session::Refused;
-use raworc_store::StoreError;
+use raworc_store::{Damage, StoreError};
 use raworc_workspace::FileError;
 
 /// Seconds after which it is worth trying again where a backend is away or busy.
@@ -43,6 +43,14 @@ impl Failure {
     /// There is no such thing, or the caller may not see it.
     pub fn not_found(what: &str, name: &str) -> Self {
         Self::new(Code::NotFound, format!("there is no {what} {name:?}, or you may not see it"))
+    }
+
+    /// What is wrong with a record, where that is why.
+    pub fn damage(&self) -> Option<&Damage> {
+        match self {
+            Failure::Store(StoreError::Damaged(damage)) => Some(damage),
+            Failure::Store(_) | Failure::Problem(_) | Failure::Refused(_) | Failure::File(_) => None,
+        }
     }
 
     /// What is said outside.
@@ -95,11 +103,39 @@ fn store_problem(error: &StoreError) -> Problem {
             tracing::error!(%error, "the store is away");
             Problem::new(Code::Unavailable, "the store does not answer; try again soon")
         }
-        StoreError::Damaged(_) | StoreError::Failed(_) => {
+        StoreError::Damaged(damage) => record_damaged(damage.table),
+        StoreError::Corrupt(_) => {
+            tracing::error!(%error, "the database file is damaged");
+            let detail =
+                "the server's database file is damaged; an administrator finds what to do in docs/troubleshooting.md";
+            Problem::new(Code::Unavailable, detail)
+        }
+        StoreError::Failed(_) | StoreError::TooNew => {
             tracing::error!(%error, "the store failed");
             Problem::new(Code::Internal, "the server could not do this; its log says why")
         }
     }
+}
+
+fn record_damaged(table: &str) -> Problem {
+    let of = match table {
+        "sessions" => "the session",
+        "agents" | "session_agents" => "the agent",
+        "accounts" => "the account",
+        "tokens" => "the token",
+        "images" => "the image",
+        "layers" => "a layer that the workspace is made of",
+        "checkpoints" => "the checkpoint",
+        "messages" => "the message",
+        _ => "something that this needs",
+    };
+    Problem::new(
+        Code::RecordDamaged,
+        format!(
+            "the record of {of} is damaged, and set aside: nothing of it is removed, and everything else goes on. An administrator \
+             sees with `raworc health` what is wrong, and can mend it"
+        ),
+    )
 }
 
 fn file_problem(error: &FileError) -> Problem {

@@ -171,6 +171,11 @@ impl Hosts {
             .is_some_and(|host| !host.execs.is_empty() || (background_counts && host.background > 0))
     }
 
+    /// Whether this host has a lease, and so is missed when it is not heard of.
+    pub fn is_expected(&self, container: ContainerId) -> bool {
+        lock(&self.hosts).contains_key(&container)
+    }
+
     /// How many are connected.
     pub fn connected(&self) -> usize {
         lock(&self.hosts).values().filter(|host| host.connection.is_some()).count()

@@ -24,6 +24,7 @@ mod reconcile;
 mod registries;
 mod reserve;
 mod routes;
+mod supervise;
 mod trees;
 mod verbs;
 mod view;

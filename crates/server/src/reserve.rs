@@ -20,6 +20,10 @@ const FULL_BYTES: u64 = 4 << 20;
 /// With more than this, there is room for it.
 const ROOM_BYTES: u64 = 4 * BYTES;
 
+/// With fewer inodes than this, the disk is full, or almost.
+const FULL_FILES: u64 = 64;
+const ROOM_FILES: u64 = 1024;
+
 /// How often it is looked whether there is room for it again: soon after some was made, or it is taken by others.
 const INTERVAL: Duration = Duration::from_secs(2);
 
@@ -29,12 +33,28 @@ pub async fn run(app: Shared) {
     loop {
         let kept = reserve.clone();
         let _ = blocking(move || kept.keep()).await;
+        app.loops.ran("reserve", true);
         tokio::select! {
             biased;
             () = app.stopping.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
     }
+}
+
+/// How much room is left on a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Enough.
+    Enough,
+    /// Few bytes.
+    Little,
+    /// Hardly any bytes.
+    None,
+    /// Few inodes.
+    FewFiles,
+    /// Hardly any inodes.
+    NoFiles,
 }
 
 /// The reserve of a data directory.
@@ -89,6 +109,24 @@ impl Reserve {
         if let Err(error) = kept {
             tracing::warn!(%error, "nothing can be kept for a full disk");
         }
+    }
+
+    /// How much room is left, beside the reserve.
+    ///
+    /// # Errors
+    /// Where the data directory cannot be looked at.
+    pub fn room(&self) -> io::Result<Room> {
+        let found = statvfs(&self.data_dir)?;
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        // Some file systems make inodes as they need them, and count none.
+        let files = if found.f_files == 0 { u64::MAX } else { found.f_favail };
+        Ok(match (free, files) {
+            (..FULL_BYTES, _) => Room::None,
+            (_, ..FULL_FILES) => Room::NoFiles,
+            (..ROOM_BYTES, _) => Room::Little,
+            (_, ..ROOM_FILES) => Room::FewFiles,
+            _ => Room::Enough,
+        })
     }
 
     fn file(&self) -> PathBuf {

@@ -6,7 +6,7 @@ use raworc_core::time::Time;
 
 use crate::StoreError;
 use crate::rows::{Row, word};
-use crate::sql::{Connection, sql};
+use crate::sql::{Connection, Sound, sql};
 
 /// An account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,24 +49,28 @@ pub struct Authenticated {
     pub expires_at: Option<Time>,
 }
 
-fn account(row: &Row<'_>) -> Result<AccountRow, StoreError> {
-    Ok(AccountRow {
-        id: row.id("id")?,
-        name: row.text("name")?,
-        role: row.word("role")?,
-        created_at: row.time("created_at")?,
-        closed_at: row.optional_time("closed_at")?,
+pub(crate) fn account(row: &Row<'_>) -> Result<AccountRow, StoreError> {
+    row.record("accounts", |row| {
+        Ok(AccountRow {
+            id: row.id("id")?,
+            name: row.text("name")?,
+            role: row.word("role")?,
+            created_at: row.time("created_at")?,
+            closed_at: row.optional_time("closed_at")?,
+        })
     })
 }
 
-fn token(row: &Row<'_>) -> Result<TokenRow, StoreError> {
-    Ok(TokenRow {
-        id: row.id("id")?,
-        account_id: row.id("account_id")?,
-        name: row.text("name")?,
-        created_at: row.time("created_at")?,
-        expires_at: row.optional_time("expires_at")?,
-        revoked_at: row.optional_time("revoked_at")?,
+pub(crate) fn token(row: &Row<'_>) -> Result<TokenRow, StoreError> {
+    row.record("tokens", |row| {
+        Ok(TokenRow {
+            id: row.id("id")?,
+            account_id: row.id("account_id")?,
+            name: row.text("name")?,
+            created_at: row.time("created_at")?,
+            expires_at: row.optional_time("expires_at")?,
+            revoked_at: row.optional_time("revoked_at")?,
+        })
     })
 }
 
@@ -97,12 +101,8 @@ pub async fn find(connection: &mut Connection, id_or_name: &str) -> Result<Optio
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(connection: &mut Connection, after: &str, limit: u32) -> Result<Vec<AccountRow>, StoreError> {
-    sql("SELECT * FROM accounts WHERE name > $1 ORDER BY name LIMIT $2")
-        .bind(after)
-        .bind(i64::from(limit))
-        .fetch_all(connection, account)
-        .await
+pub async fn list(connection: &mut Connection, after: &str, limit: u32) -> Result<Sound<AccountRow>, StoreError> {
+    sql("SELECT * FROM accounts WHERE name > $1 ORDER BY name").bind(after).fetch_page(connection, limit, account).await
 }
 
 /// Whether any account is there.
@@ -158,8 +158,10 @@ pub async fn authenticate(
     .bind(hash)
     .bind(now.0)
     .fetch_optional(connection, |row| {
-        let actor = Actor { account: row.id("id")?, name: row.text("name")?, role: row.word("role")? };
-        Ok(Authenticated { actor, expires_at: row.optional_time("expires_at")? })
+        row.record("accounts", |row| {
+            let actor = Actor { account: row.id("id")?, name: row.text("name")?, role: row.word("role")? };
+            Ok(Authenticated { actor, expires_at: row.optional_time("expires_at")? })
+        })
     })
     .await
 }
@@ -173,12 +175,11 @@ pub async fn list_tokens(
     owner: AccountId,
     after: &str,
     limit: u32,
-) -> Result<Vec<TokenRow>, StoreError> {
-    sql("SELECT * FROM tokens WHERE account_id = $1 AND id > $2 ORDER BY id LIMIT $3")
+) -> Result<Sound<TokenRow>, StoreError> {
+    sql("SELECT * FROM tokens WHERE account_id = $1 AND id > $2 ORDER BY id")
         .bind(owner.to_string())
         .bind(after)
-        .bind(i64::from(limit))
-        .fetch_all(connection, token)
+        .fetch_page(connection, limit, token)
         .await
 }
 

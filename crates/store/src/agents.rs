@@ -1,12 +1,16 @@
 //! The registry of agents, and which sessions use them.
 
-use raworc_api::agent::AgentDefinition;
+use std::collections::BTreeMap;
+
+use raworc_api::agent::{AgentConfig, AgentDefinition, AgentRuntime};
 use raworc_core::ids::{AgentId, SessionId};
 use raworc_core::time::Time;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::StoreError;
-use crate::rows::Row;
-use crate::sql::{Batch, Connection, sql};
+use crate::rows::{Row, damaged};
+use crate::sql::{Batch, Connection, Sound, sql};
 
 /// An agent.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,14 +29,73 @@ pub struct AgentRow {
     pub updated_at: Time,
 }
 
-fn agent(row: &Row<'_>) -> Result<AgentRow, StoreError> {
-    Ok(AgentRow {
-        id: row.id("id")?,
-        definition: row.json("definition")?,
-        builtin: row.integer("builtin")? != 0,
-        version: row.integer("version")?,
-        created_at: row.time("created_at")?,
-        updated_at: row.time("updated_at")?,
+/// A definition as it is stored. Unlike what people send it may have fields that this release does not know: a newer one
+/// may have written it.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    name: String,
+    #[serde(default)]
+    description: String,
+    #[serde(default)]
+    instructions: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    image: Option<String>,
+    #[serde(default)]
+    runtime: AgentRuntime,
+    #[serde(default)]
+    config: StoredConfig,
+    #[serde(default)]
+    metadata: Map<String, Value>,
+}
+
+/// A configuration as it is stored.
+#[derive(Default, Serialize, Deserialize)]
+struct StoredConfig {
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    env: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeout_seconds: Option<u64>,
+}
+
+impl From<&AgentDefinition> for Stored {
+    fn from(definition: &AgentDefinition) -> Self {
+        let AgentDefinition { name, description, instructions, model, image, runtime, config, metadata } =
+            definition.clone();
+        let config = StoredConfig { env: config.env, timeout_seconds: config.timeout_seconds };
+        Self { name, description, instructions, model, image, runtime, config, metadata }
+    }
+}
+
+impl From<Stored> for AgentDefinition {
+    fn from(stored: Stored) -> Self {
+        let Stored { name, description, instructions, model, image, runtime, config, metadata } = stored;
+        let config = AgentConfig { env: config.env, timeout_seconds: config.timeout_seconds };
+        Self { name, description, instructions, model, image, runtime, config, metadata }
+    }
+}
+
+fn definition(row: &Row<'_>) -> Result<AgentDefinition, StoreError> {
+    let definition = AgentDefinition::from(row.json::<Stored>("definition")?);
+    // What it is found by says the same as what it is.
+    if definition.name == row.text("name")? {
+        Ok(definition)
+    } else {
+        Err(damaged("name", "is not that of `definition`"))
+    }
+}
+
+pub(crate) fn agent(row: &Row<'_>) -> Result<AgentRow, StoreError> {
+    row.record("agents", |row| {
+        Ok(AgentRow {
+            id: row.id("id")?,
+            definition: definition(row)?,
+            builtin: row.truth("builtin")?,
+            version: row.count("version")?,
+            created_at: row.time("created_at")?,
+            updated_at: row.time("updated_at")?,
+        })
     })
 }
 
@@ -45,7 +108,7 @@ pub async fn insert(connection: &mut Connection, row: &AgentRow) -> Result<(), S
          VALUES ($1, $2, $3, $4, $5, $6, $7)")
     .bind(row.id.to_string())
     .bind(row.definition.name.clone())
-    .bind(serde_json::to_string(&row.definition)?)
+    .bind(serde_json::to_string(&Stored::from(&row.definition))?)
     .bind(i64::from(row.builtin))
     .bind(row.version)
     .bind(row.created_at.0)
@@ -63,7 +126,7 @@ pub async fn update(connection: &mut Connection, row: &mut AgentRow) -> Result<(
     row.version += 1;
     sql("UPDATE agents SET name = $1, definition = $2, version = $3, updated_at = $4 WHERE id = $5")
         .bind(row.definition.name.clone())
-        .bind(serde_json::to_string(&row.definition)?)
+        .bind(serde_json::to_string(&Stored::from(&row.definition))?)
         .bind(row.version)
         .bind(row.updated_at.0)
         .bind(row.id.to_string())
@@ -100,13 +163,17 @@ pub async fn find(connection: &mut Connection, id_or_name: &str) -> Result<Optio
 pub async fn list(
     connection: &mut Connection,
     after: &str,
-    (limit, bytes_max): (u32, usize),
+    bounds: (u32, usize),
 ) -> Result<Batch<AgentRow>, StoreError> {
-    sql("SELECT * FROM agents WHERE name > $1 ORDER BY name LIMIT $2")
-        .bind(after)
-        .bind(i64::from(limit) + 1)
-        .fetch_batch(connection, (limit, bytes_max), agent)
-        .await
+    sql("SELECT * FROM agents WHERE name > $1 ORDER BY name").bind(after).fetch_batch(connection, bounds, agent).await
+}
+
+/// Whether the record of any agent is damaged.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn any_damaged(connection: &mut Connection) -> Result<bool, StoreError> {
+    Ok(!sql("SELECT * FROM agents").fetch_sound(connection, agent).await?.damaged.is_empty())
 }
 
 /// The names of the images that agents bring along.
@@ -118,14 +185,22 @@ pub async fn images(connection: &mut Connection) -> Result<Vec<String>, StoreErr
     Ok(all.into_iter().filter_map(|agent| agent.definition.image).collect())
 }
 
-/// The agents of a session, the first one first.
+/// The agents of a session, the first one first, without those whose record is damaged.
 ///
 /// # Errors
 /// Where the store fails.
 pub async fn of_session(connection: &mut Connection, session: SessionId) -> Result<Vec<AgentRow>, StoreError> {
+    Ok(assigned(connection, session).await?.rows)
+}
+
+/// The agents of a session, the first one first, and those whose record is damaged.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn assigned(connection: &mut Connection, session: SessionId) -> Result<Sound<AgentRow>, StoreError> {
     sql("SELECT a.* FROM session_agents s JOIN agents a ON a.id = s.agent_id WHERE s.session_id = $1 ORDER BY s.place")
         .bind(session.to_string())
-        .fetch_all(connection, agent)
+        .fetch_sound(connection, agent)
         .await
 }
 

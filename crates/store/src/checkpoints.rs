@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
 use crate::rows::{Row, bigint, word};
-use crate::sql::{Connection, sql};
+use crate::sql::{Connection, Sound, sql};
 
 /// How far a checkpoint is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,23 +58,25 @@ pub struct CheckpointRow {
     pub created_at: Time,
 }
 
-fn checkpoint(row: &Row<'_>) -> Result<CheckpointRow, StoreError> {
-    Ok(CheckpointRow {
-        session_id: row.id("session_id")?,
-        n: row.count("n")?,
-        label: row.optional_text("label")?,
-        cause: row.word("cause")?,
-        status: row.word("status")?,
-        seq: row.count("seq")?,
-        layer_id: row.optional_id("layer_id")?,
-        bytes: row.count("bytes")?,
-        files: row.count("files")?,
-        changed_bytes: row.count("changed_bytes")?,
-        took_micros: row.count("took_micros")?,
-        frozen_micros: row.count("frozen_micros")?,
-        error: row.optional_text("error")?,
-        created_by: row.text("created_by")?,
-        created_at: row.time("created_at")?,
+pub(crate) fn checkpoint(row: &Row<'_>) -> Result<CheckpointRow, StoreError> {
+    row.record("checkpoints", |row| {
+        Ok(CheckpointRow {
+            session_id: row.id("session_id")?,
+            n: row.count("n")?,
+            label: row.optional_text("label")?,
+            cause: row.word("cause")?,
+            status: row.word("status")?,
+            seq: row.count("seq")?,
+            layer_id: row.optional_id("layer_id")?,
+            bytes: row.count("bytes")?,
+            files: row.count("files")?,
+            changed_bytes: row.count("changed_bytes")?,
+            took_micros: row.count("took_micros")?,
+            frozen_micros: row.count("frozen_micros")?,
+            error: row.optional_text("error")?,
+            created_by: row.text("created_by")?,
+            created_at: row.time("created_at")?,
+        })
     })
 }
 
@@ -167,9 +169,9 @@ pub async fn labelled(
 /// # Errors
 /// Where the store fails.
 pub async fn newest(connection: &mut Connection, session: SessionId) -> Result<Option<CheckpointRow>, StoreError> {
-    sql("SELECT * FROM checkpoints WHERE session_id = $1 AND status = 'ready' ORDER BY n DESC LIMIT 1")
+    sql("SELECT * FROM checkpoints WHERE session_id = $1 AND status = 'ready' ORDER BY n DESC")
         .bind(session.to_string())
-        .fetch_optional(connection, checkpoint)
+        .fetch_first(connection, checkpoint)
         .await
 }
 
@@ -182,12 +184,11 @@ pub async fn list(
     session: SessionId,
     after: u64,
     limit: u32,
-) -> Result<Vec<CheckpointRow>, StoreError> {
-    sql("SELECT * FROM checkpoints WHERE session_id = $1 AND n > $2 ORDER BY n LIMIT $3")
+) -> Result<Sound<CheckpointRow>, StoreError> {
+    sql("SELECT * FROM checkpoints WHERE session_id = $1 AND n > $2 ORDER BY n")
         .bind(session.to_string())
         .bind(bigint(after))
-        .bind(i64::from(limit))
-        .fetch_all(connection, checkpoint)
+        .fetch_page(connection, limit, checkpoint)
         .await
 }
 
@@ -196,10 +197,11 @@ pub async fn list(
 /// # Errors
 /// Where the store fails.
 pub async fn open_of(connection: &mut Connection, session: SessionId) -> Result<Vec<CheckpointRow>, StoreError> {
-    sql("SELECT * FROM checkpoints WHERE session_id = $1 AND status IN ('pending', 'saving') ORDER BY n")
+    let found = sql("SELECT * FROM checkpoints WHERE session_id = $1 AND status IN ('pending', 'saving') ORDER BY n")
         .bind(session.to_string())
-        .fetch_all(connection, checkpoint)
-        .await
+        .fetch_sound(connection, checkpoint)
+        .await?;
+    Ok(found.rows)
 }
 
 /// Sessions with checkpoints that are begun and not done.
@@ -207,9 +209,10 @@ pub async fn open_of(connection: &mut Connection, session: SessionId) -> Result<
 /// # Errors
 /// Where the store fails.
 pub async fn sessions_with_open(connection: &mut Connection) -> Result<Vec<SessionId>, StoreError> {
-    sql("SELECT DISTINCT session_id FROM checkpoints WHERE status IN ('pending', 'saving')")
-        .fetch_all(connection, |row| row.id("session_id"))
-        .await
+    let found = sql("SELECT DISTINCT session_id FROM checkpoints WHERE status IN ('pending', 'saving')")
+        .fetch_sound(connection, |row| row.id("session_id"))
+        .await?;
+    Ok(found.rows)
 }
 
 /// Numbers of a session's usable checkpoints, oldest first, and whether they have a label.
@@ -217,10 +220,11 @@ pub async fn sessions_with_open(connection: &mut Connection) -> Result<Vec<Sessi
 /// # Errors
 /// Where the store fails.
 pub async fn kept(connection: &mut Connection, session: SessionId) -> Result<Vec<(u64, bool)>, StoreError> {
-    sql("SELECT n, label FROM checkpoints WHERE session_id = $1 AND status = 'ready' ORDER BY n")
+    let found = sql("SELECT * FROM checkpoints WHERE session_id = $1 AND status = 'ready' ORDER BY n")
         .bind(session.to_string())
-        .fetch_all(connection, |row| Ok((row.count("n")?, row.optional_text("label")?.is_some())))
-        .await
+        .fetch_sound(connection, checkpoint)
+        .await?;
+    Ok(found.rows.into_iter().map(|row| (row.n, row.label.is_some())).collect())
 }
 
 /// Numbers of all of a session's checkpoints, in whatever state, and whether they have a label.

@@ -8,6 +8,9 @@ use crate::StoreError;
 use crate::rows::{Row, bigint};
 use crate::sql::{Batch, Connection, sql};
 
+/// The kind of what is shown in the place of an entry that is damaged.
+pub const DAMAGED: &str = "record.damaged";
+
 /// One entry.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EventRow {
@@ -27,15 +30,33 @@ pub struct EventRow {
     pub data: Map<String, Value>,
 }
 
-fn event(row: &Row<'_>) -> Result<EventRow, StoreError> {
-    Ok(EventRow {
-        session_id: row.id("session_id")?,
-        seq: row.count("seq")?,
-        kind: row.text("kind")?,
-        at: row.time("at")?,
-        actor: row.text("actor")?,
-        generation: row.count("generation")?,
-        data: row.json("data")?,
+pub(crate) fn event(row: &Row<'_>) -> Result<EventRow, StoreError> {
+    row.record("events", |row| {
+        Ok(EventRow {
+            session_id: row.id("session_id")?,
+            seq: row.count("seq")?,
+            kind: row.text("kind")?,
+            at: row.time("at")?,
+            actor: row.text("actor")?,
+            generation: row.count("generation")?,
+            data: row.json("data")?,
+        })
+    })
+}
+
+/// An entry to be shown: in the place of one that is damaged stands one that says so, with the same number.
+fn shown(row: &Row<'_>) -> Result<EventRow, StoreError> {
+    event(row).or_else(|error| match error {
+        StoreError::Damaged(damage) => Ok(EventRow {
+            session_id: row.id("session_id")?,
+            seq: row.count("seq")?,
+            kind: DAMAGED.to_owned(),
+            at: row.time("at").unwrap_or(Time(0)),
+            actor: "system".to_owned(),
+            generation: row.count("generation").unwrap_or(0),
+            data: Map::from_iter([("column".to_owned(), Value::String(damage.column))]),
+        }),
+        error => Err(error),
     })
 }
 
@@ -57,25 +78,7 @@ pub async fn insert(connection: &mut Connection, row: &EventRow) -> Result<(), S
     Ok(())
 }
 
-/// Entries after `after`, in order.
-///
-/// # Errors
-/// Where the store fails.
-pub async fn list(
-    connection: &mut Connection,
-    session: SessionId,
-    after: u64,
-    limit: u32,
-) -> Result<Vec<EventRow>, StoreError> {
-    sql("SELECT * FROM events WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT $3")
-        .bind(session.to_string())
-        .bind(bigint(after))
-        .bind(i64::from(limit))
-        .fetch_all(connection, event)
-        .await
-}
-
-/// Entries after `after`, in order: at most `limit`, and about so many bytes.
+/// Entries after `after`, in order: at most so many, and about so many bytes; see [`DAMAGED`].
 ///
 /// # Errors
 /// Where the store fails.
@@ -83,13 +86,12 @@ pub async fn batch(
     connection: &mut Connection,
     session: SessionId,
     after: u64,
-    (limit, bytes_max): (u32, usize),
+    bounds: (u32, usize),
 ) -> Result<Batch<EventRow>, StoreError> {
-    sql("SELECT * FROM events WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT $3")
+    sql("SELECT * FROM events WHERE session_id = $1 AND seq > $2 ORDER BY seq")
         .bind(session.to_string())
         .bind(bigint(after))
-        .bind(i64::from(limit) + 1)
-        .fetch_batch(connection, (limit, bytes_max), event)
+        .fetch_batch(connection, bounds, shown)
         .await
 }
 
@@ -133,10 +135,11 @@ pub async fn data_of_kind(
     kind: &str,
     after: u64,
 ) -> Result<Vec<Map<String, Value>>, StoreError> {
-    sql("SELECT data FROM events WHERE session_id = $1 AND seq > $2 AND kind = $3 ORDER BY seq")
+    let found = sql("SELECT * FROM events WHERE session_id = $1 AND seq > $2 AND kind = $3 ORDER BY seq")
         .bind(session.to_string())
         .bind(bigint(after))
         .bind(kind)
-        .fetch_all(connection, |row| row.json("data"))
-        .await
+        .fetch_sound(connection, event)
+        .await?;
+    Ok(found.rows.into_iter().map(|row| row.data).collect())
 }

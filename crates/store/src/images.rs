@@ -59,19 +59,21 @@ pub struct CheckpointSummary {
     pub taken_at: Time,
 }
 
-fn image(row: &Row<'_>) -> Result<ImageRow, StoreError> {
-    Ok(ImageRow {
-        id: row.id("id")?,
-        owner_id: row.id("owner_id")?,
-        owner_name: row.text("owner_name")?,
-        is_shared: row.integer("shared")? != 0,
-        name: row.text("name")?,
-        digest: row.text("digest")?,
-        layer_id: row.optional_id("layer_id")?,
-        summary: row.json("summary")?,
-        bytes: row.count("bytes")?,
-        files: row.count("files")?,
-        created_at: row.time("created_at")?,
+pub(crate) fn image(row: &Row<'_>) -> Result<ImageRow, StoreError> {
+    row.record("images", |row| {
+        Ok(ImageRow {
+            id: row.id("id")?,
+            owner_id: row.id("owner_id")?,
+            owner_name: row.text("owner_name")?,
+            is_shared: row.truth("shared")?,
+            name: row.text("name")?,
+            digest: row.text("digest")?,
+            layer_id: row.optional_id("layer_id")?,
+            summary: row.json("summary")?,
+            bytes: row.count("bytes")?,
+            files: row.count("files")?,
+            created_at: row.time("created_at")?,
+        })
     })
 }
 
@@ -142,16 +144,13 @@ pub async fn list(
     connection: &mut Connection,
     account: Option<AccountId>,
     after: Option<ImageId>,
-    (limit, bytes_max): (u32, usize),
+    bounds: (u32, usize),
 ) -> Result<Batch<ImageRow>, StoreError> {
-    sql(format!(
-        "SELECT {COLUMNS} FROM images WHERE id > $1 AND ($2 = '' OR owner_id = $2 OR shared = 1) ORDER BY id LIMIT $3"
-    ))
-    .bind(after.map(|id| id.to_string()).unwrap_or_default())
-    .bind(account.map(|id| id.to_string()).unwrap_or_default())
-    .bind(i64::from(limit) + 1)
-    .fetch_batch(connection, (limit, bytes_max), image)
-    .await
+    sql(format!("SELECT {COLUMNS} FROM images WHERE id > $1 AND ($2 = '' OR owner_id = $2 OR shared = 1) ORDER BY id"))
+        .bind(after.map(|id| id.to_string()).unwrap_or_default())
+        .bind(account.map(|id| id.to_string()).unwrap_or_default())
+        .fetch_batch(connection, bounds, image)
+        .await
 }
 
 /// Bytes of all images that an account brought in, each counted whole.
@@ -171,12 +170,13 @@ pub async fn bytes_of(connection: &mut Connection, owner: AccountId) -> Result<u
 /// # Errors
 /// Where the store fails.
 pub async fn unused(connection: &mut Connection) -> Result<Vec<ImageRow>, StoreError> {
-    sql(format!(
+    let found = sql(format!(
         "SELECT {COLUMNS} FROM images WHERE content IS NULL AND (layer_id IS NULL \
          OR NOT EXISTS (SELECT 1 FROM sessions WHERE image_layer_id = images.layer_id))"
     ))
-    .fetch_all(connection, image)
-    .await
+    .fetch_sound(connection, image)
+    .await?;
+    Ok(found.rows)
 }
 
 /// What came with a checkpoint besides its files.

@@ -5,7 +5,7 @@ use raworc_core::time::Time;
 
 use crate::rows::{Row, bigint};
 use crate::sql::{Connection, sql};
-use crate::{StoreError, Transaction};
+use crate::{Damage, StoreError, Transaction};
 
 /// A layer that never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,19 +34,21 @@ pub struct LayerRow {
     pub created_at: Time,
 }
 
-fn layer(row: &Row<'_>) -> Result<LayerRow, StoreError> {
-    Ok(LayerRow {
-        id: row.id("id")?,
-        parent_id: row.optional_id("parent_id")?,
-        depth: row.count("depth")?,
-        changed_bytes: row.count("changed_bytes")?,
-        bytes: row.count("bytes")?,
-        files: row.count("files")?,
-        entries: row.count("entries")?,
-        own_disk_bytes: row.count("own_disk_bytes")?,
-        disk_bytes: row.count("disk_bytes")?,
-        disk_is_exact: row.count::<u64>("disk_is_exact")? != 0,
-        created_at: row.time("created_at")?,
+pub(crate) fn layer(row: &Row<'_>) -> Result<LayerRow, StoreError> {
+    row.record("layers", |row| {
+        Ok(LayerRow {
+            id: row.id("id")?,
+            parent_id: row.optional_id("parent_id")?,
+            depth: row.count("depth")?,
+            changed_bytes: row.count("changed_bytes")?,
+            bytes: row.count("bytes")?,
+            files: row.count("files")?,
+            entries: row.count("entries")?,
+            own_disk_bytes: row.count("own_disk_bytes")?,
+            disk_bytes: row.count("disk_bytes")?,
+            disk_is_exact: row.truth("disk_is_exact")?,
+            created_at: row.time("created_at")?,
+        })
     })
 }
 
@@ -180,7 +182,12 @@ pub async fn chain(connection: &mut Connection, top: Option<LayerId>) -> Result<
     }
     match expected {
         None => Ok(chain),
-        Some(id) => Err(StoreError::Damaged(format!("the layer {id} is missing, or lies on itself"))),
+        Some(id) => Err(StoreError::Damaged(Box::new(Damage {
+            table: "layers",
+            id: id.to_string(),
+            column: "id".to_owned(),
+            reason: "is missing, or lies on itself".to_owned(),
+        }))),
     }
 }
 
@@ -189,7 +196,7 @@ pub async fn chain(connection: &mut Connection, top: Option<LayerId>) -> Result<
 /// # Errors
 /// Where the store fails.
 pub async fn all(connection: &mut Connection) -> Result<Vec<LayerRow>, StoreError> {
-    sql("SELECT * FROM layers").fetch_all(connection, layer).await
+    Ok(sql("SELECT * FROM layers").fetch_sound(connection, layer).await?.rows)
 }
 
 /// What stands on a layer.
@@ -222,13 +229,13 @@ impl Root {
 /// # Errors
 /// Where the store fails.
 pub async fn roots(connection: &mut Connection) -> Result<Vec<Root>, StoreError> {
-    sql("SELECT layer_id AS layer, deleted_at FROM sessions WHERE layer_id IS NOT NULL \
+    let found = sql("SELECT layer_id AS layer, deleted_at FROM sessions WHERE layer_id IS NOT NULL \
          UNION ALL SELECT image_layer_id, deleted_at FROM sessions WHERE image_layer_id IS NOT NULL \
          UNION ALL SELECT c.layer_id, s.deleted_at FROM checkpoints c JOIN sessions s ON s.id = c.session_id \
          WHERE c.layer_id IS NOT NULL \
          UNION ALL SELECT layer_id, CASE WHEN content IS NULL THEN -1 ELSE -2 END FROM images \
          WHERE layer_id IS NOT NULL")
-    .fetch_all(connection, |row| {
+    .fetch_sound(connection, |row| {
         let layer = row.id("layer")?;
         Ok(match row.optional_integer("deleted_at")? {
             Some(-1) => Root::Image(layer),
@@ -236,7 +243,8 @@ pub async fn roots(connection: &mut Connection) -> Result<Vec<Root>, StoreError>
             deleted_at => Root::Session { layer, is_deleted: deleted_at.is_some() },
         })
     })
-    .await
+    .await?;
+    Ok(found.rows)
 }
 
 /// The topmost layers of all workspaces and their checkpoints. (Those of images stay as they came: other images have them, too.)
@@ -244,11 +252,12 @@ pub async fn roots(connection: &mut Connection) -> Result<Vec<Root>, StoreError>
 /// # Errors
 /// Where the store fails.
 pub async fn workspaces(connection: &mut Connection) -> Result<Vec<LayerId>, StoreError> {
-    sql("SELECT layer_id AS layer FROM sessions WHERE layer_id IS NOT NULL \
+    let found = sql("SELECT layer_id AS layer FROM sessions WHERE layer_id IS NOT NULL \
          UNION SELECT layer_id FROM checkpoints WHERE layer_id IS NOT NULL \
          UNION SELECT layer_id FROM images WHERE layer_id IS NOT NULL AND content IS NOT NULL")
-    .fetch_all(connection, |row| row.id("layer"))
-    .await
+    .fetch_sound(connection, |row| row.id("layer"))
+    .await?;
+    Ok(found.rows)
 }
 
 /// Whether anything but the layer above it stands on a layer.
@@ -273,10 +282,29 @@ pub async fn is_stood_on(connection: &mut Connection, id: LayerId) -> Result<boo
 pub async fn is_known(connection: &mut Connection, id: LayerId) -> Result<bool, StoreError> {
     exists(
         connection,
-        "SELECT 1 AS found FROM layers WHERE id = $1 UNION ALL SELECT 1 FROM sessions WHERE writable_id = $1",
+        // Also one whose own record is damaged or gone is known by those that stand on it.
+        "SELECT 1 AS found FROM layers WHERE id = $1 OR parent_id = $1 \
+         UNION ALL SELECT 1 FROM sessions WHERE writable_id = $1 OR layer_id = $1 OR image_layer_id = $1 \
+         UNION ALL SELECT 1 FROM checkpoints WHERE layer_id = $1 UNION ALL SELECT 1 FROM images WHERE layer_id = $1",
         id,
     )
     .await
+}
+
+/// Whether some record that says what stands on which layer cannot be read. Then nothing is of no use.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn are_in_doubt(connection: &mut Connection) -> Result<bool, StoreError> {
+    // Each of these has an index, which is empty on good days.
+    let found = sql("SELECT EXISTS (SELECT 1 FROM sessions \
+             WHERE length(id) <> 36 OR length(writable_id) <> 36 OR length(layer_id) <> 36 OR length(image_layer_id) <> 36) \
+         OR EXISTS (SELECT 1 FROM checkpoints WHERE length(session_id) <> 36 OR length(layer_id) <> 36) \
+         OR EXISTS (SELECT 1 FROM images WHERE length(id) <> 36 OR length(layer_id) <> 36) \
+         OR EXISTS (SELECT 1 FROM layers WHERE length(id) <> 36 OR length(parent_id) <> 36) AS found")
+    .fetch_optional(connection, |row| row.integer("found"))
+    .await?;
+    Ok(found == Some(1))
 }
 
 async fn exists(connection: &mut Connection, text: &'static str, id: LayerId) -> Result<bool, StoreError> {
@@ -296,6 +324,9 @@ pub async fn release(transaction: &mut Transaction, layer: Option<LayerId>) -> R
                         UNION ALL SELECT 1 FROM checkpoints WHERE layer_id = $1 \
                         UNION ALL SELECT 1 FROM images WHERE layer_id = $1";
     let (mut released, mut next) = (Vec::new(), layer);
+    if are_in_doubt(transaction.connection()).await? {
+        return Ok(released);
+    }
     while let Some(id) = next {
         let connection = transaction.connection();
         let Some(row) = find(connection, id).await? else { break };

@@ -7,6 +7,7 @@ pub mod accounts;
 pub mod agents;
 pub mod audit;
 pub mod checkpoints;
+mod damages;
 pub mod events;
 pub mod idempotency;
 pub mod images;
@@ -14,7 +15,9 @@ pub mod layers;
 pub mod messages;
 mod readers;
 mod rows;
+mod scan;
 pub mod sessions;
+pub mod set_aside;
 pub mod settings;
 mod sql;
 mod writer;
@@ -27,12 +30,15 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use rusqlite::ErrorCode;
-use rusqlite_migration::{M, Migrations};
+use rusqlite_migration::{M, MigrationDefinitionError, Migrations};
 
+use damages::Damages;
 use readers::Readers;
 
+pub use damages::Damage;
 pub use readers::Reader;
-pub use sql::{Batch, Connection};
+pub use scan::Found;
+pub use sql::{Batch, Connection, Sound};
 pub use writer::{Job, JobFuture, News, Transaction};
 
 /// What brought the tables to what they are, oldest first. SQLite's `user_version` says how many have been applied.
@@ -44,6 +50,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../migrations/0005_backups.sql")),
     M::up(include_str!("../migrations/0006_purged.sql")),
     M::up(include_str!("../migrations/0007_disk.sql")),
+    M::up(include_str!("../migrations/0008_damaged.sql")),
 ];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -62,7 +69,13 @@ pub enum StoreError {
     Conflict,
     /// A record is not as it must be.
     #[error("a record is damaged: {0}")]
-    Damaged(String),
+    Damaged(Box<Damage>),
+    /// The file is no database, or not a whole one.
+    #[error("the database file is damaged ({0}); docs/troubleshooting.md says what to do")]
+    Corrupt(String),
+    /// A newer release has changed the tables.
+    #[error("the database was written by a newer release of Raworc; start that one, or put back a copy from before")]
+    TooNew,
     /// Anything else the database says.
     #[error("the store failed: {0}")]
     Failed(String),
@@ -76,6 +89,7 @@ impl From<rusqlite::Error> for StoreError {
             rusqlite::Error::SqliteFailure(failure, _) => match (failure.code, failure.extended_code) {
                 (_, SQLITE_CONSTRAINT_UNIQUE | SQLITE_CONSTRAINT_PRIMARYKEY) => StoreError::Conflict,
                 (ErrorCode::DiskFull, _) => StoreError::DiskFull,
+                (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _) => StoreError::Corrupt(text),
                 (
                     ErrorCode::SystemIoFailure
                     | ErrorCode::CannotOpen
@@ -86,9 +100,6 @@ impl From<rusqlite::Error> for StoreError {
                 ) => StoreError::Unavailable(text),
                 _ => StoreError::Failed(text),
             },
-            rusqlite::Error::InvalidColumnType(..)
-            | rusqlite::Error::FromSqlConversionFailure(..)
-            | rusqlite::Error::Utf8Error(..) => StoreError::Damaged(text),
             _ => StoreError::Failed(text),
         }
     }
@@ -96,7 +107,7 @@ impl From<rusqlite::Error> for StoreError {
 
 impl From<serde_json::Error> for StoreError {
     fn from(error: serde_json::Error) -> Self {
-        StoreError::Damaged(error.to_string())
+        StoreError::Failed(error.to_string())
     }
 }
 
@@ -116,6 +127,7 @@ pub trait Disk: Send + Sync + 'static {
 pub struct Store {
     readers: Arc<Readers>,
     writer: writer::Writer,
+    damages: Arc<Damages>,
 }
 
 impl Store {
@@ -128,9 +140,10 @@ impl Store {
         let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
         file.and_then(|file| file.set_permissions(Permissions::from_mode(0o600)))
             .map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
-        let connection = prepare(path)?;
+        let damages = Arc::<Damages>::default();
+        let connection = prepare(path, &damages)?;
         let writer = writer::Writer::start_thread(connection, listener)?;
-        Ok(Self { readers: Arc::new(Readers::new(path)), writer })
+        Ok(Self { readers: Arc::new(Readers::new(path, &damages)), writer, damages })
     }
 
     /// The same on memory that all who open `name` in this process share, for as long as one of them does; everything runs
@@ -140,9 +153,10 @@ impl Store {
     /// Where the memory does not suffice.
     pub fn open_memory(name: &str, listener: Listener, disk: Arc<dyn Disk>) -> Result<Self, StoreError> {
         let path = PathBuf::from(format!("file:/{name}?vfs=memdb"));
-        let connection = prepare(&path)?;
+        let damages = Arc::<Damages>::default();
+        let connection = prepare(&path, &damages)?;
         let writer = writer::Writer::start_task(connection, listener, disk);
-        Ok(Self { readers: Arc::new(Readers::new(&path)), writer })
+        Ok(Self { readers: Arc::new(Readers::new(&path, &damages)), writer, damages })
     }
 
     /// A connection for reading. What it sees is what was committed when each statement began.
@@ -189,6 +203,11 @@ impl Store {
         Ok(found.unwrap_or(0))
     }
 
+    /// Records that are known to be damaged; all there are, after [`Store::look_through`].
+    pub fn damages(&self) -> Vec<Damage> {
+        self.damages.all()
+    }
+
     /// Finishes the jobs at hand and closes the database.
     pub async fn close(&self) {
         self.writer.stop().await;
@@ -197,12 +216,20 @@ impl Store {
 }
 
 /// A connection to a database with all its tables.
-fn prepare(path: &Path) -> Result<Connection, StoreError> {
+fn prepare(path: &Path, damages: &Arc<Damages>) -> Result<Connection, StoreError> {
     let mut connection = open(path)?;
-    Migrations::from_slice(MIGRATIONS)
-        .to_latest(&mut connection)
-        .map_err(|error| StoreError::Failed(format!("bringing the tables up to date: {error}")))?;
-    Ok(Connection::new(connection))
+    let failed = |error: &dyn std::fmt::Display| StoreError::Failed(format!("bringing the tables up to date: {error}"));
+    Migrations::from_slice(MIGRATIONS).to_latest(&mut connection).map_err(|error| match error {
+        rusqlite_migration::Error::MigrationDefinition(MigrationDefinitionError::DatabaseTooFarAhead) => {
+            StoreError::TooNew
+        }
+        rusqlite_migration::Error::RusqliteError { err, .. } => match StoreError::from(err) {
+            error @ (StoreError::Corrupt(_) | StoreError::DiskFull | StoreError::Unavailable(_)) => error,
+            error => failed(&error),
+        },
+        error => failed(&error),
+    })?;
+    Ok(Connection::new(connection, Arc::clone(damages)))
 }
 
 /// What every connection to SQLite needs. `synchronous=FULL` flushes each commit to the disk before it is answered.

@@ -52,26 +52,28 @@ pub struct MessageRow {
     pub finished_seq: Option<u64>,
 }
 
-fn message(row: &Row<'_>) -> Result<MessageRow, StoreError> {
-    Ok(MessageRow {
-        id: row.id("id")?,
-        session_id: row.id("session_id")?,
-        seq: row.count("seq")?,
-        role: row.word("role")?,
-        content: row.text("content")?,
-        agent: row.optional_text("agent")?,
-        status: row.word("status")?,
-        reply_to: row.optional_id("reply_to")?,
-        attempts: row.count("attempts")?,
-        losses: row.count("losses")?,
-        started_seq: row.optional_integer("started_seq")?.and_then(|seq| u64::try_from(seq).ok()),
-        cancel_wanted: row.integer("cancel_wanted")? != 0,
-        error: row.optional_json("error")?,
-        usage: row.optional_json("usage")?,
-        metadata: row.json("metadata")?,
-        created_at: row.time("created_at")?,
-        finished_at: row.optional_time("finished_at")?,
-        finished_seq: row.optional_integer("finished_seq")?.and_then(|seq| u64::try_from(seq).ok()),
+pub(crate) fn message(row: &Row<'_>) -> Result<MessageRow, StoreError> {
+    row.record("messages", |row| {
+        Ok(MessageRow {
+            id: row.id("id")?,
+            session_id: row.id("session_id")?,
+            seq: row.count("seq")?,
+            role: row.word("role")?,
+            content: row.text("content")?,
+            agent: row.optional_text("agent")?,
+            status: row.word("status")?,
+            reply_to: row.optional_id("reply_to")?,
+            attempts: row.count("attempts")?,
+            losses: row.count("losses")?,
+            started_seq: row.optional_count("started_seq")?,
+            cancel_wanted: row.truth("cancel_wanted")?,
+            error: row.optional_json("error")?,
+            usage: row.optional_json("usage")?,
+            metadata: row.json("metadata")?,
+            created_at: row.time("created_at")?,
+            finished_at: row.optional_time("finished_at")?,
+            finished_seq: row.optional_count("finished_seq")?,
+        })
     })
 }
 
@@ -146,9 +148,9 @@ pub async fn find(
 /// # Errors
 /// Where the store fails.
 pub async fn reply_to(connection: &mut Connection, id: MessageId) -> Result<Option<MessageRow>, StoreError> {
-    sql("SELECT * FROM messages WHERE reply_to = $1 ORDER BY seq DESC LIMIT 1")
+    sql("SELECT * FROM messages WHERE reply_to = $1 ORDER BY seq DESC")
         .bind(id.to_string())
-        .fetch_optional(connection, message)
+        .fetch_first(connection, message)
         .await
 }
 
@@ -161,11 +163,11 @@ pub async fn queued(
     session: SessionId,
     limit: u32,
 ) -> Result<Vec<MessageRow>, StoreError> {
-    sql("SELECT * FROM messages WHERE session_id = $1 AND status = 'queued' ORDER BY seq LIMIT $2")
+    let found = sql("SELECT * FROM messages WHERE session_id = $1 AND status = 'queued' ORDER BY seq")
         .bind(session.to_string())
-        .bind(i64::from(limit))
-        .fetch_all(connection, message)
-        .await
+        .fetch_page(connection, limit, message)
+        .await?;
+    Ok(found.rows)
 }
 
 /// Messages after the place `after`, in order, without those that were taken back: at most `limit`, and about so many bytes.
@@ -177,20 +179,16 @@ pub async fn list(
     session: SessionId,
     status: Option<Status>,
     after: u64,
-    (limit, bytes_max): (u32, usize),
+    bounds: (u32, usize),
 ) -> Result<Batch<MessageRow>, StoreError> {
-    let all = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 AND rewound = 0 ORDER BY seq LIMIT $3";
-    let some = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 AND rewound = 0 AND status = $4 \
-                ORDER BY seq LIMIT $3";
-    let query = sql(if status.is_some() { some } else { all })
-        .bind(session.to_string())
-        .bind(bigint(after))
-        .bind(i64::from(limit) + 1);
+    let all = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 AND rewound = 0 ORDER BY seq";
+    let some = "SELECT * FROM messages WHERE session_id = $1 AND seq > $2 AND rewound = 0 AND status = $3 ORDER BY seq";
+    let query = sql(if status.is_some() { some } else { all }).bind(session.to_string()).bind(bigint(after));
     let query = match status {
         Some(status) => query.bind(word(status)?),
         None => query,
     };
-    query.fetch_batch(connection, (limit, bytes_max), message).await
+    query.fetch_batch(connection, bounds, message).await
 }
 
 /// Messages of a part of the log that had ended by the end of it, in order, whether taken back since or not: at most `limit`, and
@@ -202,11 +200,9 @@ pub async fn ended_in(
     connection: &mut Connection,
     session: SessionId,
     range: &RangeInclusive<u64>,
-    (limit, bytes_max): (u32, usize),
+    bounds: (u32, usize),
 ) -> Result<Batch<MessageRow>, StoreError> {
-    ended(session, range, "*", &format!("ORDER BY seq LIMIT {}", i64::from(limit) + 1))
-        .fetch_batch(connection, (limit, bytes_max), message)
-        .await
+    ended(session, range, "*", "ORDER BY seq").fetch_batch(connection, bounds, message).await
 }
 
 /// The newest of them, in order: as many as are not longer than `bytes_max` together, but at least one; and how many there are

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::damages::Damages;
 use crate::{Connection, StoreError, open};
 
 /// Connections at most; who comes after waits.
@@ -14,13 +15,19 @@ const READERS: usize = 4;
 /// All of them.
 pub(crate) struct Readers {
     path: PathBuf,
+    damages: Arc<Damages>,
     idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
 }
 
 impl Readers {
-    pub(crate) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), idle: Mutex::default(), permits: Arc::new(Semaphore::new(READERS)) }
+    pub(crate) fn new(path: &Path, damages: &Arc<Damages>) -> Self {
+        Self {
+            path: path.to_owned(),
+            damages: Arc::clone(damages),
+            idle: Mutex::default(),
+            permits: Arc::new(Semaphore::new(READERS)),
+        }
     }
 
     pub(crate) async fn take(this: &Arc<Self>) -> Result<Reader, StoreError> {
@@ -29,7 +36,7 @@ impl Readers {
         let idle = this.idle().pop();
         let connection = match idle {
             Some(connection) => connection,
-            None => Connection::new(open(&this.path)?),
+            None => Connection::new(open(&this.path)?, Arc::clone(&this.damages)),
         };
         Ok(Reader { connection: Some(connection), readers: Arc::clone(this), _permit: permit })
     }

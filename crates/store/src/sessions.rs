@@ -147,32 +147,34 @@ pub struct Filter {
     pub after: Option<(Time, SessionId)>,
 }
 
-fn session(row: &Row<'_>) -> Result<SessionRow, StoreError> {
-    Ok(SessionRow {
-        id: row.id("id")?,
-        name: row.text("name")?,
-        starting_prompt: row.text("starting_prompt")?,
-        owner_id: row.id("owner_id")?,
-        owner_name: row.text("owner_name")?,
-        settings: row.json("settings")?,
-        parent_id: row.optional_id("parent_id")?,
-        parent_checkpoint: row.optional_integer("parent_checkpoint")?.and_then(|n| u64::try_from(n).ok()),
-        layer_id: row.optional_id("layer_id")?,
-        image_layer_id: row.optional_id("image_layer_id")?,
-        writable_id: row.id("writable_id")?,
-        checkpoints: row.count("checkpoints")?,
-        rewinds: row.json("rewinds")?,
-        backup_at: row.optional_time("backup_at")?,
-        backup: row.json("backup")?,
-        purged_at: row.optional_time("purged_at")?,
-        machine: row.json("machine")?,
-        last_seq: row.count("last_seq")?,
-        host_received: row.count("host_received")?,
-        version: row.integer("version")?,
-        messages_ended: row.count("messages_ended")?,
-        busy_micros: row.count("busy_micros")?,
-        created_at: row.time("created_at")?,
-        updated_at: row.time("updated_at")?,
+pub(crate) fn session(row: &Row<'_>) -> Result<SessionRow, StoreError> {
+    row.record("sessions", |row| {
+        Ok(SessionRow {
+            id: row.id("id")?,
+            name: row.text("name")?,
+            starting_prompt: row.text("starting_prompt")?,
+            owner_id: row.id("owner_id")?,
+            owner_name: row.text("owner_name")?,
+            settings: row.json("settings")?,
+            parent_id: row.optional_id("parent_id")?,
+            parent_checkpoint: row.optional_count("parent_checkpoint")?,
+            layer_id: row.optional_id("layer_id")?,
+            image_layer_id: row.optional_id("image_layer_id")?,
+            writable_id: row.id("writable_id")?,
+            checkpoints: row.count("checkpoints")?,
+            rewinds: row.json("rewinds")?,
+            backup_at: row.optional_time("backup_at")?,
+            backup: row.json("backup")?,
+            purged_at: row.optional_time("purged_at")?,
+            machine: row.json("machine")?,
+            last_seq: row.count("last_seq")?,
+            host_received: row.count("host_received")?,
+            version: row.count("version")?,
+            messages_ended: row.count("messages_ended")?,
+            busy_micros: row.count("busy_micros")?,
+            created_at: row.time("created_at")?,
+            updated_at: row.time("updated_at")?,
+        })
     })
 }
 
@@ -235,14 +237,15 @@ pub struct BackupDue {
 /// # Errors
 /// Where the store fails.
 pub async fn with_backup_due(connection: &mut Connection, now: Time) -> Result<Vec<BackupDue>, StoreError> {
-    sql("SELECT id, owner_id, settings FROM sessions WHERE backup_at IS NOT NULL AND backup_at <= $1 ORDER BY backup_at")
+    let due = sql("SELECT * FROM sessions WHERE backup_at IS NOT NULL AND backup_at <= $1 ORDER BY backup_at")
         .bind(now.0)
-        .fetch_all(connection, |row| {
-            let settings: Settings = row.json("settings")?;
-            let registry = settings.backup.map(|backup| backup.registry);
-            Ok(BackupDue { session: row.id("id")?, owner: row.id("owner_id")?, registry })
-        })
-        .await
+        .fetch_sound(connection, session)
+        .await?;
+    let due = due.rows.into_iter().map(|row| {
+        let registry = row.settings.backup.map(|backup| backup.registry);
+        BackupDue { session: row.id, owner: row.owner_id, registry }
+    });
+    Ok(due.collect())
 }
 
 /// Sessions that were deleted by then and still have files.
@@ -250,10 +253,11 @@ pub async fn with_backup_due(connection: &mut Connection, now: Time) -> Result<V
 /// # Errors
 /// Where the store fails.
 pub async fn to_purge(connection: &mut Connection, until: Time) -> Result<Vec<SessionId>, StoreError> {
-    sql("SELECT id FROM sessions WHERE deleted_at IS NOT NULL AND deleted_at <= $1 AND purged_at IS NULL")
+    let found = sql("SELECT id FROM sessions WHERE deleted_at IS NOT NULL AND deleted_at <= $1 AND purged_at IS NULL")
         .bind(until.0)
-        .fetch_all(connection, |row| row.id("id"))
-        .await
+        .fetch_sound(connection, |row| row.id("id"))
+        .await?;
+    Ok(found.rows)
 }
 
 /// Stores a changed session and counts its version up.
@@ -314,7 +318,7 @@ pub async fn find(connection: &mut Connection, id: SessionId) -> Result<Option<S
 pub async fn list(
     connection: &mut Connection,
     filter: &Filter,
-    (limit, bytes_max): (u32, usize),
+    bounds: (u32, usize),
 ) -> Result<Batch<SessionRow>, StoreError> {
     let mut where_ = Where::default();
     if let Some(owner) = filter.owner {
@@ -343,13 +347,8 @@ pub async fn list(
     if !filter.include_deleted {
         where_.and("deleted_at IS NULL", []);
     }
-    let text = format!(
-        "SELECT * FROM sessions{} ORDER BY created_at DESC, id DESC LIMIT {}",
-        where_.text,
-        i64::from(limit) + 1
-    );
-    let query = where_.values.into_iter().fold(sql(text), Statement::bind);
-    query.fetch_batch(connection, (limit, bytes_max), session).await
+    let text = format!("SELECT * FROM sessions{} ORDER BY created_at DESC, id DESC", where_.text);
+    where_.values.into_iter().fold(sql(text), Statement::bind).fetch_batch(connection, bounds, session).await
 }
 
 /// Conditions that grow, with their values; the text never contains anything a caller wrote.
@@ -385,12 +384,15 @@ fn escape_like(text: &str) -> String {
 /// # Errors
 /// Where the store fails.
 pub async fn with_wanted_container(connection: &mut Connection) -> Result<Vec<SessionId>, StoreError> {
-    sql("SELECT id FROM sessions WHERE container <> 'none' AND (container = 'starting' OR container = 'stopping')")
-        .fetch_all(connection, |row| row.id("id"))
-        .await
+    let found =
+        sql("SELECT id FROM sessions WHERE container <> 'none' AND (container = 'starting' OR container = 'stopping')")
+            .fetch_sound(connection, |row| row.id("id"))
+            .await?;
+    Ok(found.rows)
 }
 
-/// Every container that is meant to be there, whether it is being started, up, or being stopped.
+/// Every container that is meant to be there (those of sessions whose record is damaged are not: nobody could say what of),
+/// whether it is being started, up, or being stopped.
 ///
 /// # Errors
 /// Where the store fails.
@@ -410,8 +412,9 @@ async fn containers_where(
     connection: &mut Connection,
     wanted: impl Fn(session::Container) -> bool,
 ) -> Result<Vec<ContainerId>, StoreError> {
-    let rows = sql("SELECT * FROM sessions WHERE container <> 'none'").fetch_all(connection, session).await?;
-    Ok(rows
+    let found = sql("SELECT * FROM sessions WHERE container <> 'none'").fetch_sound(connection, session).await?;
+    Ok(found
+        .rows
         .into_iter()
         .filter(|row| wanted(row.machine.container))
         .map(|row| ContainerId { session: row.id, generation: row.machine.generation })
@@ -423,11 +426,14 @@ async fn containers_where(
 /// # Errors
 /// Where the store fails.
 pub async fn due(connection: &mut Connection, now: Time, limit: u32) -> Result<Vec<SessionId>, StoreError> {
-    sql("SELECT id FROM sessions WHERE deadline_at IS NOT NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2")
-        .bind(now.0)
-        .bind(i64::from(limit))
-        .fetch_all(connection, |row| row.id("id"))
-        .await
+    let found = sql(
+        "SELECT id FROM sessions WHERE deadline_at IS NOT NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2",
+    )
+    .bind(now.0)
+    .bind(i64::from(limit))
+    .fetch_sound(connection, |row| row.id("id"))
+    .await?;
+    Ok(found.rows)
 }
 
 /// Sessions that wait for something that may not take long: all but those that only wait for the end of their time.
@@ -435,9 +441,11 @@ pub async fn due(connection: &mut Connection, now: Time, limit: u32) -> Result<V
 /// # Errors
 /// Where the store fails.
 pub async fn waiting(connection: &mut Connection) -> Result<Vec<SessionId>, StoreError> {
-    sql("SELECT id FROM sessions WHERE deadline_at IS NOT NULL AND (container <> 'none' OR state = 'ERROR')")
-        .fetch_all(connection, |row| row.id("id"))
-        .await
+    let found =
+        sql("SELECT id FROM sessions WHERE deadline_at IS NOT NULL AND (container <> 'none' OR state = 'ERROR')")
+            .fetch_sound(connection, |row| row.id("id"))
+            .await?;
+    Ok(found.rows)
 }
 
 /// The next deadline of any session.
@@ -445,8 +453,8 @@ pub async fn waiting(connection: &mut Connection) -> Result<Vec<SessionId>, Stor
 /// # Errors
 /// Where the store fails.
 pub async fn next_deadline(connection: &mut Connection) -> Result<Option<Time>, StoreError> {
-    sql("SELECT deadline_at FROM sessions WHERE deadline_at IS NOT NULL ORDER BY deadline_at LIMIT 1")
-        .fetch_optional(connection, |row| row.time("deadline_at"))
+    sql("SELECT deadline_at FROM sessions WHERE deadline_at IS NOT NULL ORDER BY deadline_at")
+        .fetch_first(connection, |row| row.time("deadline_at"))
         .await
 }
 
@@ -456,9 +464,9 @@ pub async fn next_deadline(connection: &mut Connection) -> Result<Option<Time>, 
 /// Where the store fails.
 pub async fn count_by_state(connection: &mut Connection) -> Result<BTreeMap<String, u64>, StoreError> {
     let rows = sql("SELECT state, COUNT(*) AS n FROM sessions WHERE deleted_at IS NULL GROUP BY state")
-        .fetch_all(connection, |row| Ok((row.text("state")?, row.count("n")?)))
+        .fetch_sound(connection, |row| Ok((row.text("state")?, row.count("n")?)))
         .await?;
-    Ok(rows.into_iter().collect())
+    Ok(rows.rows.into_iter().collect())
 }
 
 /// Whether a session is deleted; one that is not there is.

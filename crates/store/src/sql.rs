@@ -5,12 +5,14 @@
 //! wrappers of SQLite do, costs several times the statement itself.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use rusqlite::CachedStatement;
 use rusqlite::types::{ToSql, ToSqlOutput};
 
-use crate::StoreError;
+use crate::damages::Damages;
 use crate::rows::Row;
+use crate::{Damage, StoreError};
 
 /// Prepared statements that a connection keeps: more than there are different ones.
 const STATEMENTS: usize = 128;
@@ -19,12 +21,13 @@ const STATEMENTS: usize = 128;
 #[derive(Debug)]
 pub struct Connection {
     sqlite: rusqlite::Connection,
+    damages: Arc<Damages>,
 }
 
 impl Connection {
-    pub(crate) fn new(sqlite: rusqlite::Connection) -> Self {
+    pub(crate) fn new(sqlite: rusqlite::Connection, damages: Arc<Damages>) -> Self {
         sqlite.set_prepared_statement_cache_capacity(STATEMENTS);
-        Self { sqlite }
+        Self { sqlite, damages }
     }
 
     /// Whether a transaction has begun and not ended. SQLite ends one by itself where, for example, the disk is full.
@@ -79,11 +82,22 @@ impl ToSql for Value {
     }
 }
 
-/// Some rows, in order.
+/// Rows that are as they must be, and what is wrong with the others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sound<T> {
+    /// Those that are.
+    pub rows: Vec<T>,
+    /// What is wrong with the others.
+    pub damaged: Vec<Damage>,
+}
+
+/// The first of many rows, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch<T> {
-    /// They.
+    /// Those that are as they must be.
     pub rows: Vec<T>,
+    /// What is wrong with the others between them.
+    pub damaged: Vec<Damage>,
     /// How long their texts are.
     pub bytes: usize,
     /// More come after them.
@@ -119,37 +133,88 @@ impl Statement {
         connection: &mut Connection,
         decode: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
+        let damages = Arc::clone(&connection.damages);
         let mut statement = self.prepare(connection)?;
         let mut rows = statement.raw_query();
-        rows.next()?.map(|row| decode(&Row(row))).transpose()
+        rows.next()?.map(|row| decode(&Row(row)).inspect_err(|error| damages.note(error))).transpose()
     }
 
-    /// All its rows.
+    /// All its rows. For what is of no use in parts: where one is damaged, there are none.
     pub(crate) async fn fetch_all<T>(
         self,
         connection: &mut Connection,
         decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Vec<T>, StoreError> {
-        let mut statement = self.prepare(connection)?;
-        let mut rows = statement.raw_query();
-        let mut all = Vec::new();
-        while let Some(row) = rows.next()? {
-            all.push(decode(&Row(row))?);
+        let mut sound = self.fetch_sound(connection, decode).await?;
+        match sound.damaged.pop() {
+            None => Ok(sound.rows),
+            Some(damage) => Err(StoreError::Damaged(Box::new(damage))),
         }
-        Ok(all)
     }
 
-    /// The first `limit` of its rows, or fewer where these are longer than `bytes_max` together, but at least one. The statement
-    /// finds one row more than `limit`, where there is one.
+    /// All its rows that are as they must be, and what is wrong with the others.
+    pub(crate) async fn fetch_sound<T>(
+        self,
+        connection: &mut Connection,
+        decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Sound<T>, StoreError> {
+        let damages = Arc::clone(&connection.damages);
+        let mut statement = self.prepare(connection)?;
+        let mut rows = statement.raw_query();
+        let mut sound = Sound { rows: Vec::new(), damaged: Vec::new() };
+        while let Some(row) = rows.next()? {
+            match decode(&Row(row)).inspect_err(|error| damages.note(error)) {
+                Ok(row) => sound.rows.push(row),
+                Err(StoreError::Damaged(damage)) => sound.damaged.push(*damage),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sound)
+    }
+
+    /// Its first `limit` rows that are as they must be, and what is wrong with those between them. (They come on top: who reads
+    /// a list page by page gets to its end, however many are damaged.)
+    pub(crate) async fn fetch_page<T>(
+        self,
+        connection: &mut Connection,
+        limit: u32,
+        decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Sound<T>, StoreError> {
+        let text = format!("{} LIMIT ${}", self.text, self.values.len() + 1);
+        let mut most = limit;
+        loop {
+            let page = Statement { text: Cow::Owned(text.clone()), values: self.values.clone() };
+            let mut sound = page.bind(i64::from(most)).fetch_sound(connection, &decode).await?;
+            let found = sound.rows.len() + sound.damaged.len();
+            if sound.rows.len() >= limit as usize || found < most as usize {
+                sound.rows.truncate(limit as usize);
+                return Ok(sound);
+            }
+            most = most.saturating_mul(2);
+        }
+    }
+
+    /// Its first row that is as it must be.
+    pub(crate) async fn fetch_first<T>(
+        self,
+        connection: &mut Connection,
+        decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        Ok(self.fetch_page(connection, 1, decode).await?.rows.pop())
+    }
+
+    /// The first `limit` of its rows that are as they must be, or fewer where these are longer than `bytes_max` together, but at
+    /// least one. The statement has no limit of its own: rows are read as long as they are wanted.
     pub(crate) async fn fetch_batch<T>(
         self,
         connection: &mut Connection,
         (limit, bytes_max): (u32, usize),
         decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Batch<T>, StoreError> {
+        let damages = Arc::clone(&connection.damages);
         let mut statement = self.prepare(connection)?;
         let mut rows = statement.raw_query();
-        let mut batch = Batch { rows: Vec::new(), bytes: 0, has_more: false };
+        let mut batch = Batch { rows: Vec::new(), damaged: Vec::new(), bytes: 0, has_more: false };
         while let Some(row) = rows.next()? {
             let row = Row(row);
             let bytes = batch.bytes.saturating_add(row.bytes()?);
@@ -157,8 +222,14 @@ impl Statement {
             if batch.has_more {
                 break;
             }
-            batch.bytes = bytes;
-            batch.rows.push(decode(&row)?);
+            match decode(&row).inspect_err(|error| damages.note(error)) {
+                Ok(row) => {
+                    batch.bytes = bytes;
+                    batch.rows.push(row);
+                }
+                Err(StoreError::Damaged(damage)) => batch.damaged.push(*damage),
+                Err(error) => return Err(error),
+            }
         }
         Ok(batch)
     }

@@ -1,8 +1,10 @@
 //! The one writer: runs jobs in turn, many in one transaction, and answers each after the commit.
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use futures::FutureExt as _;
 use futures::executor::block_on;
 use futures::future::BoxFuture;
 use raworc_core::ids::{AccountId, LayerId, SessionId};
@@ -104,7 +106,8 @@ where
             (Some(Err(error)), _) => Err(error),
             (Some(Ok(value)), Ok(())) => Ok(value),
             (Some(Ok(_)) | None, Err(error)) => Err(error.into()),
-            (None, Ok(())) => Err(StoreError::Unavailable("the job was not run".into()).into()),
+            // It panicked.
+            (None, Ok(())) => Err(StoreError::Failed("the job did not come to its end".into()).into()),
         };
         // Nobody waits where the caller went away; the work is done all the same.
         let _ = self.answer.send(outcome);
@@ -196,7 +199,10 @@ async fn run(
         };
         let news = std::mem::take(&mut transaction.news);
         if outcome.is_ok() && !news.is_empty() {
-            listener(news);
+            let told = catch_unwind(AssertUnwindSafe(|| listener(news)));
+            if told.is_err() {
+                tracing::error!("who listens to the store panicked");
+            }
         }
         for job in batch {
             job.answer(outcome.clone());
@@ -251,7 +257,11 @@ async fn run_jobs(
     while next < batch.len() {
         let news_before = transaction.news.clone();
         statement(transaction, "SAVEPOINT job").await?;
-        let keep = batch[next].run(transaction).await;
+        // A fault of one job is not the end of all of them: what it has done is taken back, and who asked for it is told.
+        let keep = AssertUnwindSafe(batch[next].run(transaction)).catch_unwind().await.unwrap_or_else(|_| {
+            tracing::error!("a job of the store panicked; what it did is taken back");
+            false
+        });
         if !transaction.connection.is_in_transaction() {
             // SQLite ends it where a statement meets a full or failing disk (sqlite.org/lang_transaction.html). The job says
             // which; the others only that they have to come again.
@@ -274,4 +284,59 @@ async fn run_jobs(
 async fn statement(transaction: &mut Transaction, text: &'static str) -> Result<(), StoreError> {
     sql(text).execute(&mut transaction.connection).await?;
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that can't go on should say where, and this one makes panics"
+)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::Store;
+
+    #[test]
+    fn a_job_that_panics_is_taken_back_and_others_go_on() {
+        block_on(panics());
+    }
+
+    async fn panics() {
+        let directory = tempfile::tempdir().unwrap();
+        let path: &Path = &directory.path().join("records.db");
+        let told = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&told);
+        let listener: Listener = Arc::new(move |_| {
+            *count.lock().unwrap() += 1;
+            std::panic::resume_unwind(Box::new("so does whoever listens"));
+        });
+        let store = Store::open_sqlite(path, listener).unwrap();
+        let broken = store.write(|transaction| {
+            Box::pin(async move {
+                let text = "INSERT INTO settings (name, value) VALUES ('a', 'b')";
+                sql(text).execute(transaction.connection()).await?;
+                if transaction.connection().is_in_transaction() {
+                    std::panic::resume_unwind(Box::new("a fault"));
+                }
+                Ok::<_, StoreError>(())
+            })
+        });
+        assert!(matches!(broken.await, Err(StoreError::Failed(_))));
+        for _ in 0..2 {
+            let works = store.write(|transaction| {
+                Box::pin(async move {
+                    transaction.changed(SessionId(uuid::Uuid::nil()));
+                    let text = "SELECT COUNT(*) AS n FROM settings";
+                    sql(text).fetch_optional(transaction.connection(), |row| row.integer("n")).await
+                })
+            });
+            assert_eq!(works.await.unwrap(), Some(0));
+        }
+        // Once for each that changed something, though it panics each time.
+        store.close().await;
+        assert_eq!(*told.lock().unwrap(), 2);
+    }
 }

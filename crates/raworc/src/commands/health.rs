@@ -10,14 +10,31 @@ use crate::text::clean;
 
 /// Asks the server how it is.
 pub async fn health(context: &Context) -> Result<()> {
-    let health = connect::find(&context.global)?.anonymous()?.health().await?;
+    let target = connect::find(&context.global)?;
+    // What is wrong is told to administrators; how the server is, to everyone.
+    let client = target.client().or_else(|_| target.anonymous())?;
+    let health = client.health().await?;
     let is_well = health.status == "ok";
     let ui = context.ui;
     ui.show(&health, |health| {
         let colour = |status: &str| ui.paint(if status == "ok" { Style::Good } else { Style::Bad }, &clean(status));
         let mut pairs = vec![("status", colour(&health.status))];
         pairs.extend(health.parts.iter().map(|(part, status)| (part.as_str(), colour(status))));
-        fields(&pairs)
+        let mut text = fields(&pairs);
+        for found in &health.problems {
+            text.push_str(&format!(
+                "\n\n{}: {}\n→ {}",
+                clean(&found.part),
+                clean(&found.problem),
+                clean(&found.remedy)
+            ));
+        }
+        for record in &health.damaged {
+            let [table, id, column, reason] =
+                [&record.table, &record.id, &record.column, &record.reason].map(|text| clean(text));
+            text.push_str(&format!("\n  {table} {id}: {column} {reason}"));
+        }
+        text
     })?;
     if is_well { Ok(()) } else { Err(Failure::Status(EXIT_FAILED)) }
 }

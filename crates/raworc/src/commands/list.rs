@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::failure::Result;
+use crate::text::clean;
 
 /// Which part of a list.
 #[derive(Clone, Debug, Default, Args)]
@@ -39,6 +40,7 @@ impl Paging {
             let more = fetch(query.clone()).await?;
             page.items.extend(more.items);
             page.next_cursor = more.next_cursor;
+            page.damaged.extend(more.damaged);
         }
         Ok(page)
     }
@@ -53,6 +55,10 @@ pub fn show<T: Serialize>(
 ) -> Result<()> {
     if context.ui.is_json() {
         return context.ui.json(page);
+    }
+    if !page.damaged.is_empty() {
+        let ids: Vec<String> = page.damaged.iter().map(|id| clean(id)).collect();
+        context.ui.note(&format!("left out, since their records are damaged (`raworc health`): {}", ids.join(", ")));
     }
     if page.items.is_empty() {
         context.ui.note(empty);

@@ -8,10 +8,13 @@ mod cli;
 mod crash;
 #[path = "../../../oci/tests/it/daemon.rs"]
 mod daemon;
+mod damage;
 mod disk;
 mod exec;
 mod files;
 mod harness;
+mod haste;
+mod health;
 mod images;
 mod isolation;
 mod limits;

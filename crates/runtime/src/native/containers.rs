@@ -250,6 +250,11 @@ impl Containers {
         locked(&self.owned).get(&id).filter(|owned| owned.process.is_some()).cloned()
     }
 
+    /// The slot of a container of which anything is there.
+    pub fn slot(&self, id: ContainerId) -> Option<Slot> {
+        locked(&self.owned).get(&id).map(|owned| owned.slot.clone())
+    }
+
     /// Notes that a container that runs has another workspace.
     pub fn set_workspace(&self, id: ContainerId, workspace: Stack) {
         if let Some(owned) = locked(&self.owned).get_mut(&id) {

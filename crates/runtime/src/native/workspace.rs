@@ -71,8 +71,13 @@ impl Containers {
 
     /// See [`Runtime::thaw`](crate::Runtime::thaw).
     pub async fn thaw(&self, id: ContainerId) -> Result<(), RuntimeError> {
-        match self.running(id) {
-            Some(owned) => self.cgroups.set_frozen(&owned.slot, false).await.map_err(failed),
+        // Also one that is being stopped: it is asked to end, and cannot while it stands still.
+        match self.slot(id) {
+            Some(slot) => match self.cgroups.set_frozen(&slot, false).await {
+                // It has ended, and its cgroup went with it.
+                Err(_) if self.running(id).is_none() => Ok(()),
+                outcome => outcome.map_err(failed),
+            },
             None => Ok(()),
         }
     }

@@ -69,7 +69,9 @@ pub async fn run(app: Shared) {
             () = tokio::time::sleep(pause) => {}
         }
         let began = Instant::now();
-        let due = match due(&app).await {
+        let found = due(&app).await;
+        app.loops.ran("backups", found.is_ok());
+        let due = match found {
             Ok(due) => due,
             Err(error) => {
                 tracing::error!(%error, "the backups that are due could not be looked up; trying again");

@@ -15,6 +15,7 @@ use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, LayerId, SessionId};
 use raworc_core::time::Time;
 use raworc_runtime::{Company, ExitReason};
+use raworc_store::StoreError;
 use raworc_store::checkpoints::{self, CheckpointRow, Status};
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::layers::seal;
@@ -25,6 +26,7 @@ use super::{layers, live, quotas};
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::hosts::Pause;
+use crate::supervise;
 use crate::trees::{self, Hold, Turn};
 use crate::verbs::observe;
 use crate::verbs::save::{self, Found, Saved};
@@ -50,7 +52,10 @@ pub async fn take_up(app: &Shared) -> Result<(), Failure> {
     for container in &up {
         app.hosts.expect(*container);
         let writes_to = app.runtime.workspace(*container).and_then(|stack| stack.writable);
-        let row = find(app, container.session).await?;
+        let row = match find(app, container.session).await {
+            Err(error) if error.damage().is_some() => continue,
+            found => found?,
+        };
         if writes_to.is_some() && row.is_some_and(|row| writes_to != Some(row.writable_id)) {
             tracing::info!(%container, "its workspace was saved, and it has no layer to write to yet; it is replaced");
             give_up(app, *container).await?;
@@ -102,7 +107,8 @@ async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, sl
     let Ok(slot) = slots.saves.acquire().await else { return };
     let result = {
         let turn = app.trees.turn(session).await;
-        fix(&app, &turn, session, &causes).await
+        let fixed = supervise::caught(&app, "checkpoints", fix(&app, &turn, session, &causes)).await;
+        fixed.unwrap_or_else(|| Err(StoreError::Unavailable("a panic".into()).into()))
     };
     drop(slot);
     app.trees.done(session);
@@ -110,12 +116,21 @@ async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, sl
     app.hub.notify(&[session]);
     let Ok(slot) = slots.finishes.acquire().await else { return };
     let result = match result {
-        Ok(_) => finish_all(&app, session).await,
+        Ok(_) => {
+            let finished = supervise::caught(&app, "checkpoints", finish_all(&app, session)).await;
+            finished.unwrap_or_else(|| Err(StoreError::Unavailable("a panic".into()).into()))
+        }
         Err(error) => Err(error),
     };
+    app.loops.ran("checkpoints", result.is_ok());
     layers::look_after(&app, session).await;
     drop(slot);
     if let Err(error) = result {
+        if error.damage().is_some() {
+            // It is asked for again when that is mended.
+            tracing::error!(%session, %error, "a workspace could not be saved");
+            return;
+        }
         tracing::error!(%session, %error, "a workspace could not be saved; trying again");
         tokio::select! {
             biased;
@@ -132,10 +147,12 @@ async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, sl
 pub async fn fix(app: &Shared, _: &Turn, session: SessionId, causes: &BTreeSet<Cause>) -> Result<bool, Failure> {
     let room = match layers::make_room(app, session).await {
         Err(Failure::File(error)) => Err(Trouble::from(error)),
+        Err(error) if error.damage().is_some() => Err(Trouble::Failure(error)),
         outcome => Ok(outcome?),
     };
     let Some((row, pending)) = load(app, session).await? else { return Ok(false) };
     let container = ContainerId { session, generation: row.machine.generation };
+    let was_there = app.runtime.workspace(container).is_some();
     app.trees.timed.set(session, &row.settings.checkpoints, app.runtime.workspace(container).is_some());
     if app.runtime.workspace(container).is_some() {
         quotas::watch(app, &row, container).await?;
@@ -148,7 +165,12 @@ pub async fn fix(app: &Shared, _: &Turn, session: SessionId, causes: &BTreeSet<C
     };
     match attempt {
         Ok(done) => Ok(done),
-        Err(Trouble::Failure(failure)) => Err(failure),
+        Err(Trouble::Failure(failure)) if failure.damage().is_none() => Err(failure),
+        // It was stopped, or has ended, in the middle of it. Who takes note of that saves what it has left.
+        Err(trouble) if was_there && app.runtime.workspace(container).is_none() => {
+            tracing::debug!(%session, %trouble, "a container ended while its workspace was saved; it is saved then");
+            Ok(false)
+        }
         Err(trouble) => {
             tracing::warn!(%session, %trouble, "a checkpoint could not be taken");
             save::failed(app, session, causes, &trouble.told()).await?;
@@ -184,6 +206,10 @@ impl Trouble {
             Self::DiskFull => "the server's disk is full; free some space".to_owned(),
             Self::TooDeep => format!("{self}: the workspace is not saved until they are gone"),
             Self::LayerMissing(_) => self.to_string(),
+            Self::Failure(failure) if failure.damage().is_some() => {
+                "the record of something that the workspace is made of is damaged; have an administrator mend it"
+                    .to_owned()
+            }
             Self::Failure(_) | Self::Workspace(_) => {
                 "the workspace could not be saved; the server's log says why".to_owned()
             }
@@ -337,6 +363,11 @@ impl Job<'_> {
         if sealed.is_ok()
             && let Err(error) = self.remount().await
         {
+            // One that is stopped, or has ended, needs no layer any more: the next one gets it.
+            if self.app.runtime.workspace(self.container).is_none() {
+                tracing::debug!(container = %self.container, %error, "a container ended while its workspace was saved");
+                return Ok(());
+            }
             return Err(self.without_layer(error).await);
         }
         stands.go_on().await?;

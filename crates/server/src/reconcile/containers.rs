@@ -8,7 +8,8 @@ use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::limits::STOP_GRACE;
 use raworc_core::session::{Container, FaultCode};
-use raworc_runtime::{ContainerSpec, ExitReason, Root, RuntimeError};
+use raworc_runtime::{ContainerSpec, ExitReason, Resources, Root, RuntimeError};
+use raworc_store::StoreError;
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::FileError;
 use tokio::sync::Semaphore;
@@ -17,6 +18,7 @@ use super::{checkpoints, quotas};
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::hub::lock;
+use crate::supervise;
 use crate::trees;
 use crate::verbs::observe;
 
@@ -74,8 +76,11 @@ async fn wanted(app: &Shared) -> Result<Vec<SessionId>, Failure> {
 
 async fn look_after(app: Shared, session: SessionId, in_flight: Arc<Mutex<InFlight>>, slots: Arc<Slots>) {
     loop {
-        if let Err(error) = look(&app, session, &in_flight, &slots).await {
-            tracing::error!(%session, %error, "a container could not be looked after; trying again");
+        let looked = supervise::caught(&app, "containers", look(&app, session, &in_flight, &slots)).await;
+        app.loops.ran("containers", matches!(looked, Some(Ok(()))));
+        if !matches!(looked, Some(Ok(()))) {
+            let error = looked.and_then(Result::err).map_or_else(|| "a panic".to_owned(), |error| error.to_string());
+            tracing::error!(%session, error, "a container could not be looked after; trying again");
             tokio::select! {
             biased;
                 () = app.stopping.cancelled() => return,
@@ -102,7 +107,11 @@ enum NotYet {
 async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slots: &Slots) -> Result<(), NotYet> {
     let row = {
         let mut connection = app.store.read().await.map_err(Failure::from)?;
-        sessions::find(&mut connection, session).await.map_err(Failure::from)?
+        match sessions::find(&mut connection, session).await {
+            // It is set aside; the sweep stops its container.
+            Err(StoreError::Damaged(_)) => None,
+            found => found.map_err(Failure::from)?,
+        }
     };
     let Some(row) = row else { return Ok(()) };
     let container = ContainerId { session, generation: row.machine.generation };
@@ -127,6 +136,12 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slo
                     };
                     observe::start_failed(app, container, FaultCode::StartFailed, told).await?;
                 }
+                // Nor does a record that is damaged.
+                Err(NotYet::Failure(failure)) if failure.damage().is_some() => {
+                    tracing::error!(%container, %failure, "a container could not be started");
+                    observe::start_failed(app, container, FaultCode::StartFailed, failure.into_problem().detail)
+                        .await?;
+                }
                 outcome => outcome?,
             }
             lock(in_flight).started.insert(session, container.generation);
@@ -138,7 +153,13 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slo
             lock(in_flight).started.remove(&session);
             app.hosts.forget(container);
             let turn = app.trees.turn(session).await;
-            checkpoints::save_for(app, &turn, session, Cause::Stop).await?;
+            match checkpoints::save_for(app, &turn, session, Cause::Stop).await {
+                // What it wrote stays where it is, and is saved when that is mended.
+                Err(error) if error.damage().is_some() => {
+                    tracing::error!(%container, %error, "a workspace could not be saved");
+                }
+                saved => saved?,
+            }
             drop(turn);
             observe::container_gone(app, container, ExitReason::Unknown).await?;
             Ok(())

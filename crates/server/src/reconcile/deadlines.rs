@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use raworc_core::ids::SessionId;
 use raworc_core::time::Time;
-use raworc_store::sessions;
+use raworc_store::{sessions, set_aside};
 
 use tokio::time::Instant;
 
@@ -31,6 +31,7 @@ pub async fn run(app: Shared) {
         let (began, at) = (Instant::now(), app.now());
         let result = if doubt { tell_all(&app).await } else { round(&app).await };
         doubt &= result.is_err();
+        app.loops.ran("deadlines", result.is_ok());
         let wait = match result {
             Ok(next) => next.map_or(LOOK_AT_LEAST, |at| at.since(app.now())).min(LOOK_AT_LEAST),
             Err(error) => {
@@ -67,11 +68,27 @@ async fn tell_all(app: &Shared) -> Result<Option<Time>, Failure> {
     tell(app, waiting).await
 }
 
+/// Has nobody look at a session any more whose record is damaged, until it is mended.
+async fn set_aside(app: &Shared, session: SessionId) -> Result<(), Failure> {
+    let write = app.store.write(move |transaction| {
+        Box::pin(async move {
+            set_aside::set_aside(transaction.connection(), &session.to_string()).await?;
+            Ok::<_, Failure>(())
+        })
+    });
+    write.await
+}
+
 /// Tells each of them. Where one could not be told, the others are, and it fails.
 async fn tell(app: &Shared, waiting: Vec<SessionId>) -> Result<Option<Time>, Failure> {
     let mut result = Ok(());
     for session in waiting {
-        if let Err(error) = observe::tick(app, session).await {
+        let told = match observe::tick(app, session).await {
+            // Nothing comes of it before it is mended.
+            Err(error) if error.damage().is_some() => set_aside(app, session).await,
+            told => told.map(|_| ()),
+        };
+        if let Err(error) = told {
             tracing::error!(%session, %error, "a session could not be told that its time has come");
             result = Err(error);
         }

@@ -52,6 +52,7 @@ pub async fn run(app: Shared) {
             () = app.stopping.cancelled() => return,
             () = tokio::time::sleep(TICK) => {}
         }
+        app.loops.ran("every", true);
         app.trees.timed.due().into_iter().for_each(|session| app.trees.ask(session, Cause::Every));
     }
 }

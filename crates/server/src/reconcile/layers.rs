@@ -92,7 +92,12 @@ pub async fn tighten_all(app: &Shared) -> Result<(), Failure> {
         layers::workspaces(&mut connection).await?.into_iter().collect()
     };
     for top in tops {
-        tighten(app, top).await?;
+        match tighten(app, top).await {
+            Err(error) if error.damage().is_some() => {
+                tracing::warn!(%top, %error, "layers whose records are damaged are kept as they are");
+            }
+            outcome => outcome?,
+        }
     }
     Ok(())
 }
@@ -208,7 +213,9 @@ pub async fn run(app: Shared) {
             }
             () = tokio::time::sleep(pause), if !busy.is_empty() => pause = (pause * 2).min(AGAIN_MAX),
         }
-        match collect(&app, busy.clone()).await {
+        let collected = collect(&app, busy.clone()).await;
+        app.loops.ran("layers", collected.is_ok());
+        match collected {
             Ok(left) => busy = left,
             Err(error) => tracing::warn!(%error, "layers could not be removed; it is tried again"),
         }
@@ -220,6 +227,13 @@ pub async fn run(app: Shared) {
 /// # Errors
 /// Where the store or the disk fails.
 async fn collect(app: &Shared, candidates: BTreeSet<LayerId>) -> Result<BTreeSet<LayerId>, Failure> {
+    {
+        let mut connection = app.store.read().await?;
+        if layers::are_in_doubt(&mut connection).await? {
+            tracing::warn!("no layer is removed while the record of what stands on one is damaged");
+            return Ok(candidates);
+        }
+    }
     // The order matters. What is unknown here is not mounted any more by whoever looks for what to mount from now on, and
     // whoever looked before holds it until the runtime knows. What is being made is held until it is known.
     let unknown = unknown(app, candidates).await?;

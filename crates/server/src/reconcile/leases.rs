@@ -13,6 +13,7 @@ pub async fn run(app: Shared) {
             () = app.stopping.cancelled() => return,
             () = tokio::time::sleep(HEARTBEAT_INTERVAL / 2) => {}
         }
+        app.loops.ran("leases", true);
         for container in app.hosts.lost() {
             tracing::warn!(%container, "a host was not heard of for too long");
             if let Err(error) = observe::host_lost(&app, container).await {

@@ -10,4 +10,5 @@ pub mod layers;
 pub mod leases;
 pub mod live;
 pub mod quotas;
+pub mod records;
 pub mod sweep;

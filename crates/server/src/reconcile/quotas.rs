@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use raworc_core::ids::{ContainerId, LayerId, SessionId};
 use raworc_core::session::Container;
+use raworc_store::StoreError;
 use raworc_store::layers::{self, LayerRow};
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::FileError;
@@ -322,7 +323,11 @@ async fn count(app: &Shared, layer: LayerId) -> Result<u64, Failure> {
 
 async fn find(app: &Shared, session: SessionId) -> Result<Option<SessionRow>, Failure> {
     let mut connection = app.store.read().await?;
-    Ok(sessions::find(&mut connection, session).await?)
+    match sessions::find(&mut connection, session).await {
+        // Nobody knows what it may take; its container is stopped by the sweep.
+        Err(StoreError::Damaged(_)) => Ok(None),
+        found => Ok(found?),
+    }
 }
 
 /// Runs until the server stops.
@@ -334,6 +339,7 @@ pub async fn run(app: Shared) {
             () = app.stopping.cancelled() => return,
             () = tokio::time::sleep(INTERVAL / 2) => {}
         }
+        app.loops.ran("quotas", true);
         for container in app.trees.quotas.due() {
             app.tasks.spawn(look_after(app.clone(), Arc::clone(&slots), container));
         }

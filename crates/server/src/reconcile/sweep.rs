@@ -6,7 +6,7 @@ use std::time::Duration;
 use raworc_core::ids::ContainerId;
 use raworc_core::limits::STOP_GRACE;
 use raworc_runtime::ExitReason;
-use raworc_store::{idempotency, sessions};
+use raworc_store::{StoreError, idempotency, sessions};
 
 use super::layers;
 use crate::app::{Shared, blocking};
@@ -36,7 +36,9 @@ pub async fn run(app: Shared) {
             () = app.stopping.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
-        if let Err(error) = once(&app).await {
+        let swept = once(&app).await;
+        app.loops.ran("sweep", swept.is_ok());
+        if let Err(error) = swept {
             tracing::error!(%error, "a sweep failed; the next one tries again");
         }
     }
@@ -50,6 +52,16 @@ async fn leftovers(app: &Shared) {
         Ok(bytes) => tracing::info!(bytes, "removed what transfers have left"),
         Err(error) => tracing::error!(%error, "what transfers have left could not be removed"),
     }
+}
+
+/// Has a sweep come now.
+pub fn soon(app: &Shared) {
+    let sweeping = app.clone();
+    app.tasks.spawn(async move {
+        if let Err(error) = once(&sweeping).await {
+            tracing::error!(%error, "a sweep failed; the next one tries again");
+        }
+    });
 }
 
 /// One sweep.
@@ -70,6 +82,7 @@ pub async fn once(app: &Shared) -> Result<(), Failure> {
     let all: BTreeSet<ContainerId> = there.iter().map(|listed| listed.id).collect();
     for orphan in all.difference(&after) {
         tracing::info!(container = %orphan, "removing a container that no session owns");
+        app.hosts.forget(*orphan);
         if let Err(error) = app.runtime.stop(*orphan, STOP_GRACE).await {
             tracing::warn!(container = %orphan, %error, "it could not be removed; the next sweep tries again");
         }
@@ -105,7 +118,10 @@ async fn meant_to_be(app: &Shared) -> Result<BTreeSet<ContainerId>, Failure> {
 
 async fn is_up(app: &Shared, container: ContainerId) -> Result<bool, Failure> {
     let mut connection = app.store.read().await?;
-    let row = sessions::find(&mut connection, container.session).await?;
+    let row = match sessions::find(&mut connection, container.session).await {
+        Err(StoreError::Damaged(_)) => None,
+        found => found?,
+    };
     Ok(row.is_some_and(|row| {
         row.machine.generation == container.generation && row.machine.container == raworc_core::session::Container::Up
     }))

@@ -22,7 +22,7 @@ use raworc_api::PREFIX;
 use raworc_api::page::Page;
 use raworc_api::problem::{Code, Problem};
 use raworc_core::limits::BODY_BYTES_MAX;
-use raworc_store::Batch;
+use raworc_store::{Batch, Sound};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
@@ -103,7 +103,8 @@ pub fn router(app: Shared) -> Router {
 /// A page from a batch of rows; `key` makes the cursor that leads on from a row.
 fn page_of<R, T>(batch: Batch<R>, key: impl Fn(&R) -> String, show: impl FnMut(R) -> T) -> Page<T> {
     let next_cursor = batch.rows.last().filter(|_| batch.has_more).map(key);
-    Page { items: batch.rows.into_iter().map(show).collect(), next_cursor }
+    let damaged = batch.damaged.into_iter().map(|damage| damage.id).collect();
+    Page { items: batch.rows.into_iter().map(show).collect(), next_cursor, damaged }
 }
 
 async fn count(State(app): State<Shared>, request: Request, next: Next) -> Response {
@@ -113,9 +114,11 @@ async fn count(State(app): State<Shared>, request: Request, next: Next) -> Respo
 }
 
 /// A page from rows that were read with one to spare; `key` makes the cursor that leads on from a row.
-fn page<R, T>(mut rows: Vec<R>, limit: u32, key: impl Fn(&R) -> String, show: impl FnMut(R) -> T) -> Page<T> {
+fn page<R, T>(found: Sound<R>, limit: u32, key: impl Fn(&R) -> String, show: impl FnMut(R) -> T) -> Page<T> {
+    let Sound { mut rows, damaged } = found;
+    let damaged = damaged.into_iter().map(|damage| damage.id).collect();
     let has_more = rows.len() > limit as usize;
     rows.truncate(limit as usize);
     let next_cursor = rows.last().filter(|_| has_more).map(key);
-    Page { items: rows.into_iter().map(show).collect(), next_cursor }
+    Page { items: rows.into_iter().map(show).collect(), next_cursor, damaged }
 }

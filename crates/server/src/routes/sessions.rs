@@ -26,7 +26,7 @@ use crate::extract::{Caller, Json, Path, Query, etag, idempotency_key, if_match}
 use crate::verbs::check::page_limit;
 use crate::verbs::find::{self, Purpose};
 use crate::verbs::idempotent::Key;
-use crate::verbs::wish::{Wish, wish};
+use crate::verbs::wish::{self, Wish, wish};
 use crate::verbs::{assign_agents, create_session, update_session};
 use crate::view;
 
@@ -89,7 +89,7 @@ async fn list(
         items.push(view::session(row, agents));
     }
     // So few readers are there that what they read together is not much.
-    let answer = app.budgets.json(Page { items, next_cursor: page.next_cursor }).await;
+    let answer = app.budgets.json(Page { items, next_cursor: page.next_cursor, damaged: page.damaged }).await;
     drop(connection);
     answer
 }
@@ -199,8 +199,13 @@ macro_rules! wishes {
             Caller(actor): Caller,
             Path(id): Path<String>,
         ) -> Result<Response, Failure> {
-            let row = wish(&app, &actor, id, Wish::$wish).await?;
-            show(&app, row).await
+            match wish(&app, &actor, id.clone(), Wish::$wish).await {
+                Err(failure) if Wish::$wish == Wish::Delete && failure.damage().is_some() => {
+                    wish::delete_damaged(&app, &actor, &id, failure).await?;
+                    Ok(StatusCode::NO_CONTENT.into_response())
+                }
+                outcome => show(&app, outcome?).await,
+            }
         }
     )*};
 }

@@ -1,7 +1,5 @@
 //! `/health`, `/version`, `/metrics`, `/openapi.json`
 
-use std::collections::BTreeMap;
-
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -16,7 +14,7 @@ use super::problems::Problems;
 use crate::app::{Shared, permit};
 use crate::error::Failure;
 use crate::extract::{Caller, Json};
-use crate::verbs::disk;
+use crate::verbs::{self, disk};
 
 pub(super) fn routes() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
@@ -28,16 +26,13 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(prune))
 }
 
-/// Which parts of the server work. Needs no token.
-#[utoipa::path(get, path = "/health", tag = "system", security(()),
-    responses((status = 200, body = Health), (status = 503, description = "Some part is away", body = Health)))]
-async fn health(State(app): State<Shared>) -> Response {
-    let word = |works: bool| if works { "ok" } else { "unavailable" }.to_owned();
-    let (store, runtime) = (app.store.check().await.is_ok(), app.runtime.check().await.is_ok());
-    let works = store && runtime;
-    let parts = BTreeMap::from([("store".to_owned(), word(store)), ("runtime".to_owned(), word(runtime))]);
-    let body = Health { status: if works { "ok" } else { "degraded" }.to_owned(), parts };
-    let status = if works { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+/// How the server is, part by part. Needs no token; with an administrator's it also tells what is wrong, and what to do.
+#[utoipa::path(get, path = "/health", tag = "system", security((), ("token" = [])),
+    responses((status = 200, description = "It serves: `ok`, or `degraded` where something does not work", body = Health),
+              (status = 503, description = "It cannot serve: `unavailable`", body = Health)))]
+async fn health(State(app): State<Shared>, caller: Result<Caller, Failure>) -> Response {
+    let body = verbs::health::health(&app, caller.ok().as_ref().map(|Caller(actor)| actor)).await;
+    let status = if body.status == "unavailable" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (status, axum::Json(body)).into_response()
 }
 

@@ -10,7 +10,7 @@ use raworc_core::names;
 use raworc_core::permissions::{Action, Actor, Role};
 use raworc_core::time::Time;
 use raworc_store::accounts::{self, AccountRow, TokenRow};
-use raworc_store::{Store, StoreError, audit};
+use raworc_store::{Sound, Store, StoreError, audit};
 use uuid::Uuid;
 
 use super::check::Checks;
@@ -145,7 +145,7 @@ pub async fn get(app: &Shared, actor: &Actor, id_or_name: &str) -> Result<Accoun
 ///
 /// # Errors
 /// 403.
-pub async fn list(app: &Shared, actor: &Actor, after: &str, limit: u32) -> Result<Vec<AccountRow>, Failure> {
+pub async fn list(app: &Shared, actor: &Actor, after: &str, limit: u32) -> Result<Sound<AccountRow>, Failure> {
     permit(actor, Action::ManageAccounts, "account", "")?;
     let mut connection = app.store.read().await?;
     Ok(accounts::list(&mut connection, after, limit).await?)
@@ -196,7 +196,7 @@ pub async fn list_tokens(
     id_or_name: &str,
     after: &str,
     limit: u32,
-) -> Result<Vec<TokenRow>, Failure> {
+) -> Result<Sound<TokenRow>, Failure> {
     let owner = get(app, actor, id_or_name).await?;
     let mut connection = app.store.read().await?;
     Ok(accounts::list_tokens(&mut connection, owner.id, after, limit).await?)

@@ -8,11 +8,11 @@ use raworc_core::ids::SessionId;
 use raworc_core::limits::{DIFFERENCES_MAX, TEXT_DIFF_BYTES_MAX};
 use raworc_core::names;
 use raworc_core::permissions::Actor;
-use raworc_store::audit;
 use raworc_store::checkpoints::{self, CheckpointRow, Status};
 use raworc_store::events;
 use raworc_store::layers::LayerRow;
 use raworc_store::sessions::SessionRow;
+use raworc_store::{Sound, audit};
 use raworc_workspace::layers::compare::{self, Difference};
 use raworc_workspace::{FileError, Found, Kind};
 use serde_json::json;
@@ -126,7 +126,7 @@ pub async fn list(
     id_or_name: &str,
     after: u64,
     limit: u32,
-) -> Result<Vec<CheckpointRow>, Failure> {
+) -> Result<Sound<CheckpointRow>, Failure> {
     let row = session(app, actor, id_or_name).await?;
     let mut connection = app.store.read().await?;
     Ok(checkpoints::list(&mut connection, row.id, after, limit).await?)

@@ -107,7 +107,12 @@ pub async fn prune(app: &Shared, actor: &Actor, body: Prune) -> Result<Pruned, F
             sessions::to_purge(&mut connection, until).await?
         };
         for session in deleted {
-            pruned.sessions += u64::from(purge_soon(app, actor, session).await?);
+            match purge_soon(app, actor, session).await {
+                Err(error) if error.damage().is_some() => {
+                    tracing::warn!(%session, %error, "the files of a session whose records are damaged are kept");
+                }
+                purged => pruned.sessions += u64::from(purged?),
+            }
         }
     }
     if body.unused_images {

@@ -4,8 +4,8 @@ use raworc_api::problem::Code;
 use raworc_core::ids::SessionId;
 use raworc_core::limits::PAGE_BYTES_MAX;
 use raworc_core::permissions::{Action, Actor, Role};
-use raworc_store::Connection;
 use raworc_store::sessions::{self, Filter, SessionRow};
+use raworc_store::{Connection, Sound, StoreError, set_aside};
 
 use crate::app::permit;
 use crate::error::Failure;
@@ -29,17 +29,27 @@ pub async fn session(
     id_or_name: &str,
     purpose: Purpose,
 ) -> Result<SessionRow, Failure> {
-    let found = match id_or_name.parse::<SessionId>() {
-        Ok(id) => sessions::find(connection, id).await?,
-        Err(_) => by_name(connection, actor, id_or_name).await?,
-    };
-    let row = found.ok_or_else(|| Failure::not_found("session", id_or_name))?;
-    let owner = row.owner_id;
-    let action = match purpose {
+    let action = |owner| match purpose {
         Purpose::Read => Action::ReadSession { owner },
         Purpose::Use => Action::UseSession { owner },
     };
-    permit(actor, action, "session", id_or_name)?;
+    let found = match id_or_name.parse::<SessionId>() {
+        Ok(id) => match sessions::find(connection, id).await {
+            Err(damage @ StoreError::Damaged(_)) => {
+                // Who may see the session is told that it is damaged; whose it is may be damaged, too.
+                match set_aside::owner_of(connection, id).await? {
+                    Some(owner) => permit(actor, action(owner), "session", id_or_name)?,
+                    None if actor.role == Role::Admin => {}
+                    None => return Err(Failure::not_found("session", id_or_name)),
+                }
+                return Err(damage.into());
+            }
+            found => found?,
+        },
+        Err(_) => by_name(connection, actor, id_or_name).await?,
+    };
+    let row = found.ok_or_else(|| Failure::not_found("session", id_or_name))?;
+    permit(actor, action(row.owner_id), "session", id_or_name)?;
     Ok(row)
 }
 
@@ -59,6 +69,9 @@ async fn by_name(connection: &mut Connection, actor: &Actor, name: &str) -> Resu
         }
         if let Some(row) = found.rows.pop() {
             return Ok(Some(row));
+        }
+        if let Some(damage) = found.damaged.pop() {
+            return Err(StoreError::Damaged(Box::new(damage)).into());
         }
     }
     Ok(None)

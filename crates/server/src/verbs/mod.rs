@@ -13,6 +13,7 @@ pub mod disk;
 pub mod exec;
 pub mod files;
 pub mod find;
+pub mod health;
 pub mod idempotent;
 pub mod images;
 pub mod observe;

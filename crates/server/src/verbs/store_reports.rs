@@ -97,10 +97,9 @@ struct End {
 }
 
 async fn finish(change: &mut Change<'_>, container: ContainerId, id: MessageId, end: End) -> Result<(), Failure> {
-    let session = change.row.id;
-    let mut message = messages::find(change.connection(), session, id)
-        .await?
-        .ok_or_else(|| StoreError::Damaged(format!("message {id} is gone")))?;
+    let Some(mut message) = change.message(id).await? else {
+        return change.step(&Event::MessageFinished { generation: container.generation, message: id }).await;
+    };
     let (status, error) = judge(end.ending);
     let usage = MessageUsage {
         exit_code: if let Ending::Exited(code) = end.ending { Some(code) } else { None },
@@ -132,7 +131,7 @@ async fn answer(change: &mut Change<'_>, message: &MessageRow, usage: &MessageUs
     let since = message.started_seq.unwrap_or(message.seq);
     let deltas = events::data_of_kind(change.connection(), session, "message.delta", since).await?;
     let content: String = deltas.iter().filter_map(|data| data.get("text").and_then(Value::as_str)).collect();
-    let started = events::list(change.connection(), session, since.saturating_sub(1), 1).await?;
+    let started = events::batch(change.connection(), session, since.saturating_sub(1), (1, usize::MAX)).await?.rows;
     let agent = started.first().and_then(|event| event.data.get("agent")).and_then(Value::as_str).map(str::to_owned);
     let id = MessageId(Uuid::now_v7());
     let actor = format!("agent:{}", agent.as_deref().unwrap_or_default());

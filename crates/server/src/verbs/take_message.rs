@@ -8,6 +8,7 @@ use raworc_core::ids::ContainerId;
 use raworc_core::limits::OUTPUT_BYTES_MAX;
 use raworc_core::link::{Program, WORKSPACE_PATH, Work, WorkId};
 use raworc_core::session::{Event, Running, State};
+use raworc_store::Sound;
 use raworc_store::agents::{self, AgentRow};
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::SessionRow;
@@ -51,10 +52,11 @@ async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<
     message.attempts += 1;
     let running = Running { message: message.id, attempt: message.losses + 1 };
     change.step(&Event::MessageTaken { generation: container.generation, running }).await?;
-    let assigned = agents::of_session(change.connection(), session).await?;
+    let Sound { rows: assigned, damaged } = agents::assigned(change.connection(), session).await?;
     let agent = match &message.agent {
         Some(name) => assigned.into_iter().find(|agent| agent.definition.name == *name),
-        None => assigned.into_iter().next(),
+        // One that is damaged may be the first: nobody else speaks for it.
+        None => assigned.into_iter().next().filter(|_| damaged.is_empty()),
     };
     let name = agent.as_ref().map(|agent| agent.definition.name.clone());
     let data = json!({ "message_id": message.id, "attempt": message.attempts, "agent": name });
@@ -64,23 +66,28 @@ async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<
     match agent {
         Some(agent) => Ok(Some(work(&change.row, &message, &agent))),
         None => {
-            fail_without_agent(change, container, &mut message).await?;
+            fail_without_agent(change, container, &mut message, !damaged.is_empty()).await?;
             Ok(None)
         }
     }
 }
 
-/// The agent that the message names was taken from the session after the message was sent.
+/// The agent that the message names was taken from the session after the message was sent, or its record is damaged.
 async fn fail_without_agent(
     change: &mut Change<'_>,
     container: ContainerId,
     message: &mut MessageRow,
+    is_damaged: bool,
 ) -> Result<(), Failure> {
     let name = message.agent.as_deref().unwrap_or_default();
-    let error = MessageError {
-        code: "not_started".into(),
-        message: format!("the session no longer has the agent {name:?}; assign it and send the message again"),
+    let why = if is_damaged {
+        "the record of an agent of the session is damaged; have an administrator mend it (`raworc health` names it), or assign \
+         another agent, and send the message again"
+            .to_owned()
+    } else {
+        format!("the session no longer has the agent {name:?}; assign it and send the message again")
     };
+    let error = MessageError { code: "not_started".into(), message: why };
     change.finish_message(message, Status::Failed, Some(error), Map::new()).await?;
     change.step(&Event::MessageFinished { generation: container.generation, message: message.id }).await
 }

@@ -1,14 +1,16 @@
 //! Wishes: pause, resume, terminate, delete, restore, restart, cancel. Recorded at once; the machine walks towards them.
 
-use raworc_core::permissions::Actor;
+use raworc_core::ids::SessionId;
+use raworc_core::permissions::{Actor, Role};
 use raworc_core::session::{Event, TerminationReason};
-use raworc_store::audit;
 use raworc_store::sessions::SessionRow;
+use raworc_store::{audit, set_aside};
 
 use super::find::{self, Purpose};
 use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
+use crate::reconcile::sweep;
 use crate::trees::refuse_purged;
 
 /// What someone wants of a session.
@@ -54,6 +56,30 @@ impl Wish {
             Wish::Cancel => "session.cancel",
         }
     }
+}
+
+/// Deletes a session whose record is damaged, as far as that can be: it is hidden, its container is stopped, and nothing of it is
+/// removed. Once it is mended, it is deleted like any other.
+///
+/// # Errors
+/// The `failure` that told of the damage, where the actor is no administrator or the record is not a session's.
+pub async fn delete_damaged(app: &Shared, actor: &Actor, id_or_name: &str, failure: Failure) -> Result<(), Failure> {
+    let damage = failure.damage().filter(|damage| actor.role == Role::Admin && damage.table == "sessions");
+    let id = damage.and_then(|damage| id_or_name.parse().or_else(|_| damage.id.parse::<SessionId>()).ok());
+    let Some(id) = id else { return Err(failure) };
+    let (actor, now) = (actor.clone(), app.now());
+    let write = app.store.write(move |transaction| {
+        Box::pin(async move {
+            audit::append(transaction.connection(), now, &actor, Wish::Delete.action(), &id.to_string()).await?;
+            set_aside::delete_damaged(transaction.connection(), id, now).await?;
+            transaction.changed(id);
+            Ok::<_, Failure>(())
+        })
+    });
+    write.await?;
+    // Its container is nobody's now.
+    sweep::soon(app);
+    Ok(())
 }
 
 /// Records a wish; the session as it now is.

@@ -1,0 +1,109 @@
+//! People in a hurry: as soon as a message is answered they wish something else, while the server saves what it has left.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use axum::Router;
+use axum::http::Method;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::people::{any_session, call, create, wish};
+use crate::versions;
+use crate::world::World;
+
+/// Messages after whose answers they do so.
+const ROUNDS: usize = 12;
+/// Wishes land within so many milliseconds, which is what the steps of a checkpoint take.
+const SOON: u64 = 12;
+/// Nobody waits longer for a container: whatever is tried again is so after a second.
+const WAKE_MAX: Duration = Duration::from_millis(900);
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What may not happen on good days.
+const WRONG: [&str; 4] = ["checkpoint.failed", "checkpoint.delayed", "session.failed", "session.rewind_failed"];
+
+/// Does all that.
+pub async fn act(world: &World, router: &Router) -> anyhow::Result<()> {
+    create(world, router).await?;
+    for _ in 0..ROUNDS {
+        let Some(session) = any_session(world) else { continue };
+        bring_back(world, router, &session).await?;
+        if !message(world, router, &session).await? {
+            continue;
+        }
+        world.pass(SOON).await;
+        let number = 73 + world.below(27);
+        let other = async {
+            world.pass(SOON).await;
+            match world.below(4) {
+                0 => versions::act(world, router).await,
+                1 => update(world, router, &session).await,
+                2 => wish(world, router, 73 + world.below(27)).await,
+                _ => Ok(()),
+            }
+        };
+        let (one, other) = tokio::join!(wish(world, router, number), other);
+        one?;
+        other?;
+    }
+    for session in world.state().people.sessions.clone() {
+        bring_back(world, router, &session).await?;
+    }
+    Ok(())
+}
+
+async fn update(world: &World, router: &Router, session: &str) -> anyhow::Result<()> {
+    let body = json!({ "metadata": { "hurry": true } });
+    call(world, router, Method::PUT, &format!("/sessions/{session}"), None, &body).await?;
+    Ok(())
+}
+
+/// Whatever was wished before, the session works again.
+async fn bring_back(world: &World, router: &Router, session: &str) -> anyhow::Result<()> {
+    for path in ["restore", "resume"] {
+        call(world, router, Method::POST, &format!("/sessions/{session}/{path}"), None, &Value::Null).await?;
+    }
+    Ok(())
+}
+
+/// Sends a message and waits for its end: false where none was taken. It is begun soon, whatever the server is about.
+async fn message(world: &World, router: &Router, session: &str) -> anyhow::Result<bool> {
+    let path = format!("/sessions/{session}/messages");
+    let (status, message) = call(world, router, Method::POST, &path, None, &json!({ "content": "echo" })).await?;
+    if !status.is_success() {
+        return Ok(false);
+    }
+    let path = format!("{path}/{}", message["id"].as_str().context("no id")?);
+    let (sent, mut began) = (Instant::now(), None);
+    loop {
+        let (_, message) = call(world, router, Method::GET, &path, None, &Value::Null).await?;
+        let is_queued = message["status"] == "queued";
+        began = began.or_else(|| (!is_queued).then(|| sent.elapsed()));
+        if !is_queued && message["status"] != "processing" {
+            break;
+        }
+        ensure!(sent.elapsed() < PATIENCE, "a message of {session} does not end: {message}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let began = began.unwrap_or_default();
+    ensure!(began < WAKE_MAX, "a message of {session} waited {began:?} for a container");
+    Ok(true)
+}
+
+/// Nothing of what may not happen did.
+pub async fn went_well(world: &World, router: &Router) -> anyhow::Result<()> {
+    for session in world.state().people.sessions.clone() {
+        let mut after = 0;
+        loop {
+            let path = format!("/sessions/{session}/events?limit=500&after={after}");
+            let (_, page) = call(world, router, Method::GET, &path, None, &Value::Null).await?;
+            let events = page["items"].as_array().context("no events")?.clone();
+            let Some(last) = events.last() else { break };
+            after = last["seq"].as_u64().context("no number")?;
+            let wrong = events.iter().find(|event| WRONG.contains(&event["type"].as_str().unwrap_or_default()));
+            ensure!(wrong.is_none(), "on a good day: {}", wrong.unwrap_or(&Value::Null));
+        }
+    }
+    Ok(())
+}
