@@ -366,7 +366,11 @@ pub async fn open_now(app: &Shared, row: &SessionRow) -> Result<Opened, Failure>
     }
     let (stack, hold) = ready_stack_of(app, row.id).await?;
     let writable = stack.writable;
-    Ok(Opened { workspace: open(app, move |shelf| shelf.view(&stack)).await?, writable, _hold: hold })
+    let view = move |shelf: &Workspaces| {
+        shelf.gather_resting(&stack)?;
+        shelf.view(&stack)
+    };
+    Ok(Opened { workspace: open(app, view).await?, writable, _hold: hold })
 }
 
 /// Opens these layers, the topmost first, to read what they show.

@@ -2,9 +2,10 @@
 //!
 //! Every directory here is named in the records before it is made, so one that no record names is nobody's.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,11 +17,14 @@ use uuid::Uuid;
 
 use crate::FileError;
 use crate::files::Workspace;
-use crate::layers::{ENTRY_BYTES_MIN, Marks, seal, usage};
+use crate::layers::links::Touched;
+use crate::layers::{ENTRY_BYTES_MIN, Marks, links, seal, usage};
 use crate::mount::{EMPTY, LayerMissing, Mounter, Stack};
 use crate::steps;
 use crate::trash::Trash;
 
+/// The name of the mark, beside the content of a layer, that no file in it has several names. One without it may have such.
+pub(crate) const PLAIN: &str = "plain";
 /// Directories of a layer itself, and what overlayfs makes for its work, at most.
 const OWN_FILES_MAX: u64 = 16;
 
@@ -159,6 +163,92 @@ impl Workspaces {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             result => result,
         }
+    }
+
+    /// Notes whether files in a layer, which does not change any more, have several names.
+    ///
+    /// # Errors
+    /// Where that cannot be noted.
+    pub fn note_links(&self, layer: LayerId, has_links: bool) -> io::Result<()> {
+        let directory = self.directory(layer);
+        steps::change()?;
+        if !has_links {
+            return File::create(directory.join(PLAIN)).map(drop);
+        }
+        match fs::remove_file(directory.join(PLAIN)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            // It was written to since it was marked: what is on the disk must not say that it was not.
+            outcome => outcome.and_then(|()| File::open(directory)?.sync_all()),
+        }
+    }
+
+    /// The same for a layer that comes from others, or from elsewhere.
+    ///
+    /// # Errors
+    /// Where it cannot be looked through.
+    pub fn look_for_links(&self, layer: LayerId) -> io::Result<()> {
+        let nature = links::nature(&self.path(layer), self.marks)?;
+        self.note_links(layer, nature.has_links)
+    }
+
+    /// Whether these layers, and all that may be laid on them, are kept together by an index while they are mounted.
+    fn has_index(&self, layers: &[LayerId]) -> bool {
+        let keeps_links = self.mounter.as_ref().is_some_and(Mounter::keeps_links);
+        keeps_links && !layers.iter().all(|layer| self.directory(*layer).join(PLAIN).exists())
+    }
+
+    /// Files of which only some names are in what is written to (see [`links`]).
+    ///
+    /// # Errors
+    /// Where the index cannot be read.
+    pub fn touched(&self, writable: LayerId) -> io::Result<BTreeSet<Touched>> {
+        links::touched(&self.directory(writable).join("work"))
+    }
+
+    /// Gives such files all of their names, through the mount `root` of what is written to.
+    ///
+    /// # Errors
+    /// Where it cannot be read or changed.
+    pub fn gather(&self, root: impl AsFd, writable: LayerId, files: &BTreeSet<Touched>) -> io::Result<()> {
+        links::gather(root, &self.path(writable), files)
+    }
+
+    /// The same where nothing has it mounted.
+    ///
+    /// # Errors
+    /// As [`Self::mount`] and [`Self::gather`].
+    pub fn gather_resting(&self, stack: &Stack) -> io::Result<()> {
+        let Some(writable) = stack.writable else { return Ok(()) };
+        let files = self.touched(writable)?;
+        if files.is_empty() {
+            return Ok(());
+        }
+        let mount = self.mounter()?.mount(stack)?;
+        self.gather(&mount, writable, &files)
+    }
+
+    /// What is written to in this stack becomes a layer that never changes; through `root` where it is mounted, and then nobody writes to it.
+    /// The layer: the same one, or, where that depends on how overlayfs wrote it or on its mount, `settled`, which shows the same.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or the layer not be made.
+    pub fn seal(&self, stack: &Stack, root: Option<OwnedFd>, settled: LayerId) -> io::Result<LayerId> {
+        let writable = stack.writable.ok_or(io::ErrorKind::NotFound)?;
+        match root {
+            Some(root) => self.gather(root, writable, &self.touched(writable)?)?,
+            None => self.gather_resting(stack)?,
+        }
+        let from = self.path(writable);
+        let nature = links::nature(&from, self.marks)?;
+        self.note_links(writable, nature.has_links)?;
+        // A mount with an index is refused where what it lies on is still written to through another.
+        if !nature.has_redirects && !self.has_index(&stack.layers) && !self.has_index(&[writable]) {
+            return Ok(writable);
+        }
+        let into = self.begin(settled)?;
+        seal::settled(&from, &self.paths(&stack.layers), &into, self.marks)?;
+        self.look_for_links(settled)?;
+        Ok(settled)
     }
 
     /// Removes a layer; what it takes is given back in the background.

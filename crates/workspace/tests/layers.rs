@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use raworc_core::ids::LayerId;
 use raworc_workspace::layers::capture::How;
 use raworc_workspace::layers::compare::Side;
-use raworc_workspace::layers::{Marks, capture, compare, seal, squash};
+use raworc_workspace::layers::{Marks, capture, compare, links, seal, squash};
 use raworc_workspace::{Mounter, Stack, Workspaces, layers_in, steps};
 use rustix::fs::XattrFlags;
 use uuid::Uuid;
@@ -249,7 +249,7 @@ impl Shelf {
             let layer = if live {
                 seal::settle(&from, &lower, Marks::Trusted).unwrap();
                 layer
-            } else if seal::has_redirects(&from, Marks::Trusted).unwrap() {
+            } else if links::nature(&from, Marks::Trusted).unwrap().has_redirects {
                 let settled = LayerId(Uuid::new_v4());
                 seal::settled(&from, &lower, &self.shelf.begin(settled).unwrap(), Marks::Trusted).unwrap();
                 settled

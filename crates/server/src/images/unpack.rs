@@ -169,6 +169,7 @@ impl Unpack {
             adopt(&path, &implied, below.root()).map_err(io)?;
         }
         squash::trim(&path, &paths, shelf.marks()).map_err(io)?;
+        shelf.look_for_links(self.id).map_err(io)?;
         seal::sync(&path).map_err(io)?;
         let measured = seal::measure(&path, &paths, shelf.marks()).map_err(io)?;
         Ok((measured, unpacked.bytes))
@@ -185,6 +186,7 @@ async fn fold(app: &Shared, taken: &mut TakenIn, below: &mut Vec<LayerRow>) -> R
     let work = move || -> std::io::Result<seal::Change> {
         let (into, lower) = (shelf.begin(id)?, shelf.paths(&lower));
         squash::squash(&shelf.paths(&parts), &lower, &into, shelf.marks())?;
+        shelf.look_for_links(id)?;
         seal::sync(&into)?;
         seal::measure(&into, &lower, shelf.marks())
     };

@@ -407,22 +407,20 @@ impl Job<'_> {
         }
     }
 
-    /// The layer that what the session wrote becomes, held: the one that it wrote to, or, where that depends on how overlayfs wrote
-    /// it, another one that does not.
+    /// The layer that what the session wrote becomes, held: the one that it wrote to, or, where that depends on how it is mounted,
+    /// another one that does not.
     async fn settle(&self) -> Result<(LayerId, Hold), Trouble> {
         let (stack, _hold) = trees::stack(self.app, self.row.layer_id).await?;
         let (shelf, written, settled) = (self.app.trees.shelf.clone(), self.row.writable_id, trees::new_layer());
         let hold = self.app.trees.hold([settled]);
+        let root = match self.app.runtime.workspace(self.container) {
+            Some(_) => Some(self.app.runtime.open_workspace(self.container).await?),
+            None => None,
+        };
         let work = move || -> std::io::Result<LayerId> {
             // It is not the session that writes to it now.
             shelf.limit(written, None)?;
-            let from = shelf.path(written);
-            if !seal::has_redirects(&from, shelf.marks())? {
-                return Ok(written);
-            }
-            let into = shelf.begin(settled)?;
-            seal::settled(&from, &shelf.paths(&stack.layers), &into, shelf.marks())?;
-            Ok(settled)
+            shelf.seal(&Stack { layers: stack.layers, writable: Some(written) }, root, settled)
         };
         let done = self.app.work(work).await.flatten();
         // If it does not become a layer of the session.

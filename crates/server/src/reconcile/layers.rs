@@ -141,6 +141,7 @@ async fn merge_run(app: &Shared, chain: &[LayerRow], run: Range<usize>) -> Resul
         move || -> std::io::Result<seal::Change> {
             let into = shelf.begin(new)?;
             squash::squash(&from, &lower, &into, shelf.marks())?;
+            shelf.look_for_links(new)?;
             seal::sync(&into)?;
             seal::measure(&into, &lower, shelf.marks())
         }

@@ -4,6 +4,7 @@
 //! and only what has changed since the one before is copied. Together they are one layer. What a session copied before is
 //! remembered while it writes to the same layer, so that the next copy is of what changed since then.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_runtime::Company;
 use raworc_workspace::layers::capture::{Captured, How};
+use raworc_workspace::layers::links::Touched;
 use raworc_workspace::layers::{capture, seal, squash};
 
 use super::checkpoints::{Job, Trouble};
@@ -33,6 +35,8 @@ pub struct Copied {
     pub layer: LayerId,
     /// What was seen then.
     pub listing: PathBuf,
+    /// Files that had all of their names in what is written to then; it does not become fewer.
+    gathered: BTreeSet<Touched>,
     /// The next copy lies on this one.
     _hold: Arc<Hold>,
 }
@@ -53,6 +57,8 @@ async fn copy_to(job: &Job<'_>, layers: [LayerId; MOVING_MAX + 2]) -> Result<(),
     let [rounds @ .., whole] = &layers;
     let before = app.trees.copied(row.id).filter(|copied| copied.writable == row.writable_id);
     let mut listing = before.as_ref().map(|copied| copied.listing.clone());
+    let mut gathered = before.as_ref().map(|copied| copied.gathered.clone()).unwrap_or_default();
+    gather(job, &mut gathered.clone()).await?;
     let mut done = 0;
     while done < MOVING_MAX {
         let (seen, captured) = round(job, rounds[done], listing, false).await?;
@@ -67,7 +73,10 @@ async fn copy_to(job: &Job<'_>, layers: [LayerId; MOVING_MAX + 2]) -> Result<(),
         // They have ended meanwhile.
         return job.seal_frozen(stands).await;
     }
-    let last = round(job, rounds[done], listing, true).await;
+    let last = match gather(job, &mut gathered).await {
+        Ok(()) => round(job, rounds[done], listing, true).await,
+        Err(trouble) => Err(trouble),
+    };
     // What is told from now on may be of what was written after it.
     let seq = job.last_seq().await;
     let frozen = stands.go_on().await?;
@@ -75,7 +84,7 @@ async fn copy_to(job: &Job<'_>, layers: [LayerId; MOVING_MAX + 2]) -> Result<(),
     let earlier = before.map(|copied| copied.layer);
     join(job, &rounds[..=done], *whole, earlier).await?;
     let copied =
-        Copied { writable: row.writable_id, layer: *whole, listing, _hold: Arc::new(app.trees.hold([*whole])) };
+        Copied { writable: row.writable_id, layer: *whole, listing, gathered, _hold: Arc::new(app.trees.hold([*whole])) };
     job.record(Found::Copied { layer: copied.layer, earlier, seq }, frozen).await?;
     drop_listing(app.trees.set_copied(row.id, Some(copied)));
     Ok(())
@@ -97,6 +106,21 @@ fn drop_listing(before: Option<Copied>) {
     if let Some(before) = before {
         let _ = std::fs::remove_file(before.listing);
     }
+}
+
+/// Gives files that are written to all of their names there, but for those that have them already. What the container does meanwhile may
+/// keep one from being found; when it stands still, nothing does.
+async fn gather(job: &Job<'_>, gathered: &mut BTreeSet<Touched>) -> Result<(), Trouble> {
+    let (shelf, writable) = (job.app.trees.shelf.clone(), job.row.writable_id);
+    let found = job.app.work(move || shelf.touched(writable)).await??;
+    let files: BTreeSet<Touched> = found.difference(gathered).cloned().collect();
+    if !files.is_empty() {
+        let root = job.app.runtime.open_workspace(job.container).await?;
+        let (shelf, wanted) = (job.app.trees.shelf.clone(), files.clone());
+        job.app.work(move || shelf.gather(root, writable, &wanted)).await??;
+    }
+    gathered.extend(files);
+    Ok(())
 }
 
 /// Copies what changed since `before` into `layer`; the new listing, and what was copied.
@@ -129,7 +153,8 @@ async fn join(job: &Job<'_>, rounds: &[LayerId], whole: LayerId, earlier: Option
     let work = move || -> io::Result<()> {
         let (lower, parts, marks) = (shelf.paths(&stack.layers), shelf.paths(&newest_first), shelf.marks());
         parts.iter().try_for_each(|part| seal::settle(part, &lower, marks))?;
-        squash::squash(&parts, &shelf.paths(&below.layers), &shelf.begin(whole)?, marks)
+        squash::squash(&parts, &shelf.paths(&below.layers), &shelf.begin(whole)?, marks)?;
+        shelf.look_for_links(whole)
     };
     Ok(job.app.work(work).await??)
 }

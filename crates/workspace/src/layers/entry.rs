@@ -3,13 +3,14 @@
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid, XattrFlags, copy_file_range,
 };
 use rustix::fs::{chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr, fremovexattr, fsetxattr, fstat, futimens};
+use rustix::fs::{getxattr, removexattr, setxattr};
 use rustix::fs::{linkat, mkdirat, mknodat, open, openat, readlinkat, statat, symlinkat, utimensat};
 use rustix::io::Errno;
 
@@ -19,6 +20,8 @@ use crate::steps;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// The most that the names, or one value, of extended attributes take (Linux, `XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
 const ATTRIBUTE_BYTES_MAX: usize = 64 << 10;
+/// Access control lists: of what has it, and of what is made in a directory.
+const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 
 /// Opens a directory by its path.
 pub fn root(path: &Path) -> io::Result<OwnedFd> {
@@ -128,7 +131,7 @@ fn attribute(file: impl AsFd, name: &str) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// The extended attributes that are content: `user.*` without the marks of overlayfs.
+/// The extended attributes that are content: `user.*` without the marks of overlayfs, and access control lists.
 pub fn attributes(file: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut names = vec![0; ATTRIBUTE_BYTES_MAX];
     let length = match flistxattr(&file, names.as_mut_slice()) {
@@ -139,8 +142,7 @@ pub fn attributes(file: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
     for name in names[..length].split(|byte| *byte == 0) {
         let Ok(name) = std::str::from_utf8(name) else { continue };
-        if name.starts_with("user.")
-            && !name.starts_with("user.overlay.")
+        if is_content(name)
             && let Some(value) = attribute(&file, name)?
         {
             found.push((name.to_owned(), value));
@@ -150,15 +152,28 @@ pub fn attributes(file: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
     Ok(found)
 }
 
+fn is_content(name: &str) -> bool {
+    ACLS.contains(&name) || name.starts_with("user.") && !name.starts_with("user.overlay.")
+}
+
+/// Makes the attributes of an open file those of another. It may have inherited some from the directory it was made in.
+fn make_attributes(wanted: &[(String, Vec<u8>)], to: impl AsFd) -> io::Result<()> {
+    for (name, _) in attributes(&to)? {
+        if !wanted.iter().any(|(other, _)| *other == name) {
+            fremovexattr(&to, &name)?;
+        }
+    }
+    wanted.iter().try_for_each(|(name, value)| Ok(fsetxattr(&to, name, value, XattrFlags::empty())?))
+}
+
 /// Makes the owner, mode, attributes and times of an open file those of another. Times last: the rest changes them.
 pub fn copy_attributes(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
     let stat = fstat(&from)?;
     steps::change()?;
     fchown(&to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    make_attributes(&attributes(&from)?, &to)?;
+    // Taking a list away may change the mode, and so may giving one.
     fchmod(&to, Mode::from_raw_mode(stat.st_mode))?;
-    for (name, value) in attributes(&from)? {
-        fsetxattr(&to, &name, &value, XattrFlags::empty())?;
-    }
     Ok(futimens(&to, &times(&stat))?)
 }
 
@@ -217,6 +232,7 @@ pub fn copy(from: impl AsFd, name: &CStr, stat: &Stat, to: impl AsFd) -> io::Res
         FileType::Fifo => {
             mknodat(&to, name, FileType::Fifo, Mode::RUSR, 0)?;
             own(&to, name, stat)?;
+            copy_list(&from, &to, name)?;
             chmodat(&to, name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
             utimensat(&to, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)?;
         }
@@ -224,6 +240,24 @@ pub fn copy(from: impl AsFd, name: &CStr, stat: &Stat, to: impl AsFd) -> io::Res
         _ => return Ok(false),
     }
     Ok(true)
+}
+
+/// Copies the access control list of what is neither file nor directory nor link, and is not opened.
+fn copy_list(from: impl AsFd, to: impl AsFd, name: &CStr) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let from = openat(from, name, flags, Mode::empty())?;
+    let to = openat(to, name, flags, Mode::empty())?;
+    let path = |file: &OwnedFd| format!("/proc/self/fd/{}", file.as_raw_fd());
+    let mut value = vec![0; ATTRIBUTE_BYTES_MAX];
+    let done = match getxattr(path(&from), ACLS[0], value.as_mut_slice()) {
+        Ok(length) => setxattr(path(&to), ACLS[0], &value[..length], XattrFlags::empty()),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => removexattr(path(&to), ACLS[0]),
+        Err(error) => Err(error),
+    };
+    match done {
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        done => Ok(done?),
+    }
 }
 
 fn own(directory: impl AsFd, name: &CStr, stat: &Stat) -> io::Result<()> {

@@ -8,6 +8,7 @@ mod adopt;
 pub mod capture;
 pub mod compare;
 mod entry;
+pub mod links;
 pub mod seal;
 pub mod squash;
 mod usage;

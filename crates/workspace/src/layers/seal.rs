@@ -54,8 +54,8 @@ pub fn prepare(writable: &Path, below: Option<&Path>, owner: Option<(u32, u32)>)
     Ok(())
 }
 
-/// Whether anything was written: whether there is any entry, or the root is not like the one below. Its time of change does
-/// not count: something that came and went changes that, too.
+/// Whether anything was written: whether there is any entry, or the root is not like the one below. Its time of modification counts where
+/// somebody has set it: something that came and went changes it, too, together with the time of change.
 ///
 /// # Errors
 /// Where it cannot be read.
@@ -69,29 +69,10 @@ pub fn is_changed(writable: &Path, below: Option<&Path>) -> io::Result<bool> {
     let Some(below) = below else { return Ok(false) };
     let below = entry::root(below)?;
     let (a, b) = (fstat(&own)?, fstat(&below)?);
-    let is_like = (a.st_mode, a.st_uid, a.st_gid) == (b.st_mode, b.st_uid, b.st_gid);
+    let (modified, changed) = ((a.st_mtime, a.st_mtime_nsec), (a.st_ctime, a.st_ctime_nsec));
+    let is_set = modified != (b.st_mtime, b.st_mtime_nsec) && modified != changed;
+    let is_like = (a.st_mode, a.st_uid, a.st_gid) == (b.st_mode, b.st_uid, b.st_gid) && !is_set;
     Ok(!is_like || entry::attributes(&own)? != entry::attributes(&below)?)
-}
-
-/// Whether directories in a layer refer to others: then it has to be settled.
-///
-/// # Errors
-/// Where it cannot be read.
-pub fn has_redirects(layer: &Path, marks: Marks) -> io::Result<bool> {
-    redirects(&entry::root(layer)?, 0, marks)
-}
-
-fn redirects(directory: &OwnedFd, depth: usize, marks: Marks) -> io::Result<bool> {
-    for name in entry::names(directory)? {
-        let Some(stat) = entry::look(directory, &name)? else { continue };
-        if entry::kind(&stat) == FileType::Directory {
-            let inner = entry::inner(directory, &name, depth)?;
-            if Mark::Redirect.get(&inner, marks)?.is_some() || redirects(&inner, depth + 1, marks)? {
-                return Ok(true);
-            }
-        }
-    }
-    Ok(false)
 }
 
 /// Makes the new directory `into` the same as a layer, settled. The layer stays as it is: where this is cut off, a session may go on
