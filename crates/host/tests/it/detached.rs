@@ -126,25 +126,6 @@ fn a_timeout_reaches_them_too_and_spares_what_is_not_its_own() {
 }
 
 #[test]
-fn processes_that_fork_faster_than_they_are_found_end_as_well() {
-    if !is_root() {
-        return;
-    }
-    let (server, mut connection) = Server::ready();
-    let held = pipes(&server, "held");
-    // Each of them starts another one, in a session of its own, and ends; four such chains.
-    let chain = "trap '' TERM; while :; do setsid -f perl -e 'use POSIX; $SIG{TERM} = q(IGNORE); \
-                 while (1) { $p = fork; defined $p or next; if ($p) { exit } setsid }' 9>held & wait; break; done";
-    let script = format!(
-        "exec 9>held; for i in 1 2 3 4; do {chain}; done; echo ready; trap '' TERM; while :; do sleep 1000; done"
-    );
-    begin(&server, &mut connection, message(1), &script);
-    connection.send(&ServerFrame::Cancel(message(1)));
-    assert_eq!(connection.outcome(message(1)).ending, Some(Ending::Cancelled));
-    ended(held);
-}
-
-#[test]
 fn stopped_processes_hear_that_they_are_to_end() {
     let (server, mut connection) = Server::ready();
     let child = "trap 'echo bye; exit' TERM; kill -STOP \\$\\$; sleep 1000";
