@@ -38,7 +38,8 @@ pub const PROCESS_FILE: &str = "process";
 /// Beside it, once the container has been assigned to a session: it has its workspace, and its host its token.
 pub const ASSIGNED_FILE: &str = "assigned";
 
-/// The first packet. It carries one descriptor: a lock, which is given up when this launcher and all its workers have ended.
+/// The first packet. It carries one descriptor: a lock, which is given up when this launcher has ended, with all of
+/// its workers that could give a container to a session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Setup {
     /// The root filesystem's directory.

@@ -28,11 +28,10 @@ pub fn run() -> Result<(), String> {
     // The terminal's signals are for the server, which then closes the socket.
     let _ = setsid();
     set_child_subreaper(true).map_err(|e| e.to_string())?;
-    // What comes with it is the lock on the data directory; it is held as long as this process, or a worker of it, lives.
-    let Some((packet, _lock)) = receive(&socket)? else {
+    let Some((packet, lock)) = receive(&socket)? else {
         return Ok(());
     };
-    let workshop = match open(&packet) {
+    let workshop = match open(&packet, lock) {
         Ok(workshop) => workshop,
         Err(message) => {
             send(&socket, &Event::Failed { message: message.clone() })?;
@@ -44,7 +43,7 @@ pub fn run() -> Result<(), String> {
     Launcher { socket, workshop, workers: Vec::new(), containers, waiting, early }.serve()
 }
 
-fn open(packet: &[u8]) -> Result<Workshop, String> {
+fn open(packet: &[u8], lock: Option<OwnedFd>) -> Result<Workshop, String> {
     let setup: Setup = serde_json::from_slice(packet).map_err(|e| e.to_string())?;
     let profile = serde_json::from_value(setup.seccomp.clone()).map_err(|e| e.to_string())?;
     let filter = seccomp::compile(&profile)?;
@@ -58,7 +57,7 @@ fn open(packet: &[u8]) -> Result<Workshop, String> {
     } else {
         None
     };
-    Ok(Workshop { setup, stage, cgroups, hierarchies, filter })
+    Ok(Workshop { setup, stage, cgroups, hierarchies, filter, lock })
 }
 
 struct Launcher {

@@ -26,6 +26,8 @@ pub struct Workshop {
     pub hierarchies: Vec<String>,
     /// The compiled system call filter.
     pub filter: Vec<sock_filter>,
+    /// The lock on the data directory: held while this launcher lives, or a worker that gives a container to a session.
+    pub lock: Option<OwnedFd>,
 }
 
 /// A worker that runs.
@@ -141,6 +143,10 @@ impl Workshop {
     }
 
     fn prepare(&self, prepare: &Prepare, root: Option<OwnedFd>, cgroup: Option<Cgroup>) -> Result<Outcome, String> {
+        // What is left half-started outlives this worker, and must not hold the next launcher up. It is no session's.
+        if let Some(lock) = &self.lock {
+            sys::close_inherited(lock.as_fd());
+        }
         stage::set_apart(&self.stage, root, prepare)?;
         if let Some(cgroup) = cgroup {
             cgroup.enter()?;

@@ -108,7 +108,7 @@ async fn nothing_is_hidden_from_the_limit() {
         // Empty files, which take no block.
         "mkdir many; cd many; seq 1 9000 | xargs touch; sleep 1000",
         // So many open files that to look at each of them would take its time.
-        "ulimit -n $(ulimit -Hn); for n in $(seq 30); do perl -e 'open $f[$_], \">&STDIN\" for 0..9999; sleep 1000' & done; wait",
+        "ulimit -n $(ulimit -Hn); for n in $(seq 130); do perl -e 'open $f[$_], \">&STDIN\" for 0..2199; sleep 1000' & done; wait",
     ];
     for script in hidden {
         let message = server.send(&id, script).await;

@@ -42,8 +42,10 @@ const PATHS: [&str; 17] = [
 ];
 
 fn meet(path: &Path, fate: Fate) {
-    let is_directory = fs::symlink_metadata(path).unwrap().is_dir();
-    if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
+    // What a container that goes on does not need is not made again.
+    if let Ok(there) = fs::symlink_metadata(path) {
+        if there.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
+    }
     match fate {
         Fate::Gone => {}
         Fate::Garbage => fs::write(path, "\0\u{7f}4242 17 of another time").unwrap(),

@@ -146,7 +146,7 @@ impl Launcher {
 struct Keeper {
     program: PathBuf,
     record: PathBuf,
-    /// Locked; each launcher has it, too, and so has every worker of it.
+    /// Locked; each launcher has it, too, and so have its workers that give containers to sessions.
     lock: OwnedFd,
     setup: Setup,
     jobs: mpsc::Receiver<Job>,
