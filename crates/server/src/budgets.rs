@@ -171,10 +171,7 @@ impl Budget {
         match tokio::time::timeout(WAIT_MAX, self.wait(account, bytes)).await {
             Ok(Some(charge)) => Ok(charge),
             Ok(None) => Err(self.none()),
-            Err(_) => match self.try_take(account, bytes) {
-                Ok(charge) => Ok(charge),
-                Err(refused) => Err(refused),
-            },
+            Err(_) => self.try_take(account, bytes),
         }
     }
 

@@ -435,8 +435,8 @@ mod tests {
     async fn patience_has_an_end() {
         let all = connections(10, 10);
         let over = async |guard: &Guard, after: u64| {
-            let wait = tokio::time::timeout(Duration::from_secs(after), guard.tracked().over());
-            wait.await.is_ok()
+            let tracked = guard.tracked();
+            tokio::time::timeout(Duration::from_secs(after), tracked.over()).await.is_ok()
         };
         let silent = all.enter(from("127.0.0.1")).unwrap();
         assert!(!over(&silent, 9).await && over(&silent, 3).await, "a stranger that says nothing");

@@ -125,3 +125,11 @@ async fn nobody_there() {
     assert!(matches!(&error, ClientError::Unreachable { url: at, .. } if *at == url), "{error:?}");
     assert!(matches!(client.health().await.unwrap_err(), ClientError::Unreachable { .. }));
 }
+
+#[tokio::test]
+async fn a_log_that_is_over_ends_the_stream() {
+    let over = "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n".to_owned();
+    let (client, asked) = scripted(vec![format!("{OK}{}", sse(1)), over]).await;
+    let all: Vec<u64> = client.follow("s", 0).map(|event| event.unwrap().seq).collect().await;
+    assert_eq!((all, asked.lock().unwrap().len()), (vec![1], 2));
+}
