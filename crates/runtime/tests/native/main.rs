@@ -331,7 +331,10 @@ async fn a_spare_container_that_died_is_replaced() {
     machine.reopen().await;
     until_spares(&machine, 1).await;
     let cgroup = machine.all_cgroups().into_iter().find(|path| path.join("cgroup.procs").exists()).unwrap();
-    let pid = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap().trim().parse().unwrap();
+    // The worker that prepared it may be in that cgroup for another moment.
+    let bundle = machine.data().join("run/containers").join(cgroup.file_name().unwrap());
+    let process = fs::read_to_string(bundle.join("process")).unwrap();
+    let pid: i32 = process.split(' ').next().unwrap().parse().unwrap();
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
     let replaced = async {
         while cgroup.exists() {
