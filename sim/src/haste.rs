@@ -47,7 +47,8 @@ pub async fn act(world: &World, router: &Router) -> anyhow::Result<()> {
         one?;
         other?;
     }
-    for session in world.state().people.sessions.clone() {
+    let sessions = world.state().people.sessions.clone();
+    for session in sessions {
         bring_back(world, router, &session).await?;
     }
     Ok(())
@@ -93,7 +94,8 @@ async fn message(world: &World, router: &Router, session: &str) -> anyhow::Resul
 
 /// Nothing of what may not happen did.
 pub async fn went_well(world: &World, router: &Router) -> anyhow::Result<()> {
-    for session in world.state().people.sessions.clone() {
+    let sessions = world.state().people.sessions.clone();
+    for session in sessions {
         let mut after = 0;
         loop {
             let path = format!("/sessions/{session}/events?limit=500&after={after}");

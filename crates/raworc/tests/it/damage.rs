@@ -245,8 +245,8 @@ async fn every_column_of_every_table_may_be_damaged_before_it_starts() {
             let Some(column) = record.columns.get(round) else { continue };
             let right = record.read(&database, column);
             // Another kind each time; where the table does not take it, the one that it takes.
-            let kinds = (0..wrong.len()).map(|kind| &wrong[(round + kind + 1) % wrong.len()]);
-            if kinds.into_iter().any(|kind| record.write(&database, column, kind)) {
+            let mut kinds = (0..wrong.len()).map(|kind| &wrong[(round + kind + 1) % wrong.len()]);
+            if kinds.any(|kind| record.write(&database, column, kind)) {
                 let column = column.clone();
                 damaged.push((record, column, right));
             }
