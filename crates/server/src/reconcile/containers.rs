@@ -8,7 +8,7 @@ use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::limits::STOP_GRACE;
 use raworc_core::session::{Container, FaultCode};
-use raworc_runtime::{ContainerSpec, ExitReason, Resources, Root, RuntimeError};
+use raworc_runtime::{ContainerSpec, ExitReason, Root, RuntimeError};
 use raworc_store::StoreError;
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::FileError;

@@ -6,7 +6,7 @@ use raworc_core::ids::MessageId;
 use raworc_core::permissions::Actor;
 use raworc_core::session::Event;
 use raworc_store::messages::{self, MessageRow};
-use raworc_store::{StoreError, audit};
+use raworc_store::{audit};
 use serde_json::Map;
 
 use super::find::{self, Purpose};
@@ -50,7 +50,7 @@ pub async fn cancel_message(
                 let session = change.row.id;
                 let found = messages::find(change.connection(), session, id).await?;
                 change.save().await?;
-                Ok(found.ok_or_else(|| StoreError::Damaged(format!("message {id} is gone")))?)
+                found.ok_or_else(|| Failure::not_found("message", &id.to_string()))
             })
         })
         .await

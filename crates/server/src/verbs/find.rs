@@ -5,7 +5,7 @@ use raworc_core::ids::SessionId;
 use raworc_core::limits::PAGE_BYTES_MAX;
 use raworc_core::permissions::{Action, Actor, Role};
 use raworc_store::sessions::{self, Filter, SessionRow};
-use raworc_store::{Connection, Sound, StoreError, set_aside};
+use raworc_store::{Connection, StoreError, set_aside};
 
 use crate::app::permit;
 use crate::error::Failure;
