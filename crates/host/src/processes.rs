@@ -25,6 +25,8 @@ pub struct Process {
     started: u64,
     /// Which work it belongs to.
     tag: Option<Tag>,
+    /// A signal has stopped it.
+    is_stopped: bool,
 }
 
 /// Processes by id, and when they started.
@@ -89,12 +91,13 @@ fn parse(stat: &[u8]) -> Option<Process> {
     let end = stat.iter().rposition(|byte| *byte == b')')?;
     let text = std::str::from_utf8(stat.get(end + 1..)?).ok()?;
     let mut fields = text.split_ascii_whitespace();
-    if matches!(fields.next()?, "Z" | "X" | "x") {
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X" | "x") {
         return None;
     }
     let (parent, group) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     // The group is field 5, the start is field 22.
-    Some(Process { parent, group, started: fields.nth(16)?.parse().ok()?, tag: None })
+    Some(Process { parent, group, started: fields.nth(16)?.parse().ok()?, tag: None, is_stopped: state == "T" })
 }
 
 /// The processes that belong to work: those with the group of one of `owners`. Of one that has none, those in the process
@@ -191,35 +194,58 @@ pub fn ask_to_end(owner: Owner, known: &mut Known) {
     }
 }
 
-/// Kills a work's processes, however they fork meanwhile: they are stopped first, and those that are cannot.
+/// Kills a work's processes, however they fork meanwhile.
 pub fn kill(owner: Owner, known: &mut Known) {
-    let mut stopped = BTreeSet::new();
     for _ in 0..LOOKS_MAX {
+        let newest = newest();
         let found = of(owner, known);
-        let before = stopped.len();
-        for (id, process) in &found {
-            known.insert(*id, process.started);
-            if stopped.insert(*id) {
-                send(*id, *process, Signal::STOP);
-            }
-        }
-        if stopped.len() == before {
-            break;
-        }
-    }
-    for _ in 0..LOOKS_MAX {
-        let found = of(owner, known);
-        for (id, process) in &found {
-            known.insert(*id, process.started);
-            send(*id, *process, Signal::KILL);
-            if let Some(tracer) = tracer_of(*id) {
+        let is_new = found.keys().any(|id| !known.contains_key(id));
+        for (id, process) in found {
+            known.insert(id, process.started);
+            send(id, process, Signal::KILL);
+            if let Some(tracer) = tracer_of(id) {
                 let _ = kill_process(tracer, Signal::KILL);
             }
         }
-        if found.is_empty() {
+        if !is_new && has_forked_none_since(newest) {
             return;
         }
     }
+    kill_at_a_standstill(owner, known);
+}
+
+/// Where something forks all the time, a look at all processes, one by one, may miss what is passed on from one to the next. So
+/// all of them are stopped at once, which no fork escapes (kill(2), `pid` -1), and those that are not the work's go on.
+fn kill_at_a_standstill(owner: Owner, known: &mut Known) {
+    if !is_first() {
+        return;
+    }
+    let were_stopped: BTreeSet<i32> =
+        others().into_iter().filter(|(_, process)| process.is_stopped).map(|(id, _)| id).collect();
+    let _ = kill_process_group(Pid::INIT, Signal::STOP);
+    let found = of(owner, known);
+    for (id, process) in &found {
+        known.insert(*id, process.started);
+        send(*id, *process, Signal::KILL);
+    }
+    let goes_on = |id: &i32| !found.contains_key(id) && !were_stopped.contains(id);
+    for (id, process) in others().into_iter().filter(|(id, _)| goes_on(id)) {
+        send(id, process, Signal::CONT);
+    }
+}
+
+/// The newest process of this container (proc(5), `/proc/loadavg`): another one says that something has forked.
+fn newest() -> Option<i32> {
+    if !is_first() {
+        return None;
+    }
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_ascii_whitespace().last()?.parse().ok()
+}
+
+/// Whether what was seen since then is all there is. Outside a container nobody can tell, and nobody has to.
+fn has_forked_none_since(before: Option<i32>) -> bool {
+    !is_first() || (before.is_some() && before == newest())
 }
 
 /// A work's live processes. Without a tag, they are those that descend from its first one, or from one that is known.
@@ -259,10 +285,19 @@ pub fn are_gone(owner: Owner, known: &mut Known) -> bool {
     if !known.keys().all(|id| is_gone(*id)) {
         return false;
     }
-    let found = of(owner, known);
     known.clear();
-    known.extend(found.into_iter().map(|(id, process)| (id, process.started)));
-    known.is_empty()
+    for _ in 0..LOOKS_MAX {
+        let newest = newest();
+        known.extend(of(owner, known).into_iter().map(|(id, process)| (id, process.started)));
+        if !known.is_empty() {
+            return false;
+        }
+        if has_forked_none_since(newest) {
+            return true;
+        }
+    }
+    // Something forks all the time; whose it is shows when all of it is killed.
+    false
 }
 
 #[cfg(test)]
@@ -273,7 +308,7 @@ mod tests {
 
     #[test]
     fn names_do_not_confuse_us() {
-        let process = Process { parent: 7, group: 8, started: 99, tag: None };
+        let process = Process { parent: 7, group: 8, started: 99, tag: None, is_stopped: false };
         let parse = |start: &[u8]| parse(&[start, b" ", REST.as_bytes()].concat());
         assert_eq!(parse(b"42 (sh) S 7 8"), Some(process));
         assert_eq!(parse(b"42 (a) Z 1 1 (b) R 7 8"), Some(process));
@@ -298,7 +333,7 @@ mod tests {
 
     #[test]
     fn work_is_those_with_its_tag_or_its_group_and_its_descendants() {
-        let process = |parent, group, tag| Process { parent, group, started: 0, tag };
+        let process = |parent, group, tag| Process { parent, group, started: 0, tag, is_stopped: false };
         let all = BTreeMap::from([
             (1, process(0, 1, None)),
             (10, process(1, 10, None)),

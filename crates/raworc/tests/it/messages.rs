@@ -246,3 +246,26 @@ async fn a_message_goes_to_the_agent_it_names() {
     let (status, problem) = server.delete("/agents/second").await;
     assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("agent_in_use")));
 }
+
+#[tokio::test]
+async fn a_cancel_catches_what_forks_faster_than_it_is_looked_for() {
+    let server = server_or_skip!();
+    let id = server.session(json!({ "waiting_timeout_seconds": 3600 })).await;
+    // Each process starts the next one, in a session of its own, and ends: none is there for long.
+    let chain = "perl -MPOSIX -e '$SIG{TERM} = q(IGNORE); fork and exit; while (1) { my $p = fork; exit if $p; setsid }'";
+    let script = format!("for i in 1 2 3; do {chain}; done; touch ready; sleep 600");
+    let path = format!("/sessions/{id}/messages");
+    // What goes on beside it is not held up for good.
+    let beside = server.send(&id, "setsid -f sh -c 'while :; do date +%N > beat; sleep 0.01; done'").await;
+    assert_eq!(beside["status"], "done");
+    let (_, message) = server.post(&path, json!({ "content": script })).await;
+    let body = json!({ "command": "until [ -e ready ]; do sleep 0.01; done" });
+    server.post(&format!("/sessions/{id}/exec"), body).await;
+    let message = message["id"].as_str().unwrap();
+    let (status, message) = server.post(&format!("{path}/{message}/cancel?wait_seconds=30"), json!({})).await;
+    assert_eq!((status.as_u16(), &message["status"]), (200, &json!("cancelled")));
+    let body = json!({ "command": "a=$(cut -d ' ' -f 5 /proc/loadavg); pgrep -c perl; n=$(cat beat); \
+        until [ \"$(cat beat)\" != \"$n\" ]; do :; done; echo beats", "timeout_seconds": 20 });
+    let r = server.post(&format!("/sessions/{id}/exec"), body).await.1;
+    assert_eq!(r["stdout"], "0\nbeats\n", "{r}");
+}
