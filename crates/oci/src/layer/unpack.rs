@@ -133,7 +133,7 @@ impl<R: Read> Unpacker<'_, R> {
             let node = self.tree.make_directories(parent)?;
             return self.file(node, name, found);
         }
-        if path != LINK_TARGETS {
+        if path != LINK_TARGETS || found.kind != Kind::Directory {
             self.skipped.add(path, "it is a mark of another union file system");
         }
         Ok(())
