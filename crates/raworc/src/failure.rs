@@ -194,6 +194,9 @@ fn exit_status_of(code: Code) -> u8 {
         | Code::RegistryRefused
         | Code::RegistryNotFound
         | Code::UnsupportedMediaType
+        | Code::PartialUpload
+        | Code::PreconditionUnsupported
+        | Code::RangeNotSatisfiable
         | Code::IdempotencyKeyReused => EXIT_USAGE,
         Code::SessionTerminated
         | Code::SessionDeleted

@@ -4,6 +4,7 @@ mod admin_token;
 mod app;
 mod auth;
 mod change;
+mod conditions;
 mod credentials;
 pub mod engine;
 mod error;

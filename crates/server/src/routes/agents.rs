@@ -1,7 +1,7 @@
 //! `/agents`
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use raworc_api::agent::{Agent, AgentDefinition};
 use raworc_api::page::{Page, PageQuery};
@@ -11,8 +11,9 @@ use utoipa_axum::routes;
 use super::page;
 use super::problems::Problems;
 use crate::app::Shared;
+use crate::conditions::{Conditions, etag};
 use crate::error::Failure;
-use crate::extract::{Caller, Json, Path, Query, etag, if_match};
+use crate::extract::{Caller, Json, Path, Query};
 use crate::verbs::agents;
 use crate::verbs::check::page_limit;
 use crate::view;
@@ -66,19 +67,21 @@ async fn update(
     headers: HeaderMap,
     Json(body): Json<AgentDefinition>,
 ) -> Result<Response, Failure> {
-    let row = agents::update(&app, &actor, id, body, if_match(&headers)?).await?;
+    let row = agents::update(&app, &actor, id, body, Conditions::of(&headers, &Method::PUT)?).await?;
     Ok((etag(row.version), axum::Json(view::agent(row))).into_response())
 }
 
 /// Remove an agent that no session uses.
 #[utoipa::path(delete, path = "/agents/{id}", tag = "agents",
-    params(("id" = String, Path, description = "Id or name")),
+    params(("id" = String, Path, description = "Id or name"),
+           ("If-Match" = Option<String>, Header, description = "Only where this is still its ETag")),
     responses((status = 204, description = "It is gone"), Problems))]
 async fn delete(
     State(app): State<Shared>,
     Caller(actor): Caller,
     Path(id): Path<String>,
+    headers: HeaderMap,
 ) -> Result<StatusCode, Failure> {
-    agents::delete(&app, &actor, id).await?;
+    agents::delete(&app, &actor, id, Conditions::of(&headers, &Method::DELETE)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }

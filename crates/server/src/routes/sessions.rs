@@ -1,7 +1,7 @@
 //! `/sessions`
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use raworc_api::page::Page;
 use raworc_api::problem::Problem;
@@ -17,8 +17,9 @@ use utoipa_axum::routes;
 use super::page;
 use super::problems::Problems;
 use crate::app::Shared;
+use crate::conditions::{Conditions, etag};
 use crate::error::Failure;
-use crate::extract::{Caller, Json, Path, Query, etag, idempotency_key, if_match};
+use crate::extract::{Caller, Json, Path, Query, idempotency_key};
 use crate::verbs::check::page_limit;
 use crate::verbs::find::{self, Purpose};
 use crate::verbs::idempotent::Key;
@@ -126,7 +127,8 @@ async fn update(
     headers: HeaderMap,
     Json(body): Json<UpdateSession>,
 ) -> Result<Response, Failure> {
-    let row = update_session::update_session(&app, &actor, id, body, if_match(&headers)?).await?;
+    let conditions = Conditions::of(&headers, &Method::PUT)?;
+    let row = update_session::update_session(&app, &actor, id, body, conditions).await?;
     show(&app, row).await
 }
 
@@ -170,8 +172,11 @@ macro_rules! wishes {
             State(app): State<Shared>,
             Caller(actor): Caller,
             Path(id): Path<String>,
+            headers: HeaderMap,
         ) -> Result<Response, Failure> {
-            let row = wish(&app, &actor, id, Wish::$wish).await?;
+            // Only DELETE comes here with any.
+            let conditions = Conditions::of(&headers, &Method::DELETE)?;
+            let row = wish(&app, &actor, id, Wish::$wish, conditions).await?;
             show(&app, row).await
         }
     )*};

@@ -8,6 +8,7 @@ use raworc_store::sessions::SessionRow;
 use super::find::{self, Purpose};
 use crate::app::Shared;
 use crate::change::Change;
+use crate::conditions::Conditions;
 use crate::error::Failure;
 use crate::trees::refuse_purged;
 
@@ -59,13 +60,20 @@ impl Wish {
 /// Records a wish; the session as it now is.
 ///
 /// # Errors
-/// 409 where the state forbids it.
-pub async fn wish(app: &Shared, actor: &Actor, id_or_name: String, wish: Wish) -> Result<SessionRow, Failure> {
+/// 409 where the state forbids it, 412 where the session is not what the conditions say.
+pub async fn wish(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: String,
+    wish: Wish,
+    conditions: Conditions,
+) -> Result<SessionRow, Failure> {
     let (actor, now) = (actor.clone(), app.now());
     app.store
         .write(move |transaction| {
             Box::pin(async move {
                 let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
+                conditions.check_version(row.version)?;
                 audit::append(transaction.connection(), now, &actor, wish.action(), &row.id.to_string()).await?;
                 if wish == Wish::Restore {
                     refuse_purged(row.purged_at)?;
