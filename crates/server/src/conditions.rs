@@ -300,7 +300,11 @@ fn is_same(headers: &HeaderMap, present: &Present) -> bool {
 }
 
 /// Judges what reads by its answer, and refuses what no call here can do.
-pub async fn obey(request: Request, next: Next) -> Response {
+pub async fn obey(mut request: Request, next: Next) -> Response {
+    // RFC 9110, 14.2: a range means something with GET only.
+    if request.method() == Method::HEAD {
+        request.headers_mut().remove(header::RANGE);
+    }
     let (method, headers) = (request.method().clone(), request.headers());
     let is_read = matches!(method, Method::GET | Method::HEAD);
     let conditions = match Conditions::of(headers, &method) {

@@ -8,7 +8,7 @@ use crate::raw::{Answer, send};
 use crate::server_or_skip;
 
 const OLD: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
-const FUTURE: &str = "Sun, 06 Nov 2094 08:49:37 GMT";
+const FUTURE: &str = "Sat, 06 Nov 2094 08:49:37 GMT";
 
 fn call(server: &TestServer, method: &str, target: &str, headers: &[&str], body: &[u8]) -> Answer {
     let plain = ["content-type: application/octet-stream"];

@@ -102,7 +102,7 @@ async fn the_agent_owns_what_was_put_there_and_what_it_makes_can_be_read() {
     assert_eq!(get(&server, &id, "dir/made/in").await, (200, "from outside\nmore\n".into()));
     assert_eq!(get(&server, &id, "private").await, (200, "private\n".into()));
     assert_eq!(get(&server, &id, "closed/deep").await, (200, "deep\n".into()));
-    assert_eq!(put(&server, &id, "private", "replaced").await, 204);
+    assert_eq!(put(&server, &id, "private?mode=0600", "replaced").await, 204);
     assert_eq!(server.output(&id, "cat private; rm -r dir closed private").await, "replaced");
 }
 

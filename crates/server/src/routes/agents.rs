@@ -49,7 +49,9 @@ async fn list(
 
 /// Get an agent.
 #[utoipa::path(get, path = "/agents/{id}", tag = "agents",
-    params(("id" = String, Path, description = "Id or name")), responses((status = 200, body = Agent), Problems))]
+    params(("id" = String, Path, description = "Id or name"),
+           ("If-None-Match" = Option<String>, Header, description = "Only where this is not its ETag")),
+    responses((status = 200, body = Agent), (status = 304, description = "It has not changed"), Problems))]
 async fn get(State(app): State<Shared>, Caller(actor): Caller, Path(id): Path<String>) -> Result<Response, Failure> {
     let row = agents::get(&app, &actor, &id).await?;
     Ok((etag(row.version), axum::Json(view::agent(row))).into_response())

@@ -105,8 +105,9 @@ fn parse_cursor(text: &str) -> Result<(Time, SessionId), Failure> {
 
 /// Get a session.
 #[utoipa::path(get, path = "/sessions/{id}", tag = "sessions",
-    params(("id" = String, Path, description = "Id or name")),
-    responses((status = 200, body = Session), Problems))]
+    params(("id" = String, Path, description = "Id or name"),
+           ("If-None-Match" = Option<String>, Header, description = "Only where this is not its ETag")),
+    responses((status = 200, body = Session), (status = 304, description = "It has not changed"), Problems))]
 async fn get(State(app): State<Shared>, Caller(actor): Caller, Path(id): Path<String>) -> Result<Response, Failure> {
     let row = {
         let mut connection = app.store.read().await?;
