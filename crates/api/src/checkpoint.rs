@@ -165,8 +165,11 @@ pub enum ChangeKind {
 /// One path that differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Difference {
-    /// From the workspace down; bytes that are not UTF-8 are replaced.
+    /// From the workspace down; bytes that are not UTF-8 appear as U+FFFD.
     pub path: String,
+    /// Its bytes in base64, where they are not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_bytes: Option<String>,
     /// How.
     pub change: ChangeKind,
     /// `file`, `directory`, `symlink` or `other`.

@@ -115,11 +115,17 @@ codes! {
     AgentInUse = "agent_in_use", 409, "Agent in use";
     /// The file or directory is not what the call needs it to be.
     FileConflict = "file_conflict", 409, "Wrong kind of file";
-    /// `If-Match` names an older version.
+    /// It is not what the request's conditions say.
     Stale = "stale", 412, "Changed meanwhile";
     /// Too many bytes.
     TooLarge = "too_large", 413, "Too large";
-    /// The body is not `application/json`.
+    /// The request has a `Content-Range`.
+    PartialUpload = "partial_upload", 400, "Partial upload";
+    /// The call does not look at conditions.
+    PreconditionUnsupported = "precondition_unsupported", 400, "Condition not supported";
+    /// There is nothing of the file in the range that is asked for.
+    RangeNotSatisfiable = "range_not_satisfiable", 416, "Range not satisfiable";
+    /// The body is not of the media type, or is encoded.
     UnsupportedMediaType = "unsupported_media_type", 415, "Unsupported media type";
     /// The `Idempotency-Key` was used for something else.
     IdempotencyKeyReused = "idempotency_key_reused", 422, "Idempotency key reused";

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// What a path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -25,6 +27,9 @@ pub enum FileKind {
 pub struct FileEntry {
     /// Its name; bytes that are not UTF-8 appear as U+FFFD.
     pub name: String,
+    /// The bytes of its name in base64, where they are not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_bytes: Option<String>,
     /// What it is.
     pub kind: FileKind,
     /// Bytes.
@@ -37,6 +42,27 @@ pub struct FileEntry {
     /// Where a symbolic link points.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// The same in base64, where it is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_bytes: Option<String>,
+}
+
+impl FileEntry {
+    /// The bytes of its name.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        exact(&self.name, self.name_bytes.as_deref())
+    }
+
+    /// The bytes of where it points.
+    #[must_use]
+    pub fn target_bytes(&self) -> Option<Vec<u8>> {
+        Some(exact(self.target.as_deref()?, self.target_bytes.as_deref()))
+    }
+}
+
+fn exact(text: &str, bytes: Option<&str>) -> Vec<u8> {
+    bytes.and_then(|bytes| STANDARD.decode(bytes).ok()).unwrap_or_else(|| text.as_bytes().to_vec())
 }
 
 /// `GET …/files/{path}` of a directory.
@@ -44,10 +70,45 @@ pub struct FileEntry {
 pub struct Listing {
     /// The directory, relative to the workspace.
     pub path: String,
-    /// Its entries by name, at most 10000.
+    /// The bytes of the path in base64, where they are not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_bytes: Option<String>,
+    /// Its entries, by the bytes of their names.
     pub entries: Vec<FileEntry>,
     /// There are more than shown.
     pub truncated: bool,
+    /// Where the next page goes on, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// Query of `GET …/files` and `GET …/files/{path}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ReadFile {
+    /// `false`: where the path is a symbolic link, the answer is where it points. Absent: what it leads to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<bool>,
+    /// Entries of a page of a directory, 1 to 10000; 10000 where absent. A page of long names has fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Where to go on in a directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+/// Query of `PUT …/files/{path}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct WriteFile {
+    /// Permission bits in octal digits, such as `0755`. Absent: those of the file that is replaced; `0644` of a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// `false`: where the path is a symbolic link, the file takes its place. Absent: what it leads to is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<bool>,
 }
 
 /// `POST …/exec`.

@@ -211,6 +211,9 @@ fn exit_status_of(code: Code) -> u8 {
         | Code::RegistryNotAllowed
         | Code::RegistryNotFound
         | Code::UnsupportedMediaType
+        | Code::PartialUpload
+        | Code::PreconditionUnsupported
+        | Code::RangeNotSatisfiable
         | Code::IdempotencyKeyReused => EXIT_USAGE,
         Code::SessionTerminated
         | Code::RecordDamaged

@@ -223,29 +223,6 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Shared> for Path<T> {
     }
 }
 
-/// The version that `If-Match` names: an `ETag` of ours. `*` names any.
-///
-/// # Errors
-/// 400 where it is something else.
-pub fn if_match(headers: &HeaderMap) -> Result<Option<i64>, Failure> {
-    let Some(value) = headers.get(header::IF_MATCH) else {
-        return Ok(None);
-    };
-    let text = value.to_str().unwrap_or_default().trim();
-    if text == "*" {
-        return Ok(None);
-    }
-    let version = text.strip_prefix("\"v").and_then(|text| text.strip_suffix('"')).and_then(|text| text.parse().ok());
-    version.map(Some).ok_or_else(|| {
-        Failure::new(Code::InvalidRequest, "If-Match must be an ETag as this server gave it, such as \"v3\", or *")
-    })
-}
-
-/// The `ETag` of a version.
-pub fn etag(version: i64) -> [(header::HeaderName, String); 1] {
-    [(header::ETAG, format!("\"v{version}\""))]
-}
-
 /// The `Idempotency-Key`, if one was sent.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ mod ceilings;
 mod budgets;
 mod change;
 mod connections;
+mod conditions;
 mod credentials;
 pub mod engine;
 mod error;

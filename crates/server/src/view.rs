@@ -1,5 +1,10 @@
 //! From records to what is shown outside.
 
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
 use raworc_api::account::{Account, Token};
 use raworc_api::agent::Agent;
 use raworc_api::checkpoint::{Backup, Checkpoint, CheckpointPlan, CheckpointStatus};
@@ -7,6 +12,7 @@ use raworc_api::event::Event;
 use raworc_api::image::{Image, ImageCheckpoint, SessionImage};
 use raworc_api::message::Message;
 use raworc_api::session::{AssignedAgent, Resources, Session, SessionError, Usage};
+use raworc_api::workspace::{FileEntry, FileKind};
 use raworc_core::checkpoints::{self, Plan};
 use raworc_core::time::Time;
 use raworc_store::accounts::{AccountRow, TokenRow};
@@ -16,6 +22,7 @@ use raworc_store::events::EventRow;
 use raworc_store::images::ImageRow;
 use raworc_store::messages::MessageRow;
 use raworc_store::sessions::{BackupState, ImageUsed, SessionRow};
+use raworc_workspace::{Entry, Kind, Moment};
 
 /// A session with its agents.
 pub fn session(row: SessionRow, agents: Vec<AssignedAgent>) -> Session {
@@ -206,5 +213,44 @@ pub fn token(row: TokenRow) -> Token {
         created_at: row.created_at.to_timestamp(),
         expires_at: row.expires_at.map(Time::to_timestamp),
         revoked_at: row.revoked_at.map(Time::to_timestamp),
+    }
+}
+
+/// Bytes of a name as text, and in base64 where the text does not tell them.
+pub fn name(bytes: &[u8]) -> (String, Option<String>) {
+    let text = String::from_utf8_lossy(bytes);
+    let exact = matches!(text, Cow::Owned(_)).then(|| STANDARD.encode(bytes));
+    (text.into_owned(), exact)
+}
+
+/// A time of a file. What is farther away than a date can say is at the end of time.
+pub fn moment((seconds, nanoseconds): Moment) -> Timestamp {
+    let end = if seconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
+    Timestamp::new(seconds, nanoseconds.cast_signed()).unwrap_or(end)
+}
+
+/// A kind of file.
+pub fn kind(kind: Kind) -> FileKind {
+    match kind {
+        Kind::File => FileKind::File,
+        Kind::Directory => FileKind::Directory,
+        Kind::Symlink => FileKind::Symlink,
+        Kind::Other => FileKind::Other,
+    }
+}
+
+/// An entry of a directory.
+pub fn entry(entry: Entry) -> FileEntry {
+    let (name, name_bytes) = name(&entry.name);
+    let (target, target_bytes) = entry.target.as_deref().map(self::name).unzip();
+    FileEntry {
+        name,
+        name_bytes,
+        kind: kind(entry.kind),
+        size: entry.size,
+        mode: entry.mode,
+        modified_at: moment(entry.modified),
+        target,
+        target_bytes: target_bytes.flatten(),
     }
 }

@@ -12,7 +12,7 @@ mod trash;
 
 use std::io;
 
-pub use files::{Entry, Found, Kind, Workspace};
+pub use files::{Allows, Entries, Entry, Found, Kind, Moment, Present, Version, Workspace, Write, Written, list};
 pub use mount::{LayerMissing, Mounter, Stack};
 use raworc_core::ids::LayerId;
 pub use shelf::{Space, Workspaces, has_limits, layers_in};
@@ -30,6 +30,12 @@ pub enum FileError {
     /// The path leads out of the workspace.
     #[error("the path leads out of the workspace")]
     Outside,
+    /// Links lead round in a circle.
+    #[error("the path has too many symbolic links on it, or they lead in a circle")]
+    Loop,
+    /// It is not, or not any more, what the caller expects to change.
+    #[error("the file is not what the request's conditions say")]
+    Stale,
     /// It is a directory, or is none, or is neither file nor directory.
     #[error("{0}")]
     WrongKind(&'static str),
@@ -61,6 +67,7 @@ impl From<io::Error> for FileError {
         }
         match Errno::from_io_error(&error) {
             Some(Errno::NOENT) => FileError::NotFound,
+            // A link where none was a moment ago.
             Some(Errno::XDEV | Errno::LOOP) => FileError::Outside,
             Some(Errno::NOTDIR) => FileError::WrongKind("a part of the path is not a directory"),
             Some(Errno::ISDIR) => FileError::WrongKind("it is a directory"),

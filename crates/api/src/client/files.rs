@@ -10,7 +10,7 @@ use reqwest::{Body, Method, Response};
 use super::checkpoints::checkpoints;
 use super::path::Path;
 use super::{Client, ClientError, Result, error};
-use crate::workspace::Listing;
+use crate::workspace::{Listing, ReadFile, WriteFile};
 
 /// The header that says what a path is.
 const KIND_HEADER: &str = "Raworc-Kind";
@@ -70,23 +70,20 @@ impl FileBody {
     }
 }
 
-fn file(session: &str, path: &str) -> Path {
-    Path::new("sessions").id(session).then("files").file(path)
+/// Files of a session as they are now, or as of a checkpoint (its number or label, or `now`).
+fn file(session: &str, version: Option<&str>, path: &[u8]) -> Path {
+    let files = match version {
+        Some(n) => checkpoints(session).id(n).then("files"),
+        None => Path::new("sessions").id(session).then("files"),
+    };
+    files.file(path)
 }
 
 impl Client {
-    /// `GET /sessions/{id}/files/{path}`; an empty path is the workspace itself.
-    pub async fn read_file(&self, session: &str, path: &str) -> Result<Content> {
-        self.content(file(session, path)).await
-    }
-
-    /// `GET /sessions/{id}/checkpoints/{n}/files/{path}`: the same as of a checkpoint; `n` is a number or a label.
-    pub async fn read_saved_file(&self, session: &str, n: &str, path: &str) -> Result<Content> {
-        self.content(checkpoints(session).id(n).then("files").file(path)).await
-    }
-
-    async fn content(&self, at: Path) -> Result<Content> {
-        let request = self.request(Method::GET, at)?;
+    /// `GET /sessions/{id}/files/{path}`, or `…/checkpoints/{n}/files/{path}` with a version; an empty path is the workspace
+    /// itself. A directory answers with its first page.
+    pub async fn read_file(&self, session: &str, version: Option<&str>, path: &[u8]) -> Result<Content> {
+        let request = self.request(Method::GET, file(session, version, path))?;
         let response = self.accepted(request).await?;
         let is_directory = response.headers().get(KIND_HEADER).is_some_and(|kind| kind == "directory");
         if is_directory {
@@ -95,20 +92,31 @@ impl Client {
         Ok(Content::File(Box::new(FileBody { response, client: self.clone() })))
     }
 
+    /// The same of a directory: the page that `query` asks for.
+    pub async fn list_files(
+        &self,
+        session: &str,
+        version: Option<&str>,
+        path: &[u8],
+        query: &ReadFile,
+    ) -> Result<Listing> {
+        self.fetch(file(session, version, path), query).await
+    }
+
     /// `PUT /sessions/{id}/files/{path}`: makes or replaces a file, and the directories above it.
-    pub async fn write_file<S, E>(&self, session: &str, path: &str, content: S) -> Result<()>
+    pub async fn write_file<S, E>(&self, session: &str, path: &[u8], query: &WriteFile, content: S) -> Result<()>
     where
         S: Stream<Item = std::result::Result<Bytes, E>> + Send + 'static,
         E: std::error::Error + Send + Sync + 'static,
     {
         let body = Body::wrap_stream(content.map_err(std::io::Error::other).boxed());
-        let request = self.request(Method::PUT, file(session, path))?.body(body);
+        let request = self.request(Method::PUT, file(session, None, path))?.query(query).body(body);
         self.accepted(request.header("Content-Type", "application/octet-stream")).await.map(|_| ())
     }
 
     /// `DELETE /sessions/{id}/files/{path}`.
-    pub async fn delete_file(&self, session: &str, path: &str) -> Result<()> {
-        self.done(self.request(Method::DELETE, file(session, path))?).await
+    pub async fn delete_file(&self, session: &str, path: &[u8]) -> Result<()> {
+        self.done(self.request(Method::DELETE, file(session, None, path))?).await
     }
 }
 

@@ -32,16 +32,18 @@ impl Path {
             self.fault.get_or_insert_with(|| format!("{id:?} can't be used as a name here: use the id"));
         }
         self.text.push('/');
-        encode(&mut self.text, &id);
+        encode(&mut self.text, id.as_bytes());
         self
     }
 
     /// The path of a file; `/`, `.` and nothing mean the top.
-    pub(super) fn file(mut self, path: &str) -> Self {
-        if path.split('/').any(|segment| segment == "..") {
+    pub(super) fn file(mut self, path: &[u8]) -> Self {
+        let segments = || path.split(|byte| *byte == b'/');
+        if segments().any(|segment| segment == b"..") {
+            let path = String::from_utf8_lossy(path);
             self.fault.get_or_insert_with(|| format!("{path:?} contains '..': write the path without it"));
         }
-        for segment in path.split('/').filter(|segment| !matches!(*segment, "" | ".")) {
+        for segment in segments().filter(|segment| !matches!(*segment, b"" | b".")) {
             self.text.push('/');
             encode(&mut self.text, segment);
         }
@@ -57,8 +59,8 @@ impl Path {
     }
 }
 
-fn encode(into: &mut String, segment: &str) {
-    for byte in segment.bytes() {
+fn encode(into: &mut String, segment: &[u8]) {
+    for &byte in segment {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
             into.push(char::from(byte));
         } else {
@@ -100,7 +102,7 @@ mod tests {
             ("..", None),
             ("..a", Some("files/..a")),
         ] {
-            assert_eq!(Path::new("files").file(path).finish().ok().as_deref(), expected, "{path:?}");
+            assert_eq!(Path::new("files").file(path.as_bytes()).finish().ok().as_deref(), expected, "{path:?}");
         }
     }
 }

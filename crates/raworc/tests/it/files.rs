@@ -102,7 +102,7 @@ async fn the_agent_owns_what_was_put_there_and_what_it_makes_can_be_read() {
     assert_eq!(get(&server, &id, "dir/made/in").await, (200, "from outside\nmore\n".into()));
     assert_eq!(get(&server, &id, "private").await, (200, "private\n".into()));
     assert_eq!(get(&server, &id, "closed/deep").await, (200, "deep\n".into()));
-    assert_eq!(put(&server, &id, "private", "replaced").await, 204);
+    assert_eq!(put(&server, &id, "private?mode=0600", "replaced").await, 204);
     assert_eq!(server.output(&id, "cat private; rm -r dir closed private").await, "replaced");
 }
 
@@ -153,9 +153,10 @@ async fn nothing_leads_out_of_the_workspace() {
         send(&server, "PUT", &format!("{files}/{path}"), &[], b"x").must_be_problem(422, "invalid_input", path);
         send(&server, "DELETE", &format!("{files}/{path}"), &[], b"").must_be_problem(422, "invalid_input", path);
     }
-    // Writing replaces a link, and removing removes it: never what it leads to.
-    assert_eq!(put(&server, &id, "absolute", "mine").await, 204);
-    assert_eq!(put(&server, &id, "pipe", "no pipe").await, 204);
+    // Writing follows a link as reading does; removing removes it, never what it leads to.
+    assert_eq!(put(&server, &id, "absolute", "mine").await, 422);
+    assert_eq!(put(&server, &id, "absolute?follow=false", "mine").await, 204);
+    assert_eq!(put(&server, &id, "pipe", "no pipe").await, 409);
     for path in ["relative", "up", "root"] {
         assert_eq!(server.delete(&format!("{files}/{path}")).await.0, 204, "{path}");
     }

@@ -5,12 +5,14 @@ mod accounts;
 mod bad_input;
 mod checkpoints;
 mod cli;
+mod conditional;
 mod crash;
 #[path = "../../../oci/tests/it/daemon.rs"]
 mod daemon;
 mod damage;
 mod disk;
 mod exec;
+mod file_names;
 mod files;
 mod harness;
 mod haste;

@@ -1,7 +1,7 @@
 //! `/agents`
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use raworc_api::agent::{Agent, AgentDefinition};
 use raworc_api::page::{Page, PageQuery};
@@ -11,8 +11,9 @@ use utoipa_axum::routes;
 use super::page_of;
 use super::problems::Problems;
 use crate::app::Shared;
+use crate::conditions::{Conditions, etag};
 use crate::error::Failure;
-use crate::extract::{Caller, Json, Path, Query, etag, if_match};
+use crate::extract::{Caller, Json, Path, Query};
 use crate::verbs::agents;
 use crate::verbs::check::page_limit;
 use crate::view;
@@ -49,7 +50,9 @@ async fn list(
 
 /// Get an agent.
 #[utoipa::path(get, path = "/agents/{id}", tag = "agents",
-    params(("id" = String, Path, description = "Id or name")), responses((status = 200, body = Agent), Problems))]
+    params(("id" = String, Path, description = "Id or name"),
+           ("If-None-Match" = Option<String>, Header, description = "Only where this is not its ETag")),
+    responses((status = 200, body = Agent), (status = 304, description = "It has not changed"), Problems))]
 async fn get(State(app): State<Shared>, Caller(actor): Caller, Path(id): Path<String>) -> Result<Response, Failure> {
     let row = agents::get(&app, &actor, &id).await?;
     Ok((etag(row.version), app.budgets.json(view::agent(row)).await?).into_response())
@@ -67,19 +70,21 @@ async fn update(
     headers: HeaderMap,
     Json(body): Json<AgentDefinition>,
 ) -> Result<Response, Failure> {
-    let row = agents::update(&app, &actor, id, body, if_match(&headers)?).await?;
+    let row = agents::update(&app, &actor, id, body, Conditions::of(&headers, &Method::PUT)?).await?;
     Ok((etag(row.version), app.budgets.json(view::agent(row)).await?).into_response())
 }
 
 /// Remove an agent that no session uses.
 #[utoipa::path(delete, path = "/agents/{id}", tag = "agents",
-    params(("id" = String, Path, description = "Id or name")),
+    params(("id" = String, Path, description = "Id or name"),
+           ("If-Match" = Option<String>, Header, description = "Only where this is still its ETag")),
     responses((status = 204, description = "It is gone"), Problems))]
 async fn delete(
     State(app): State<Shared>,
     Caller(actor): Caller,
     Path(id): Path<String>,
+    headers: HeaderMap,
 ) -> Result<StatusCode, Failure> {
-    agents::delete(&app, &actor, id).await?;
+    agents::delete(&app, &actor, id, Conditions::of(&headers, &Method::DELETE)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }

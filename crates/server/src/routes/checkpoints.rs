@@ -7,12 +7,10 @@ use raworc_api::checkpoint::{ChangeKind, Checkpoint, CreateCheckpoint, Diff, Dif
 use raworc_api::page::Page;
 use raworc_api::problem::Problem;
 use raworc_api::session::{RemixSession, Session};
-use raworc_api::workspace::Listing;
 use raworc_workspace::layers::compare::Change;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::files::{kind, show};
 use super::page;
 use super::problems::Problems;
 use super::sessions::show as show_session;
@@ -31,8 +29,6 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(get, delete))
         .routes(routes!(diff))
         .routes(routes!(restore))
-        .routes(routes!(files))
-        .routes(routes!(file))
         .routes(routes!(remix_session))
 }
 
@@ -109,14 +105,16 @@ async fn diff(
     Query(query): Query<DiffQuery>,
 ) -> Result<Response, Failure> {
     let found = checkpoints::diff(&app, &actor, &id, (query.from, &n), query.path).await?;
-    let items = found.items.into_iter().map(|item| Difference {
-        path: String::from_utf8_lossy(&item.path).into_owned(),
+    let items = found.items.into_iter().map(|item| (view::name(&item.path), item));
+    let items = items.map(|((path, path_bytes), item)| Difference {
+        path,
+        path_bytes,
         change: match item.change {
             Change::Added => ChangeKind::Added,
             Change::Changed => ChangeKind::Changed,
             Change::Deleted => ChangeKind::Deleted,
         },
-        kind: kind(item.kind),
+        kind: view::kind(item.kind),
         size_before: item.size_before,
         size_after: item.size_after,
     });
@@ -143,32 +141,6 @@ async fn restore(
 ) -> Result<Response, Failure> {
     let row = rewind::rewind(&app, &actor, id, n).await?;
     show_session(&app, row).await
-}
-
-/// List the workspace as of a checkpoint.
-#[utoipa::path(get, path = "/sessions/{id}/checkpoints/{n}/files", tag = "checkpoints",
-    params(("id" = String, Path, description = "Id or name"), ("n" = String, Path, description = "A number, a label, or `now`")),
-    responses((status = 200, body = Listing), Problems))]
-async fn files(
-    State(app): State<Shared>,
-    Caller(actor): Caller,
-    Path((id, n)): Path<(String, String)>,
-) -> Result<Response, Failure> {
-    show(String::new(), checkpoints::look(&app, &actor, &id, &n, String::new()).await?)
-}
-
-/// Read a file, or list a directory, as of a checkpoint.
-#[utoipa::path(get, path = "/sessions/{id}/checkpoints/{n}/files/{*path}", tag = "checkpoints",
-    params(("id" = String, Path, description = "Id or name"), ("n" = String, Path, description = "A number, a label, or `now`"),
-           ("path" = String, Path)),
-    responses((status = 200, content((Vec<u8> = "application/octet-stream"), (Listing = "application/json")),
-               headers(("Raworc-Kind" = String, description = "`file` or `directory`"))), Problems))]
-async fn file(
-    State(app): State<Shared>,
-    Caller(actor): Caller,
-    Path((id, n, path)): Path<(String, String, String)>,
-) -> Result<Response, Failure> {
-    show(path.clone(), checkpoints::look(&app, &actor, &id, &n, path).await?)
 }
 
 /// Make a session from a checkpoint of this one, or from what is there now: its configuration with what the body changes, its

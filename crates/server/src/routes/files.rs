@@ -1,63 +1,99 @@
 //! `/sessions/{id}/files`
 
+use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::{Stream, StreamExt as _};
-use raworc_api::problem::Code;
-use raworc_api::workspace::{FileEntry, FileKind, Listing};
+use raworc_api::problem::{Code, Problem};
+use raworc_api::workspace::{Listing, ReadFile, WriteFile};
 use raworc_core::ids::SessionId;
-use raworc_core::limits::FILE_BYTES_MAX;
+use raworc_core::limits::{FILE_BYTES_MAX, LISTING_ENTRIES_MAX};
 use raworc_core::permissions::Actor;
-use raworc_workspace::{Entry, FileError, Found, Kind};
+use raworc_workspace::{FileError, Version};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::file_path::FilePath;
 use super::leased::OfSession;
 use super::problems::Problems;
 use crate::app::Shared;
+use crate::conditions::{self, Conditions, Range};
 use crate::error::Failure;
-use crate::extract::{Caller, Path};
+use crate::extract::{Caller, Query};
 use crate::lease::Lease;
-use crate::verbs::files;
+use crate::verbs::checkpoints;
+use crate::verbs::files::{self, Look, Looked};
 use crate::verbs::find::{self, Purpose};
+use crate::view;
 
 /// How long an upload waits for others to end.
 const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(5);
 /// An upload that brings nothing for so long is given up.
 const UPLOAD_IDLE_MAX: Duration = Duration::from_secs(10);
-/// Says whether an answer is a `file` or a `directory`.
+/// Says whether an answer is a `file`, a `directory` or a `symlink`.
 const KIND: HeaderName = HeaderName::from_static("raworc-kind");
+/// Says a file's permission bits, in octal digits.
+const MODE: HeaderName = HeaderName::from_static("raworc-mode");
+/// Caches have to ask whether it is still the same.
+const REVALIDATE: &str = "no-cache";
+/// All permission bits.
+const MODE_MAX: u32 = 0o7777;
 
 pub(super) fn routes() -> OpenApiRouter<Shared> {
-    OpenApiRouter::new().routes(routes!(root)).routes(routes!(get, put, delete))
+    OpenApiRouter::new()
+        .routes(routes!(root))
+        .routes(routes!(get, put, delete))
+        .routes(routes!(saved_root))
+        .routes(routes!(saved))
 }
 
 /// List the workspace.
 #[utoipa::path(get, path = "/sessions/{id}/files", tag = "workspace",
-    params(("id" = String, Path, description = "Id or name")),
+    params(("id" = String, Path, description = "Id or name"), ReadFile),
     responses((status = 200, body = Listing), Problems))]
-async fn root(State(app): State<Shared>, Caller(actor): Caller, Path(id): Path<String>) -> Result<Response, Failure> {
-    show(String::new(), files::look(&app, &actor, &id, String::new()).await?)
+async fn root(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    at: FilePath,
+    Query(query): Query<ReadFile>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let looked = files::look(&app, &actor, &at.session, wanted(&at, query)?).await?;
+    show(&at.path, looked, &headers)
 }
 
-/// Read a file, or list a directory, of the workspace.
+/// Read a file, or list a directory, of the workspace. Conditions and a single range of bytes are heeded (RFC 9110).
 #[utoipa::path(get, path = "/sessions/{id}/files/{*path}", tag = "workspace",
-    params(("id" = String, Path, description = "Id or name"), ("path" = String, Path)),
+    params(("id" = String, Path, description = "Id or name"),
+           ("path" = String, Path, description = "From the workspace down, its bytes percent-encoded"), ReadFile,
+           ("If-None-Match" = Option<String>, Header, description = "Only where this is not its ETag"),
+           ("Range" = Option<String>, Header, description = "One range of bytes")),
     responses((status = 200, content((Vec<u8> = "application/octet-stream"), (Listing = "application/json")),
-               headers(("Raworc-Kind" = String, description = "`file` or `directory`"))), Problems))]
+               headers(("Raworc-Kind" = String, description = "`file`, `directory` or `symlink`"),
+                       ("Raworc-Mode" = String, description = "Permission bits of a file, in octal digits"),
+                       ("ETag" = String, description = "Tells one state of a file from another"))),
+              (status = 206, description = "A part of the file", body = Vec<u8>, content_type = "application/octet-stream"),
+              (status = 304, description = "It has not changed"), (status = 416, body = Problem,
+               content_type = "application/problem+json", description = "The range has nothing of the file"), Problems))]
 async fn get(
     State(app): State<Shared>,
     Caller(actor): Caller,
-    Path((id, path)): Path<(String, String)>,
+    at: FilePath,
+    Query(query): Query<ReadFile>,
+    headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    let session = of(&app, &actor, &id, Purpose::Read).await?;
-    let mut answer = show(path.clone(), files::look(&app, &actor, &id, path).await?)?;
+    let session = of(&app, &actor, &at.session, Purpose::Read).await?;
+    let looked = files::look(&app, &actor, &at.session, wanted(&at, query)?).await?;
+    let mut answer = show(&at.path, looked, &headers)?;
     answer.extensions_mut().insert(OfSession(session));
     Ok(answer)
 }
@@ -71,28 +107,59 @@ pub(super) async fn of(app: &Shared, actor: &Actor, id: &str, purpose: Purpose) 
 /// Write a file; directories on the way are made. It appears whole or not at all.
 #[utoipa::path(put, path = "/sessions/{id}/files/{*path}", tag = "workspace",
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
-    params(("id" = String, Path, description = "Id or name"), ("path" = String, Path)),
-    responses((status = 201, description = "The file is new"), (status = 204, description = "It was replaced"),
+    params(("id" = String, Path, description = "Id or name"),
+           ("path" = String, Path, description = "From the workspace down, its bytes percent-encoded"), WriteFile,
+           ("If-Match" = Option<String>, Header, description = "Only where this is still its ETag"),
+           ("If-None-Match" = Option<String>, Header, description = "`*`: only where there is none yet")),
+    responses((status = 201, description = "The file is new", headers(("ETag" = String, description = "That of the file"))),
+              (status = 204, description = "It was replaced", headers(("ETag" = String, description = "That of the file"))),
               Problems))]
 async fn put(
     State(app): State<Shared>,
     Caller(actor): Caller,
     lease: Lease,
-    Path((id, path)): Path<(String, String)>,
+    at: FilePath,
+    Query(query): Query<WriteFile>,
     headers: HeaderMap,
     body: Body,
-) -> Result<StatusCode, Failure> {
+) -> Result<Response, Failure> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|bytes| bytes > FILE_BYTES_MAX) {
         return Err(FileError::TooLarge.into());
     }
-    let session = of(&app, &actor, &id, Purpose::Use).await?;
+    let (mode, conditions) =
+        (query.mode.as_deref().map(parse_mode).transpose()?, Conditions::of(&headers, &Method::PUT)?);
+    let follow = query.follow.unwrap_or(true);
+    let session = of(&app, &actor, &at.session, Purpose::Use).await?;
     let write = async {
-        let (_one, reader) = upload(&app, &actor, body).await?;
-        files::write(&app, &actor, &id, path, reader).await
+        let (_one, content) = upload(&app, &actor, body).await?;
+        let wanted = files::Upload { path: at.path, follow, mode, conditions, content };
+        files::write(&app, &actor, &at.session, wanted).await
     };
-    let is_new = lease.on(session, write).await?;
-    Ok(if is_new { StatusCode::CREATED } else { StatusCode::NO_CONTENT })
+    let written = lease.on(session, write).await?;
+    let status = if written.is_new { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
+    Ok((status, validators(&written.version)).into_response())
+}
+
+/// Permission bits, in octal digits.
+fn parse_mode(text: &str) -> Result<u32, Failure> {
+    let is_octal = (1..=5).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= MODE_MAX);
+    mode.ok_or_else(|| Problem::field("mode", "must be permission bits in octal digits, such as 0755").into())
+}
+
+fn wanted(at: &FilePath, query: ReadFile) -> Result<Look, Failure> {
+    let entries_max = match query.limit {
+        None => LISTING_ENTRIES_MAX,
+        Some(limit) if (1..=LISTING_ENTRIES_MAX).contains(&limit) => limit,
+        Some(limit) => {
+            let detail = format!("must be 1 to {LISTING_ENTRIES_MAX}, is {limit}");
+            return Err(Problem::field("limit", detail).into());
+        }
+    };
+    let bad = |_| Problem::field("cursor", "must be the next_cursor of an earlier page");
+    let after = query.cursor.map(|cursor| URL_SAFE_NO_PAD.decode(cursor).map_err(bad)).transpose()?;
+    Ok(Look { path: at.path.clone(), follow: query.follow.unwrap_or(true), after, entries_max })
 }
 
 /// A body to be read where reading may block, when its turn has come.
@@ -119,57 +186,117 @@ fn impatient(body: BodyDataStream) -> impl Stream<Item = std::io::Result<Bytes>>
     })
 }
 
-/// Remove a file, or a directory with all that is in it.
+/// Remove a file, or a directory with all that is in it; of a link, the link itself.
 #[utoipa::path(delete, path = "/sessions/{id}/files/{*path}", tag = "workspace",
-    params(("id" = String, Path, description = "Id or name"), ("path" = String, Path)),
+    params(("id" = String, Path, description = "Id or name"),
+           ("path" = String, Path, description = "From the workspace down, its bytes percent-encoded"),
+           ("If-Match" = Option<String>, Header, description = "Only where this is still its ETag")),
     responses((status = 204, description = "It is gone"), Problems))]
 async fn delete(
     State(app): State<Shared>,
     Caller(actor): Caller,
-    Path((id, path)): Path<(String, String)>,
+    at: FilePath,
+    headers: HeaderMap,
 ) -> Result<StatusCode, Failure> {
-    files::remove(&app, &actor, &id, path).await?;
+    let conditions = Conditions::of(&headers, &Method::DELETE)?;
+    files::remove(&app, &actor, &at.session, at.path, conditions).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// The workspace as of a checkpoint: list it.
+#[utoipa::path(get, path = "/sessions/{id}/checkpoints/{n}/files", tag = "checkpoints",
+    params(("id" = String, Path, description = "Id or name"),
+           ("n" = String, Path, description = "A number, a label, or `now`"), ReadFile),
+    responses((status = 200, body = Listing), Problems))]
+async fn saved_root(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    at: FilePath,
+    Query(query): Query<ReadFile>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let looked = checkpoints::look(&app, &actor, &at.session, &at.version, wanted(&at, query)?).await?;
+    show(&at.path, looked, &headers)
+}
+
+/// Read a file, or list a directory, as of a checkpoint. Conditions and a single range of bytes are heeded (RFC 9110).
+#[utoipa::path(get, path = "/sessions/{id}/checkpoints/{n}/files/{*path}", tag = "checkpoints",
+    params(("id" = String, Path, description = "Id or name"),
+           ("n" = String, Path, description = "A number, a label, or `now`"),
+           ("path" = String, Path, description = "From the workspace down, its bytes percent-encoded"), ReadFile),
+    responses((status = 200, content((Vec<u8> = "application/octet-stream"), (Listing = "application/json")),
+               headers(("Raworc-Kind" = String, description = "`file`, `directory` or `symlink`"))),
+              (status = 206, description = "A part of the file", body = Vec<u8>, content_type = "application/octet-stream"),
+              (status = 304, description = "It has not changed"), (status = 416, body = Problem,
+               content_type = "application/problem+json", description = "The range has nothing of the file"), Problems))]
+async fn saved(
+    State(app): State<Shared>,
+    Caller(actor): Caller,
+    at: FilePath,
+    Query(query): Query<ReadFile>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let looked = checkpoints::look(&app, &actor, &at.session, &at.version, wanted(&at, query)?).await?;
+    show(&at.path, looked, &headers)
+}
+
 /// What was found, as an answer.
-pub(super) fn show(path: String, found: Found) -> Result<Response, Failure> {
-    match found {
-        Found::Directory(entries, truncated) => {
-            let entries = entries.into_iter().map(entry).collect();
-            Ok(([(KIND, "directory")], axum::Json(Listing { path, entries, truncated })).into_response())
+fn show(path: &[u8], looked: Looked, headers: &HeaderMap) -> Result<Response, Failure> {
+    match looked {
+        Looked::Directory(page) => {
+            let (path, path_bytes) = view::name(path.strip_prefix(b"/").unwrap_or(path));
+            let next_cursor = page.next.map(|name| URL_SAFE_NO_PAD.encode(name));
+            let entries = page.entries.into_iter().map(view::entry).collect();
+            let listing = Listing { path, path_bytes, entries, truncated: next_cursor.is_some(), next_cursor };
+            Ok(([(KIND, "directory"), (header::CACHE_CONTROL, REVALIDATE)], axum::Json(listing)).into_response())
         }
-        Found::File(file, size) => {
-            // A file that grows while it is read is cut where it ended when it was opened.
-            let reader = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), size);
-            let headers = [
-                (KIND, "file".to_owned()),
-                (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
-                (header::CONTENT_LENGTH, size.to_string()),
-                (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
-            ];
-            Ok((headers, Body::from_stream(ReaderStream::new(reader))).into_response())
-        }
+        Looked::Symlink(target, version) => Ok((content_headers("symlink", &version), target).into_response()),
+        Looked::File(file, version) => bytes(file, &version, headers),
     }
 }
 
-fn entry(entry: Entry) -> FileEntry {
-    FileEntry {
-        name: entry.name,
-        kind: kind(entry.kind),
-        size: entry.size,
-        mode: entry.mode,
-        modified_at: jiff::Timestamp::try_from(entry.modified).unwrap_or(jiff::Timestamp::UNIX_EPOCH),
-        target: entry.target,
+/// A file, or the part of it that is wanted.
+fn bytes(mut file: File, version: &Version, headers: &HeaderMap) -> Result<Response, Failure> {
+    let size = version.size;
+    let (status, start, length) = match Range::of(headers, size, &files::described(Some(version))) {
+        Range::Whole => (StatusCode::OK, 0, size),
+        Range::Part(start, length) => (StatusCode::PARTIAL_CONTENT, start, length),
+        Range::Unsatisfiable => {
+            let detail = format!("the file has {size} bytes, and nothing of it is in this range");
+            let failure = Failure::new(Code::RangeNotSatisfiable, detail);
+            let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
+            return Ok((validators(version), range, failure).into_response());
+        }
+    };
+    file.seek(SeekFrom::Start(start)).map_err(FileError::from)?;
+    // A file that grows while it is read is cut where it ended when it was opened.
+    let reader = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), length);
+    let body = Body::from_stream(ReaderStream::new(reader));
+    let mut response = (status, content_headers("file", version), body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if status == StatusCode::PARTIAL_CONTENT {
+        let range = format!("bytes {start}-{}/{size}", start + length - 1);
+        headers.extend(HeaderValue::try_from(range).ok().map(|range| (header::CONTENT_RANGE, range)));
     }
+    Ok(response)
 }
 
-/// A kind, as it is told.
-pub(super) fn kind(kind: Kind) -> FileKind {
-    match kind {
-        Kind::File => FileKind::File,
-        Kind::Directory => FileKind::Directory,
-        Kind::Symlink => FileKind::Symlink,
-        Kind::Other => FileKind::Other,
-    }
+/// What tells one state of a file from another.
+fn validators(version: &Version) -> HeaderMap {
+    let tag = HeaderValue::try_from(format!("\"{}\"", version.tag)).ok().map(|tag| (header::ETAG, tag));
+    let date = conditions::date(version.modified.0).and_then(|date| HeaderValue::try_from(date).ok());
+    tag.into_iter().chain(date.map(|date| (header::LAST_MODIFIED, date))).collect()
+}
+
+fn content_headers(kind: &'static str, version: &Version) -> (HeaderMap, [(HeaderName, String); 5]) {
+    let headers = [
+        (KIND, kind.to_owned()),
+        (MODE, format!("{:04o}", version.mode)),
+        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        (header::CACHE_CONTROL, REVALIDATE.to_owned()),
+    ];
+    (validators(version), headers)
 }

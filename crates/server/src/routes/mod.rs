@@ -4,6 +4,7 @@ mod accounts;
 mod agents;
 mod checkpoints;
 mod events;
+mod file_path;
 mod files;
 mod images;
 mod leased;
@@ -28,6 +29,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::app::Shared;
+use crate::conditions;
 use crate::error::problem_response;
 
 #[derive(OpenApi)]
@@ -94,6 +96,7 @@ pub fn router(app: Shared) -> Router {
             problem_response(&Problem::new(Code::MethodNotAllowed, "this path does not take this method"))
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn(conditions::obey))
         .layer(middleware::from_fn_with_state(app.clone(), leased::hold))
         .layer(middleware::from_fn(unread::read))
         .layer(middleware::from_fn_with_state(app.clone(), count))

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use raworc_api::page::Page;
 use raworc_api::problem::Problem;
@@ -21,8 +21,9 @@ use utoipa_axum::routes;
 use super::page_of;
 use super::problems::Problems;
 use crate::app::Shared;
+use crate::conditions::{Conditions, etag};
 use crate::error::Failure;
-use crate::extract::{Caller, Json, Path, Query, etag, idempotency_key, if_match};
+use crate::extract::{Caller, Json, Path, Query, idempotency_key};
 use crate::verbs::check::page_limit;
 use crate::verbs::find::{self, Purpose};
 use crate::verbs::idempotent::Key;
@@ -132,8 +133,9 @@ fn parse_cursor(text: &str) -> Result<(Time, SessionId), Failure> {
 
 /// Get a session.
 #[utoipa::path(get, path = "/sessions/{id}", tag = "sessions",
-    params(("id" = String, Path, description = "Id or name")),
-    responses((status = 200, body = Session), Problems))]
+    params(("id" = String, Path, description = "Id or name"),
+           ("If-None-Match" = Option<String>, Header, description = "Only where this is not its ETag")),
+    responses((status = 200, body = Session), (status = 304, description = "It has not changed"), Problems))]
 async fn get(State(app): State<Shared>, Caller(actor): Caller, Path(id): Path<String>) -> Result<Response, Failure> {
     let row = {
         let mut connection = app.store.read().await?;
@@ -154,7 +156,8 @@ async fn update(
     headers: HeaderMap,
     Json(body): Json<UpdateSession>,
 ) -> Result<Response, Failure> {
-    let row = update_session::update_session(&app, &actor, id, body, if_match(&headers)?).await?;
+    let conditions = Conditions::of(&headers, &Method::PUT)?;
+    let row = update_session::update_session(&app, &actor, id, body, conditions).await?;
     show(&app, row).await
 }
 
@@ -198,8 +201,11 @@ macro_rules! wishes {
             State(app): State<Shared>,
             Caller(actor): Caller,
             Path(id): Path<String>,
+            headers: HeaderMap,
         ) -> Result<Response, Failure> {
-            match wish(&app, &actor, id.clone(), Wish::$wish).await {
+            // Only DELETE comes here with any.
+            let conditions = Conditions::of(&headers, &Method::DELETE)?;
+            match wish(&app, &actor, id.clone(), Wish::$wish, conditions).await {
                 Err(failure) if Wish::$wish == Wish::Delete && failure.damage().is_some() => {
                     wish::delete_damaged(&app, &actor, &id, failure).await?;
                     Ok(StatusCode::NO_CONTENT.into_response())

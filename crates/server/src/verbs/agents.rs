@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::check::Checks;
 use super::create_session::DEFAULT_AGENT;
-use super::update_session::stale;
 use crate::app::{Shared, permit};
+use crate::conditions::Conditions;
 use crate::error::Failure;
 
 /// Longest `timeout_seconds` of an agent: a day.
@@ -72,7 +72,7 @@ pub async fn update(
     actor: &Actor,
     id_or_name: String,
     definition: AgentDefinition,
-    version: Option<i64>,
+    conditions: Conditions,
 ) -> Result<AgentRow, Failure> {
     permit(actor, Action::ManageAgents, "agent", &id_or_name)?;
     check(&definition)?;
@@ -81,9 +81,7 @@ pub async fn update(
         .write(move |transaction| {
             Box::pin(async move {
                 let mut row = changeable(transaction.connection(), &id_or_name).await?;
-                if version.is_some_and(|version| version != row.version) {
-                    return Err(stale());
-                }
+                conditions.check_version(row.version)?;
                 row.definition = definition;
                 row.updated_at = now;
                 audit::append(transaction.connection(), now, &actor, "agent.update", &row.id.to_string()).await?;
@@ -98,14 +96,15 @@ pub async fn update(
 /// Removes an agent.
 ///
 /// # Errors
-/// 409 where sessions still use it.
-pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String) -> Result<(), Failure> {
+/// 409 where sessions still use it, 412 where it is not what the conditions say.
+pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String, conditions: Conditions) -> Result<(), Failure> {
     permit(actor, Action::ManageAgents, "agent", &id_or_name)?;
     let (actor, now) = (actor.clone(), app.now());
     app.store
         .write(move |transaction| {
             Box::pin(async move {
                 let row = changeable(transaction.connection(), &id_or_name).await?;
+                conditions.check_version(row.version)?;
                 audit::append(transaction.connection(), now, &actor, "agent.delete", &row.id.to_string()).await?;
                 if !agents::delete(transaction.connection(), row.id).await? {
                     let detail = format!(

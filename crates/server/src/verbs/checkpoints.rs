@@ -19,6 +19,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::check::Checks;
+use super::files::{Look, Looked};
 use super::find::{self, Purpose};
 use super::save;
 use crate::app::{Shared, blocking};
@@ -235,20 +236,14 @@ pub async fn layers(app: &Shared, session: SessionId, n: u64) -> Result<(Vec<Lay
     }
 }
 
-/// What is at `path` in a version.
+/// What is at a path in a version.
 ///
 /// # Errors
 /// 404 where there is nothing.
-pub async fn look(
-    app: &Shared,
-    actor: &Actor,
-    id_or_name: &str,
-    version: &str,
-    path: String,
-) -> Result<Found, Failure> {
+pub async fn look(app: &Shared, actor: &Actor, id_or_name: &str, version: &str, look: Look) -> Result<Looked, Failure> {
     let row = session(app, actor, id_or_name).await?;
     let version = parse(app, &row, version).await?;
-    trees::read(open(app, &row, version).await?, move |workspace| workspace.look(&path)).await
+    trees::read(open(app, &row, version).await?, move |workspace| look.run(workspace)).await
 }
 
 /// A version of a workspace, as people name it.
@@ -343,7 +338,7 @@ pub async fn diff(
             let (items, is_truncated) = compare::compare(old.side(), new.side(), DIFFERENCES_MAX, &goes_on)?;
             return Ok((items, is_truncated, None, false));
         };
-        let is_in = |side: &raworc_workspace::Workspace| match side.look(&path) {
+        let is_in = |side: &raworc_workspace::Workspace| match side.look(path.as_bytes(), true) {
             Err(FileError::NotFound) => Ok(false),
             Err(error @ FileError::BadPath(_)) => Err(error),
             _ => Ok(true),
@@ -370,14 +365,14 @@ pub async fn diff(
 
 /// A file's bytes, if there is such a file; one that is too long for a comparison is no text.
 fn read_text(side: &raworc_workspace::Workspace, path: &str) -> Result<Option<Vec<u8>>, FileError> {
-    match side.look(path) {
-        Ok(Found::File(file, size)) if size <= TEXT_DIFF_BYTES_MAX => {
+    match side.look(path.as_bytes(), true) {
+        Ok(Found::File(file, version)) if version.size <= TEXT_DIFF_BYTES_MAX => {
             let mut bytes = Vec::new();
             file.take(TEXT_DIFF_BYTES_MAX).read_to_end(&mut bytes)?;
             Ok(Some(bytes))
         }
         Ok(Found::File(..)) => Ok(Some(vec![0])),
-        Ok(Found::Directory(..)) | Err(FileError::NotFound) => Ok(None),
+        Ok(Found::Directory(_) | Found::Symlink(..)) | Err(FileError::NotFound) => Ok(None),
         Err(error) => Err(error),
     }
 }

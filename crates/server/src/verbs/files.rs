@@ -9,38 +9,93 @@ use raworc_core::limits::FILE_BYTES_MAX;
 use raworc_core::permissions::Actor;
 use raworc_store::sessions::SessionRow;
 use raworc_store::{StoreError, audit};
-use raworc_workspace::{FileError, Found};
+use raworc_workspace::{Entries, FileError, Found, Present, Version, Workspace, Write, Written, list};
 use serde_json::json;
 
 use super::find::{self, Purpose};
 use crate::app::{Shared, blocking};
 use crate::change::Change;
+use crate::conditions::{self, Conditions};
 use crate::error::Failure;
 use crate::reconcile::quotas;
 use crate::trees;
+use crate::view;
 
-/// What is at `path`.
+/// What someone wants to see.
+pub struct Look {
+    /// From the workspace down.
+    pub path: Vec<u8>,
+    /// Whether the last name is followed where it is a link.
+    pub follow: bool,
+    /// Of a directory: the name after which to begin.
+    pub after: Option<Vec<u8>>,
+    /// Of a directory: most entries.
+    pub entries_max: usize,
+}
+
+/// What is there.
+pub enum Looked {
+    /// A file, open.
+    File(File, Version),
+    /// A link, and where it points.
+    Symlink(Vec<u8>, Version),
+    /// A page of a directory.
+    Directory(Entries),
+}
+
+impl Look {
+    /// Looks.
+    ///
+    /// # Errors
+    /// Where there is nothing.
+    pub fn run(&self, workspace: &Workspace) -> Result<Looked, FileError> {
+        Ok(match workspace.look(&self.path, self.follow)? {
+            Found::File(file, version) => Looked::File(file, version),
+            Found::Symlink(target, version) => Looked::Symlink(target, version),
+            Found::Directory(directory) => {
+                Looked::Directory(list(&directory, self.after.as_deref(), self.entries_max)?)
+            }
+        })
+    }
+}
+
+/// What is at a path.
 ///
 /// # Errors
 /// 404 where there is nothing.
-pub async fn look(app: &Shared, actor: &Actor, id_or_name: &str, path: String) -> Result<Found, Failure> {
+pub async fn look(app: &Shared, actor: &Actor, id_or_name: &str, look: Look) -> Result<Looked, Failure> {
     let row = session(app, actor, id_or_name, Purpose::Read).await?;
-    trees::read(trees::open_now(app, &row).await?, move |workspace| workspace.look(&path)).await
+    trees::read(trees::open_now(app, &row).await?, move |workspace| look.run(workspace)).await
 }
 
-/// Writes a file; true where it is new.
+/// A file that is to be written.
+pub struct Upload<R> {
+    /// From the workspace down.
+    pub path: Vec<u8>,
+    /// Whether a link there is written through.
+    pub follow: bool,
+    /// The permission bits it is to have.
+    pub mode: Option<u32>,
+    /// What must hold.
+    pub conditions: Conditions,
+    /// The bytes.
+    pub content: R,
+}
+
+/// Writes a file.
 ///
 /// # Errors
-/// 413 where there are too many bytes, 422 where the path leads out of the workspace.
+/// 412 where there is not what the conditions say, 413 where there are too many bytes, 422 where the path leads out of the
+/// workspace.
 pub async fn write(
     app: &Shared,
     actor: &Actor,
     id_or_name: &str,
-    path: String,
-    mut content: impl Read + Send + 'static,
-) -> Result<bool, Failure> {
+    upload: Upload<impl Read + Send + 'static>,
+) -> Result<Written, Failure> {
     let row = session(app, actor, id_or_name, Purpose::Use).await?;
     refuse_ended(&row)?;
+    let Upload { path, follow, mode, conditions, mut content } = upload;
     let written = path.clone();
     // As slowly as it comes, it holds nobody up; it is put into the workspace when it is there.
     let shelf = app.trees.shelf.clone();
@@ -48,24 +103,54 @@ pub async fn write(
     let turn = app.trees.turn(row.id).await;
     // Others may have written, or raised its limit, before it was our turn.
     let row = session(app, actor, &row.id.to_string(), Purpose::Use).await?;
-    refuse_over_quota(app, &row, &content).await?;
-    let is_new =
-        trees::change(app, turn, move |workspace| workspace.write(&path, &mut content, FILE_BYTES_MAX)).await?;
-    note(app, actor, &row, "file.written", written).await?;
-    Ok(is_new)
+    refuse_over_quota(app, &row, content.metadata().map_err(FileError::from)?.len()).await?;
+    let work = move |workspace: &Workspace| {
+        let allows = |present: Option<&Present<'_>>| allow(&conditions, present);
+        let how = Write { follow, mode, bytes_max: FILE_BYTES_MAX, allows: &allows };
+        workspace.write(&path, &mut content, &how)
+    };
+    let outcome = trees::change(app, turn, work).await?;
+    note(app, actor, &row, "file.written", &written).await?;
+    Ok(outcome)
 }
 
-/// Removes a file or directory.
+/// Whether what is there is what conditions say.
+fn allow(conditions: &Conditions, present: Option<&Present<'_>>) -> Result<bool, FileError> {
+    if conditions.is_empty() {
+        return Ok(true);
+    }
+    let version = present.map(Present::version).transpose()?;
+    Ok(conditions.allow(version.map(|version| described(version.as_ref())).as_ref()))
+}
+
+/// What conditions are about, of a file; directories have no version.
+pub fn described(version: Option<&Version>) -> conditions::Present {
+    conditions::Present {
+        tag: version.map(|version| version.tag.clone()),
+        modified: version.map(|version| version.modified.0),
+    }
+}
+
+/// Removes a file or directory; of a link, the link itself.
 ///
 /// # Errors
-/// 404 where there is nothing.
-pub async fn remove(app: &Shared, actor: &Actor, id_or_name: &str, path: String) -> Result<(), Failure> {
+/// 404 where there is nothing, 412 where it is not what the conditions say.
+pub async fn remove(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: &str,
+    path: Vec<u8>,
+    conditions: Conditions,
+) -> Result<(), Failure> {
     let row = session(app, actor, id_or_name, Purpose::Use).await?;
     refuse_ended(&row)?;
     let removed = path.clone();
     let turn = app.trees.turn(row.id).await;
-    trees::change(app, turn, move |workspace| workspace.remove(&path)).await?;
-    note(app, actor, &row, "file.deleted", removed).await
+    trees::change(app, turn, move |workspace| {
+        workspace.remove(&path, &|present: Option<&Present<'_>>| allow(&conditions, present))
+    })
+    .await?;
+    note(app, actor, &row, "file.deleted", &removed).await
 }
 
 async fn session(app: &Shared, actor: &Actor, id_or_name: &str, purpose: Purpose) -> Result<SessionRow, Failure> {
@@ -74,10 +159,9 @@ async fn session(app: &Shared, actor: &Actor, id_or_name: &str, purpose: Purpose
 }
 
 /// A session with a limit takes no more than that from outside, either.
-async fn refuse_over_quota(app: &Shared, row: &SessionRow, content: &File) -> Result<(), Failure> {
+async fn refuse_over_quota(app: &Shared, row: &SessionRow, bytes: u64) -> Result<(), Failure> {
     let Some(limit) = app.ceilings.disk(row.settings.disk) else { return Ok(()) };
     let container = ContainerId { session: row.id, generation: row.machine.generation };
-    let bytes = content.metadata().map_err(FileError::from)?.len();
     if quotas::used(app, row, container).await?.saturating_add(bytes) <= limit.0 {
         return Ok(());
     }
@@ -97,14 +181,19 @@ fn refuse_ended(row: &SessionRow) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn note(app: &Shared, actor: &Actor, row: &SessionRow, kind: &'static str, path: String) -> Result<(), Failure> {
+async fn note(app: &Shared, actor: &Actor, row: &SessionRow, kind: &'static str, path: &[u8]) -> Result<(), Failure> {
+    let path = view::name(path.strip_prefix(b"/").unwrap_or(path));
+    let mut data = json!({ "path": path.0 });
+    if let Some(bytes) = path.1 {
+        data["path_bytes"] = bytes.into();
+    }
     let (actor, now, session) = (actor.clone(), app.now(), row.id);
     app.store
         .write(move |transaction| {
             Box::pin(async move {
                 audit::append(transaction.connection(), now, &actor, kind, &session.to_string()).await?;
                 let mut change = Change::load(transaction, session, now, actor.name).await?;
-                change.log(kind, json!({ "path": path })).await?;
+                change.log(kind, data).await?;
                 change.save().await?;
                 Ok(())
             })

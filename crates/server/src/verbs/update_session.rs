@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use raworc_api::problem::Code;
 use raworc_api::session::UpdateSession;
 use raworc_core::checkpoints::Cause;
 use raworc_core::limits::{TTL_SECONDS, WAITING_TIMEOUT_SECONDS};
@@ -17,18 +16,19 @@ use super::find::{self, Purpose};
 use crate::app::Shared;
 use crate::ceilings::Ceilings;
 use crate::change::Change;
+use crate::conditions::Conditions;
 use crate::error::Failure;
 
-/// Changes the fields that the body names. `version` is what the caller believes to be changing (`If-Match`).
+/// Changes the fields that the body names.
 ///
 /// # Errors
-/// 412 where the session has changed since; 422 where the body is wrong.
+/// 412 where the session is not what the conditions say; 422 where the body is wrong.
 pub async fn update_session(
     app: &Shared,
     actor: &Actor,
     id_or_name: String,
     body: UpdateSession,
-    version: Option<i64>,
+    conditions: Conditions,
 ) -> Result<SessionRow, Failure> {
     check(&body, &app.ceilings)?;
     let (actor, now, has_plan) = (actor.clone(), app.now(), body.checkpoints.is_some() || body.resources.is_some());
@@ -37,9 +37,7 @@ pub async fn update_session(
         .write(move |transaction| {
             Box::pin(async move {
                 let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
-                if version.is_some_and(|version| version != row.version) {
-                    return Err(stale());
-                }
+                conditions.check_version(row.version)?;
                 audit::append(transaction.connection(), now, &actor, "session.update", &row.id.to_string()).await?;
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 let fields = apply(&mut change.row, body, now);
@@ -53,11 +51,6 @@ pub async fn update_session(
         app.trees.ask(row.id, Cause::Request);
     }
     Ok(row)
-}
-
-/// 412.
-pub fn stale() -> Failure {
-    Failure::new(Code::Stale, "it has changed since the version that If-Match names; GET it again and decide anew")
 }
 
 fn check(body: &UpdateSession, most: &Ceilings) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ use raworc_store::{audit, set_aside};
 use super::find::{self, Purpose};
 use crate::app::Shared;
 use crate::change::Change;
+use crate::conditions::Conditions;
 use crate::error::Failure;
 use crate::reconcile::sweep;
 use crate::trees::refuse_purged;
@@ -85,13 +86,20 @@ pub async fn delete_damaged(app: &Shared, actor: &Actor, id_or_name: &str, failu
 /// Records a wish; the session as it now is.
 ///
 /// # Errors
-/// 409 where the state forbids it.
-pub async fn wish(app: &Shared, actor: &Actor, id_or_name: String, wish: Wish) -> Result<SessionRow, Failure> {
+/// 409 where the state forbids it, 412 where the session is not what the conditions say.
+pub async fn wish(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: String,
+    wish: Wish,
+    conditions: Conditions,
+) -> Result<SessionRow, Failure> {
     let (actor, now) = (actor.clone(), app.now());
     app.store
         .write(move |transaction| {
             Box::pin(async move {
                 let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
+                conditions.check_version(row.version)?;
                 audit::append(transaction.connection(), now, &actor, wish.action(), &row.id.to_string()).await?;
                 if wish == Wish::Restore {
                     refuse_purged(row.purged_at)?;

@@ -1,13 +1,15 @@
 //! `raworc session files`.
 
+use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use futures::stream::{self, BoxStream, StreamExt as _};
-use raworc_api::client::{Client, Content};
-use raworc_api::workspace::{FileEntry, FileKind, Listing};
+use raworc_api::client::Content;
+use raworc_api::workspace::{FileEntry, FileKind, Listing, ReadFile, WriteFile};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -33,7 +35,7 @@ pub enum Files {
         session: String,
         /// The directory, relative to the workspace [default: the workspace].
         #[arg(default_value = "", hide_default_value = true)]
-        path: String,
+        path: OsString,
         #[command(flatten)]
         version: Version,
     },
@@ -47,7 +49,7 @@ pub enum Files {
         /// Its id or name.
         session: String,
         /// The file, relative to the workspace.
-        path: String,
+        path: OsString,
         #[command(flatten)]
         version: Version,
     },
@@ -63,7 +65,10 @@ pub enum Files {
         /// The local file; '-' is standard input.
         local: PathBuf,
         /// Where to, relative to the workspace [default: the local file's name].
-        path: Option<String>,
+        path: Option<OsString>,
+        /// Permission bits, such as 0755 [default: those of the file that is replaced; 0644 of a new one].
+        #[arg(long)]
+        mode: Option<String>,
     },
     /// Delete a file, or a directory with all that is in it.
     #[command(visible_alias = "delete", after_help = "Example:\n  raworc session files rm demo data")]
@@ -71,7 +76,7 @@ pub enum Files {
         /// Its id or name.
         session: String,
         /// What, relative to the workspace.
-        path: String,
+        path: OsString,
     },
 }
 
@@ -83,56 +88,52 @@ pub struct Version {
     checkpoint: Option<String>,
 }
 
-impl Version {
-    async fn read(&self, client: &Client, session: &str, path: &str) -> Result<Content> {
-        Ok(match &self.checkpoint {
-            Some(n) => client.read_saved_file(session, n, path).await?,
-            None => client.read_file(session, path).await?,
-        })
-    }
-}
-
 /// Carries one out.
 pub async fn run(context: &Context, command: Files) -> Result<()> {
     match command {
         Files::Ls { session, path, version } => ls(context, &session, &path, &version).await,
         Files::Cat { session, path, version } => cat(context, &session, &path, &version).await,
-        Files::Put { session, local, path } => put(context, &session, &local, path).await,
+        Files::Put { session, local, path, mode } => put(context, &session, &local, path, mode).await,
         Files::Rm { session, path } => {
-            context.client()?.delete_file(&session, &path).await?;
-            context.ui.show(&json!({}), |_| format!("Deleted {}", clean(&path)))
+            context.client()?.delete_file(&session, path.as_bytes()).await?;
+            context.ui.show(&json!({}), |_| format!("Deleted {}", shown(path.as_bytes())))
         }
     }
 }
 
-async fn ls(context: &Context, session: &str, path: &str, version: &Version) -> Result<()> {
-    match version.read(&context.client()?, session, path).await? {
-        Content::File(_) => Err(Failure::usage(format!("{} is a file", clean(path))).help(format!(
-            "`raworc session files cat {} {}` reads it.",
-            clean(session),
-            clean(path)
-        ))),
-        Content::Directory(listing) if context.ui.is_json() => context.ui.json(&listing),
-        Content::Directory(listing) if listing.entries.is_empty() => {
-            context.ui.note("the directory is empty");
-            Ok(())
+async fn ls(context: &Context, session: &str, path: &OsStr, version: &Version) -> Result<()> {
+    let (client, version) = (context.client()?, version.checkpoint.as_deref());
+    let mut listing = match client.read_file(session, version, path.as_bytes()).await? {
+        Content::File(_) => {
+            let path = shown(path.as_bytes());
+            return Err(Failure::usage(format!("{path} is a file"))
+                .help(format!("`raworc session files cat {} {path}` reads it.", clean(session))));
         }
-        Content::Directory(listing) => {
-            context.ui.line(&rows(&listing))?;
-            if listing.truncated {
-                context.ui.note(&format!("only the first {} entries are shown", listing.entries.len()));
-            }
-            Ok(())
-        }
+        Content::Directory(listing) => listing,
+    };
+    while let Some(cursor) = listing.next_cursor.take() {
+        let query = ReadFile { cursor: Some(cursor), ..ReadFile::default() };
+        let more = client.list_files(session, version, path.as_bytes(), &query).await?;
+        listing.entries.extend(more.entries);
+        listing.next_cursor = more.next_cursor;
+    }
+    listing.truncated = false;
+    if context.ui.is_json() {
+        context.ui.json(&listing)
+    } else if listing.entries.is_empty() {
+        context.ui.note("the directory is empty");
+        Ok(())
+    } else {
+        context.ui.line(&rows(&listing))
     }
 }
 
 fn rows(listing: &Listing) -> String {
     let row = |entry: &FileEntry| {
-        let mut name = clean(&entry.name);
+        let mut name = shown(&entry.bytes());
         match entry.kind {
             FileKind::Directory => name.push('/'),
-            FileKind::Symlink => name.push_str(&format!(" → {}", clean(entry.target.as_deref().unwrap_or("?")))),
+            FileKind::Symlink => name.push_str(&format!(" → {}", shown(&entry.target_bytes().unwrap_or_default()))),
             FileKind::File | FileKind::Other => {}
         }
         let size = if entry.kind == FileKind::File { bytes(entry.size) } else { "-".to_owned() };
@@ -141,22 +142,22 @@ fn rows(listing: &Listing) -> String {
     table(&["MODE", "SIZE", "MODIFIED", "NAME"], listing.entries.iter().map(row).collect())
 }
 
-async fn cat(context: &Context, session: &str, path: &str, version: &Version) -> Result<()> {
-    let mut file = match version.read(&context.client()?, session, path).await? {
+async fn cat(context: &Context, session: &str, path: &OsStr, version: &Version) -> Result<()> {
+    let name = shown(path.as_bytes());
+    let client = context.client()?;
+    let mut file = match client.read_file(session, version.checkpoint.as_deref(), path.as_bytes()).await? {
         Content::File(file) => file,
         Content::Directory(_) => {
-            return Err(Failure::usage(format!("{} is a directory", clean(path))).help(format!(
-                "`raworc session files ls {} {}` lists it.",
-                clean(session),
-                clean(path)
-            )));
+            return Err(Failure::usage(format!("{name} is a directory"))
+                .help(format!("`raworc session files ls {} {name}` lists it.", clean(session))));
         }
     };
     if context.ui.is_json() {
         let all = file.bytes().await?;
         let content = String::from_utf8(all).map_err(|_| {
-            Failure::usage(format!("{} is not text", clean(path))).help("Leave --output json out to get its bytes.")
+            Failure::usage(format!("{name} is not text")).help("Leave --output json out to get its bytes.")
         })?;
+        let path = path.to_string_lossy();
         return context.ui.json(&json!({ "path": path, "size": content.len(), "content": content }));
     }
     while let Some(chunk) = file.chunk().await? {
@@ -165,19 +166,34 @@ async fn cat(context: &Context, session: &str, path: &str, version: &Version) ->
     Ok(())
 }
 
-async fn put(context: &Context, session: &str, local: &Path, path: Option<String>) -> Result<()> {
+async fn put(
+    context: &Context,
+    session: &str,
+    local: &Path,
+    path: Option<OsString>,
+    mode: Option<String>,
+) -> Result<()> {
     let client = context.client()?;
     let path = match path {
         Some(path) => path,
         None => name_of(local)?,
     };
     let content = if local == Path::new("-") { standard_input()? } else { open(local).await? };
-    client.write_file(session, &path, content).await?;
-    context.ui.show(&json!({ "path": path }), |_| format!("Wrote {}", clean(&path)))
+    client.write_file(session, path.as_bytes(), &WriteFile { mode, follow: None }, content).await?;
+    context.ui.show(&json!({ "path": path.to_string_lossy() }), |_| format!("Wrote {}", shown(path.as_bytes())))
 }
 
-fn name_of(local: &Path) -> Result<String> {
-    let name = local.file_name().and_then(|name| name.to_str()).filter(|name| *name != "-");
+/// A name on a terminal: what is not UTF-8 as `\xFF`.
+pub fn shown(name: &[u8]) -> String {
+    let parts = name.utf8_chunks().map(|chunk| {
+        let bytes: String = chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")).collect();
+        clean(chunk.valid()) + &bytes
+    });
+    parts.collect()
+}
+
+fn name_of(local: &Path) -> Result<OsString> {
+    let name = local.file_name().filter(|name| *name != "-");
     let name = name.ok_or_else(|| Failure::usage("say what the file is to be called in the workspace"))?;
     Ok(name.to_owned())
 }

@@ -1,0 +1,106 @@
+//! What is in a directory, by name, a page at a time.
+
+use std::collections::BinaryHeap;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, FileType, Stat, readlinkat, statat};
+
+use super::{Kind, Moment, modified};
+use crate::FileError;
+
+/// What the names and targets of one page take as JSON, in bytes; a page of long ones has fewer entries.
+const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// What an entry takes as JSON beside its names, in bytes.
+const ENTRY_BYTES: usize = 160;
+
+/// One entry of a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name.
+    pub name: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
+    /// Bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// When its content last changed.
+    pub modified: Moment,
+    /// Where a symbolic link points.
+    pub target: Option<Vec<u8>>,
+}
+
+/// Entries of a directory, and where the next page goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
+    /// By the bytes of their names.
+    pub entries: Vec<Entry>,
+    /// The name after which there are more.
+    pub next: Option<Vec<u8>>,
+}
+
+/// The first `entries_max` entries by name, of those after the name `after`. The directory is read whole for each page, and
+/// no more than a page of it is kept.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn list(directory: &OwnedFd, after: Option<&[u8]>, entries_max: usize) -> Result<Entries, FileError> {
+    let mut names: BinaryHeap<Vec<u8>> = BinaryHeap::new();
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if matches!(name, b"." | b"..") || after.is_some_and(|after| name <= after) {
+            continue;
+        }
+        // One more than a page has, to know whether there is another.
+        if names.len() > entries_max {
+            match names.peek_mut() {
+                Some(mut last) if name < last.as_slice() => *last = name.to_vec(),
+                _ => {}
+            }
+        } else {
+            names.push(name.to_vec());
+        }
+    }
+    let mut names = names.into_sorted_vec();
+    let mut has_more = names.len() > entries_max;
+    names.truncate(entries_max);
+    let (mut found, mut bytes, mut last) = (Entries::default(), 0, None);
+    for name in names {
+        if bytes > PAGE_BYTES_MAX {
+            has_more = true;
+            break;
+        }
+        // What vanished meanwhile is not listed.
+        if let Ok(stat) = statat(directory, &name[..], AtFlags::SYMLINK_NOFOLLOW) {
+            let entry = describe(directory, &name, &stat);
+            bytes += ENTRY_BYTES + written(&entry.name) + entry.target.as_deref().map_or(0, written);
+            found.entries.push(entry);
+        }
+        last = Some(name);
+    }
+    found.next = last.filter(|_| has_more);
+    Ok(found)
+}
+
+/// What a name takes as JSON at most, in bytes: of control characters, six each.
+fn written(name: &[u8]) -> usize {
+    name.iter().map(|byte| if byte.is_ascii_control() { 6 } else { 1 }).sum::<usize>()
+        + if name.is_ascii() { 0 } else { 4 * name.len() }
+}
+
+fn describe(directory: &OwnedFd, name: &[u8], stat: &Stat) -> Entry {
+    let kind = Kind::of(FileType::from_raw_mode(stat.st_mode));
+    let target = (kind == Kind::Symlink)
+        .then(|| readlinkat(directory, name, Vec::new()).ok())
+        .flatten()
+        .map(std::ffi::CString::into_bytes);
+    Entry {
+        name: name.to_vec(),
+        kind,
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        mode: stat.st_mode & 0o7777,
+        modified: modified(stat),
+        target,
+    }
+}
