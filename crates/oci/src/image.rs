@@ -9,9 +9,9 @@ use oci_spec::image::{Arch, ConfigBuilder, HistoryBuilder, ImageConfigurationBui
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::compress::is_layer;
 use crate::digest::Digesting;
 use crate::layout::{Blob, DOCUMENT_BYTES_MAX, Layout};
-use crate::compress::is_layer;
 use crate::{Bounds, Digest, Error, Format, Packed, Unpacked, decompress, gzip, pack, unpack};
 
 /// Media type of an image's manifest.

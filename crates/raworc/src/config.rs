@@ -124,13 +124,7 @@ pub struct ServeOptions {
     pub images_max: Option<Bytes>,
     /// Registries on this machine and in private networks that members may use, as HOST or HOST:PORT, separated by commas.
     /// Administrators may use any [default: none].
-    #[arg(
-        long,
-        env = "RAWORC_REGISTRY_ALLOW",
-        hide_env_values = true,
-        value_name = "HOSTS",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "RAWORC_REGISTRY_ALLOW", hide_env_values = true, value_name = "HOSTS", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_allow: Option<Vec<String>>,
     /// A file of certificates (PEM) of registries to trust besides the machine's own [default: none].

@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::HostTokens;
-use crate::ceilings::Ceilings;
 use crate::budgets::Budgets;
+use crate::ceilings::Ceilings;
 use crate::error::Failure;
 use crate::hosts::Hosts;
 use crate::hub::Hub;

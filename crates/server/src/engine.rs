@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::{App, COMPARISONS_MAX, Clock, Shared, UPLOADS_MAX, Weather};
-use crate::ceilings::Ceilings;
 use crate::budgets::Budgets;
+use crate::ceilings::Ceilings;
 use crate::images::Images;
 use crate::keyed::Places;
 use crate::registries::Registries;

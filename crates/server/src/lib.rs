@@ -3,11 +3,11 @@
 mod admin_token;
 mod app;
 mod auth;
-mod ceilings;
 mod budgets;
+mod ceilings;
 mod change;
-mod connections;
 mod conditions;
+mod connections;
 mod credentials;
 pub mod engine;
 mod error;

@@ -209,10 +209,11 @@ pub async fn assigned(connection: &mut Connection, session: SessionId) -> Result
 /// # Errors
 /// Where the store fails.
 pub async fn ids_of_session(connection: &mut Connection, session: SessionId) -> Result<Vec<AgentId>, StoreError> {
-    sql("SELECT agent_id FROM session_agents WHERE session_id = $1 ORDER BY place")
+    let found = sql("SELECT agent_id FROM session_agents WHERE session_id = $1 ORDER BY place")
         .bind(session.to_string())
-        .fetch_all(connection, |row| row.id("agent_id"))
-        .await
+        .fetch_sound(connection, |row| row.id("agent_id"))
+        .await?;
+    Ok(found.rows)
 }
 
 /// Makes these the agents of a session.

@@ -28,7 +28,8 @@ const EFFECTS: [&str; 13] = [
 /// Where packages may come from, as Cargo.lock writes it.
 const SOURCE: &str = "registry+https://github.com/rust-lang/crates.io-index";
 /// Hosts that texts may name: anyone may go there, and none of them serves packages.
-const HOSTS: [&str; 6] = ["127.0.0.1", "10.0.0.1", "github.com", "keepachangelog.com", "semver.org", "www.apache.org"];
+const HOSTS: [&str; 7] =
+    ["127.0.0.1", "10.0.0.1", "github.com", "keepachangelog.com", "semver.org", "www.apache.org", "www.w3.org"];
 /// Names that stand for no machine (RFC 2606).
 const EXAMPLE_ENDINGS: [&str; 2] = [".test", ".example"];
 

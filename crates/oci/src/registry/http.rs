@@ -19,8 +19,8 @@ use serde_json::Value;
 use url::Url;
 
 use super::Options;
-use super::reach::{PrivateAddress, Resolver};
 use super::auth::{self, Challenge, Token};
+use super::reach::{PrivateAddress, Resolver};
 use crate::Error;
 
 /// The longest wait before another try.

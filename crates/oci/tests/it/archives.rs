@@ -102,10 +102,12 @@ fn whatever_an_archive_calls_its_files_comes_in() {
     let saved = |config: &str, names: &[String], tags: &[&str]| {
         serde_json::json!([{ "Config": config, "RepoTags": tags, "Layers": names }]).to_string().into_bytes()
     };
-    let with = |program: &str| layers.each_ref().map(|layer| match program {
-        "" => layer.clone(),
-        _ => compressed(program, layer),
-    });
+    let with = |program: &str| {
+        layers.each_ref().map(|layer| match program {
+            "" => layer.clone(),
+            _ => compressed(program, layer),
+        })
+    };
     // The name of the config, those of the layers by their compressed content, the program that compresses them.
     type Naming = fn(&[u8]) -> String;
     let tools: [(&str, String, Naming, &str); 8] = [
@@ -113,7 +115,12 @@ fn whatever_an_archive_calls_its_files_comes_in() {
         ("kaniko", format!("sha256:{id}"), |layer| format!("{}.tar.gz", hex(layer)), "gzip"),
         ("Jib", "config.json".into(), |layer| format!("{}.tar.gz", hex(layer)), "gzip"),
         ("docker", format!("{id}.json"), |layer| format!("{}/layer.tar", hex(layer)), ""),
-        ("docker with containerd", format!("blobs/sha256/{id}"), |layer| format!("blobs/sha256/{}", hex(layer)), "gzip"),
+        (
+            "docker with containerd",
+            format!("blobs/sha256/{id}"),
+            |layer| format!("blobs/sha256/{}", hex(layer)),
+            "gzip",
+        ),
         ("no extension", "config".into(), hex, "zstd"),
         ("xz", "config".into(), |layer| format!("{}.tar.xz", hex(layer)), "xz"),
         ("bzip2", "config".into(), |layer| format!("layers/{}", hex(layer)), "bzip2"),

@@ -65,7 +65,7 @@ async fn a_wrong_field_is_named_and_nothing_happens() {
     let handles = json!(["a b", "-a", ".a", "a/b", "größe", "a\r\nb", "", LONG, NO_SUCH_ID, true]);
     let naturals = json!([0, -1, 1.5, 1e300, "5", 18446744073709551615_u64, [1], true]);
     let metadata = json!([[], "x", 1, { "x": "y".repeat(65536) }]);
-    let env = json!([[], { "1A": "x" }, { "": "x" }, { "A=B": "x" }, { "RAWORC_X": "x" }, { "A": "a\0" }, many_variables,
+    let env = json!([[], { "A B": "x" }, { "": "x" }, { "A=B": "x" }, { "RAWORC_X": "x" }, { "A": "a\0" }, many_variables,
         { "A": "x".repeat(65537) }]);
     let mut table: Vec<(&str, &String, Value, Vec<String>)> = Vec::new();
     let mut add = |method, path, field: &str, values: &Value, rest: Value| {

@@ -192,6 +192,10 @@ async fn every_column_of_every_table_may_be_damaged_while_it_runs() {
     for record in victims(&database, &victim) {
         for column in &record.columns {
             let right = record.read(&database, column);
+            // A key that seems old is given up, as old ones are.
+            if (record.table.as_str(), column.as_str()) == ("idempotency_keys", "created_at") {
+                continue;
+            }
             for (place, wrong) in damages().iter().enumerate() {
                 if !record.write(&database, column, wrong) {
                     continue;
@@ -286,7 +290,7 @@ async fn a_damaged_session_that_runs_is_stopped_and_goes_on_when_it_is_mended() 
     assert_eq!(page["damaged"], json!([victim]), "{page:#}");
     eventually("its container is stopped", async || !server.containers().contains(&container)).await;
     assert!(record.write(&database, "machine", &right));
-    assert_eq!(server.get("/health").await.1["status"], "ok");
+    eventually("it is whole again", async || server.get("/health").await.1["status"] == "ok").await;
     assert_eq!(server.output(&victim, "cat file new").await, "kept\nwritten\n");
     // Damaged again, it may be deleted all the same; it is, properly, once it is mended.
     let right = record.read(&database, "machine");

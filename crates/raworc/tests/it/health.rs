@@ -31,7 +31,8 @@ async fn a_layer_that_is_missing_is_told() {
     server.until(&id, |session| session["state"] == "IDLE").await;
     let database = rusqlite::Connection::open(server.data_dir().join("raworc.db")).unwrap();
     let layer: String = database.query_row("SELECT layer_id FROM sessions", [], |row| row.get(0)).unwrap();
-    let (from, to) = (server.data_dir().join("layers").join(&layer), server.data_dir().join("elsewhere"));
+    let (from, to) =
+        (server.data_dir().join("layers").join(layer.replace('-', "")), server.data_dir().join("elsewhere"));
     fs::rename(&from, &to).unwrap();
     eventually("health says so", async || health(&server).await.0["parts"]["layers"] == "missing").await;
     let (anonymous, told) = health(&server).await;

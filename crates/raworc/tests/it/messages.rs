@@ -252,7 +252,8 @@ async fn a_cancel_catches_what_forks_faster_than_it_is_looked_for() {
     let server = server_or_skip!();
     let id = server.session(json!({ "waiting_timeout_seconds": 3600 })).await;
     // Each process starts the next one, in a session of its own, and ends: none is there for long.
-    let chain = "perl -MPOSIX -e '$SIG{TERM} = q(IGNORE); fork and exit; while (1) { my $p = fork; exit if $p; setsid }'";
+    let chain =
+        "perl -MPOSIX -e '$SIG{TERM} = q(IGNORE); fork and exit; while (1) { my $p = fork; exit if $p; setsid }'";
     let script = format!("for i in 1 2 3; do {chain}; done; touch ready; sleep 600");
     let path = format!("/sessions/{id}/messages");
     // What goes on beside it is not held up for good.

@@ -261,8 +261,7 @@ async fn what_the_server_may_at_registries_is_not_what_members_may() {
     let reference = format!("{host}/team/own:v1");
     for is_shared in [false, true] {
         let shared = format!("--registry-auth-shared={is_shared}");
-        let server =
-            TestServer::start(&["--registry-auth", file, &shared, "--registry-allow", &host.to_string()]);
+        let server = TestServer::start(&["--registry-auth", file, &shared, "--registry-allow", &host.to_string()]);
         let id = worked(&server, "own").await;
         assert_eq!(push(&server, &id, "now", &reference).await.0, 200);
         let token = member(&server, "other").await;
@@ -351,8 +350,11 @@ async fn members_do_not_look_around_through_the_server() {
             answers.insert((host.clone(), status, code));
         }
     }
-    assert!(answers.iter().all(|(_, status, code)| (*status, code.as_str()) == (403, "registry_not_allowed")
-            || (*status, code.as_str()) == (422, "invalid_input")), "{answers:#?}");
+    assert!(
+        answers.iter().all(|(_, status, code)| (*status, code.as_str()) == (403, "registry_not_allowed")
+            || (*status, code.as_str()) == (422, "invalid_input")),
+        "{answers:#?}"
+    );
     assert!(open.accept().is_err(), "nothing was sent to a port of the machine");
     // Backups neither.
     let body = json!({ "backup": { "registry": format!("127.0.0.1:{port}/a"), "every_seconds": 5 } });

@@ -198,7 +198,11 @@ mod tests {
 
     #[test]
     fn every_value_of_a_condition_has_one_answer() {
-        let sets = CONDITIONAL.iter().map(|(_, _, patterns)| patterns.to_vec()).chain([vec![(EXACTLY, TIOCSTI)], FAMILIES.to_vec(), vec![ROUTE]]);
+        let sets = CONDITIONAL.iter().map(|(_, _, patterns)| patterns.to_vec()).chain([
+            vec![(EXACTLY, TIOCSTI)],
+            FAMILIES.to_vec(),
+            vec![ROUTE],
+        ]);
         for patterns in sets {
             let others = others(&patterns);
             assert!(others.len() < 80, "{} rules", others.len());

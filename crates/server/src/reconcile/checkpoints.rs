@@ -363,10 +363,11 @@ impl Job<'_> {
         if sealed.is_ok()
             && let Err(error) = self.remount().await
         {
-            // One that is stopped, or has ended, needs no layer any more: the next one gets it.
+            // One that is stopped, or has ended, needs no layer any more: the next one gets it. Only its host is in it, which
+            // writes nothing, and cannot end while it stands still.
             if self.app.runtime.workspace(self.container).is_none() {
                 tracing::debug!(container = %self.container, %error, "a container ended while its workspace was saved");
-                return Ok(());
+                return stands.go_on().await.map(drop);
             }
             return Err(self.without_layer(error).await);
         }

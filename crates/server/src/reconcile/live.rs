@@ -83,8 +83,13 @@ async fn copy_to(job: &Job<'_>, layers: [LayerId; MOVING_MAX + 2]) -> Result<(),
     let ((listing, _), seq) = (last?, seq?);
     let earlier = before.map(|copied| copied.layer);
     join(job, &rounds[..=done], *whole, earlier).await?;
-    let copied =
-        Copied { writable: row.writable_id, layer: *whole, listing, gathered, _hold: Arc::new(app.trees.hold([*whole])) };
+    let copied = Copied {
+        writable: row.writable_id,
+        layer: *whole,
+        listing,
+        gathered,
+        _hold: Arc::new(app.trees.hold([*whole])),
+    };
     job.record(Found::Copied { layer: copied.layer, earlier, seq }, frozen).await?;
     drop_listing(app.trees.set_copied(row.id, Some(copied)));
     Ok(())

@@ -14,7 +14,7 @@ use raworc_core::limits::PAGE_BYTES_MAX;
 use raworc_core::permissions::{Actor, Role};
 use raworc_core::time::Time;
 use raworc_store::sessions::{self, Filter, SessionRow};
-use raworc_store::{Connection, agents};
+use raworc_store::{Connection, StoreError, agents};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -104,8 +104,11 @@ async fn assigned(
     let mut all = Vec::new();
     for id in agents::ids_of_session(connection, session).await? {
         if let Entry::Vacant(place) = known.entry(id) {
-            let Some(row) = agents::find(connection, &id.to_string()).await? else { continue };
-            place.insert(view::assigned(row));
+            match agents::find(connection, &id.to_string()).await {
+                Ok(Some(row)) => drop(place.insert(view::assigned(row))),
+                Ok(None) | Err(StoreError::Damaged(_)) => continue,
+                Err(error) => return Err(error.into()),
+            }
         }
         all.extend(known.get(&id).cloned());
     }

@@ -5,8 +5,8 @@ use raworc_api::problem::Code;
 use raworc_core::ids::MessageId;
 use raworc_core::permissions::Actor;
 use raworc_core::session::Event;
-use raworc_store::messages::{self, MessageRow};
 use raworc_store::audit;
+use raworc_store::messages::{self, MessageRow};
 use serde_json::Map;
 
 use super::find::{self, Purpose};
