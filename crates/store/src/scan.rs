@@ -161,7 +161,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut connection = self.read().await?;
         let text = format!(
-            "SELECT * FROM {table} WHERE {column} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {other} WHERE id = {table}.{column})"
+            "SELECT * FROM {table} WHERE {column} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {other} AS other_ WHERE other_.id = {table}.{column})"
         );
         let named = sql(text).fetch_all(&mut connection, |row| Ok(row.identity())).await?;
         for id in named {

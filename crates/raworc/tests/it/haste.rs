@@ -10,8 +10,8 @@ use crate::server_or_skip;
 
 /// How often each wish is raced.
 const TIMES: usize = 12;
-/// Whatever is tried again is so after a second: nobody waits as long.
-const WAKE_MAX: Duration = Duration::from_millis(950);
+/// A container that cannot end is killed after its grace, three seconds: no wake waits for that.
+const WAKE_MAX: Duration = Duration::from_millis(2_500);
 
 #[tokio::test]
 async fn no_wish_right_after_an_answer_goes_wrong() {
@@ -30,7 +30,7 @@ async fn no_wish_right_after_an_answer_goes_wrong() {
     let mut slowest = Duration::ZERO;
     for (method, path, body) in wishes {
         for background in ["", "(for i in 1 2 3 4 5 6; do date > back; sleep 0.05; done) > /dev/null 2>&1 &"] {
-            let id = server.session(json!({})).await;
+            let id = server.session(json!({ "checkpoints": { "keep_last": 1000 } })).await;
             for n in 0..TIMES {
                 server.output(&id, &format!("echo {n} > file; {background}")).await;
                 // Sooner or later, between any two steps.
@@ -40,7 +40,9 @@ async fn no_wish_right_after_an_answer_goes_wrong() {
                 }
                 let request = server.request(method.clone(), &format!("/sessions/{id}{path}"));
                 let status = request.json(&body).send().await.unwrap().status();
-                assert!(status.is_success() || status == 409, "{method} {path}: {status}");
+                // The first checkpoint may not have been begun yet.
+                let is_early = status == 404 && path.ends_with("/restore");
+                assert!(status.is_success() || status == 409 || is_early, "{method} {path}: {status}");
                 for back in ["restore", "resume"] {
                     server.post(&format!("/sessions/{id}/{back}"), Value::Null).await;
                 }
