@@ -39,8 +39,12 @@ const ONLY: [(&str, &[&str]); 4] = [
 /// Where a backend is chosen, and where it lives.
 const KNOW_THE_BACKENDS: [&str; 2] = ["crates/raworc", "crates/runtime"];
 /// Where the runtime is called.
-const CALL_THE_RUNTIME: [&str; 3] =
-    ["crates/server/src/reconcile", "crates/server/src/trees.rs", "crates/server/src/verbs/health.rs"];
+const CALL_THE_RUNTIME: [&str; 4] = [
+    "crates/server/src/reconcile",
+    "crates/server/src/trees.rs",
+    "crates/server/src/verbs/health.rs",
+    "crates/server/src/routes/system.rs",
+];
 
 /// Arrows point one way.
 pub fn order(house: &House) -> anyhow::Result<Faults> {
