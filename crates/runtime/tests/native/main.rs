@@ -328,7 +328,16 @@ async fn a_spare_container_that_died_is_replaced() {
     machine.reopen().await;
     until_spares(&machine, 1).await;
     let cgroup = machine.all_cgroups().into_iter().find(|path| path.join("cgroup.procs").exists()).unwrap();
-    let pid = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap().trim().parse().unwrap();
+    // The worker that prepared it is on its way out for a moment.
+    let alone = async {
+        loop {
+            match fs::read_to_string(cgroup.join("cgroup.procs")).unwrap().trim().parse() {
+                Ok(pid) => return pid,
+                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    };
+    let pid = tokio::time::timeout(PATIENCE, alone).await.unwrap();
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
     let replaced = async {
         while cgroup.exists() {
