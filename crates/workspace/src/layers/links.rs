@@ -103,13 +103,7 @@ fn directory(shown: &OwnedFd, upper: Option<&OwnedFd>, inodes: &BTreeSet<u64>, d
     Ok(())
 }
 
-fn one(
-    shown: &OwnedFd,
-    upper: Option<&OwnedFd>,
-    name: &CStr,
-    inodes: &BTreeSet<u64>,
-    depth: usize,
-) -> io::Result<()> {
+fn one(shown: &OwnedFd, upper: Option<&OwnedFd>, name: &CStr, inodes: &BTreeSet<u64>, depth: usize) -> io::Result<()> {
     let Some(stat) = entry::look(shown, name)? else { return Ok(()) };
     if entry::kind(&stat) == FileType::Directory {
         // A directory has the same path in the upper directory, wherever its other parts are.

@@ -36,8 +36,8 @@ impl Random {
 
 /// Few, so that most of what is done meets something. The root is one of them.
 const PATHS: [&str; 22] = [
-    "", "a", "b", "c", "d", "e", "d/a", "d/b", "d/c", "d/d", "d/e", "d/d/a", "d/d/b", "e/a", "e/b", "e/d", "e/d/a", "e/d/b",
-    "e/c", "f", "g", "g/a",
+    "", "a", "b", "c", "d", "e", "d/a", "d/b", "d/c", "d/d", "d/e", "d/d/a", "d/d/b", "e/a", "e/b", "e/d", "e/d/a",
+    "e/d/b", "e/c", "f", "g", "g/a",
 ];
 const BLOCK: u64 = 64 << 10;
 
@@ -136,10 +136,12 @@ pub fn apply(root: &Path, op: &Op) -> Result<(), Errno> {
         Op::Rmdir("") | Op::RemoveAll("") => Ok(()),
         Op::Rmdir(path) => rustix::fs::rmdir(at(path)),
         Op::Unlink(path) => rustix::fs::unlink(at(path)),
-        Op::RemoveAll(path) => {
-            if at(path).is_dir() && !at(path).is_symlink() { fs::remove_dir_all(at(path)) } else { fs::remove_file(at(path)) }
-                .map_err(errno)
+        Op::RemoveAll(path) => if at(path).is_dir() && !at(path).is_symlink() {
+            fs::remove_dir_all(at(path))
+        } else {
+            fs::remove_file(at(path))
         }
+        .map_err(errno),
         Op::Symlink(path) => rustix::fs::symlink("../a", at(path)),
         Op::Fifo(path) => rustix::fs::mknodat(CWD, at(path), FileType::Fifo, Mode::from_raw_mode(0o640), 0),
         Op::Link(from, to) => rustix::fs::linkat(CWD, at(from), CWD, at(to), AtFlags::empty()),
@@ -206,7 +208,14 @@ fn list(bits: u16) -> Vec<u8> {
     const NOBODY: u32 = u32::MAX;
     let (user, group) = (1000 + u32::from(bits & 3), 1000 + u32::from(bits >> 2 & 3));
     let bits = |at: u16| bits >> at & 7;
-    let entries = [(1, 7, NOBODY), (2, bits(4), user), (4, bits(6), NOBODY), (8, bits(8), group), (0x10, bits(10), NOBODY), (0x20, bits(12), NOBODY)];
+    let entries = [
+        (1, 7, NOBODY),
+        (2, bits(4), user),
+        (4, bits(6), NOBODY),
+        (8, bits(8), group),
+        (0x10, bits(10), NOBODY),
+        (0x20, bits(12), NOBODY),
+    ];
     let mut value = 2_u32.to_le_bytes().to_vec();
     for (tag, permissions, id) in entries {
         value.extend(u16::to_le_bytes(tag));
@@ -242,7 +251,8 @@ pub fn fingerprint(root: &Path, began: i64) -> BTreeMap<String, String> {
     for path in paths(root) {
         let name = path.strip_prefix(root).unwrap().display().to_string();
         let stat = path.symlink_metadata().unwrap();
-        let time = if stat.mtime() >= began - 2 { "now".into() } else { format!("{}.{}", stat.mtime(), stat.mtime_nsec()) };
+        let time =
+            if stat.mtime() >= began - 2 { "now".into() } else { format!("{}.{}", stat.mtime(), stat.mtime_nsec()) };
         let mut text = format!("{:06o} {}:{} {time}", stat.mode(), stat.uid(), stat.gid());
         if !stat.is_dir() {
             let group = groups.entry(stat.ino()).or_insert_with(|| name.clone());
@@ -290,5 +300,7 @@ fn large_holes(path: &Path, size: u64) -> usize {
 pub fn differences(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Vec<String> {
     let names: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
     let differ = names.into_iter().filter(|name| a.get(*name) != b.get(*name));
-    differ.map(|name| format!("{name:?}:\n  {}\n  {}", a.get(name).map_or("-", |t| t), b.get(name).map_or("-", |t| t))).collect()
+    differ
+        .map(|name| format!("{name:?}:\n  {}\n  {}", a.get(name).map_or("-", |t| t), b.get(name).map_or("-", |t| t)))
+        .collect()
 }
