@@ -22,7 +22,7 @@ use uuid::Uuid;
 /// Seeds that have found something.
 const FOUND: &[u64] = &[];
 /// How many others are tried, and how long that may take.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 25;
 const TIME_MAX: Duration = Duration::from_secs(20);
 /// Steps of one program.
 const STEPS: usize = 60;

@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use raworc_core::ids::LayerId;
 use raworc_workspace::layers::capture::How;
 use raworc_workspace::layers::compare::Side;
-use raworc_workspace::layers::{Marks, capture, compare, links, seal, squash};
+use raworc_workspace::layers::{Marks, capture, compare, seal, squash};
 use raworc_workspace::{Mounter, Stack, Workspaces, layers_in, steps};
 use rustix::fs::XattrFlags;
 use uuid::Uuid;
@@ -231,7 +231,10 @@ impl Shelf {
             let root = path_of(&root).join(".");
             ops.iter().for_each(|op| apply(&root, op));
             let seen = fingerprint(&root);
+            let sealed = Stack { layers: stack.clone(), writable: Some(writable) };
             let layer = if live {
+                let mount = open.as_ref().unwrap().root().try_clone_to_owned().unwrap();
+                self.shelf.gather(mount, writable, &self.shelf.touched(writable).unwrap()).unwrap();
                 let copy = LayerId(Uuid::new_v4());
                 let new = self.listings.join(format!("{n}-{}", Uuid::new_v4()));
                 let into = self.shelf.begin(copy).unwrap();
@@ -249,12 +252,8 @@ impl Shelf {
             let layer = if live {
                 seal::settle(&from, &lower, Marks::Trusted).unwrap();
                 layer
-            } else if links::nature(&from, Marks::Trusted).unwrap().has_redirects {
-                let settled = LayerId(Uuid::new_v4());
-                seal::settled(&from, &lower, &self.shelf.begin(settled).unwrap(), Marks::Trusted).unwrap();
-                settled
             } else {
-                layer
+                self.shelf.seal(&sealed, None, LayerId(Uuid::new_v4())).unwrap()
             };
             stack.insert(0, layer);
             saved.push((stack.clone(), seen));
