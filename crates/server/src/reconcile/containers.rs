@@ -76,7 +76,8 @@ async fn wanted(app: &Shared) -> Result<Vec<SessionId>, Failure> {
 
 async fn look_after(app: Shared, session: SessionId, in_flight: Arc<Mutex<InFlight>>, slots: Arc<Slots>) {
     loop {
-        let looked = supervise::caught(&app, "containers", look(&app, session, &in_flight, &slots)).await;
+        let looked = Box::pin(look(&app, session, &in_flight, &slots));
+        let looked = supervise::caught(&app, "containers", looked).await;
         app.loops.ran("containers", matches!(looked, Some(Ok(()))));
         if !matches!(looked, Some(Ok(()))) {
             let error = looked.and_then(Result::err).map_or_else(|| "a panic".to_owned(), |error| error.to_string());
