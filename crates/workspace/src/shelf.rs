@@ -260,6 +260,15 @@ impl Workspaces {
         self.trash.take(&self.directory(layer))
     }
 
+    /// Removes a layer whose files others share by hard link; when this returns, they have its names no more.
+    ///
+    /// # Errors
+    /// Where it cannot be moved away.
+    pub fn remove_names(&self, layer: LayerId) -> io::Result<()> {
+        steps::change()?;
+        self.trash.take_whole(&self.directory(layer))
+    }
+
     /// Whether the file system keeps what is written within limits (see [`Self::limit`]).
     pub fn has_limits(&self) -> bool {
         self.projects.is_some()

@@ -44,14 +44,29 @@ impl Trash {
     /// # Errors
     /// Where it cannot be moved here.
     pub fn take(&self, path: &Path) -> io::Result<()> {
+        if let Some(grave) = self.move_here(path)? {
+            // Where nobody buries it any more, the next start does.
+            let _ = self.graves.send(grave);
+        }
+        Ok(())
+    }
+
+    /// The same, and what it takes is given back when this returns.
+    ///
+    /// # Errors
+    /// Where it cannot be moved here.
+    pub fn take_whole(&self, path: &Path) -> io::Result<()> {
+        if let Some(grave) = self.move_here(path)? {
+            bury(&grave);
+        }
+        Ok(())
+    }
+
+    fn move_here(&self, path: &Path) -> io::Result<Option<PathBuf>> {
         let grave = self.directory.join(Uuid::new_v4().simple().to_string());
         match fs::rename(path, &grave) {
-            Ok(()) => {
-                // Where nobody buries it any more, the next start does.
-                let _ = self.graves.send(grave);
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Ok(()) => Ok(Some(grave)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -62,8 +62,8 @@ async fn binary_output_is_text_and_of_too_much_both_ends_are_kept() {
     let mark = format!("\n[raworc: {dropped} bytes of standard output left out here; all of it is in {file}]\n");
     let (head, tail) = content.split_once(&mark).unwrap();
     assert_eq!((head.len(), tail.len()), (512 * 1024, 512 * 1024));
-    // The last two went to different streams, and may have changed places.
-    assert!(head.starts_with("first\nxxx") && tail[tail.len() - 15..].contains("the reason\n"));
+    // It went to another stream than the rest, and may have overtaken what was still in that one's pipe.
+    assert!(head.starts_with("first\nxxx") && tail.contains("the reason\n"));
     let whole = server.request(Method::GET, &format!("/sessions/{id}/files/{file}")).send().await.unwrap();
     assert_eq!(whole.bytes().await.unwrap().len(), 8_388_608 + 6 + 1 + 11);
     let events = server.events(&id).await;

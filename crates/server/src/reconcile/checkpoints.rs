@@ -294,16 +294,25 @@ impl Job<'_> {
         if !self.is_wanted(pending, is_changed) {
             return Ok(false);
         }
-        let _hold;
-        let found = if is_changed {
-            let (layer, hold) = self.settle().await?;
-            _hold = hold;
-            Found::Sealed { layer, next: trees::new_layer() }
-        } else {
-            Found::Unchanged
-        };
-        self.record(found, Duration::ZERO).await?;
+        if !is_changed {
+            self.record(Found::Unchanged, Duration::ZERO).await?;
+            return Ok(true);
+        }
+        let (layer, _settled) = self.settle().await?;
+        self.record(Found::Sealed { layer, next: trees::new_layer() }, Duration::ZERO).await?;
+        self.forget_written(layer).await;
         Ok(true)
+    }
+
+    /// Takes away what the session wrote to where `sealed` has taken its place.
+    async fn forget_written(&self, sealed: LayerId) {
+        if sealed == self.row.writable_id {
+            return;
+        }
+        if let Err(error) = layers::remove_replaced(self.app, self.row.writable_id).await {
+            // It is waste by now, and removed when that is collected.
+            tracing::debug!(layer = %self.row.writable_id, %error, "a layer that another one replaces could not be removed");
+        }
     }
 
     async fn fix_running(&self, stack: &Stack, pending: &[CheckpointRow]) -> Result<bool, Trouble> {
@@ -371,11 +380,14 @@ impl Job<'_> {
             }
             return Err(self.without_layer(error).await);
         }
+        if let Ok(layer) = sealed {
+            self.forget_written(layer).await;
+        }
         stands.go_on().await?;
-        sealed
+        sealed.map(drop)
     }
 
-    async fn seal(&self, since: Instant) -> Result<(), Trouble> {
+    async fn seal(&self, since: Instant) -> Result<LayerId, Trouble> {
         let (layer, _settled) = self.settle().await?;
         // What it will write to is there before it is settled that it does: where there is no room, nothing has happened.
         let next = trees::new_layer();
@@ -390,7 +402,7 @@ impl Job<'_> {
         if recorded.is_err() {
             self.app.trees.waste([next]);
         }
-        recorded
+        recorded.map(|()| layer)
     }
 
     /// Gives a container the layer that its session writes to now.

@@ -267,6 +267,21 @@ async fn collect(app: &Shared, candidates: BTreeSet<LayerId>) -> Result<BTreeSet
     Ok(busy)
 }
 
+/// Removes at once a layer that another one has taken the place of by linking to its files: until it is gone, they have more
+/// names than the workspace shows. The caller knows that no container has it mounted. One that is still read is left to [`run`].
+///
+/// # Errors
+/// Where the store or the disk fails.
+pub async fn remove_replaced(app: &Shared, layer: LayerId) -> Result<(), Failure> {
+    // In this order, as in `collect`.
+    if unknown(app, [layer]).await?.is_empty() || app.trees.is_held(layer) {
+        return Ok(());
+    }
+    let shelf = app.trees.shelf.clone();
+    app.work(move || shelf.remove_names(layer)).await.flatten().map_err(FileError::from)?;
+    Ok(())
+}
+
 /// Those of the layers that no record names.
 async fn unknown(app: &Shared, layers: impl IntoIterator<Item = LayerId>) -> Result<Vec<LayerId>, Failure> {
     let all: Vec<LayerId> = layers.into_iter().collect();
