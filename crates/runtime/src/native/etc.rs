@@ -9,9 +9,10 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::layout::{directory, write_file};
+use super::program_links::resolve;
 
 /// What programs want to see, below `/etc`. A `*` in a name stands for anything; a directory is meant with all that is in it.
 #[rustfmt::skip]
@@ -48,25 +49,12 @@ const REFUSED: &[&str] = &[
 /// What text that is a secret contains.
 const PRIVATE_KEY: &str = "PRIVATE KEY-----";
 
-/// Directories of documents and names, tens of thousands of them, whose links are to alternatives at most.
-const DOCUMENTS: [&str; 7] = [
-    "/usr/share/doc",
-    "/usr/share/icons",
-    "/usr/share/info",
-    "/usr/share/locale",
-    "/usr/share/man",
-    "/usr/share/zoneinfo",
-    "/usr/include",
-];
-
 /// Directories deep, at most.
 const DEPTH_MAX: usize = 24;
 /// Links that are followed one after the other.
 const HOPS_MAX: usize = 16;
 /// Files, links and directories.
 const ENTRIES_MAX: usize = 50_000;
-/// Entries of `/usr` that are looked at for links.
-const VISITED_MAX: usize = 4_000_000;
 /// Bytes of one file and of all.
 const BYTES_MAX: (u64, u64) = (4 << 20, 64 << 20);
 /// Files up to so large are looked into for secrets.
@@ -94,18 +82,18 @@ struct Tree {
     file_bytes_max: u64,
 }
 
-/// Makes `to` the `/etc` of containers, with `own` files and links in it. What is there already and the same stays untouched,
+/// Makes `to` the `/etc` of containers, with what `targets` name, and `own` files and links in it. What is there already and the same stays untouched,
 /// since running containers use it.
-pub fn furnish(to: &Path, programs: &[PathBuf], own: &[(&str, String)], links: &[(&str, &str)]) -> io::Result<()> {
+pub fn furnish(
+    to: &Path,
+    targets: &BTreeSet<PathBuf>,
+    own: &[(&str, String)],
+    links: &[(&str, &str)],
+) -> io::Result<()> {
     let mut etc = Tree::new("/etc", fs::metadata("/usr")?.uid(), BYTES_MAX);
     etc.entries.extend(own.iter().map(|(name, text)| (PathBuf::from(name), Entry::Text(text.clone()))));
     etc.entries.extend(links.iter().map(|(name, target)| (PathBuf::from(name), Entry::Link(PathBuf::from(target)))));
-    let targets = std::thread::scope(|scope| {
-        let targets =
-            scope.spawn(|| programs.iter().flat_map(|directory| links_in(directory)).collect::<BTreeSet<_>>());
-        WANTED.iter().for_each(|pattern| etc.take_all(pattern));
-        targets.join().map_err(|_| io::Error::other("the links of programs could not be read"))
-    })?;
+    WANTED.iter().for_each(|pattern| etc.take_all(pattern));
     targets.iter().filter_map(|target| target.strip_prefix("/etc").ok()).for_each(|path| etc.take(path, HOPS_MAX));
     etc.write(to)
 }
@@ -281,49 +269,6 @@ pub fn link(path: &Path, target: &Path) -> io::Result<()> {
         _ => symlink(target, &new)?,
     }
     fs::rename(&new, path)
-}
-
-/// Where the links below `directory` lead, on its own file system.
-fn links_in(directory: &Path) -> BTreeSet<PathBuf> {
-    let mut found = BTreeSet::new();
-    let Ok(device) = fs::metadata(directory).map(|metadata| metadata.dev()) else { return found };
-    let (mut open, mut visited) = (vec![directory.to_owned()], 0);
-    while let Some(directory) = open.pop() {
-        if !fs::symlink_metadata(&directory).is_ok_and(|metadata| metadata.dev() == device) {
-            continue;
-        }
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            visited += 1;
-            let Ok(kind) = entry.file_type() else { continue };
-            if kind.is_dir() {
-                let path = entry.path();
-                if visited < VISITED_MAX && !DOCUMENTS.iter().any(|documents| path == Path::new(documents)) {
-                    open.push(path);
-                }
-            } else if kind.is_symlink() {
-                let path = entry.path();
-                let target = fs::read_link(&path).map(|target| resolve(&path, &target)).unwrap_or_default();
-                if target.starts_with("/etc") {
-                    found.insert(target);
-                }
-            }
-        }
-    }
-    found
-}
-
-/// Where a link leads, by its text alone.
-fn resolve(link: &Path, target: &Path) -> PathBuf {
-    let mut path = link.parent().unwrap_or(Path::new("/")).to_owned();
-    for component in target.components() {
-        match component {
-            Component::RootDir => path = PathBuf::from("/"),
-            Component::ParentDir => drop(path.pop()),
-            Component::Normal(name) => path.push(name),
-            Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    path
 }
 
 fn names_in(path: &Path) -> Vec<OsString> {

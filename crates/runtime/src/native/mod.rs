@@ -45,6 +45,7 @@ mod image;
 mod launcher;
 mod layout;
 mod process;
+mod program_links;
 mod rootfs;
 pub mod rootless;
 mod seccomp;

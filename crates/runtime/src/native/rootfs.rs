@@ -11,7 +11,7 @@ use raworc_core::link::WORK_GIDS;
 use raworc_launcher::protocol::{HOSTNAME_FILE, HOSTS_FILE};
 
 use super::layout::directory;
-use super::{etc, image};
+use super::{etc, image, program_links};
 
 /// Directories that are mounted over, or empty: what programs expect on any Linux. Nothing of the machine's is in those
 /// that are its own (`/opt`, `/srv`, `/var` and so on).
@@ -47,8 +47,17 @@ const PROGRAMS: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 const REGISTERED: [&str; 8] =
     ["aspell", "dictionaries-common", "ghc", "ghostscript", "ocaml", "sgml-base", "texmf", "xml-core"];
 /// What changes when something is installed on the machine, or configured.
-const SIGNS: [&str; 6] =
-    ["/etc", "/etc/alternatives", "/etc/ld.so.cache", "/usr/bin", "/usr/lib", "/var/lib/dpkg/status"];
+const SIGNS: [&str; 9] = [
+    "/etc",
+    "/etc/alternatives",
+    "/etc/ld.so.cache",
+    "/usr/bin",
+    "/usr/lib",
+    "/usr/local/bin",
+    "/usr/local/lib",
+    "/usr/share",
+    "/var/lib/dpkg/status",
+];
 
 /// The directories of programs that are to be mounted, as absolute paths: `/usr`, what isn't merged into it, and what is
 /// registered.
@@ -69,9 +78,9 @@ pub struct Rootfs {
 impl Rootfs {
     /// Builds it at `root`.
     pub fn build(root: PathBuf) -> io::Result<Self> {
-        let built = Mutex::new(signs());
-        build(&root)?;
-        Ok(Self { root, built })
+        let now = signs();
+        build(&root, &now)?;
+        Ok(Self { root, built: Mutex::new(now) })
     }
 
     /// Whether the machine has been changed since (installed programs want their configuration), or is just being looked at.
@@ -84,7 +93,7 @@ impl Rootfs {
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         let now = signs();
         if *built != now {
-            build(&self.root)?;
+            build(&self.root, &now)?;
             *built = now;
         }
         Ok(())
@@ -95,7 +104,7 @@ fn signs() -> Vec<Option<SystemTime>> {
     SIGNS.iter().map(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok()).collect()
 }
 
-fn build(root: &Path) -> io::Result<()> {
+fn build(root: &Path, signs: &[Option<SystemTime>]) -> io::Result<()> {
     directory(root, 0o755)?;
     for name in DIRECTORIES {
         directory(&root.join(name), 0o755)?;
@@ -118,7 +127,9 @@ fn build(root: &Path) -> io::Result<()> {
     for path in &programs {
         directory(&root.join(path.strip_prefix("/").unwrap_or(path)), 0o755)?;
     }
-    etc::furnish(&root.join("etc"), &programs, &own_files(), &OWN_LINKS)
+    let signs = format!("{} {signs:?}", env!("CARGO_PKG_VERSION"));
+    let targets = program_links::targets(&programs, &signs, &root.with_extension("links"))?;
+    etc::furnish(&root.join("etc"), &targets, &own_files(), &OWN_LINKS)
 }
 
 /// Files of `/etc` that are ours, whatever the machine has there.
