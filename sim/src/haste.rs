@@ -76,19 +76,25 @@ async fn message(world: &World, router: &Router, session: &str) -> anyhow::Resul
         return Ok(false);
     }
     let path = format!("{path}/{}", message["id"].as_str().context("no id")?);
-    let (sent, mut began) = (Instant::now(), None);
+    let sent = Instant::now();
+    let (mut waiting_since, mut waited) = (sent, Duration::ZERO);
     loop {
         let (_, message) = call(world, router, Method::GET, &path, None, &Value::Null).await?;
-        let is_queued = message["status"] == "queued";
-        began = began.or_else(|| (!is_queued).then(|| sent.elapsed()));
-        if !is_queued && message["status"] != "processing" {
+        if message["status"] == "queued" {
+            let (_, now) =
+                call(world, router, Method::GET, &format!("/sessions/{session}"), None, &Value::Null).await?;
+            // Behind another message, it waits for that.
+            if now["state"] == "BUSY" {
+                waiting_since = Instant::now();
+            }
+            waited = waiting_since.elapsed();
+        } else if message["status"] != "processing" {
             break;
         }
         ensure!(sent.elapsed() < PATIENCE, "a message of {session} does not end: {message}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let began = began.unwrap_or_default();
-    ensure!(began < WAKE_MAX, "a message of {session} waited {began:?} for a container");
+    ensure!(waited < WAKE_MAX, "a message of {session} waited {waited:?} for a container");
     Ok(true)
 }
 

@@ -151,7 +151,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<()> {
         Command::Serve(args) => Box::pin(serve::run(context, &args)).await,
         Command::Health => commands::health::health(context).await,
         Command::Version => commands::health::version(context).await,
-        Command::Doctor => commands::doctor::run(context),
+        Command::Doctor => commands::doctor::run(context).await,
         Command::Completions { shell } => commands::completions::run::<Cli>(context, shell),
     }
 }

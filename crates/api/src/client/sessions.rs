@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use raworc_core::ids::MessageId;
 use raworc_core::limits::START_TIMEOUT;
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 
 use super::path::Path;
 use super::{ANSWER_TIMEOUT, Client, Result};
@@ -42,9 +42,14 @@ impl Client {
         self.put(session(id), body).await
     }
 
-    /// `DELETE /sessions/{id}`: ends and hides it.
-    pub async fn delete_session(&self, id: &str) -> Result<Session> {
-        self.call(self.request(Method::DELETE, session(id))?).await
+    /// `DELETE /sessions/{id}`: ends and hides it. None where its record is damaged, so that there is nothing to show.
+    pub async fn delete_session(&self, id: &str) -> Result<Option<Session>> {
+        let request = self.request(Method::DELETE, session(id))?;
+        let response = self.accepted(request.timeout(ANSWER_TIMEOUT)).await?;
+        match response.status() {
+            StatusCode::NO_CONTENT => Ok(None),
+            _ => self.document(response).await.map(Some),
+        }
     }
 
     /// `POST /sessions/{id}/pause`: rest, and do not wake for messages.

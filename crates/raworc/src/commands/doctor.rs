@@ -1,16 +1,22 @@
 //! `raworc doctor`.
 
+use raworc_api::health::Health;
 use raworc_runtime::native::{Check, Status, doctor};
 use serde_json::json;
 
+use crate::connect;
 use crate::context::Context;
 use crate::failure::{EXIT_FAILED, Failure, Result};
 use crate::output::{Style, Ui};
 use crate::text::clean_lines;
 
-/// Looks at this machine.
-pub fn run(context: &Context) -> Result<()> {
-    let checks = doctor(&context.global.data_dir()?);
+/// How checks of the server are called.
+const SERVER: &str = "server";
+
+/// Looks at this machine, and at the server, where one is known.
+pub async fn run(context: &Context) -> Result<()> {
+    let mut checks = doctor(&context.global.data_dir()?);
+    checks.extend(server(context).await?);
     let ui = context.ui;
     if ui.is_json() {
         let documents: Vec<_> = checks.iter().map(document).collect();
@@ -23,6 +29,42 @@ pub fn run(context: &Context) -> Result<()> {
         ui.line(&format!("\n{}", verdict(&checks)))?;
     }
     if checks.iter().any(|check| check.status == Status::Missing) { Err(Failure::Status(EXIT_FAILED)) } else { Ok(()) }
+}
+
+async fn server(context: &Context) -> Result<Vec<Check>> {
+    let check = |status, found: String, remedy: String| Check { name: SERVER, status, found, remedy };
+    let Some(target) = connect::find_here(&context.global)? else {
+        return Ok(vec![check(Status::Ok, "none runs here; `raworc serve` starts one".into(), String::new())]);
+    };
+    // What is wrong is told to administrators; how the server is, to everyone.
+    let client = target.client().or_else(|_| target.anonymous())?;
+    match client.health().await {
+        Ok(health) => Ok(complaints(&target.url, health)),
+        Err(error) => {
+            let found = format!("{} does not answer: {error}", target.url);
+            Ok(vec![check(Status::Warning, found, connect::what_to_do(&context.global))])
+        }
+    }
+}
+
+/// What a server says is wrong with it, each with what to do; that it is well, where nothing is.
+fn complaints(url: &str, health: Health) -> Vec<Check> {
+    let check = |status, found: String, remedy: String| Check { name: SERVER, status, found, remedy };
+    if health.status == "ok" {
+        return vec![check(Status::Ok, format!("{url} is well"), String::new())];
+    }
+    if health.problems.is_empty() {
+        let bad: Vec<String> = health
+            .parts
+            .iter()
+            .filter(|(_, word)| *word != "ok")
+            .map(|(part, word)| format!("{part} {word}"))
+            .collect();
+        let remedy = "run `raworc health` with an administrator's token: it says what exactly is wrong";
+        return vec![check(Status::Missing, format!("{url} is {}: {}", health.status, bad.join(", ")), remedy.into())];
+    }
+    let problems = health.problems.into_iter();
+    problems.map(|found| check(Status::Missing, format!("{}: {}", found.part, found.problem), found.remedy)).collect()
 }
 
 fn document(check: &Check) -> serde_json::Value {
@@ -52,8 +94,11 @@ fn line(ui: Ui, check: &Check, width: usize) -> String {
 }
 
 fn verdict(checks: &[Check]) -> &'static str {
-    if checks.iter().any(|check| check.status == Status::Missing) {
+    let lacks = |name: fn(&str) -> bool| checks.iter().any(|check| name(check.name) && check.status == Status::Missing);
+    if lacks(|name| name != SERVER) {
         "Containers can't run here yet. Do what the arrows say, then run `raworc doctor` again."
+    } else if lacks(|name| name == SERVER) {
+        "Containers can run here, but the server is not well. Do what the arrows say."
     } else if checks.iter().any(|check| check.status == Status::Warning) {
         "Containers run here, though not everything is as good as it could be."
     } else {
@@ -76,5 +121,25 @@ mod tests {
         assert_eq!(line(ui, &missing, 7), "✗ cgroups  none\n           → mount them\n           → or reboot");
         assert!(verdict(&[check(Status::Ok, ""), missing]).contains("can't run"));
         assert_eq!(verdict(&[check(Status::Ok, "")]), "Containers run here.");
+    }
+
+    #[test]
+    fn the_server_is_told_with_what_is_wrong() {
+        let health = |text: &str| serde_json::from_str::<Health>(text).unwrap();
+        let well = complaints("http://here", health(r#"{"status": "ok", "parts": {"store": "ok"}}"#));
+        assert_eq!((well[0].status, well[0].found.as_str()), (Status::Ok, "http://here is well"));
+        let secret = complaints("u", health(r#"{"status": "degraded", "parts": {"disk": "full", "store": "ok"}}"#));
+        assert_eq!((secret[0].status, secret[0].found.as_str()), (Status::Missing, "u is degraded: disk full"));
+        let told = complaints(
+            "u",
+            health(
+                r#"{"status": "degraded", "parts": {"disk": "full", "layers": "missing"}, "problems": [
+                    {"part": "disk", "problem": "it is full", "remedy": "prune"},
+                    {"part": "layers", "problem": "one is missing", "remedy": "put it back"}]}"#,
+            ),
+        );
+        let seen: Vec<_> = told.iter().map(|check| (check.found.as_str(), check.remedy.as_str())).collect();
+        assert_eq!(seen, [("disk: it is full", "prune"), ("layers: one is missing", "put it back")]);
+        assert!(verdict(&told).contains("the server is not well"));
     }
 }

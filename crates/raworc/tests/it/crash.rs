@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::statvfs::{Statvfs, statvfs};
 use nix::unistd::Pid;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -451,26 +452,34 @@ async fn a_full_disk_refuses_new_work_and_corrupts_nothing() {
 
 #[tokio::test]
 async fn a_server_starts_on_a_full_disk_and_room_can_be_made() {
+    let is_full = |disk: &Statvfs| disk.blocks_available() * disk.fragment_size() <= 64 << 10;
+    starts_when_full("size=128m", ("cat", "cat /dev/zero >big 2>/dev/null"), is_full).await;
+}
+
+#[tokio::test]
+async fn a_server_starts_without_inodes_and_room_can_be_made() {
+    let fill = "perl -e 'for (1..30000) { open(F, \">$_\") or last }'";
+    starts_when_full("size=512m,nr_inodes=20000", ("perl", fill), |disk| disk.files_available() == 0).await;
+}
+
+/// A session fills a disk with these options, by a program of this name; the server is killed, starts, and the session can be removed.
+async fn starts_when_full(options: &str, (filler, fill): (&str, &str), is_full: fn(&Statvfs) -> bool) {
     if !crate::harness::can_run_containers() {
         return;
     }
-    let mut server = TestServer::start_on_disk(128);
+    let mut server = TestServer::start_on_small_disk(options);
     let reserve = server.data_dir().join("reserve");
     let (filling, other) = (server.session(json!({})).await, server.session(json!({})).await);
     server.output(&other, "echo mine > mine").await;
     assert!(reserve.exists(), "there was room when the server started");
-    let free = |server: &TestServer| {
-        let found = nix::sys::statvfs::statvfs(&server.data_dir()).unwrap();
-        found.blocks_available() * found.fragment_size()
-    };
-    post(&server, &filling, "cat /dev/zero >big 2>/dev/null").await;
-    // One that still writes would take what the server gives up. That it has ended cannot be recorded.
+    post(&server, &filling, fill).await;
+    // One that still writes would take what the server gives up. That it has ended can perhaps not be recorded.
     let deadline = Instant::now() + crate::harness::PATIENCE;
-    while free(&server) > 64 << 10 {
-        assert!(Instant::now() < deadline, "{} bytes are free", free(&server));
+    while !is_full(&statvfs(&server.data_dir()).unwrap()) {
+        assert!(Instant::now() < deadline, "it does not get full");
         tokio::task::yield_now().await;
     }
-    until_none_runs(&server, "cat");
+    until_none_runs(&server, filler);
     server.kill();
     server.start_again();
     assert!(!reserve.exists());

@@ -72,9 +72,14 @@ impl TestServer {
 
     /// Starts one whose data directory is a disk of its own, of so many mebibytes.
     pub fn start_on_disk(mebibytes: u32) -> Self {
+        Self::start_on_small_disk(&format!("size={mebibytes}m"))
+    }
+
+    /// Starts one whose data directory is a disk of its own, as these options of a tmpfs say.
+    pub fn start_on_small_disk(options: &str) -> Self {
         let mut server = Self::new(&[]);
         fs::create_dir(server.data_dir()).unwrap();
-        let size = format!("size={mebibytes}m,mode=711");
+        let size = format!("{options},mode=711");
         mount(Some("tmpfs"), &server.data_dir(), Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
         server.has_disk = true;
         server.start_again();

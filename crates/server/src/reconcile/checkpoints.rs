@@ -426,9 +426,11 @@ impl Job<'_> {
         let (stack, _hold) = trees::stack(self.app, self.row.layer_id).await?;
         let (shelf, written, settled) = (self.app.trees.shelf.clone(), self.row.writable_id, trees::new_layer());
         let hold = self.app.trees.hold([settled]);
-        let root = match self.app.runtime.workspace(self.container) {
-            Some(_) => Some(self.app.runtime.open_workspace(self.container).await?),
-            None => None,
+        let (looked, is_mounted) = (shelf.clone(), self.app.runtime.workspace(self.container).is_some());
+        let lacks_names = !self.app.work(move || looked.touched(written)).await.flatten()?.is_empty();
+        let root = match is_mounted && lacks_names {
+            true => Some(self.app.runtime.open_workspace(self.container).await?),
+            false => None,
         };
         let work = move || -> std::io::Result<LayerId> {
             // It is not the session that writes to it now.

@@ -195,11 +195,11 @@ async fn get_agents(
 
 /// A wish of one kind: the handler and its place in the document.
 macro_rules! wishes {
-    ($($(#[$doc:meta])* $name:ident, $method:ident, $path:literal, $wish:ident;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident, $method:ident, $path:literal, $wish:ident $(, $status:literal $said:literal)?;)*) => {$(
         $(#[$doc])*
         #[utoipa::path($method, path = $path, tag = "sessions",
             params(("id" = String, Path, description = "Id or name")),
-            responses((status = 200, body = Session), Problems))]
+            responses((status = 200, body = Session), $((status = $status, description = $said),)? Problems))]
         async fn $name(
             State(app): State<Shared>,
             Caller(actor): Caller,
@@ -221,7 +221,7 @@ macro_rules! wishes {
 
 wishes! {
     /// Delete a session: end it and hide it. `restore` brings it back.
-    delete, delete, "/sessions/{id}", Delete;
+    delete, delete, "/sessions/{id}", Delete, 204 "Deleted; its record is damaged, so there is nothing to show";
     /// Pause a session: messages queue and do not wake it. A running message goes back to the queue.
     pause, post, "/sessions/{id}/pause", Pause;
     /// Resume a paused session, or wake one that rests.

@@ -175,6 +175,15 @@ async fn disk(app: &Shared, report: &mut Report) {
         Ok(Room::NoFiles) => {
             report.wrong("disk", "full", "the file system of the data directory has no inodes left", remedy);
         }
+        Ok(Room::Refused) => {
+            let problem = "the file system of the data directory refuses to write, though it has room";
+            report.wrong(
+                "disk",
+                "full",
+                problem,
+                "raise the quota of the server's user, or give back what `raworc system prune` can",
+            );
+        }
         Err(error) => {
             tracing::error!(%error, "the disk cannot be looked at");
             report.wrong("disk", "unavailable", "the data directory cannot be looked at", "see the server's log");

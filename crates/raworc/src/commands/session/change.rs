@@ -151,11 +151,14 @@ pub async fn delete(context: &Context, several: &Several) -> Result<()> {
     let client = context.client()?;
     let mut deleted = Vec::new();
     for session in &several.sessions {
-        let session = client.delete_session(session).await?;
+        let shown = client.delete_session(session).await?;
         if !context.ui.is_json() {
-            context.ui.line(&format!("Deleted session {} ({})", clean(&session.name), session.id))?;
+            context.ui.line(&match &shown {
+                Some(shown) => format!("Deleted session {} ({})", clean(&shown.name), shown.id),
+                None => format!("Deleted session {}, whose record is damaged", clean(session)),
+            })?;
         }
-        deleted.push(session);
+        deleted.extend(shown);
     }
     match (context.ui.is_json(), deleted.as_slice()) {
         (false, _) => Ok(()),
