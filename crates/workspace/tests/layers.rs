@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -200,8 +200,8 @@ fn shelf() -> Option<Shelf> {
     Some(Shelf { _directory: directory, shelf, listings })
 }
 
-fn path_of(root: &OwnedFd) -> PathBuf {
-    format!("/proc/self/fd/{}", root.as_raw_fd()).into()
+fn path_of(root: impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}", root.as_fd().as_raw_fd()).into()
 }
 
 impl Shelf {
@@ -227,8 +227,7 @@ impl Shelf {
                 self.shelf.create(&wanted).unwrap();
                 open = Some(self.shelf.mount(&wanted).unwrap());
             }
-            let root = open.as_ref().unwrap().root().try_clone_to_owned().unwrap();
-            let root = path_of(&root).join(".");
+            let root = path_of(open.as_ref().unwrap().root()).join(".");
             ops.iter().for_each(|op| apply(&root, op));
             let seen = fingerprint(&root);
             let sealed = Stack { layers: stack.clone(), writable: Some(writable) };
