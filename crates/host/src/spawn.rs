@@ -71,7 +71,8 @@ impl Drop for ScriptFile {
     }
 }
 
-fn command(work: &Work) -> io::Result<(Command, Option<ScriptFile>)> {
+/// The program of a piece of work and its arguments; a script's file has to be kept for as long as it runs.
+pub fn command(work: &Work) -> io::Result<(Command, Option<ScriptFile>)> {
     match &work.program {
         Program::Shell { script } => shell(work.id, script),
         Program::Command { argv, .. } => {
@@ -84,13 +85,19 @@ fn command(work: &Work) -> io::Result<(Command, Option<ScriptFile>)> {
     }
 }
 
-fn shell(work: WorkId, script: &str) -> io::Result<(Command, Option<ScriptFile>)> {
+/// The shell, without arguments of its own.
+pub fn plain_shell() -> io::Result<Command> {
     let none = || io::Error::new(io::ErrorKind::NotFound, "there is no shell in this container");
     let shell = SHELLS.iter().find(|path| Path::new(path).exists()).ok_or_else(none)?;
     let mut command = Command::new(shell);
     if shell.ends_with("busybox") {
         command.arg("sh");
     }
+    Ok(command)
+}
+
+fn shell(work: WorkId, script: &str) -> io::Result<(Command, Option<ScriptFile>)> {
+    let mut command = plain_shell()?;
     if script.len() <= ARGUMENT_BYTES_MAX {
         command.arg("-c").arg(script).arg(SCRIPT_NAME);
         return Ok((command, None));

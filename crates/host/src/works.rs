@@ -262,7 +262,12 @@ impl Works {
             duration_micros: micros_since(running.begun),
             dropped_bytes: running.output.dropped_bytes(),
         });
-        self.left_behind.extend(running.output.into_pipes());
+        self.leave_behind(running.output.into_pipes());
+    }
+
+    /// Goes on reading outputs of work that has ended.
+    pub fn leave_behind(&mut self, pipes: impl IntoIterator<Item = OwnedFd>) {
+        self.left_behind.extend(pipes);
         while self.left_behind.len() > LEFT_BEHIND_MAX {
             self.left_behind.pop_front();
         }

@@ -19,7 +19,7 @@ use crate::images::Images;
 use crate::keyed::Places;
 use crate::registries::Registries;
 use crate::reserve::{self, Reserve};
-use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, trees, verbs};
+use crate::{StartError, admin_token, attachments, auth, hosts, hub, link, metrics, reconcile, routes, trees, verbs};
 
 /// What an engine is made of.
 pub struct Parts<'p> {
@@ -86,6 +86,7 @@ impl Engine {
             registries: parts.registries,
             hub,
             hosts: hosts::Hosts::default(),
+            attachments: attachments::Attachments::default(),
             host_tokens: auth::HostTokens::new(&host_secret),
             metrics: metrics::Metrics::default(),
             uploads: Places::new(UPLOADS_MAX),

@@ -2,6 +2,7 @@
 
 mod admin_token;
 mod app;
+mod attachments;
 mod auth;
 mod change;
 mod credentials;
@@ -16,6 +17,7 @@ mod link;
 mod metrics;
 mod reconcile;
 mod registries;
+mod relay;
 mod reserve;
 mod routes;
 mod trees;

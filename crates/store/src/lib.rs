@@ -17,6 +17,7 @@ mod rows;
 pub mod sessions;
 pub mod settings;
 mod sql;
+pub mod streams;
 mod writer;
 
 use std::fs::{OpenOptions, Permissions};
@@ -44,6 +45,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../migrations/0005_backups.sql")),
     M::up(include_str!("../migrations/0006_purged.sql")),
     M::up(include_str!("../migrations/0007_disk.sql")),
+    M::up(include_str!("../migrations/0008_streams.sql")),
 ];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -10,3 +10,4 @@ mod latency;
 mod output;
 mod server;
 mod shutdown;
+mod streams;

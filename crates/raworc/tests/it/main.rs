@@ -20,4 +20,5 @@ mod portable;
 mod raw;
 mod sessions;
 mod system;
+mod terminal;
 mod transfers;

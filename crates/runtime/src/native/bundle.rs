@@ -120,7 +120,8 @@ fn mounts(programs: &[PathBuf], memory: u64, stage: &Path) -> Value {
         json!({ "destination": path, "type": "bind", "source": source, "options": options })
     };
     let mut mounts: Vec<Value> = programs.iter().map(|path| bind(path, path, "ro")).collect();
-    let device_options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+    // Terminals belong to the agent, also those that the host opens for it.
+    let device_options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "uid=1000", "gid=5"];
     mounts.extend([
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] }),
         json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
