@@ -35,12 +35,19 @@ pub fn become_program() -> Option<ExitCode> {
     let error = execute(&program, arguments);
     let name = program.to_string_lossy();
     // The reason appears on the terminal, as a shell would say it.
-    if error.kind() == io::ErrorKind::NotFound {
+    if error.kind() == io::ErrorKind::NotFound || is_hidden(&error, &name) {
         eprintln!("{name} was not found");
         return Some(ExitCode::from(NOT_FOUND));
     }
     eprintln!("{name} could not be started: {error}");
     Some(ExitCode::from(NOT_EXECUTABLE))
+}
+
+/// A directory of PATH that may not be searched hides that the program is in none.
+fn is_hidden(error: &io::Error, name: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let is_there = || env::split_paths(&path).any(|directory| directory.join(name).exists());
+    error.kind() == io::ErrorKind::PermissionDenied && !name.contains('/') && !is_there()
 }
 
 fn execute(program: &OsString, arguments: impl Iterator<Item = OsString>) -> io::Error {

@@ -156,7 +156,7 @@ async fn a_terminal_is_opened_used_and_closed() {
     let listed = server.get(&format!("/sessions/{id}/terminals")).await.1;
     let path = format!("/sessions/{id}/terminals/{}", listed["items"][0]["id"].as_str().unwrap());
     assert_eq!(server.delete(&path).await.0, 204);
-    assert_eq!(terminal.status().await, 129);
+    assert_eq!(terminal.status().await, 130);
     assert_eq!(until_closed(&server, &id, 2).await[1]["data"]["error"], "closed");
     assert_eq!(server.delete(&path).await.0, 404);
 }
