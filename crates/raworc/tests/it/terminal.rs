@@ -293,11 +293,13 @@ async fn who_may_not_is_refused_and_who_may_no_longer_is_cut_off() {
     let mut terminal = Attached { sender, receiver, id: String::new() };
     terminal.types("echo rea''dy\r").await;
     terminal.until("ready").await;
-    let revoked = server.delete(&format!("/tokens/{token_id}")).await;
+    let revoked = server.delete(&format!("/accounts/alice/tokens/{token_id}")).await;
     assert!(revoked.0.is_success(), "{revoked:?}");
     let (_, end) = terminal.rest().await;
     let End::Notice(notice) = end else { panic!("{end:?}") };
     assert_eq!(notice.problem.map(|problem| problem.status), Some(401));
+    // Nobody is waited for to come back to it.
+    until_closed(&server, own, 1).await;
     // A browser names its token as a subprotocol.
     let encoded = base64url(&server.token);
     let upgrade = |protocols: String| {

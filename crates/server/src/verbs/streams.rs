@@ -15,6 +15,7 @@ use raworc_store::sessions::SessionRow;
 use raworc_store::streams::{self, Kind, StreamRow};
 use raworc_store::{Sound, StoreError, audit};
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::check::Checks;
@@ -169,11 +170,18 @@ fn check_terminal(query: &OpenTerminal) -> Result<Option<Size>, Failure> {
     Ok(is_given.then_some(Size { columns, rows }))
 }
 
-/// In a task of its own: what is begun is recorded to its end also where the client goes away meanwhile.
+/// In a task of its own: what is begun is recorded to its end also where the client goes away meanwhile. It is ended then.
 async fn open(app: &Shared, actor: &Actor, id_or_name: String, wanted: Wanted) -> Result<Attached, Failure> {
     let (app_in_task, actor) = (app.clone(), actor.clone());
-    let task = app.tasks.spawn(async move { Box::pin(open_now(&app_in_task, &actor, id_or_name, wanted)).await });
-    task.await.unwrap_or_else(|_| Err(Failure::new(Code::Internal, "the server could not do this; its log says why")))
+    let (sender, opened) = oneshot::channel();
+    app.tasks.spawn(async move {
+        let opened = Box::pin(open_now(&app_in_task, &actor, id_or_name, wanted)).await;
+        if let Err(Ok(unwanted)) = sender.send(opened) {
+            app_in_task.hosts.end_stream(unwanted.container, unwanted.id);
+        }
+    });
+    let panicked = |_| Err(Failure::new(Code::Internal, "the server could not do this; its log says why"));
+    opened.await.unwrap_or_else(panicked)
 }
 
 async fn open_now(app: &Shared, actor: &Actor, id_or_name: String, wanted: Wanted) -> Result<Attached, Failure> {
