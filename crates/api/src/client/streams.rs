@@ -83,10 +83,15 @@ impl Client {
 
     /// `GET /sessions/{id}/exec`: runs a command whose streams are attached.
     pub async fn open_exec(&self, id: &str, body: Exec) -> Result<(Sender, Receiver)> {
-        let (mut sender, receiver) = self.upgrade(Path::new("sessions").id(id).then("exec"), &()).await?;
+        let (mut sender, receiver) = self.connect_exec(id).await?;
         // Where it can't be sent, the receiver says why.
         sender.frame(&ClientFrame::Start(body)).await;
         Ok((sender, receiver))
+    }
+
+    /// `GET /sessions/{id}/exec`: the WebSocket, over which the first frame says what to run.
+    pub async fn connect_exec(&self, id: &str) -> Result<(Sender, Receiver)> {
+        self.upgrade(Path::new("sessions").id(id).then("exec"), &()).await
     }
 
     /// `GET /sessions/{id}/terminals`.

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use raworc_api::client::{Client, ClientError, Received, Receiver, Sender};
 use raworc_api::terminal::{ClientFrame, Notice, OpenTerminal};
 use raworc_api::workspace::{Exec, ExecCommand};
+use raworc_core::limits::DETACHED_MAX;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -195,6 +196,12 @@ async fn vim_top_and_tmux_work() {
         let lost = open(&server, &id, &OpenTerminal { terminal: Some(terminal.id.clone()), ..sized(100, 30) }).await;
         drop(std::mem::replace(&mut terminal, lost));
         terminal.until("in-0-tmux").await;
+        // Its server goes on in the background where the terminal is hung up, as over ssh.
+        let path = format!("/sessions/{id}/terminals/{}", terminal.id);
+        assert_eq!(server.delete(&path).await.0, 204);
+        assert_eq!(terminal.status().await, 130);
+        let mut terminal = program(&server, &id, r#"["tmux", "-u", "attach"]"#).await;
+        terminal.until("in-0-tmux").await;
         terminal.types("exit\r").await;
         assert_eq!(terminal.status().await, 0);
     }
@@ -204,12 +211,15 @@ async fn vim_top_and_tmux_work() {
 async fn a_terminal_survives_a_lost_connection_and_a_restart_of_the_server() {
     let mut server = server_or_skip!();
     let id = server.session(json!({})).await;
-    let mut terminal = program(&server, &id, "echo begun; while read line; do echo got-$line; done").await;
+    let script = "echo begun; until [ -e go ]; do sleep 0.01; done; echo missed; touch gone; \
+                  while read line; do echo got-$line; done";
+    let mut terminal = program(&server, &id, script).await;
     terminal.until("begun").await;
     let again = OpenTerminal { terminal: Some(terminal.id.clone()), ..sized(80, 24) };
     drop(terminal);
+    server.output(&id, "touch go; until [ -e gone ]; do sleep 0.01; done").await;
     let mut terminal = open(&server, &id, &again).await;
-    terminal.until("begun").await;
+    assert!(terminal.until("missed").await.contains("begun"));
     let mut watcher = open(&server, &id, &OpenTerminal { watch: Some(true), ..again.clone() }).await;
     watcher.until("begun").await;
     watcher.types("unheard\r").await;
@@ -402,10 +412,15 @@ async fn what_is_piped_through_the_command_line_arrives() {
         let output = server.shell(&script.replace("EXEC", &format!("raworc session exec {id}")));
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let big = "head -c 300000000 /dev/urandom > big; sha256sum < big; EXEC -- sha256sum < big; rm big";
+    let big =
+        "head -c 52428800 /dev/urandom > big; sha256sum < big; cat big | EXEC -- sh -c 'sleep 1; sha256sum'; rm big";
     let (status, sums) = shell(&format!("cd $(mktemp -d); {big}; rmdir $PWD"));
     let sums: Vec<&str> = sums.lines().collect();
     assert_eq!((status, sums.len(), sums[0]), (Some(0), 2, sums[1]));
+    let (status, sums) =
+        shell("EXEC -- sh -c 'head -c 52428800 /dev/zero | tee /dev/stderr' 2>&1 >/dev/null | sha256sum");
+    let (_, expected) = shell("head -c 52428800 /dev/zero | sha256sum");
+    assert_eq!((status, sums), (Some(0), expected));
     let round = "printf 'a\\377\\000b' | EXEC -- cat | od -An -c";
     assert_eq!(shell(round).1.split_whitespace().collect::<Vec<_>>(), ["a", "377", "\\0", "b"]);
     for (script, status, expected) in [
@@ -513,6 +528,10 @@ async fn the_command_line_opens_detaches_attaches_and_restores_the_terminal() {
         OnTerminal::start(&server, &format!("session exec {id} -t -- sh -c 'tty -s && echo on-tty; exit 8'"));
     command.until("on-tty");
     assert_eq!(command.status(&server), Some(8));
+    let script = format!("session exec {id} -t --env A=b --script 'echo $A-$(stty size)-shown'");
+    let mut command = OnTerminal::start(&server, &script);
+    command.until("b-31 101-shown");
+    assert_eq!(command.status(&server), Some(0));
     // It is ended from outside.
     let mut shell = OnTerminal::start(&server, &format!("session shell {id}"));
     shell.types("echo rea''dy\r");
@@ -520,4 +539,149 @@ async fn the_command_line_opens_detaches_attaches_and_restores_the_terminal() {
     assert_eq!(server.post(&format!("/sessions/{id}/pause"), json!({})).await.0, 200);
     let status = tokio::time::timeout(Duration::from_secs(60), async { shell.status(&server) }).await.unwrap();
     assert_ne!(status, Some(0));
+}
+
+#[tokio::test]
+async fn a_terminal_that_nobody_comes_back_to_ends_after_its_minute_and_lets_the_session_rest() {
+    let server = server_or_skip!();
+    let id = server.session(json!({ "waiting_timeout_seconds": 1 })).await;
+    let mut terminal = program(&server, &id, "echo begun; sleep 1000").await;
+    terminal.until("begun").await;
+    drop(terminal);
+    let half = tokio::time::timeout(DETACHED_MAX / 2, async {
+        eventually("it has ended", async || !of_kind(&server, &id, "terminal.closed").await.is_empty()).await;
+    });
+    assert!(half.await.is_err(), "it goes on for a minute");
+    assert_eq!(server.get(&format!("/sessions/{id}")).await.1["state"], "READY");
+    eventually("it ends after a minute", async || !of_kind(&server, &id, "terminal.closed").await.is_empty()).await;
+    server.until(&id, |session| session["state"] == "IDLE").await;
+}
+
+#[tokio::test]
+async fn all_processes_of_a_command_end_with_its_client() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    // Out of sight: a session of its own, whose parent has ended, deaf to what asks it to end.
+    let script = "trap '' HUP TERM INT; setsid sh -c 'setsid sh -c \"sleep 4321; :\" & :'; echo begun; cat";
+    let mut client = Command::new(RAWORC)
+        .args(["session", "exec", &id, "--script", script])
+        .env("RAWORC_URL", &server.url)
+        .env("RAWORC_TOKEN", &server.token)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut begun = [0; 6];
+    client.stdout.as_mut().unwrap().read_exact(&mut begun).unwrap();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    eventually("its end is in the log", async || of_kind(&server, &id, "exec.finished").await.len() == 1).await;
+    assert_eq!(of_kind(&server, &id, "exec.finished").await[0]["data"]["error"], "closed");
+    assert_eq!(server.output(&id, "pgrep -x sleep | wc -l").await, "0\n");
+}
+
+/// The server's memory, in bytes.
+fn memory(server: &TestServer) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+#[tokio::test]
+async fn who_does_not_read_holds_up_nobody_and_takes_little() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    let quiet = program(&server, &id, "read line; echo got-$line").await;
+    let mut unread = vec![quiet];
+    let before = memory(&server);
+    for number in 0..12 {
+        let command = if number % 2 == 0 { r#"["yes"]"# } else { r#"["cat", "/dev/urandom"]"# };
+        let mut terminal = program(&server, &id, command).await;
+        terminal.received().await.unwrap();
+        let watch = OpenTerminal { terminal: Some(terminal.id.clone()), watch: Some(true), ..OpenTerminal::default() };
+        unread.extend([open(&server, &id, &watch).await, open(&server, &id, &watch).await, terminal]);
+    }
+    for _ in 0..12 {
+        let yes = Exec { command: ExecCommand::Words(vec!["yes".into()]), ..Exec::default() };
+        let (sender, receiver) = client(&server).open_exec(&id, yes).await.unwrap();
+        let mut command = Attached { sender, receiver, id: String::new() };
+        command.received().await.unwrap();
+        unread.push(command);
+    }
+    // One more, which is read, gets what it asks for; so do others.
+    let mut endless = program(&server, &id, r#"["cat", "/dev/urandom"]"#).await;
+    let mut seen = 0;
+    while seen < 8 << 20 {
+        seen += endless.received().await.unwrap().len();
+    }
+    assert_eq!(server.output(&id, "echo message").await, "message\n");
+    let mut quiet = unread.swap_remove(0);
+    quiet.types("x\r").await;
+    quiet.until("got-x").await;
+    let more = memory(&server).saturating_sub(before);
+    assert!(more < 32 << 20, "{} KiB for {} clients", more >> 10, unread.len());
+    let session = server.get(&format!("/sessions/{id}")).await.1;
+    assert_eq!((&session["state"], &session["generation"]), (&json!("READY"), &json!(1)), "the host was never lost");
+}
+
+#[tokio::test]
+async fn frames_that_are_none_end_their_connection_only() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    let mut kept = program(&server, &id, "while read line; do echo got-$line; done").await;
+    let refused = async |attached: Attached| match attached.rest().await.1 {
+        End::Notice(notice) => notice.problem.map(|problem| problem.code.as_str().to_owned()),
+        End::Closed(_) => None,
+    };
+    for frame in [
+        ClientFrame::Resize { columns: 0, rows: 1 },
+        ClientFrame::EndOfInput {},
+        ClientFrame::Start(Exec { command: ExecCommand::Script("true".into()), ..Exec::default() }),
+    ] {
+        let mut terminal = program(&server, &id, "read line").await;
+        assert!(terminal.sender.frame(&frame).await);
+        assert_eq!(refused(terminal).await.as_deref(), Some("invalid_body"), "{frame:?}");
+    }
+    let start = async |first: &ClientFrame, then: &[u8]| {
+        let (mut sender, receiver) = raw_exec(&server, &id).await;
+        sender.frame(first).await;
+        if !then.is_empty() {
+            sender.bytes(then.to_vec()).await;
+        }
+        Attached { sender, receiver, id: String::new() }
+    };
+    let cat = ClientFrame::Start(Exec { command: ExecCommand::Words(vec!["cat".into()]), ..Exec::default() });
+    assert_eq!(refused(start(&ClientFrame::EndOfInput {}, b"").await).await.as_deref(), Some("invalid_body"));
+    assert_eq!(refused(start(&cat, b"\x01to standard output").await).await.as_deref(), Some("invalid_body"));
+    let long = ClientFrame::Start(Exec { command: ExecCommand::Script("x".repeat(1 << 20)), ..Exec::default() });
+    // What is too long is not read, so whether its client hears why depends on what is on its way.
+    refused(start(&long, b"").await).await;
+    refused(start(&cat, &vec![0; 1 << 20]).await).await;
+    // Bytes that are no frames at all.
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 4096],
+        &[0x81, 0x05, b'h', b'e', b'l', b'l', b'o'],
+        &[0x82, 0x7f, 0xff],
+    ] {
+        let mut stream = std::net::TcpStream::connect(server.url.trim_start_matches("http://")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let head = format!(
+            "GET /api/v0/sessions/{id}/terminal?command=cat HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\
+             connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+             sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            server.token
+        );
+        stream.write_all(&[head.as_bytes(), garbage].concat()).unwrap();
+        if garbage.len() > 3 {
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
+    }
+    kept.types("on\r").await;
+    kept.until("got-on").await;
+}
+
+/// A command's WebSocket over which nothing has been sent.
+async fn raw_exec(server: &TestServer, id: &str) -> (Sender, Receiver) {
+    client(server).connect_exec(id).await.unwrap()
 }

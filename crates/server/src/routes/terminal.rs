@@ -79,7 +79,10 @@ async fn run(app: Shared, right: Right, id: String, mut socket: WebSocket) {
         failure = right.lease.ended() => return relay::refuse(socket, failure).await,
         () = app.stopping.cancelled() => return,
     };
-    let wrong = || Problem::new(Code::InvalidBody, r#"the first frame must be {"start": {"command": ["ls", "-l"]}}"#);
+    let wrong = || {
+        let like = r#"the first frame must be text like {"start": {"command": ["ls", "-l"]}}"#;
+        Problem::new(Code::InvalidBody, format!("{like}, of {START_BYTES_MAX} bytes at most"))
+    };
     let started = match first {
         Ok(Some(body)) => streams::command(&app, right.lease.actor(), id, body).await,
         Ok(None) | Err(_) => Err(wrong().into()),
