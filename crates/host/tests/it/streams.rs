@@ -165,13 +165,14 @@ fn keys_signal_jobs_are_controlled_and_sizes_change() {
     client.until("winch\r\n");
     client.types("stty size\r");
     client.until("43 132");
-    client.types("sleep 1000; echo int-$?\r");
-    client.until("int-$?\r\n");
+    // What the job itself says tells that the terminal is the job's by then.
+    client.types("sh -c \"echo go''ing; exec sleep 1000\"\r");
+    client.until("going\r\n");
     client.types("\x03");
     client.types("echo aft''er\r");
     client.until("after\r\n");
-    client.types("sleep 1001\r");
-    client.until("sleep 1001\r\n");
+    client.types("sh -c \"echo go''ing; exec sleep 1001\"\r");
+    client.until("going\r\n");
     client.types("\x1a");
     client.until("Stopped");
     client.types("kill %1; fg; echo job-co''ntrol\r");
