@@ -144,7 +144,7 @@ impl Host {
     async fn talk(&mut self) -> Talk {
         self.world.pass(3).await;
         let (token, works) = self.model(|model| (model.token.clone(), model.works()));
-        if self.send(HostFrame::Hello { protocol: PROTOCOL, token, works }).await.is_none() {
+        if self.send(HostFrame::Hello { protocol: PROTOCOL, token, works, features: Vec::new() }).await.is_none() {
             return Talk::Lost;
         }
         let mut heartbeat = Instant::now();
@@ -222,6 +222,8 @@ impl Host {
                     (job.outputs, job.ending) = (0, Ending::Cancelled);
                 }
             }),
+            // It says that it cannot.
+            ServerFrame::Attach(_) => {}
             ServerFrame::Stop => {
                 self.world.exit(self.id, ExitReason::Exited(0));
                 return Some(Some(Talk::Over));

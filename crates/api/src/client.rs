@@ -19,10 +19,12 @@ mod files;
 mod images;
 mod path;
 mod sessions;
+mod streams;
 
 pub use error::ClientError;
 pub use events::Follow;
 pub use files::{Content, FileBody};
+pub use streams::{Received, Receiver, Sender};
 
 use crate::disk::{DiskUsage, Prune, Pruned};
 use crate::health::{Health, Version};

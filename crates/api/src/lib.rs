@@ -14,6 +14,7 @@ pub mod message;
 pub mod page;
 pub mod problem;
 pub mod session;
+pub mod terminal;
 pub mod workspace;
 
 /// All calls live under this path.

@@ -10,6 +10,7 @@ pub mod limits;
 pub mod link;
 pub mod names;
 pub mod permissions;
+pub mod pieces;
 pub mod quantity;
 pub mod session;
 pub mod time;

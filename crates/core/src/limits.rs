@@ -77,6 +77,18 @@ pub const OUTPUT_FILES_MAX: usize = 10;
 pub const EXEC_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 /// Execs at the same time in one session.
 pub const EXECS_MAX: usize = 32;
+/// Terminals at the same time in one session.
+pub const TERMINALS_MAX: usize = 16;
+/// Clients that are attached to the terminals and commands of one session at the same time.
+pub const ATTACHMENTS_MAX: usize = 64;
+/// A terminal that no client is attached to ends after this long.
+pub const DETACHED_MAX: Duration = Duration::from_secs(60);
+/// Output that a terminal keeps for clients that attach later, in bytes.
+pub const TERMINAL_REPLAY_BYTES: usize = 256 * 1024;
+/// Longest piece of a stream between host and server, and longest binary frame from a client, in bytes.
+pub const PIECE_BYTES_MAX: usize = 64 * 1024;
+/// Longest command whose streams are attached, in bytes of JSON.
+pub const START_BYTES_MAX: usize = 256 * 1024;
 /// Reports a host keeps until the server has stored them; then it stops reading its agents' output.
 pub const UNACKED_BYTES_MAX: usize = 1024 * 1024;
 /// Longest frame between host and server, in bytes: a message with its escapes, an agent with its instructions.

@@ -19,6 +19,10 @@
 //! A report is stored exactly once: reports are numbered from 1 for the life of the container, the server stores the
 //! highest number together with what it did about it, and after a broken connection the host sends again whatever is
 //! not known to be stored. A `run` may be repeated after a broken connection; the host ignores work it already has.
+//!
+//! Terminals and commands whose streams are attached have a connection of their own for each attachment, so that a slow
+//! reader holds up nobody else: the server sends `attach`, the host dials again and says `attached`, and what follows the
+//! server's `welcome` there are the pieces of [`crate::pieces`].
 
 use std::collections::BTreeMap;
 
@@ -51,6 +55,9 @@ pub const WORKSPACE_PATH: &str = "/workspace";
 
 /// Where, in the workspace, the host puts the whole output of work that writes more than is kept.
 pub const OUTPUT_DIRECTORY: &str = ".raworc/output";
+
+/// The feature of hosts that understand `attach`.
+pub const FEATURE_ATTACH: &str = "attach";
 
 /// Names one piece of work for the life of its container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -95,6 +102,47 @@ pub enum Program {
         /// Given on standard input, then closed.
         stdin: String,
     },
+}
+
+/// A terminal's size, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Characters in a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+/// One more client of an interactive work, which is started where it is new.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Names the attachment.
+    pub attachment: Uuid,
+    /// The interactive work, by its [`WorkId::Exec`].
+    pub work: Uuid,
+    /// How it is started. Absent: it runs already.
+    pub start: Option<Interactive>,
+    /// The client sees the output only.
+    pub watch: bool,
+    /// The size of the client's terminal, where it has one.
+    pub size: Option<Size>,
+}
+
+/// Work whose streams go to clients as they come.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Interactive {
+    /// What runs; an interactive shell where absent. Its `stdin` is not used.
+    pub program: Option<Program>,
+    /// Variables on top of the container's own.
+    pub env: BTreeMap<String, String>,
+    /// Directory to start in, in the container.
+    pub directory: String,
+    /// Ends the work (as a cancel does) after so long.
+    pub timeout_seconds: Option<u64>,
+    /// The terminal's first size. Absent: there is no terminal, but a pipe for each stream.
+    pub terminal: Option<Size>,
+    /// A terminal that no client is attached to ends after so long.
+    pub linger_seconds: u64,
 }
 
 /// Which output a text came from.
@@ -164,6 +212,18 @@ pub enum HostFrame {
         token: String,
         /// Work that runs, or whose `finished` may not be stored yet.
         works: Vec<WorkId>,
+        /// What it can do beyond running works; a host that is older than this field can do nothing of it.
+        #[serde(default)]
+        features: Vec<String>,
+    },
+    /// The first frame of a connection that carries one attachment.
+    Attached {
+        /// [`PROTOCOL`].
+        protocol: u32,
+        /// As in `hello`.
+        token: String,
+        /// The attachment that was asked for.
+        attachment: Uuid,
     },
     /// No message is being worked on: send one. Sent once after `welcome` (where none runs) and after each message.
     Poll,
@@ -204,6 +264,8 @@ pub enum ServerFrame {
     Run(Work),
     /// End this work: SIGTERM to its processes, SIGKILL after [`CANCEL_GRACE`](crate::limits::CANCEL_GRACE).
     Cancel(WorkId),
+    /// Dial a connection for an attachment. Sent only to hosts with the feature [`FEATURE_ATTACH`].
+    Attach(Attach),
     /// End everything and exit with status 0, within [`STOP_GRACE`](crate::limits::STOP_GRACE).
     Stop,
 }
@@ -216,7 +278,12 @@ mod tests {
     fn frames_look_like_this() {
         let id = WorkId::Message(MessageId(Uuid::from_u128(1)));
         let frames = [
-            serde_json::to_string(&HostFrame::Hello { protocol: PROTOCOL, token: "t".into(), works: vec![id] }),
+            serde_json::to_string(&HostFrame::Hello {
+                protocol: PROTOCOL,
+                token: "t".into(),
+                works: vec![id],
+                features: vec![FEATURE_ATTACH.into()],
+            }),
             serde_json::to_string(&HostFrame::Poll),
             serde_json::to_string(&HostFrame::Report {
                 n: 1,

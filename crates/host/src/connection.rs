@@ -175,7 +175,7 @@ impl Connection {
 }
 
 /// A full queue of the listener is an error like any other, not something to wait for.
-fn dial(path: &Path) -> io::Result<UnixStream> {
+pub fn dial(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect(&socket, &SocketAddrUnix::new(path)?)?;

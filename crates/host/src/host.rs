@@ -5,14 +5,16 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use raworc_core::limits::{CANCEL_GRACE, HEARTBEAT_INTERVAL, SERVERLESS_MAX, STOP_GRACE};
-use raworc_core::link::{Ending, HostFrame, PROTOCOL, ServerFrame, Work, WorkId};
+use raworc_core::link::{Ending, FEATURE_ATTACH, HostFrame, PROTOCOL, ServerFrame, Work, WorkId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, set_child_subreaper};
 
 use crate::connection::Connection;
-use crate::processes;
+use crate::processes::{self, Owner};
 use crate::reports::{Reports, line};
 use crate::signals::Signals;
+use crate::spawn::Spawner;
+use crate::streams::{self, Streams};
 use crate::works::{Source, Works};
 
 /// Exit status of a host that the server refused.
@@ -25,6 +27,7 @@ enum Ready {
     Stop,
     Connection,
     Work(Source),
+    Stream(streams::Source),
 }
 
 /// How a host ends.
@@ -54,7 +57,9 @@ pub struct Host {
     signals: Signals,
     connection: Connection,
     reports: Reports,
+    spawner: Spawner,
     works: Works,
+    streams: Streams,
     /// The server knows that we wait for a message.
     polled: bool,
     next_heartbeat: Instant,
@@ -70,11 +75,13 @@ impl Host {
         // The first process of a container inherits orphans anyway; elsewhere, this makes us as responsible.
         set_child_subreaper(Some(getpid()))?;
         Ok(Self {
+            streams: Streams::new(token.clone(), paths.socket.clone()),
+            spawner: Spawner::new(paths.scripts),
             token,
             signals: Signals::catch()?,
             connection: Connection::new(paths.socket, now),
             reports: Reports::default(),
-            works: Works::new(paths.scripts, paths.workspace),
+            works: Works::new(paths.workspace),
             polled: false,
             next_heartbeat: now,
             alone_since: now,
@@ -112,6 +119,10 @@ impl Host {
             ready.push(Ready::Work(source));
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         }
+        for (source, fd, flags) in self.streams.sources() {
+            ready.push(Ready::Stream(source));
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
+        }
         let time = self.next_wake().map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = time.and_then(|time| Timespec::try_from(time).ok());
         if poll(&mut fds, timeout.as_ref()).is_err() {
@@ -128,6 +139,7 @@ impl Host {
             Ready::Children => {
                 for (process, status) in self.signals.reap() {
                     self.works.ended(process, status);
+                    self.streams.ended(process, status);
                 }
             }
             Ready::Stop => {
@@ -142,6 +154,7 @@ impl Host {
                 self.after_connection(was_welcomed, now);
             }
             Ready::Work(source) => self.works.ready(source, now),
+            Ready::Stream(source) => self.streams.ready(source),
         }
     }
 
@@ -153,14 +166,23 @@ impl Host {
             ServerFrame::Refused { .. } => self.stop(REFUSED, false),
             ServerFrame::Ack { n } => self.reports.acked(n),
             ServerFrame::Run(work) => self.start(&work, now),
-            ServerFrame::Cancel(work) => self.works.end(work, Ending::Cancelled, now),
+            ServerFrame::Cancel(work) => {
+                self.works.end(work, Ending::Cancelled, now);
+                self.streams.end(work, Ending::Cancelled, now);
+            }
+            ServerFrame::Attach(attach) => {
+                if self.stopping.is_none() {
+                    self.streams.attach(attach, now, &mut self.spawner, &mut self.reports);
+                }
+            }
             ServerFrame::Stop => self.stop(0, true),
         }
     }
 
     fn hello(&mut self) {
-        let works = self.works.ids().chain(self.reports.finished()).collect();
-        self.send(&HostFrame::Hello { protocol: PROTOCOL, token: self.token.clone(), works });
+        let works = self.works.ids().chain(self.streams.ids()).chain(self.reports.finished()).collect();
+        let features = vec![FEATURE_ATTACH.to_owned()];
+        self.send(&HostFrame::Hello { protocol: PROTOCOL, token: self.token.clone(), works, features });
     }
 
     fn welcome(&mut self, received: u64) {
@@ -186,7 +208,7 @@ impl Host {
         if matches!(work.id, WorkId::Message(_)) {
             self.polled = false;
         }
-        self.works.start(work, now, &mut self.reports);
+        self.works.start(work, now, &mut self.spawner, &mut self.reports);
     }
 
     /// Says what there is to say, in one go.
@@ -216,7 +238,8 @@ impl Host {
         let of_server =
             if self.connection.is_welcomed() { self.next_heartbeat } else { self.alone_since + SERVERLESS_MAX };
         let of_stop = self.stopping.as_ref().map(|stopping| stopping.kill_at.unwrap_or(stopping.exit_at));
-        let others = [self.connection.next_wake(), self.works.next_wake(&self.reports), of_stop];
+        let others =
+            [self.connection.next_wake(), self.works.next_wake(&self.reports), self.streams.next_wake(), of_stop];
         others.into_iter().flatten().chain([of_server]).min()
     }
 
@@ -236,9 +259,11 @@ impl Host {
             processes::signal_others(Signal::KILL);
         }
         self.works.on_time(now, &mut self.reports);
+        self.works.leave_behind(self.streams.on_time(now, &mut self.reports));
         if self.connection.is_welcomed() && self.next_heartbeat <= now {
             self.next_heartbeat = now + HEARTBEAT_INTERVAL;
-            let background_processes = processes::count_background(&self.works.owners());
+            let owners: Vec<Owner> = self.works.owners().chain(self.streams.owners()).collect();
+            let background_processes = processes::count_background(&owners);
             self.send(&HostFrame::Heartbeat { background_processes });
         }
     }
@@ -255,12 +280,14 @@ impl Host {
         let kill_at = now + CANCEL_GRACE;
         self.stopping = Some(Stopping { status, kill_at: Some(kill_at), exit_at: now + STOP_GRACE * 9 / 10, delivers });
         self.works.end_all(kill_at);
+        self.streams.end_all(kill_at);
         processes::signal_others(Signal::TERM);
     }
 
     fn is_over(&self, now: Instant) -> Option<u8> {
         let stopping = self.stopping.as_ref()?;
-        let is_done = self.works.is_empty() && (self.reports.is_empty() || !stopping.delivers) && processes::is_alone();
+        let is_quiet = self.works.is_empty() && self.streams.is_empty();
+        let is_done = is_quiet && (self.reports.is_empty() || !stopping.delivers) && processes::is_alone();
         (is_done || stopping.exit_at <= now).then_some(stopping.status)
     }
 }

@@ -4,16 +4,22 @@
 //! everything at once (signals, the server, what agents write), so that nothing has to be locked, a process is reaped by
 //! the thread that started it, and the way from a frame to its answer leads through no other thread.
 
+mod attachment;
 mod connection;
 mod host;
 mod identity;
+mod interactive;
 mod kept;
+mod launch;
 mod output;
+mod piped;
 mod processes;
 mod reports;
 mod script;
 mod signals;
 mod spawn;
+mod streams;
+mod terminal;
 mod utf8;
 mod whole;
 mod works;
@@ -26,6 +32,9 @@ use std::process::ExitCode;
 use raworc_core::link::{SCRIPTS_PATH, SOCKET_PATH, TOKEN_BYTES_MAX, WORKSPACE_PATH};
 
 fn main() -> ExitCode {
+    if let Some(status) = launch::become_program() {
+        return status;
+    }
     close_inherited();
     let Some(token) = token() else {
         eprintln!("no token came: this program is started by Raworc, inside its containers");

@@ -11,8 +11,11 @@ use raworc_core::link::{AGENT_UID, Ending, Program, Stream, Work};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, ioctl_fionbio, write};
 
-use crate::identity::{self, Tag};
+use crate::identity::{self, Tags};
+use crate::launch;
+use crate::processes::{self, Owner};
 use crate::script::{self, Script, Scripts};
+use crate::terminal::Terminal;
 
 /// Exit status of a program that is not there, as a shell's (POSIX, 2.8.2).
 const NOT_FOUND: i32 = 127;
@@ -21,12 +24,22 @@ const NOT_EXECUTABLE: i32 = 126;
 
 /// A process that was started.
 pub struct Started {
-    /// Its id, which is also its process group.
-    pub process: i32,
+    /// How its processes are found; the first one leads a process group.
+    pub owner: Owner,
     /// Its outputs; reading them does not block.
     pub pipes: Vec<(Stream, OwnedFd)>,
     /// What it is to be given.
     pub feed: Option<Feed>,
+    /// A script's file.
+    pub script: Option<Script>,
+}
+
+/// A process of attached work that was started.
+pub struct Attached {
+    /// How its processes are found; the first one leads a process group.
+    pub owner: Owner,
+    /// Its pipes, where they were wanted.
+    pub child: Child,
     /// A script's file.
     pub script: Option<Script>,
 }
@@ -53,6 +66,7 @@ impl NotStarted {
 /// Starts processes.
 pub struct Spawner {
     scripts: Scripts,
+    tags: Tags,
     /// What the agents' user is called, once someone has asked.
     agent_name: Option<String>,
 }
@@ -60,7 +74,7 @@ pub struct Spawner {
 impl Spawner {
     /// One that puts scripts into this directory.
     pub fn new(scripts: PathBuf) -> Self {
-        Self { scripts: Scripts::new(scripts), agent_name: None }
+        Self { scripts: Scripts::new(scripts), tags: Tags::default(), agent_name: None }
     }
 
     /// Starts the work's process, as the agents' user. Whoever calls this also reaps: the standard library has to find a
@@ -68,18 +82,58 @@ impl Spawner {
     ///
     /// # Errors
     /// Why it could not.
-    pub fn start(&mut self, work: &Work, tag: Option<Tag>) -> Result<Started, NotStarted> {
-        let prepared = self.command(work);
-        let (mut command, script) =
-            prepared.map_err(|error| NotStarted::here(format!("it could not be prepared: {error}")))?;
+    pub fn start(&mut self, work: &Work) -> Result<Started, NotStarted> {
+        let (mut command, script) = self.command(work)?;
         self.prepare(&mut command, work);
-        let spawned = identity::as_agent(tag, || command.spawn());
-        let mut child = spawned.map_err(|error| why(&error, &command, work))?;
-        let process = i32::try_from(child.id()).unwrap_or(i32::MAX);
-        Ok(Started { process, feed: feed(&mut child, &work.program), pipes: pipes(&mut child), script })
+        let has_stdin = matches!(&work.program, Program::Command { stdin, .. } if !stdin.is_empty());
+        command.stdin(if has_stdin { Stdio::piped() } else { Stdio::null() });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let (owner, mut child) = self.spawn(&mut command, work)?;
+        Ok(Started { owner, feed: feed(&mut child, &work.program), pipes: pipes(&mut child), script })
     }
 
-    fn command(&mut self, work: &Work) -> io::Result<(Command, Option<Script>)> {
+    /// The same with a pipe for each of its standard streams.
+    ///
+    /// # Errors
+    /// Why it could not.
+    pub fn start_piped(&mut self, work: &Work) -> Result<Attached, NotStarted> {
+        let (mut command, script) = self.command(work)?;
+        self.prepare(&mut command, work);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let (owner, child) = self.spawn(&mut command, work)?;
+        Ok(Attached { owner, child, script })
+    }
+
+    /// The same on a terminal, which controls the process. A program that is not there is told on the terminal.
+    ///
+    /// # Errors
+    /// Why it could not.
+    pub fn start_on(&mut self, terminal: &Terminal, work: &Work) -> Result<Attached, NotStarted> {
+        let (program, script) = self.command(work)?;
+        let mut command = launch::on_terminal(&program);
+        self.prepare(&mut command, work);
+        let streams = [terminal.stdio(), terminal.stdio(), terminal.stdio()];
+        let [Ok(stdin), Ok(stdout), Ok(stderr)] = streams else {
+            return Err(NotStarted::here("there are too few descriptors"));
+        };
+        command.stdin(stdin).stdout(stdout).stderr(stderr);
+        let (owner, child) = self.spawn(&mut command, work)?;
+        Ok(Attached { owner, child, script })
+    }
+
+    fn spawn(&mut self, command: &mut Command, work: &Work) -> Result<(Owner, Child), NotStarted> {
+        let tag = self.tags.next(processes::tags_in_use);
+        let spawned = identity::as_agent(tag, || command.spawn());
+        let child = spawned.map_err(|error| why(&error, command, work))?;
+        let leader = i32::try_from(child.id()).unwrap_or(i32::MAX);
+        Ok((Owner { leader, tag }, child))
+    }
+
+    fn command(&mut self, work: &Work) -> Result<(Command, Option<Script>), NotStarted> {
+        self.program(work).map_err(|error| NotStarted::here(format!("it could not be prepared: {error}")))
+    }
+
+    fn program(&mut self, work: &Work) -> io::Result<(Command, Option<Script>)> {
         let empty = || io::Error::new(ErrorKind::InvalidInput, "the command is empty");
         match &work.program {
             Program::Shell { script: text } => {
@@ -99,9 +153,6 @@ impl Spawner {
             command.env("SHELL", shell);
         }
         command.envs(&work.env).current_dir(&work.directory);
-        let has_stdin = matches!(&work.program, Program::Command { stdin, .. } if !stdin.is_empty());
-        command.stdin(if has_stdin { Stdio::piped() } else { Stdio::null() });
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         if identity::is_root() {
             command.uid(AGENT_UID);
         }

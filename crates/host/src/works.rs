@@ -9,7 +9,6 @@ use raworc_core::limits::{CANCEL_GRACE, EXECS_MAX};
 use raworc_core::link::{Ending, Report, Stream, Work, WorkId};
 use rustix::event::PollFlags;
 
-use crate::identity::Tags;
 use crate::output::{BUFFER_BYTES, Output, discard};
 use crate::processes::{self, Known, Owner};
 use crate::reports::Reports;
@@ -90,24 +89,15 @@ impl Running {
 /// All work that runs.
 pub struct Works {
     workspace: PathBuf,
-    spawner: Spawner,
-    tags: Tags,
     running: BTreeMap<WorkId, Running>,
     left_behind: VecDeque<OwnedFd>,
     buffer: Vec<u8>,
 }
 
 impl Works {
-    /// None yet; scripts and the workspace are in these directories.
-    pub fn new(scripts: PathBuf, workspace: PathBuf) -> Self {
-        Self {
-            workspace,
-            spawner: Spawner::new(scripts),
-            tags: Tags::default(),
-            running: BTreeMap::new(),
-            left_behind: VecDeque::new(),
-            buffer: vec![0; BUFFER_BYTES],
-        }
+    /// None yet; the workspace is in this directory.
+    pub fn new(workspace: PathBuf) -> Self {
+        Self { workspace, running: BTreeMap::new(), left_behind: VecDeque::new(), buffer: vec![0; BUFFER_BYTES] }
     }
 
     /// Whether nothing runs.
@@ -126,8 +116,8 @@ impl Works {
     }
 
     /// How the processes of each are found.
-    pub fn owners(&self) -> Vec<Owner> {
-        self.running.values().map(|running| running.owner).collect()
+    pub fn owners(&self) -> impl Iterator<Item = Owner> {
+        self.running.values().map(|running| running.owner)
     }
 
     /// What to wait for. Agents that have to wait for the server are not read from.
@@ -169,21 +159,20 @@ impl Works {
     }
 
     /// Starts work; says so where it cannot.
-    pub fn start(&mut self, work: &Work, now: Instant, reports: &mut Reports) {
+    pub fn start(&mut self, work: &Work, now: Instant, spawner: &mut Spawner, reports: &mut Reports) {
         let is_message = matches!(work.id, WorkId::Message(_));
-        let tag = self.tags.next(processes::tags_in_use);
         let started = if is_message && self.has_message() {
             Err(NotStarted::here("another message is being worked on"))
         } else if self.running.len() > EXECS_MAX {
             Err(NotStarted::here("too many commands run at the same time"))
         } else {
-            self.spawner.start(work, tag)
+            spawner.start(work)
         };
         match started {
-            Ok(Started { process, pipes, feed, script }) => {
+            Ok(Started { owner, pipes, feed, script }) => {
                 let whole = Whole::new(&self.workspace, work.id);
                 let running = Running {
-                    owner: Owner { leader: process, tag },
+                    owner,
                     begun: now,
                     output: Output::new(pipes, work.output_bytes_max, whole, now),
                     feed,
@@ -283,7 +272,12 @@ impl Works {
             dropped_bytes: output.dropped_bytes,
             output_file: output.file,
         });
-        self.left_behind.extend(running.output.into_pipes());
+        self.leave_behind(running.output.into_pipes());
+    }
+
+    /// Goes on reading outputs of work that has ended.
+    pub fn leave_behind(&mut self, pipes: impl IntoIterator<Item = OwnedFd>) {
+        self.left_behind.extend(pipes);
         while self.left_behind.len() > LEFT_BEHIND_MAX {
             self.left_behind.pop_front();
         }

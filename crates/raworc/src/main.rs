@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod serve;
 mod signals;
+mod terminal;
 mod text;
 
 fn main() -> ExitCode {

@@ -14,6 +14,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::attachments::Attachments;
 use crate::auth::HostTokens;
 use crate::budgets::Budgets;
 use crate::ceilings::Ceilings;
@@ -53,6 +54,8 @@ pub struct App {
     pub hub: Arc<Hub>,
     /// Hosts that are connected.
     pub hosts: Hosts,
+    /// Connections of clients' streams that hosts are dialling.
+    pub attachments: Attachments,
     /// Checks hosts' tokens.
     pub host_tokens: HostTokens,
     /// Counters.

@@ -36,6 +36,8 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 pub const STREAMS_MAX: usize = 256;
 /// Threads that wait for what clients send or take, of those that all work that blocks shares.
 const THREADS_MAX: usize = 128;
+/// Clients that are attached to terminals and commands at the same time, in all and of one account. Each takes 0.25 MiB at most.
+const ATTACHED_MAX: (usize, usize) = (384, 192);
 /// Requests of one account at the same time, among them those that wait for something to end.
 const REQUESTS_MAX: usize = 1024;
 
@@ -50,6 +52,7 @@ pub struct Budgets {
     threads: Arc<Semaphore>,
     waiting: Semaphore,
     streams: Places<AccountId>,
+    attached: (Arc<Semaphore>, Places<AccountId>),
     requests: Places<AccountId>,
 }
 
@@ -78,6 +81,7 @@ impl Default for Budgets {
             threads: Arc::new(Semaphore::new(THREADS_MAX)),
             waiting: Semaphore::new(WAITING_MAX),
             streams: Places::new(STREAMS_MAX),
+            attached: (Arc::new(Semaphore::new(ATTACHED_MAX.0)), Places::new(ATTACHED_MAX.1)),
             requests: Places::new(REQUESTS_MAX),
         }
     }
@@ -104,6 +108,24 @@ impl Budgets {
             let detail = format!("this account follows {STREAMS_MAX} streams of events already; end some");
             Failure::new(Code::Busy, detail)
         })
+    }
+
+    /// A place for one more client of this account that is attached to a terminal or a command.
+    ///
+    /// # Errors
+    /// 429 where the account has too many, 503 where all have.
+    pub fn attached(&self, account: AccountId) -> Result<[OwnedSemaphorePermit; 2], Failure> {
+        let (all, each) = &self.attached;
+        let of_account = each.of(account).try_acquire_owned().map_err(|_| {
+            let most = ATTACHED_MAX.1;
+            let detail = format!("this account is attached to {most} terminals and commands already; end some");
+            Failure::new(Code::Busy, detail)
+        })?;
+        let of_all = Arc::clone(all).try_acquire_owned().map_err(|_| {
+            let detail = "as many clients as may be are attached to terminals and commands; try again soon";
+            Failure::new(Code::Unavailable, detail)
+        })?;
+        Ok([of_account, of_all])
     }
 
     /// A thread that waits for what a client sends or takes.

@@ -2,11 +2,12 @@
 
 use raworc_api::message::{MessageError, Status};
 use raworc_core::ids::{LayerId, MessageId, SessionId};
-use raworc_core::session::{self, Effect, Event, Note};
+use raworc_core::session::{self, Container, Effect, Event, Note};
 use raworc_core::time::Time;
 use raworc_store::events::EventRow;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::{self, SessionRow};
+use raworc_store::streams::{self, StreamRow};
 use raworc_store::{Connection, StoreError, Transaction, events, layers};
 use serde_json::{Map, Value, json};
 
@@ -65,7 +66,41 @@ impl<'t> Change<'t> {
         for effect in effects {
             self.carry_out(&before, effect).await?;
         }
+        let is_gone = before.container != Container::None && self.row.machine.container == Container::None;
+        if is_gone || before.generation != self.row.machine.generation {
+            self.end_streams(|_| true).await?;
+            let session = self.row.id;
+            streams::remove_all(self.connection(), session).await?;
+        }
         Ok(())
+    }
+
+    /// Tells the end of terminals and commands that run no more although nobody saw them end.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn end_streams(&mut self, is_lost: impl Fn(&StreamRow) -> bool) -> Result<(), StoreError> {
+        let session = self.row.id;
+        for row in streams::of_session(self.connection(), session).await?.rows.into_iter().filter(is_lost) {
+            self.end_stream(&row, json!({ "exit_code": null, "error": "lost" })).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the end of a terminal or a command.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn end_stream(&mut self, row: &StreamRow, mut data: Value) -> Result<(), StoreError> {
+        if !streams::remove(self.connection(), row.id).await? {
+            return Ok(());
+        }
+        let (kind, name) = match row.kind {
+            streams::Kind::Terminal => ("terminal.closed", "terminal_id"),
+            streams::Kind::Exec => ("exec.finished", "exec_id"),
+        };
+        data[name] = json!(row.id);
+        self.log_as(&row.actor, kind, data).await.map(|_| ())
     }
 
     /// Adds to the log; the new entry's `seq`.

@@ -21,7 +21,9 @@ use crate::images::Images;
 use crate::keyed::Places;
 use crate::registries::Registries;
 use crate::reserve::{self, Reserve};
-use crate::{StartError, admin_token, auth, hosts, hub, link, metrics, reconcile, routes, supervise, trees, verbs};
+use crate::{
+    StartError, admin_token, attachments, auth, hosts, hub, link, metrics, reconcile, routes, supervise, trees, verbs,
+};
 
 /// What an engine is made of.
 pub struct Parts<'p> {
@@ -93,6 +95,7 @@ impl Engine {
             ceilings: parts.ceilings,
             hub,
             hosts: hosts::Hosts::default(),
+            attachments: attachments::Attachments::default(),
             host_tokens: auth::HostTokens::new(&host_secret),
             metrics: metrics::Metrics::default(),
             budgets: Budgets::default(),

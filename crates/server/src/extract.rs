@@ -6,9 +6,12 @@ use axum::body::HttpBody as _;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use raworc_api::problem::{Code, FieldError, Problem};
+use raworc_api::terminal::TOKEN_SUBPROTOCOL;
 use raworc_core::limits::BODY_BYTES_MAX;
 use raworc_core::permissions::Actor;
 use raworc_core::time::Time;
@@ -47,6 +50,9 @@ impl Bearer {
     pub fn from_headers(headers: &HeaderMap) -> Result<Self, Failure> {
         let refused = |detail: &str| Failure::new(Code::Unauthenticated, detail);
         let header = headers.get(header::AUTHORIZATION);
+        if let (None, Some(token)) = (header, subprotocol_token(headers)) {
+            return Ok(Self(auth::hash(&token)));
+        }
         let header = header.ok_or_else(|| refused("send your token: Authorization: Bearer TOKEN"))?;
         let text = header.to_str().unwrap_or_default();
         let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
@@ -63,6 +69,17 @@ impl FromRequestParts<Shared> for Bearer {
     async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, Failure> {
         Self::from_headers(&parts.headers)
     }
+}
+
+/// The token that a browser names as a subprotocol of a WebSocket, where it can send no headers of its own. A page of
+/// another site cannot make a browser do it, since it does not know the token.
+fn subprotocol_token(headers: &HeaderMap) -> Option<String> {
+    let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+    headers.get(header::UPGRADE).filter(|value| is_websocket(value))?;
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let encoded =
+        offered.flat_map(|value| value.split(',')).find_map(|one| one.trim().strip_prefix(TOKEN_SUBPROTOCOL))?;
+    String::from_utf8(URL_SAFE_NO_PAD.decode(encoded).ok()?).ok()
 }
 
 /// Who sent the request.

@@ -2,13 +2,13 @@
 //!
 //! Kept in memory only. After a restart every host that the records call running gets a full lease to come back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use raworc_core::ids::ContainerId;
 use raworc_core::limits::{EXECS_MAX, LEASE};
-use raworc_core::link::{Report, ServerFrame, Work, WorkId};
+use raworc_core::link::{Attach, Report, ServerFrame, Work, WorkId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -27,6 +27,8 @@ pub enum NotRun {
     NoHost,
     /// Too many run already.
     TooMany,
+    /// The host is of an older version and cannot do it.
+    Outdated,
 }
 
 struct Host {
@@ -37,6 +39,10 @@ struct Host {
     /// Which connection speaks for it, and the way to it; absent while it is away.
     connection: Option<(u64, mpsc::Sender<ServerFrame>)>,
     execs: HashMap<Uuid, mpsc::Sender<Report>>,
+    /// It understands `attach`.
+    can_attach: bool,
+    /// Terminals, and commands whose streams are attached.
+    streams: BTreeSet<Uuid>,
     /// The newest report of an exec that was passed on: what comes again after a broken connection is not.
     passed_on: u64,
 }
@@ -83,6 +89,8 @@ impl Hosts {
             stopped: 0,
             connection: None,
             execs: HashMap::new(),
+            can_attach: false,
+            streams: BTreeSet::new(),
             passed_on: 0,
         };
         lock(&self.hosts).entry(container).or_insert(host);
@@ -104,6 +112,58 @@ impl Hosts {
         // Again, now that it can be found: for whoever waits for a connection.
         self.connections.send_modify(|_| ());
         (number, receiver)
+    }
+
+    /// What a host that is about to connect can do, and which streams it has.
+    pub fn describe(&self, container: ContainerId, can_attach: bool, streams: BTreeSet<Uuid>) {
+        self.expect(container);
+        if let Some(host) = lock(&self.hosts).get_mut(&container) {
+            host.can_attach = can_attach;
+            host.streams = streams;
+        }
+    }
+
+    /// Whether a stream could be attached to now.
+    ///
+    /// # Errors
+    /// Where not.
+    pub fn can_attach(&self, container: ContainerId) -> Result<(), NotRun> {
+        let hosts = lock(&self.hosts);
+        let host = hosts.get(&container).filter(|host| host.connection.is_some()).ok_or(NotRun::NoHost)?;
+        if host.can_attach { Ok(()) } else { Err(NotRun::Outdated) }
+    }
+
+    /// Has the host dial for one more client of a stream.
+    ///
+    /// # Errors
+    /// Where that is not possible now.
+    pub fn attach(&self, container: ContainerId, attach: Attach) -> Result<(), NotRun> {
+        let mut hosts = lock(&self.hosts);
+        let host = hosts.get_mut(&container).ok_or(NotRun::NoHost)?;
+        let (_, frames) = host.connection.as_ref().ok_or(NotRun::NoHost)?;
+        let stream = attach.work;
+        frames.try_send(ServerFrame::Attach(attach)).map_err(|_| NotRun::NoHost)?;
+        host.streams.insert(stream);
+        Ok(())
+    }
+
+    /// Whether the host has this stream.
+    pub fn has_stream(&self, container: ContainerId, id: Uuid) -> bool {
+        lock(&self.hosts).get(&container).is_some_and(|host| host.streams.contains(&id))
+    }
+
+    /// A stream has ended.
+    pub fn stream_ended(&self, container: ContainerId, id: Uuid) {
+        if let Some(host) = lock(&self.hosts).get_mut(&container) {
+            host.streams.remove(&id);
+        }
+    }
+
+    /// Has the host end a stream; whether it could be told.
+    pub fn end_stream(&self, container: ContainerId, id: Uuid) -> bool {
+        let hosts = lock(&self.hosts);
+        let Some((_, frames)) = hosts.get(&container).and_then(|host| host.connection.as_ref()) else { return false };
+        frames.try_send(ServerFrame::Cancel(WorkId::Exec(id))).is_ok()
     }
 
     /// A connection ended.
@@ -164,11 +224,12 @@ impl Hosts {
         lost
     }
 
-    /// Whether something keeps the session from resting: an exec, or, where they count, processes left running.
+    /// Whether something keeps the session from resting: an exec, a terminal, or, where they count, processes left
+    /// running.
     pub fn is_active(&self, container: ContainerId, background_counts: bool) -> bool {
-        lock(&self.hosts)
-            .get(&container)
-            .is_some_and(|host| !host.execs.is_empty() || (background_counts && host.background > 0))
+        let hosts = lock(&self.hosts);
+        let Some(host) = hosts.get(&container) else { return false };
+        !host.execs.is_empty() || !host.streams.is_empty() || (background_counts && host.background > 0)
     }
 
     /// Whether this host has a lease, and so is missed when it is not heard of.

@@ -2,6 +2,7 @@
 
 mod admin_token;
 mod app;
+mod attachments;
 mod auth;
 mod budgets;
 mod ceilings;
@@ -23,6 +24,7 @@ mod metrics;
 mod negotiate;
 mod reconcile;
 mod registries;
+mod relay;
 mod reserve;
 mod routes;
 mod supervise;

@@ -10,7 +10,7 @@ use futures::{FutureExt, SinkExt, StreamExt};
 use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, MessageId};
 use raworc_core::limits::FRAME_BYTES_MAX;
-use raworc_core::link::{HostFrame, PROTOCOL, Report, ServerFrame, WorkId};
+use raworc_core::link::{FEATURE_ATTACH, HostFrame, PROTOCOL, Report, ServerFrame, WorkId};
 use raworc_core::session::{Container, State};
 use raworc_store::messages::MessageRow;
 use raworc_store::sessions::SessionRow;
@@ -19,11 +19,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
+use uuid::Uuid;
 
 use crate::app::Shared;
+use crate::attachments::Way;
 use crate::error::Failure;
 use crate::trees;
-use crate::verbs::{observe, store_reports, take_message};
+use crate::verbs::{observe, store_reports, streams, take_message};
 
 /// A connection says who it is by then.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -114,8 +116,8 @@ pub async fn serve(app: Shared, stream: Box<dyn Stream>) {
 /// The same; `place` is given back when the host has said whose it is.
 async fn introduce(app: Shared, stream: Box<dyn Stream>, place: Option<OwnedSemaphorePermit>) {
     let mut frames = Framed::new(stream, LinesCodec::new_with_max_length(FRAME_BYTES_MAX));
-    let (container, works) = match hello(&app, &mut frames).await {
-        Ok(hello) => hello,
+    let first = match hello(&app, &mut frames).await {
+        Ok(first) => first,
         Err(ended) => {
             if let Ended::Refused(code) = ended {
                 let _ = send(&mut frames, &ServerFrame::Refused { code: code.into() }).await;
@@ -125,6 +127,14 @@ async fn introduce(app: Shared, stream: Box<dyn Stream>, place: Option<OwnedSema
         }
     };
     drop(place);
+    let (container, works) = match first {
+        First::Host(container, works) => (container, works),
+        First::Attachment(container, attachment) => {
+            let parts = frames.into_parts();
+            app.attachments.arrived(container, attachment, Way { stream: parts.io, read: parts.read_buf });
+            return;
+        }
+    };
     let (number, outgoing) = app.hosts.connect(container);
     let mut link = Link { app: app.clone(), container, frames, polled: false, cancelled: BTreeSet::new() };
     let ended = link.run(works, outgoing).await;
@@ -141,18 +151,44 @@ async fn introduce(app: Shared, stream: Box<dyn Stream>, place: Option<OwnedSema
     }
 }
 
-async fn hello(app: &Shared, frames: &mut Frames) -> Result<(ContainerId, Vec<WorkId>), Ended> {
+/// What a connection is for.
+enum First {
+    /// A host's own, with the works that it has.
+    Host(ContainerId, Vec<WorkId>),
+    /// One client's of a stream.
+    Attachment(ContainerId, Uuid),
+}
+
+async fn hello(app: &Shared, frames: &mut Frames) -> Result<First, Ended> {
     let first = tokio::time::timeout(HELLO_TIMEOUT, receive(frames)).await.map_err(|_| Ended::Gone)??;
-    let HostFrame::Hello { protocol, token, works } = first else {
-        return Err(Ended::Malformed("the first frame is not a hello".into()));
-    };
+    match first {
+        HostFrame::Hello { protocol, token, works, features } => {
+            let (container, row) = check(app, protocol, &token).await?;
+            let can_attach = features.iter().any(|feature| feature == FEATURE_ATTACH);
+            let known = streams::take_stock(app, container, &works).await?;
+            app.hosts.describe(container, can_attach, known);
+            send(frames, &ServerFrame::Welcome { received: row.host_received }).await?;
+            Ok(First::Host(container, works))
+        }
+        HostFrame::Attached { protocol, token, attachment } => {
+            let (container, _) = check(app, protocol, &token).await?;
+            if !app.attachments.is_expected(container, attachment) {
+                return Err(Ended::Refused("unknown_attachment"));
+            }
+            send(frames, &ServerFrame::Welcome { received: 0 }).await?;
+            Ok(First::Attachment(container, attachment))
+        }
+        _ => Err(Ended::Malformed("the first frame is not a hello".into())),
+    }
+}
+
+/// Who dials, where it is a session's current host.
+async fn check(app: &Shared, protocol: u32, token: &str) -> Result<(ContainerId, SessionRow), Ended> {
     if protocol != PROTOCOL {
         return Err(Ended::Refused("unknown_protocol"));
     }
-    let container = app.host_tokens.check(&token).ok_or(Ended::Refused("unknown_token"))?;
-    let row = load(app, container).await?;
-    send(frames, &ServerFrame::Welcome { received: row.host_received }).await?;
-    Ok((container, works))
+    let container = app.host_tokens.check(token).ok_or(Ended::Refused("unknown_token"))?;
+    Ok((container, load(app, container).await?))
 }
 
 /// The session, where this container is its current one.
@@ -229,7 +265,10 @@ impl Link {
         for work in works {
             let wanted = match work {
                 WorkId::Message(id) => running == Some(id),
-                WorkId::Exec(id) => self.app.hosts.exec_reports(self.container, id).is_some(),
+                WorkId::Exec(id) => {
+                    self.app.hosts.exec_reports(self.container, id).is_some()
+                        || self.app.hosts.has_stream(self.container, id)
+                }
             };
             if !wanted {
                 send(&mut self.frames, &ServerFrame::Cancel(work)).await?;
@@ -241,7 +280,7 @@ impl Link {
     async fn handle(&mut self, frame: HostFrame) -> Result<(), Ended> {
         self.app.hosts.heard(self.container, None);
         match frame {
-            HostFrame::Hello { .. } => Err(Ended::Malformed("a second hello".into())),
+            HostFrame::Hello { .. } | HostFrame::Attached { .. } => Err(Ended::Malformed("a second hello".into())),
             HostFrame::Heartbeat { background_processes } => {
                 self.app.hosts.heard(self.container, Some(background_processes));
                 Ok(())
@@ -276,7 +315,7 @@ impl Link {
             self.store(of_message).await?;
         }
         for (n, report) in of_execs {
-            self.pass_on(n, report).await;
+            self.pass_on(n, report).await?;
         }
         send(&mut self.frames, &ServerFrame::Ack { n: last }).await?;
         match next {
@@ -309,8 +348,14 @@ impl Link {
         }
     }
 
-    async fn pass_on(&self, n: u64, report: Report) {
+    async fn pass_on(&self, n: u64, report: Report) -> Result<(), Ended> {
         let (Report::Output { work, .. } | Report::Finished { work, .. }) = &report;
+        if let (WorkId::Exec(id), Report::Finished { ending, duration_micros, .. }) = (work, &report)
+            && self.app.hosts.has_stream(self.container, *id)
+        {
+            streams::ended(&self.app, self.container, *id, *ending, *duration_micros).await?;
+            return Ok(());
+        }
         if let WorkId::Exec(id) = work
             && self.app.hosts.is_new_report(self.container, n)
             && let Some(sink) = self.app.hosts.exec_reports(self.container, *id)
@@ -318,6 +363,7 @@ impl Link {
             // Whoever asked may have gone; then nobody misses it.
             let _ = sink.send(report).await;
         }
+        Ok(())
     }
 
     /// The host wants a message: the session is READY, or the host never got the one it is to work on.

@@ -20,6 +20,7 @@ pub mod sessions;
 pub mod set_aside;
 pub mod settings;
 mod sql;
+pub mod streams;
 mod writer;
 
 use std::fs::{OpenOptions, Permissions};
@@ -51,6 +52,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../migrations/0006_purged.sql")),
     M::up(include_str!("../migrations/0007_disk.sql")),
     M::up(include_str!("../migrations/0008_damaged.sql")),
+    M::up(include_str!("../migrations/0009_streams.sql")),
 ];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -5,7 +5,9 @@ use raworc_core::ids::SessionId;
 use crate::rows::{Row, damaged};
 use crate::set_aside::{self, Repeated};
 use crate::sql::sql;
-use crate::{Damage, Store, StoreError, accounts, agents, checkpoints, events, images, layers, messages, settings};
+use crate::{
+    Damage, Store, StoreError, accounts, agents, checkpoints, events, images, layers, messages, settings, streams,
+};
 
 /// Rows that are looked at before others have their turn.
 const BATCH: i64 = 256;
@@ -22,7 +24,7 @@ pub struct Found {
 type Look = fn(&Row<'_>) -> Result<(), StoreError>;
 
 /// Every table but `sessions`, and how a record of it is read. (Of `audit` nothing is ever read.)
-const TABLES: [(&str, Look); 11] = [
+const TABLES: [(&str, Look); 12] = [
     ("settings", |row| settings::value_of(row).map(drop)),
     ("accounts", |row| accounts::account(row).map(drop)),
     ("tokens", |row| accounts::token(row).and_then(|_| row.record("tokens", token_hash))),
@@ -35,11 +37,12 @@ const TABLES: [(&str, Look); 11] = [
         messages::message(row).and_then(|_| row.record("messages", |row| row.truth("rewound").map(drop)))
     }),
     ("events", |row| events::event(row).map(drop)),
+    ("streams", |row| streams::stream(row).map(drop)),
     ("idempotency_keys", |row| row.record("idempotency_keys", key)),
 ];
 
 /// What a record of one table says of one in another: table, column, the other table.
-const REFERENCES: [(&str, &str, &str); 12] = [
+const REFERENCES: [(&str, &str, &str); 13] = [
     ("tokens", "account_id", "accounts"),
     ("sessions", "owner_id", "accounts"),
     ("sessions", "layer_id", "layers"),
@@ -52,6 +55,7 @@ const REFERENCES: [(&str, &str, &str); 12] = [
     ("checkpoints", "session_id", "sessions"),
     ("checkpoints", "layer_id", "layers"),
     ("messages", "session_id", "sessions"),
+    ("streams", "session_id", "sessions"),
 ];
 
 fn token_hash(row: &Row<'_>) -> Result<(), StoreError> {

@@ -12,3 +12,4 @@ mod output;
 mod scripts;
 mod server;
 mod shutdown;
+mod streams;

@@ -139,6 +139,11 @@ impl Connection {
         self.send_raw(line.as_bytes());
     }
 
+    /// For what follows the frames.
+    pub fn into_reader(self) -> BufReader<UnixStream> {
+        self.reader
+    }
+
     pub fn send_raw(&mut self, bytes: &[u8]) {
         self.reader.get_mut().write_all(bytes).unwrap();
     }
@@ -180,7 +185,7 @@ impl Connection {
     /// The works that the host names in its first frame.
     pub fn hello(&mut self) -> Vec<WorkId> {
         match self.receive() {
-            HostFrame::Hello { protocol, token, works } => {
+            HostFrame::Hello { protocol, token, works, .. } => {
                 assert_eq!((protocol, token.as_str()), (PROTOCOL, TOKEN));
                 works
             }

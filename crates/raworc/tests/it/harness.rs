@@ -147,9 +147,21 @@ impl TestServer {
 
     /// Starts the server on the same data directory, after it was ended.
     pub fn start_again(&mut self) {
+        self.start_again_at("0");
+    }
+
+    /// The same, where it listens at this port.
+    pub fn start_again_at(&mut self, port: &str) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
         let mut child = Command::new(RAWORC)
-            .args(["serve", "--listen", "127.0.0.1:0", "--log", "info,raworc_server=debug", "--data-dir"])
+            .args([
+                "serve",
+                "--listen",
+                &format!("127.0.0.1:{port}"),
+                "--log",
+                "info,raworc_server=debug",
+                "--data-dir",
+            ])
             .arg(self.data_dir())
             .args(&self.arguments)
             .env_remove("RAWORC_URL")

@@ -47,6 +47,11 @@ fn ways(id: &str, message: &str, registry: &str) -> Vec<Way> {
     let get = |name, path: String, accept: &str| {
         way(name, format!("GET /api/v0{path} HTTP/1.1\r\naccept: {accept}\r\n"), Vec::new(), 0)
     };
+    let upgraded = |name, path: String, body: Vec<u8>| {
+        let upgrade = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+                       sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        way(name, format!("GET /api/v0{path} HTTP/1.1\r\n{upgrade}"), body, 0)
+    };
     let upload = |name, head: String| way(name, head, begun_archive(), 10 << 20);
     let (plain, stream) = ("application/json", "text/event-stream");
     vec![
@@ -63,6 +68,12 @@ fn ways(id: &str, message: &str, registry: &str) -> Vec<Way> {
             format!("/sessions/{id}/exec"),
             plain,
             json!({ "command": "sleep 300", "timeout_seconds": 300 }),
+        ),
+        upgraded("a terminal", format!("/sessions/{id}/terminal?command=sleep%20300"), Vec::new()),
+        upgraded(
+            "an attached command",
+            format!("/sessions/{id}/exec"),
+            frame(r#"{"start": {"command": "sleep 300"}}"#),
         ),
         upload("an upload", format!("PUT /api/v0/sessions/{id}/files/up HTTP/1.1\r\n")),
         get("a download", format!("/sessions/{id}/files/big"), "*/*"),
@@ -84,6 +95,16 @@ fn ways(id: &str, message: &str, registry: &str) -> Vec<Way> {
     ]
 }
 
+/// A text frame of a WebSocket's client, whose mask is zero.
+fn frame(text: &str) -> Vec<u8> {
+    [&[0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0], text.as_bytes()].concat()
+}
+
+/// How many of these the log has.
+fn count(page: &Value, kind: &str) -> usize {
+    page["items"].as_array().unwrap().iter().filter(|event| event["type"] == kind).count()
+}
+
 /// The beginning of an archive with a large file in it.
 fn begun_archive() -> Vec<u8> {
     let mut header = tar::Header::new_ustar();
@@ -103,7 +124,8 @@ fn open(server: &TestServer, token: &str, way: &Way) -> TcpStream {
     let mut stream = TcpStream::connect(server.url.trim_start_matches("http://")).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     let rest = if way.head.starts_with("GET") { String::new() } else { format!("content-length: {}\r\n", way.length) };
-    let head = format!("{}host: x\r\nconnection: close\r\nauthorization: Bearer {token}\r\n{rest}\r\n", way.head);
+    let close = if way.head.contains("upgrade") { "" } else { "connection: close\r\n" };
+    let head = format!("{}host: x\r\n{close}authorization: Bearer {token}\r\n{rest}\r\n", way.head);
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&way.body).unwrap();
     stream
@@ -177,11 +199,14 @@ async fn try_it(server: &mut TestServer, number: usize, end: End) {
         .collect();
     // All are under way when the command is.
     let log = format!("/sessions/{id}/events?limit=500");
-    eventually("the command has begun", async || {
+    eventually("the commands have begun", async || {
         let (_, page) = server.get(&log).await;
-        page["items"].as_array().unwrap().iter().any(|event| event["type"] == "exec.started")
+        count(&page, "exec.started") == 2 && count(&page, "terminal.opened") == 1
     })
     .await;
+    for (_, stream) in opened.iter().filter(|(way, _)| way.head.contains("upgrade")) {
+        assert_ne!(stream.peek(&mut [0]).unwrap(), 0, "it is open");
+    }
     match end {
         End::TokenRevoked => {
             // With the token itself, which hears that it worked.
@@ -199,7 +224,8 @@ async fn try_it(server: &mut TestServer, number: usize, end: End) {
     for (name, answer) in &ended {
         assert!(answer.len() < 48 << 20, "{name} was whole after {end:?}");
         let head = String::from_utf8_lossy(&answer[..answer.len().min(12)]).into_owned();
-        let is_begun = matches!(*name, "a stream of events" | "a download") || name.ends_with("told");
+        let begun = ["a stream of events", "a download", "a terminal", "an attached command"];
+        let is_begun = begun.contains(name) || name.ends_with("told");
         if matches!(end, End::TokenRevoked | End::TokenExpired | End::AccountClosed) && !is_begun {
             assert_eq!(head, "HTTP/1.1 401", "{name} after {end:?}");
         }
@@ -207,10 +233,11 @@ async fn try_it(server: &mut TestServer, number: usize, end: End) {
     if end == End::ServerStopped {
         server.start_again();
     }
-    // The command has ended, too, and the log says so.
-    eventually("the command's end is in the log", async || {
+    // The commands have ended, too, and the log says so. A terminal waits for the next server.
+    eventually("the ends of the commands are in the log", async || {
         let (_, page) = server.get(&log).await;
-        page["items"].as_array().unwrap().iter().any(|event| event["type"] == "exec.finished")
+        let terminals = usize::from(end != End::ServerStopped);
+        count(&page, "exec.finished") == 2 && count(&page, "terminal.closed") == terminals
     })
     .await;
     // Nobody's file is there.

@@ -32,4 +32,5 @@ mod run_dir;
 mod sessions;
 mod streams;
 mod system;
+mod terminal;
 mod transfers;

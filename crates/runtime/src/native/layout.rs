@@ -57,10 +57,11 @@ impl Layout {
         for path in [layout.containers(), layout.state()] {
             directory(&path, 0o700)?;
         }
-        // For containers' root only: agents can neither watch nor lock what all containers share.
+        // For containers' root only: agents can neither watch nor lock what all containers share. They can execute the host
+        // where it does so itself as one of them (`/proc/self/exe`), but not read it.
         directory(&layout.host(), 0o700)?;
         let host = layout.host().join("host");
-        write_file(&host, &config.host_binary, 0o700)?;
+        write_file(&host, &config.host_binary, 0o711)?;
         for path in [layout.host(), host] {
             chown(path, Some(ids.base), Some(ids.base))?;
         }

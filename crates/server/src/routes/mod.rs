@@ -12,6 +12,7 @@ mod messages;
 mod problems;
 mod sessions;
 mod system;
+mod terminal;
 mod transfers;
 mod unread;
 
@@ -22,6 +23,7 @@ use axum::response::Response;
 use raworc_api::PREFIX;
 use raworc_api::page::Page;
 use raworc_api::problem::{Code, Problem};
+use raworc_api::terminal::{ClientFrame, Notice};
 use raworc_core::limits::BODY_BYTES_MAX;
 use raworc_store::{Batch, Sound};
 use utoipa::OpenApi;
@@ -35,7 +37,7 @@ use crate::error::problem_response;
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Raworc", description = "Runs AI agents in sessions.", license(name = "Apache-2.0")),
-    components(schemas(Problem)),
+    components(schemas(Problem, ClientFrame, Notice)),
     security(("token" = [])),
     modifiers(&Token)
 )]
@@ -58,6 +60,7 @@ fn parts() -> OpenApiRouter<Shared> {
             .merge(messages::routes())
             .merge(events::routes())
             .merge(files::routes())
+            .merge(terminal::routes())
             .merge(checkpoints::routes())
             .merge(images::routes())
             .merge(agents::routes())

@@ -1,5 +1,6 @@
 //! Run a command in a session, beside its conversation.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use raworc_api::problem::Code;
@@ -105,7 +106,11 @@ impl Drop for Course<'_> {
     }
 }
 
-fn check(body: &Exec) -> Result<(), Failure> {
+/// Whether it can be run at all.
+///
+/// # Errors
+/// 422 where not.
+pub fn check(body: &Exec) -> Result<(), Failure> {
     let mut checks = Checks::default();
     match &body.command {
         ExecCommand::Script(script) if script.is_empty() || script.len() > MESSAGE_BYTES_MAX => {
@@ -140,7 +145,8 @@ fn check(body: &Exec) -> Result<(), Failure> {
     checks.done()
 }
 
-fn shown(command: &ExecCommand) -> String {
+/// A command as it is told.
+pub fn shown(command: &ExecCommand) -> String {
     let text = match command {
         ExecCommand::Script(script) => script.clone(),
         ExecCommand::Words(words) => words.join(" "),
@@ -171,21 +177,30 @@ async fn begin(
 }
 
 fn work(session: &SessionRow, id: Uuid, body: Exec, timeout_seconds: u64) -> Work {
-    let mut env = session.settings.env.clone();
-    env.extend(body.env);
-    env.insert("RAWORC_SESSION_ID".into(), session.id.to_string());
-    env.insert("RAWORC_SESSION_NAME".into(), session.name.clone());
-    let program = match body.command {
-        ExecCommand::Script(script) => Program::Shell { script },
-        ExecCommand::Words(argv) => Program::Command { argv, stdin: body.stdin },
-    };
     Work {
         id: WorkId::Exec(id),
-        program,
-        env,
+        env: environment(session, body.env),
+        program: program(body.command, body.stdin),
         directory: body.directory.unwrap_or_else(|| WORKSPACE_PATH.to_owned()),
         timeout_seconds: Some(timeout_seconds),
         output_bytes_max: EXEC_OUTPUT_BYTES_MAX,
+    }
+}
+
+/// The variables of a command, on top of the container's own.
+pub fn environment(session: &SessionRow, own: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut env = session.settings.env.clone();
+    env.extend(own);
+    env.insert("RAWORC_SESSION_ID".into(), session.id.to_string());
+    env.insert("RAWORC_SESSION_NAME".into(), session.name.clone());
+    env
+}
+
+/// What a host runs.
+pub fn program(command: ExecCommand, stdin: String) -> Program {
+    match command {
+        ExecCommand::Script(script) => Program::Shell { script },
+        ExecCommand::Words(argv) => Program::Command { argv, stdin },
     }
 }
 
@@ -196,15 +211,30 @@ async fn hand_over(
     id: Uuid,
     work: Work,
 ) -> Result<(ContainerId, mpsc::Receiver<Report>), Failure> {
-    let mut changes = app.hub.subscribe(session.id);
+    when_ready(app, session.id, |container| {
+        app.hosts.run_exec(container, id, work.clone()).map(|reports| (container, reports))
+    })
+    .await
+}
+
+/// Waits until the session's host can be given something.
+///
+/// # Errors
+/// 409 where the session's state forbids it, 429 where too much runs, 503 where it takes too long.
+pub async fn when_ready<T>(
+    app: &Shared,
+    session: SessionId,
+    mut give: impl FnMut(ContainerId) -> Result<T, NotRun>,
+) -> Result<T, Failure> {
+    let mut changes = app.hub.subscribe(session);
     let mut connections = app.hosts.connections();
     let deadline = tokio::time::Instant::now() + START_TIMEOUT;
     loop {
         let row = {
             let mut connection = app.store.read().await?;
-            sessions::find(&mut connection, session.id).await?
+            sessions::find(&mut connection, session).await?
         };
-        let row = row.ok_or_else(|| Failure::not_found("session", &session.id.to_string()))?;
+        let row = row.ok_or_else(|| Failure::not_found("session", &session.to_string()))?;
         // Someone may have ended or paused it meanwhile; then it does not become ready.
         if row.machine.deleted_at.is_some() {
             return Err(Refused::Deleted.into());
@@ -217,11 +247,16 @@ async fn hand_over(
         }
         let container = ContainerId { session: row.id, generation: row.machine.generation };
         match row.machine.state {
-            State::Ready | State::Busy => match app.hosts.run_exec(container, id, work.clone()) {
-                Ok(reports) => return Ok((container, reports)),
+            State::Ready | State::Busy => match give(container) {
+                Ok(given) => return Ok(given),
                 Err(NotRun::TooMany) => {
                     let detail = "too many commands run in this session already; wait for one to end";
                     return Err(Failure::new(Code::Busy, detail));
+                }
+                Err(NotRun::Outdated) => {
+                    let detail = "the session's container was started by an older version, which cannot do this; \
+                                  restart the session first";
+                    return Err(Failure::new(Code::InvalidState, detail));
                 }
                 Err(NotRun::NoHost) => {}
             },

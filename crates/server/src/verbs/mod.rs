@@ -24,6 +24,7 @@ pub mod rewind;
 pub mod save;
 pub mod send_message;
 pub mod store_reports;
+pub mod streams;
 pub mod take_message;
 pub mod update_session;
 pub mod wish;

@@ -1,26 +1,36 @@
 //! `raworc session exec`.
 
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+
 use clap::Args;
+use raworc_api::terminal::OpenTerminal;
 use raworc_api::workspace::{Exec as Body, ExecCommand, ExecResult};
 use raworc_core::limits::MESSAGE_BYTES_MAX;
 
 use crate::context::Context;
 use crate::failure::{EXIT_FAILED, EXIT_SIGNALLED, EXIT_TIMED_OUT, Failure, Result};
 use crate::input;
-use crate::live::left_out;
-use crate::output::Style;
-use crate::progress::Progress;
-use crate::text::span;
+use crate::terminal::{self, Local};
+
+use super::attached;
+use super::shell::json;
 
 const EXAMPLES: &str = "\
 Examples:
   raworc session exec demo ls -l
   raworc session exec demo --script 'grep -r TODO . | wc -l'
   raworc session exec demo --directory src --env CI=1 --timeout 10m -- cargo test
-  raworc session exec demo --stdin cat < notes.txt
+  tar c . | raworc session exec demo tar x
+  raworc session exec demo -t -- vim notes.txt
 
-Output appears when the command has ended. The exit status is the command's own; 128 and the signal's number where \
-a signal ended it; 124 where it took too long; 127 or 126 where the program was not found or could not be run.";
+Output appears as it comes. The program gets what comes on standard input, unless that is a terminal; --no-stdin keeps \
+it, in a loop over lines for example. The exit status is the command's own; 128 and the signal's number where a signal \
+ended it; 124 where it took too long; 127 or 126 where the program was not found or could not be run. The command ends \
+when this one does.
+
+With --output json, the result comes as one document when the command has ended: standard input is then at most 1 MiB \
+of text, and the timeout 60 seconds where none is given.";
 
 /// Options of `raworc session exec`.
 #[derive(Debug, Args)]
@@ -34,39 +44,69 @@ pub struct Exec {
     /// A script for the shell in place of a program.
     #[arg(long, value_name = "SCRIPT", conflicts_with = "command")]
     script: Option<String>,
-    /// Give the program what comes on standard input.
-    #[arg(long, conflicts_with = "script")]
+    /// Give the program what comes on standard input, also where that is a terminal.
+    #[arg(long, short = 'i')]
     stdin: bool,
+    /// Don't read standard input: the program's is empty.
+    #[arg(long, conflicts_with_all = ["stdin", "tty"])]
+    no_stdin: bool,
+    /// Run it in a terminal, which is that of this command.
+    #[arg(long, short = 't', conflicts_with = "timeout")]
+    tty: bool,
     /// An environment variable on top of the session's; may be repeated.
     #[arg(long, value_name = "NAME=VALUE", value_parser = input::variable)]
     env: Vec<(String, String)>,
     /// Where to start [default: /workspace].
     #[arg(long, value_name = "DIR")]
     directory: Option<String>,
-    /// End it after so long, such as 90 or 10m [default: 60].
+    /// End it after so long, such as 90 or 10m.
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     timeout: Option<u64>,
 }
 
 /// Runs a command.
 pub async fn run(context: &Context, args: Exec) -> Result<()> {
-    let body = Body {
-        stdin: if args.stdin { stdin()? } else { String::new() },
+    if args.tty {
+        return in_terminal(context, args).await;
+    }
+    let feeds = args.stdin || (!args.no_stdin && !std::io::stdin().is_terminal());
+    let is_script = args.script.is_some();
+    let mut body = Body {
+        stdin: String::new(),
         command: args.script.map_or(ExecCommand::Words(args.command), ExecCommand::Script),
         env: args.env.into_iter().collect(),
         directory: args.directory,
         timeout_seconds: args.timeout,
     };
+    if !context.ui.is_json() {
+        return attached::run(context, &args.session, body, feeds).await;
+    }
+    if feeds {
+        body.stdin = stdin()?;
+    }
+    if is_script && !body.stdin.is_empty() {
+        return Err(Failure::usage("with --output json, a script has no standard input")
+            .help("Name a program, such as: bash -c SCRIPT; or add --no-stdin."));
+    }
     let client = context.client()?;
-    let mut progress = Progress::start(&context.ui, "running");
-    let result = client.exec(&args.session, &body).await;
-    progress.stop();
-    let result = result?;
-    show(context, &result)?;
+    let result = client.exec(&args.session, &body).await?;
+    context.ui.json(&result)?;
     match exit_status(&result) {
         0 => Ok(()),
         status => Err(Failure::Status(status)),
     }
+}
+
+/// In a terminal, which is ours.
+async fn in_terminal(context: &Context, args: Exec) -> Result<()> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::usage("standard input is not a terminal").help("Leave --tty away to pipe something in."));
+    }
+    let command = if args.script.is_some() { args.script } else { Some(json(&args.command)?) };
+    let env: BTreeMap<String, String> = args.env.into_iter().collect();
+    let env = if env.is_empty() { None } else { Some(json(&env)?) };
+    let query = OpenTerminal { command, env, directory: args.directory, ..OpenTerminal::default() };
+    terminal::run(context, &args.session, query, Local { has_escape: true }).await
 }
 
 fn stdin() -> Result<String> {
@@ -76,26 +116,6 @@ fn stdin() -> Result<String> {
             .help("Put it into a file of the session with `raworc session files put`."));
     }
     String::from_utf8(bytes).map_err(|_| Failure::usage("standard input is not UTF-8 text"))
-}
-
-fn show(context: &Context, result: &ExecResult) -> Result<()> {
-    let ui = context.ui;
-    if ui.is_json() {
-        return ui.json(result);
-    }
-    ui.out(&result.stdout)?;
-    ui.error(&result.stderr);
-    if result.output_bytes_dropped > 0 {
-        ui.note(&left_out(result.output_bytes_dropped, result.output_file.as_deref()));
-    }
-    let why = match (result.timed_out, result.signal, result.exit_code) {
-        (true, _, _) => format!("it took too long and was ended after {}", span(result.duration_seconds)),
-        (false, Some(signal), _) => format!("signal {signal} ended it"),
-        (false, None, None) => "it could not be started".to_owned(),
-        (false, None, Some(_)) => return Ok(()),
-    };
-    ui.error(format!("{}\n", ui.paint_error(Style::Bad, &why)));
-    Ok(())
 }
 
 fn exit_status(result: &ExecResult) -> u8 {

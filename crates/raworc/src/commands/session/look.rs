@@ -3,6 +3,7 @@
 use clap::Args;
 use raworc_api::message::{ListMessages, Message, Role, Status};
 use raworc_api::session::ListSessions;
+use raworc_api::terminal::Terminal;
 use raworc_core::ids::SessionId;
 use raworc_core::session::State;
 use serde_json::Value;
@@ -11,7 +12,7 @@ use super::show;
 use crate::commands::list::{self, Paging};
 use crate::context::Context;
 use crate::failure::Result;
-use crate::output::{Style, Ui};
+use crate::output::{Style, Ui, table};
 use crate::text::{at, clean, clean_lines, span};
 
 /// Options of `raworc session list`.
@@ -91,6 +92,17 @@ pub async fn messages(context: &Context, args: Messages) -> Result<()> {
     list::show(context, &page, "nothing has been said yet", |messages| {
         let parts: Vec<String> = messages.iter().map(|message| part(context.ui, message)).collect();
         parts.join("\n")
+    })
+}
+
+/// Lists the terminals that are open.
+pub async fn terminals(context: &Context, session: &str) -> Result<()> {
+    let page = context.client()?.terminals(session).await?;
+    list::show(context, &page, "no terminal is open", |terminals| {
+        let row = |terminal: &Terminal| {
+            vec![terminal.id.clone(), clean(&terminal.opened_by), at(terminal.opened_at), clean(&terminal.command)]
+        };
+        table(&["ID", "BY", "OPENED", "COMMAND"], terminals.iter().map(row).collect())
     })
 }
 

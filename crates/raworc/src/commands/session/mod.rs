@@ -6,6 +6,7 @@ use crate::context::Context;
 use crate::failure::Result;
 
 mod agents;
+mod attached;
 mod change;
 pub mod create;
 mod exec;
@@ -15,6 +16,7 @@ mod log;
 mod look;
 mod remix;
 mod send;
+mod shell;
 mod show;
 
 /// Commands about sessions. SESSION is an id or a name everywhere.
@@ -76,6 +78,11 @@ pub enum Session {
     Files(files::Files),
     /// Run a command in a session, beside its conversation.
     Exec(exec::Exec),
+    /// Open a terminal in a session.
+    Shell(shell::Shell),
+    /// List the terminals that are open in a session.
+    #[command(after_help = "Example:\n  raworc session terminals demo")]
+    Terminals(change::Named),
 }
 
 /// Carries one out.
@@ -102,5 +109,7 @@ pub async fn run(context: &Context, command: Session) -> Result<()> {
         Session::Agents(command) => agents::run(context, command).await,
         Session::Files(command) => files::run(context, command).await,
         Session::Exec(args) => exec::run(context, args).await,
+        Session::Shell(args) => shell::run(context, args).await,
+        Session::Terminals(named) => look::terminals(context, &named.session).await,
     }
 }

@@ -1,0 +1,82 @@
+//! `raworc session shell`.
+
+use std::io::IsTerminal as _;
+
+use clap::Args;
+use raworc_api::terminal::OpenTerminal;
+use raworc_api::workspace::{Exec, ExecCommand};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use crate::terminal::{self, Local};
+
+use super::attached;
+
+const EXAMPLES: &str = "\
+Examples:
+  raworc session shell demo
+  raworc session shell demo -- vim notes.txt
+  raworc session shell demo --attach 0192f1d2-0000-7000-8000-000000000000
+  echo 'ls -l; make' | raworc session shell demo
+
+The exit status is that of what runs in it. At the beginning of a line, ~. detaches, ~~ types ~, and ~? lists these. A \
+terminal that nobody is attached to ends after a minute. Where the connection is lost, it is made again for as long.
+
+Where standard input is no terminal, there is none in the session either: the shell reads its commands from it.";
+
+/// The script that becomes the shell which reads standard input.
+const BECOME_SHELL: &str = "command -v bash >/dev/null && exec bash; exec sh";
+
+/// Options of `raworc session shell`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Shell {
+    /// Its id or name.
+    session: String,
+    /// What runs in the terminal [default: a shell].
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+    /// Attach to a terminal that is open.
+    #[arg(long, value_name = "TERMINAL", conflicts_with = "command")]
+    attach: Option<String>,
+    /// See its output only.
+    #[arg(long, requires = "attach")]
+    watch: bool,
+    /// Where to start [default: /workspace].
+    #[arg(long, value_name = "DIR", conflicts_with = "attach")]
+    directory: Option<String>,
+    /// Type ~. like any other characters.
+    #[arg(long)]
+    no_escape: bool,
+}
+
+/// Opens a terminal, or attaches to one.
+pub async fn run(context: &Context, args: Shell) -> Result<()> {
+    if args.attach.is_none() && !std::io::stdin().is_terminal() {
+        return without_terminal(context, args).await;
+    }
+    let query = OpenTerminal {
+        command: if args.command.is_empty() { None } else { Some(json(&args.command)?) },
+        directory: args.directory,
+        terminal: args.attach,
+        watch: args.watch.then_some(true),
+        ..OpenTerminal::default()
+    };
+    terminal::run(context, &args.session, query, Local { has_escape: !args.no_escape }).await
+}
+
+/// As the query of a terminal has it.
+pub fn json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| Failure::usage(error.to_string()))
+}
+
+async fn without_terminal(context: &Context, args: Shell) -> Result<()> {
+    let command = if args.command.is_empty() {
+        ExecCommand::Script(BECOME_SHELL.to_owned())
+    } else {
+        ExecCommand::Words(args.command)
+    };
+    let body = Exec { command, directory: args.directory, ..Exec::default() };
+    attached::run(context, &args.session, body, true).await
+}

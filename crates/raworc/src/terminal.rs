@@ -1,0 +1,400 @@
+//! The terminal of this process, as one in a session: raw for as long as it is attached, and as it was afterwards.
+
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::time::Duration;
+
+use raworc_api::client::{Client, ClientError, Received, Receiver, Sender};
+use raworc_api::problem::Code;
+use raworc_api::terminal::{CLOSE_LOST, CLOSE_TOO_SLOW, ClientFrame, OpenTerminal};
+use raworc_core::limits::DETACHED_MAX;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, interval, timeout};
+
+use crate::context::Context;
+use crate::failure::{EXIT_FAILED, Failure, Result};
+use crate::text::clean_lines;
+
+/// Read of standard input at once, in bytes.
+const READ_BYTES: usize = 32 * 1024;
+/// Pieces of standard input that wait to be sent.
+const INPUT_PIECES: usize = 4;
+/// How often the server is told that we are there.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+/// A server that says nothing for so long is gone: it sends something every 15 seconds.
+const QUIET_MAX: Duration = Duration::from_secs(45);
+/// Wait before the connection is made again, doubled with each failure.
+const BACKOFF: Duration = Duration::from_millis(100);
+/// Longest such wait.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Leaves what a program that is cut off may have left on: another screen, a hidden cursor, the mouse, colours.
+const TIDY: &str = "\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1l\x1b>\x1b[0m";
+/// An empty screen, for what is sent again.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+const ESCAPES: &str = "\r\n~.  detach\r\n~~  type ~\r\n~?  this list\r\n";
+
+/// How this side behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Local {
+    /// `~.` detaches.
+    pub has_escape: bool,
+}
+
+/// How a connection ended.
+enum Course {
+    /// What runs in the terminal has ended.
+    Exited { code: i32, reason: Option<String> },
+    /// The person has had enough.
+    Detached,
+    /// The connection broke.
+    Lost,
+    /// The server said why.
+    Refused(ClientError),
+    /// A signal ends this process.
+    Signalled(u8),
+}
+
+/// What is read from standard input, behind `prefix`; ends with it. A thread of its own reads, because nothing else can
+/// be waited for while it does; the process does not wait for it in the end.
+pub fn standard_input(prefix: &'static [u8]) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel(INPUT_PIECES);
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            match io::stdin().lock().read(&mut buffer) {
+                Ok(0) => return,
+                Ok(count) => {
+                    if sender.blocking_send([prefix, &buffer[..count]].concat()).is_err() {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    });
+    receiver
+}
+
+/// A terminal in raw mode; as before when dropped.
+struct Raw(Option<Termios>);
+
+impl Raw {
+    fn enter() -> Result<Self> {
+        if !io::stdin().is_terminal() {
+            return Ok(Self(None));
+        }
+        let failed = |error: rustix::io::Errno| Failure::failed(format!("the terminal cannot be used: {error}"));
+        let before = tcgetattr(io::stdin()).map_err(failed)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(io::stdin(), OptionalActions::Now, &raw).map_err(failed)?;
+        Ok(Self(Some(before)))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
+        }
+    }
+}
+
+/// Opens a terminal as `query` says, and stays until what runs in it ends.
+pub async fn run(context: &Context, session: &str, query: OpenTerminal, local: Local) -> Result<()> {
+    let client = context.client()?;
+    let query = here(query);
+    let mut catch = Signals::catch()?;
+    let (sender, receiver) = client.open_terminal(session, &query).await?;
+    let raw = Raw::enter()?;
+    let mut attachment = Attachment {
+        client: &client,
+        session,
+        query,
+        escape: Escape::new(local.has_escape),
+        input: standard_input(&[]),
+    };
+    let course = attachment.stay(sender, receiver, &mut catch).await;
+    if !matches!(course, Course::Exited { .. }) {
+        show(TIDY.as_bytes());
+    }
+    drop(raw);
+    let id = attachment.query.terminal.unwrap_or_default();
+    let again = format!("raworc session shell {session} --attach {id}");
+    match course {
+        Course::Exited { code, reason } => {
+            if let Some(reason) = reason {
+                context.ui.note(&clean_lines(&reason));
+            }
+            match u8::try_from(code).unwrap_or(EXIT_FAILED) {
+                0 => Ok(()),
+                status => Err(Failure::Status(status)),
+            }
+        }
+        Course::Detached => {
+            context.ui.note(&format!("\ndetached; within a minute, this attaches again:\n  {again}"));
+            Ok(())
+        }
+        Course::Lost => Err(Failure::failed("the connection to the terminal was lost").help(again)),
+        Course::Refused(error) => Err(error.into()),
+        Course::Signalled(status) => Err(Failure::Status(status)),
+    }
+}
+
+/// With the size and the kind of our own terminal.
+fn here(mut query: OpenTerminal) -> OpenTerminal {
+    (query.columns, query.rows) = size().unzip();
+    if query.terminal.is_none() {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
+        query.term = std::env::var("TERM")
+            .ok()
+            .filter(|term| !term.is_empty() && term.len() <= 64 && term != "dumb" && term.chars().all(is_name));
+    }
+    query
+}
+
+fn size() -> Option<(u16, u16)> {
+    let size = tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin())).ok()?;
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+}
+
+fn show(bytes: &[u8]) {
+    let mut out = io::stdout().lock();
+    // That nobody sees it is seen elsewhere: the terminal hangs up.
+    let _ = out.write_all(bytes).and_then(|()| out.flush());
+}
+
+/// What comes from outside of the terminal.
+struct Signals {
+    resized: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn catch() -> Result<Self> {
+        let catch = |kind| signal(kind).map_err(|error| Failure::failed(format!("signals can't be caught: {error}")));
+        Ok(Self {
+            resized: catch(SignalKind::window_change())?,
+            terminate: catch(SignalKind::terminate())?,
+            hang_up: catch(SignalKind::hangup())?,
+            interrupt: catch(SignalKind::interrupt())?,
+        })
+    }
+}
+
+struct Attachment<'a> {
+    client: &'a Client,
+    session: &'a str,
+    query: OpenTerminal,
+    escape: Escape,
+    input: mpsc::Receiver<Vec<u8>>,
+}
+
+impl Attachment<'_> {
+    async fn stay(&mut self, mut sender: Sender, mut receiver: Receiver, signals: &mut Signals) -> Course {
+        loop {
+            let Self { query, escape, input, .. } = self;
+            let course = tokio::select! {
+                course = down(&mut receiver, &mut query.terminal) => course,
+                course = up(&mut sender, input, escape, signals) => course,
+            };
+            if !matches!(course, Course::Lost) || self.query.terminal.is_none() {
+                return course;
+            }
+            show(b"\r\n[the connection is lost; it is being made again]\r\n");
+            (sender, receiver) = match self.again(signals).await {
+                Ok(way) => way,
+                Err(course) => return course,
+            };
+            show(TIDY.as_bytes());
+            show(CLEAR.as_bytes());
+        }
+    }
+
+    /// Attaches again, for as long as the terminal may still be there.
+    async fn again(&mut self, signals: &mut Signals) -> std::result::Result<(Sender, Receiver), Course> {
+        let (deadline, mut wait) = (Instant::now() + DETACHED_MAX, BACKOFF);
+        let terminal = self.query.terminal.clone();
+        self.query = here(OpenTerminal { terminal, watch: self.query.watch, ..OpenTerminal::default() });
+        loop {
+            let attached = tokio::select! {
+                attached = self.client.open_terminal(self.session, &self.query) => attached,
+                status = ended_by(signals) => return Err(Course::Signalled(status)),
+            };
+            match attached {
+                Ok(way) => return Ok(way),
+                Err(error) if !is_passing(&error) => return Err(Course::Refused(error)),
+                Err(_) if Instant::now() > deadline => return Err(Course::Lost),
+                Err(_) => tokio::time::sleep(wait).await,
+            }
+            wait = (wait * 2).min(BACKOFF_MAX);
+        }
+    }
+}
+
+fn is_passing(error: &ClientError) -> bool {
+    match error {
+        ClientError::Unreachable { .. } | ClientError::Protocol(_) => true,
+        ClientError::Problem(problem) => matches!(problem.code, Code::Busy | Code::Unavailable | Code::DiskFull),
+        ClientError::Input(_) => false,
+    }
+}
+
+async fn ended_by(signals: &mut Signals) -> u8 {
+    tokio::select! {
+        _ = signals.terminate.recv() => 143,
+        _ = signals.hang_up.recv() => 129,
+        _ = signals.interrupt.recv() => 130,
+    }
+}
+
+/// From the session to our terminal.
+async fn down(receiver: &mut Receiver, terminal: &mut Option<String>) -> Course {
+    loop {
+        let Ok(received) = timeout(QUIET_MAX, receiver.next()).await else { return Course::Lost };
+        match received {
+            Some(Received::Bytes(bytes)) => show(&bytes),
+            Some(Received::Notice(notice)) => {
+                if let Some(problem) = notice.problem {
+                    return Course::Refused(ClientError::Problem(Box::new(problem)));
+                }
+                if let Some(code) = notice.exit_code {
+                    return Course::Exited { code, reason: notice.reason };
+                }
+                *terminal = notice.terminal.or(terminal.take());
+            }
+            Some(Received::Closed(Some((code, reason)))) if !matches!(code, 1001 | CLOSE_LOST | CLOSE_TOO_SLOW) => {
+                return Course::Refused(ClientError::Protocol(reason));
+            }
+            Some(Received::Closed(_)) => return Course::Lost,
+            None => {}
+        }
+    }
+}
+
+/// From our terminal to the session.
+async fn up(
+    sender: &mut Sender,
+    input: &mut mpsc::Receiver<Vec<u8>>,
+    escape: &mut Escape,
+    signals: &mut Signals,
+) -> Course {
+    let mut pings = interval(PING_INTERVAL);
+    let mut has_input = true;
+    loop {
+        let is_there = tokio::select! {
+            bytes = input.recv(), if has_input => {
+                let Some(bytes) = bytes else {
+                    has_input = false;
+                    continue;
+                };
+                let (typed, wish) = escape.typed(&bytes);
+                match wish {
+                    Some(Wish::Detach) => return Course::Detached,
+                    Some(Wish::Help) => show(ESCAPES.as_bytes()),
+                    None => {}
+                }
+                typed.is_empty() || sender.bytes(typed).await
+            }
+            _ = signals.resized.recv() => match size() {
+                Some((columns, rows)) => sender.frame(&ClientFrame::Resize { columns, rows }).await,
+                None => true,
+            },
+            _ = signals.terminate.recv() => return Course::Signalled(143),
+            _ = signals.hang_up.recv() => return Course::Signalled(129),
+            _ = signals.interrupt.recv() => return Course::Signalled(130),
+            _ = pings.tick() => sender.ping().await,
+        };
+        if !is_there {
+            return Course::Lost;
+        }
+    }
+}
+
+/// What a person wants of this side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Detach,
+    Help,
+}
+
+/// Finds `~.` at the beginning of a line, as ssh does.
+struct Escape {
+    is_on: bool,
+    at_start: bool,
+    has_tilde: bool,
+}
+
+impl Escape {
+    fn new(is_on: bool) -> Self {
+        Self { is_on, at_start: true, has_tilde: false }
+    }
+
+    /// What is to be passed on of what was typed.
+    fn typed(&mut self, bytes: &[u8]) -> (Vec<u8>, Option<Wish>) {
+        if !self.is_on {
+            return (bytes.to_vec(), None);
+        }
+        let (mut typed, mut wish) = (Vec::with_capacity(bytes.len() + 1), None);
+        for &byte in bytes {
+            if std::mem::take(&mut self.has_tilde) {
+                self.at_start = matches!(byte, b'\r' | b'\n');
+                match byte {
+                    b'.' => return (typed, Some(Wish::Detach)),
+                    b'?' => {
+                        wish = Some(Wish::Help);
+                        self.at_start = true;
+                    }
+                    b'~' => typed.push(b'~'),
+                    _ => typed.extend([b'~', byte]),
+                }
+            } else if byte == b'~' && self.at_start {
+                self.has_tilde = true;
+            } else {
+                typed.push(byte);
+                self.at_start = matches!(byte, b'\r' | b'\n');
+            }
+        }
+        (typed, wish)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes() {
+        for (typed, passed, wish) in [
+            (&b"ls\r"[..], &b"ls\r"[..], None),
+            (b"~.", b"", Some(Wish::Detach)),
+            (b"ls\r~.rest", b"ls\r", Some(Wish::Detach)),
+            (b"a~.", b"a~.", None),
+            (b"cd ~.\r", b"cd ~.\r", None),
+            (b"~~", b"~", None),
+            (b"\r~~.", b"\r~.", None),
+            (b"~?~.", b"", Some(Wish::Detach)),
+            (b"~/x\r", b"~/x\r", None),
+            (b"~", b"", None),
+        ] {
+            assert_eq!(Escape::new(true).typed(typed), (passed.to_vec(), wish), "{typed:?}");
+            // However it is cut.
+            let mut escape = Escape::new(true);
+            let (mut whole, mut last) = (Vec::new(), None);
+            for byte in typed {
+                let (passed, wish) = escape.typed(&[*byte]);
+                whole.extend(passed);
+                last = last.or(wish.filter(|wish| *wish == Wish::Detach));
+                if last.is_some() {
+                    break;
+                }
+            }
+            assert_eq!((whole, last), (passed.to_vec(), wish), "{typed:?}");
+        }
+        assert_eq!(Escape::new(false).typed(b"~."), (b"~.".to_vec(), None));
+    }
+}
