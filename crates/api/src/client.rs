@@ -22,7 +22,7 @@ mod sessions;
 
 pub use error::ClientError;
 pub use events::Follow;
-pub use files::{Content, FileBody};
+pub use files::{ARCHIVE, Content, FileBody};
 
 use crate::disk::{DiskUsage, Prune, Pruned};
 use crate::health::{Health, Version};

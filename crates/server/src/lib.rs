@@ -21,6 +21,7 @@ mod link;
 mod listen;
 mod metrics;
 mod negotiate;
+mod outgoing;
 mod reconcile;
 mod registries;
 mod reserve;

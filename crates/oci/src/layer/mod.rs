@@ -18,6 +18,17 @@ mod walk;
 
 use std::path::PathBuf;
 
+/// Tars, entry by entry, for those who make and read them otherwise.
+pub mod entries {
+    pub use tar::EntryType;
+
+    pub use super::pack::sparse_name;
+    pub use super::pax::{Entry, Records, pad, padding, write_header};
+    pub use super::read::{Found, Kind, Reader};
+    pub use super::sparse::{Segment, encode, on_disk, segments};
+    pub use super::unpack::{HOLE_BYTES, runs_of_data};
+}
+
 use crate::Digest;
 
 pub use pack::pack;

@@ -257,7 +257,7 @@ impl<W: Write> Packer<W> {
                 Err(Errno::NODATA) => continue,
                 Err(error) => return Err(error.into()),
             };
-            if records.len() + name.len() + count > EXTENSION_BYTES_MAX / 2 {
+            if records.bytes() + name.len() + count > EXTENSION_BYTES_MAX / 2 {
                 self.skipped.add(path, "it has too many attributes");
                 break;
             }
@@ -280,7 +280,8 @@ pub fn is_content(name: &[u8]) -> bool {
     name.starts_with(USER_ATTRIBUTES) && !name.starts_with(OVERLAY_ATTRIBUTES)
 }
 
-fn sparse_name(path: &[u8]) -> Vec<u8> {
+/// What a sparse file is called for those who do not know sparse files (GNU tar writes its like).
+pub fn sparse_name(path: &[u8]) -> Vec<u8> {
     let split = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
     [&path[..split], b"GNUSparseFile.0/", &path[split..]].concat()
 }

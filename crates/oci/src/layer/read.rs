@@ -12,23 +12,36 @@ use crate::digest::{Digest, Digesting};
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// A regular file, sparse or not.
     File,
+    /// A further name of a file.
     Link,
+    /// A symbolic link.
     Symlink,
+    /// A directory.
     Directory,
+    /// A named pipe.
     Fifo,
+    /// A device of either kind.
     Device,
+    /// What means nothing here.
     Other,
 }
 
 /// An entry; its data is to be read before the next.
 #[derive(Debug)]
 pub struct Found {
+    /// What it is.
     pub kind: Kind,
+    /// Its path, as the archive has it.
     pub path: Vec<u8>,
+    /// Where a link of either kind leads.
     pub link: Vec<u8>,
+    /// Permission bits.
     pub mode: u32,
+    /// The id of its user.
     pub uid: u64,
+    /// The id of its group.
     pub gid: u64,
     /// Seconds since 1970 and nanoseconds.
     pub mtime: (i64, u32),
@@ -71,11 +84,18 @@ pub struct Reader<R: Read> {
     /// Data of the current entry that has not been read, and the padding after it.
     data: u64,
     padding: u64,
+    has_end: bool,
 }
 
 impl<R: Read> Reader<R> {
+    /// Reads from `inner`.
     pub fn new(inner: R, bytes_max: u64) -> Self {
-        Self { inner: Digesting::new(inner), bytes_max, data: 0, padding: 0 }
+        Self { inner: Digesting::new(inner), bytes_max, data: 0, padding: 0, has_end: false }
+    }
+
+    /// Whether the mark of its end was there; without it, it may have been cut off after an entry.
+    pub fn has_end(&self) -> bool {
+        self.has_end
     }
 
     /// Bytes of the tar that have been read.
@@ -84,7 +104,10 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next entry, or `None` at the end.
-    pub fn next(&mut self) -> Result<Option<Found>, Error> {
+    ///
+    /// # Errors
+    /// [`Error::BadArchive`], [`Error::TooLarge`], and whatever reading says.
+    pub fn next_entry(&mut self) -> Result<Option<Found>, Error> {
         let mut extended = Extended::default();
         // Each extended header replaces what others said, so their number is bounded by the length of the tar only.
         loop {
@@ -104,6 +127,9 @@ impl<R: Read> Reader<R> {
     }
 
     /// Reads data of the current entry. 0 at its end.
+    ///
+    /// # Errors
+    /// As [`Self::next_entry`].
     pub fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         let wanted = usize::try_from(self.data).unwrap_or(usize::MAX).min(buffer.len());
         let count = loop {
@@ -120,6 +146,9 @@ impl<R: Read> Reader<R> {
     }
 
     /// Reads what follows the last entry, and says the digest and length of all.
+    ///
+    /// # Errors
+    /// As [`Self::next_entry`].
     pub fn finish(mut self) -> Result<(Digest, u64), Error> {
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -259,6 +288,7 @@ impl<R: Read> Reader<R> {
             return Ok(None);
         }
         if block.iter().all(|byte| *byte == 0) {
+            self.has_end = true;
             if self.fill_or_end(&mut block)? && block.iter().any(|byte| *byte != 0) {
                 return Err(bad("something follows its end"));
             }

@@ -21,7 +21,7 @@ use crate::room::Room;
 /// How much is read at once, in bytes.
 const BUFFER_BYTES: usize = 64 << 10;
 /// The smallest hole in a file, in bytes: a block of most file systems.
-const HOLE_BYTES: u64 = 4096;
+pub const HOLE_BYTES: u64 = 4096;
 /// What an entry takes of the disk besides its content, in bytes.
 const ENTRY_ON_DISK_BYTES: u64 = 256;
 /// The directory in which AUFS has files with several names.
@@ -55,7 +55,7 @@ pub fn unpack(
         buffer: vec![0; BUFFER_BYTES],
         progress,
     };
-    while let Some(found) = unpacker.reader.next()? {
+    while let Some(found) = unpacker.reader.next_entry()? {
         unpacker.tree.charge()?;
         unpacker.room.charge(ENTRY_ON_DISK_BYTES)?;
         unpacker.entries += 1;
@@ -302,7 +302,7 @@ impl<R: Read> Unpacker<'_, R> {
 }
 
 /// The parts of `bytes` that have to be written, and where they begin. The first block ends at `first`.
-fn runs_of_data(bytes: &[u8], first: usize) -> Vec<(usize, &[u8])> {
+pub fn runs_of_data(bytes: &[u8], first: usize) -> Vec<(usize, &[u8])> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     let (mut start, mut end) = (0, first.min(bytes.len()));
     while start < end {

@@ -1,7 +1,10 @@
 //! Files of one workspace.
 
+mod archive;
 mod list;
+mod pack;
 mod resolve;
+mod unpack;
 mod write;
 
 #[cfg(test)]
@@ -11,9 +14,12 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+pub use archive::{Measured, Unpacking, measure};
 pub use list::{Entries, Entry, list};
+pub use pack::{Packed, Packing};
 use raworc_oci::Digest;
 use rustix::fs::{FileType, OFlags, Stat, fstat, readlinkat};
+pub use unpack::{Unpacked, unpack_into};
 pub use write::{Allows, Write, Written};
 
 use crate::FileError;

@@ -7,6 +7,7 @@ use crate::failure::Result;
 
 mod agents;
 mod change;
+mod cp;
 pub mod create;
 mod exec;
 pub mod files;
@@ -74,6 +75,7 @@ pub enum Session {
     /// List, read, write and delete files of a session's workspace.
     #[command(subcommand)]
     Files(files::Files),
+    Cp(cp::Cp),
     /// Run a command in a session, beside its conversation.
     Exec(exec::Exec),
 }
@@ -101,6 +103,7 @@ pub async fn run(context: &Context, command: Session) -> Result<()> {
         Session::Delete(several) => change::delete(context, &several).await,
         Session::Agents(command) => agents::run(context, command).await,
         Session::Files(command) => files::run(context, command).await,
+        Session::Cp(args) => cp::run(context, args).await,
         Session::Exec(args) => exec::run(context, args).await,
     }
 }
