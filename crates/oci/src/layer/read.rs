@@ -3,6 +3,7 @@
 
 use std::io::{self, Read};
 
+use super::acl;
 use super::pax::{self, BLOCK};
 use super::sparse::{self, SEGMENTS_MAX, Segment};
 use super::{EXTENSION_BYTES_MAX, PATH_BYTES_MAX};
@@ -51,6 +52,8 @@ pub struct Found {
     pub segments: Option<Vec<Segment>>,
     /// Extended attributes.
     pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Access control lists: the attribute that each is to be, and its text.
+    pub lists: Vec<(&'static [u8], Vec<u8>)>,
 }
 
 /// What extended headers have said about the next entry.
@@ -63,6 +66,7 @@ struct Extended {
     gid: Option<u64>,
     mtime: Option<(i64, u32)>,
     attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    lists: Vec<(&'static [u8], Vec<u8>)>,
     sparse: Sparse,
 }
 
@@ -181,6 +185,7 @@ impl<R: Read> Reader<R> {
             size: extended.size.unwrap_or(size),
             segments: None,
             attributes: extended.attributes,
+            lists: extended.lists,
         };
         // All tools agree that these have no data, whatever the size says.
         if !matches!(found.kind, Kind::File | Kind::Other) {
@@ -372,6 +377,7 @@ impl Extended {
     fn read(&mut self, bytes: &[u8]) -> Result<(), Error> {
         // A second extended header replaces these, so that they are bounded by one.
         self.attributes.clear();
+        self.lists.clear();
         self.sparse.map.clear();
         for record in pax::records(bytes) {
             let (key, value) = record.ok_or_else(|| bad("an extended header that is malformed"))?;
@@ -411,6 +417,8 @@ impl Extended {
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.attributes.push((name.to_vec(), value.to_vec()));
+                } else if let Some(name) = acl::attribute_of(key) {
+                    self.lists.push((name, value.to_vec()));
                 }
             }
         }

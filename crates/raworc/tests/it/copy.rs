@@ -377,6 +377,28 @@ async fn a_tar_is_valid_whatever_changes_while_it_is_made() {
 }
 
 #[tokio::test]
+async fn access_control_lists_go_along_and_are_never_widened() {
+    let server = server_or_skip!();
+    let id = server.session(json!({ "name": "demo", "waiting_timeout_seconds": 3600 })).await;
+    if server.output(&id, "command -v setfacl || true").await.is_empty() {
+        eprintln!("SKIPPED: setfacl is not installed");
+        return;
+    }
+    let script = "mkdir -p a/d && echo x > a/f && echo x > a/d/child && setfacl -m u:1000:rw,u:7:r a/f && setfacl -d -m u:7:rwx a/d";
+    server.output(&id, script).await;
+    let tar = send(&server, "GET", &format!("/sessions/{id}/files/a"), &[ACCEPT], b"");
+    let put = send(&server, "PUT", &format!("/sessions/{id}/files/b"), &[TAR], &tar.body);
+    assert_eq!((put.status, &put.json()["left_out"]), (201, &json!(0)), "{}", put.json());
+    let seen = server.output(&id, "for t in a b; do (cd $t; getfacl -n f d d/child | grep -v '^# owner' | sha256sum); done | uniq | wc -l; getfacl -n b/f").await;
+    assert!(seen.starts_with("1\n") && seen.contains("user:7:r--"), "{seen}");
+    // On this machine there are other users.
+    let here = tempfile::tempdir().unwrap();
+    copies(&server, "demo:a", here.path().join("a"));
+    let mode = fs::metadata(here.path().join("a/f")).unwrap().mode() & 0o777;
+    assert_eq!(mode, 0o604, "its group's bits were those of the mask");
+}
+
+#[tokio::test]
 async fn who_asks_for_what_gets_it() {
     let server = server_or_skip!();
     let id = server.session(json!({})).await;

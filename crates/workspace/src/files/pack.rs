@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use raworc_core::link::AGENT_UID;
-use raworc_oci::entries::{self, EntryType, Records};
+use raworc_oci::Ids;
+use raworc_oci::entries::{self, EntryType, Records, acl};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat};
 use rustix::io::Errno;
 
@@ -41,8 +42,8 @@ pub struct Packing {
     place: Place,
     /// What a file or link is called in the tar.
     name: Vec<u8>,
-    /// Everything belongs to this user and group; without one, to whom it does.
-    owner: Option<u32>,
+    /// Those of the agents' user, to whom everything belongs then; without them, it belongs to whom it does here.
+    ids: Option<Ids>,
     reach: ResolveFlags,
 }
 
@@ -67,17 +68,17 @@ impl Workspace {
         let path = check_path(path)?;
         let place = resolve(self.root(), path, Manner { follow, make: None })?;
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
-        Packing::new(place, name, self.owner.0.map(|_| AGENT_UID), BENEATH)
+        Packing::new(place, name, self.owner.ids(), BENEATH)
     }
 }
 
 impl Packing {
-    fn new(place: Place, name: Vec<u8>, owner: Option<u32>, reach: ResolveFlags) -> Result<Self, FileError> {
+    fn new(place: Place, name: Vec<u8>, ids: Option<Ids>, reach: ResolveFlags) -> Result<Self, FileError> {
         match place.node.as_ref().ok_or(FileError::NotFound)?.kind() {
             FileType::Directory | FileType::RegularFile | FileType::Symlink => {}
             _ => return Err(FileError::WrongKind("it is neither a file nor a directory")),
         }
-        Ok(Self { place, name, owner, reach })
+        Ok(Self { place, name, ids, reach })
     }
 
     /// What is at a path of this machine; a file or link is called `name` in the tar.
@@ -113,10 +114,10 @@ impl Packing {
     /// # Errors
     /// Where it cannot be read or written. What has been written then is no tar.
     pub fn write(self, out: impl Write) -> Result<Packed, FileError> {
-        let Self { place, name, owner, reach } = self;
+        let Self { place, name, ids, reach } = self;
         let mut packer = Packer {
             out: BufWriter::with_capacity(BUFFER_BYTES, out),
-            owner,
+            ids,
             reach,
             links: HashMap::new(),
             links_bytes: 0,
@@ -141,7 +142,7 @@ impl Packing {
 
 struct Packer<W: Write> {
     out: BufWriter<W>,
-    owner: Option<u32>,
+    ids: Option<Ids>,
     reach: ResolveFlags,
     /// Files that have names still to come, by device and inode.
     links: HashMap<(u64, u64), Linked>,
@@ -236,8 +237,9 @@ impl<W: Write> Packer<W> {
     }
 
     fn directory(&mut self, directory: BorrowedFd<'_>, path: &[u8], stat: &Stat) -> Result<(), FileError> {
-        let records = self.attributes(directory);
-        self.entry(EntryType::Directory, path, b"", stat, 0, records)
+        let mut stat = *stat;
+        let records = self.attributes(directory, &mut stat);
+        self.entry(EntryType::Directory, path, b"", &stat, 0, records)
     }
 
     /// Writes what is no directory; what a tar does not have is counted.
@@ -302,7 +304,9 @@ impl<W: Write> Packer<W> {
     fn file(&mut self, mut file: File, path: &[u8], stat: &Stat) -> Result<(), FileError> {
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         self.done.bytes += size;
-        let mut records = self.attributes(file.as_fd());
+        let mut stat = *stat;
+        let mut records = self.attributes(file.as_fd(), &mut stat);
+        let stat = &stat;
         let on_disk = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
         let is_sparse = size.saturating_sub(on_disk) > HOLES_BYTES_MAX;
         let segments = if is_sparse { entries::segments(&file, size).map_err(io::Error::other)? } else { None };
@@ -356,20 +360,32 @@ impl<W: Write> Packer<W> {
         records: Records,
     ) -> Result<(), FileError> {
         self.done.entries += 1;
-        let (uid, gid) = (self.owner.unwrap_or(stat.st_uid), self.owner.unwrap_or(stat.st_gid));
+        let (uid, gid) = self.ids.map_or((stat.st_uid, stat.st_gid), |_| (AGENT_UID, AGENT_UID));
         let (mode, mtime) = (stat.st_mode & 0o7777, modified(stat));
         let entry = entries::Entry { kind, path, link, mode, uid, gid, mtime, size, records };
         Ok(entries::write_header(&mut self.out, entry)?)
     }
 
-    /// The attributes that go along: those of users, as far as they can be read.
-    fn attributes(&mut self, file: BorrowedFd<'_>) -> Records {
+    /// The attributes that go along: those of users, as far as they can be read, and access control lists. Without these, a mode gives the
+    /// group nothing: its bits are of all that the list speaks of.
+    fn attributes(&mut self, file: BorrowedFd<'_>, stat: &mut Stat) -> Records {
         let mut records = Records::default();
         let count = flistxattr(file, &mut self.list[..]).unwrap_or(0);
         let mut names: Vec<&[u8]> = self.list[..count].split(|byte| *byte == 0).filter(|name| is_kept(name)).collect();
         names.sort_unstable();
         let mut value = vec![0; if names.is_empty() { 0 } else { ATTRIBUTE_BYTES_MAX }];
         for name in names {
+            if let Some(record) = acl::record_of(name) {
+                let count = fgetxattr(file, name, &mut value[..]).unwrap_or(0);
+                match self.ids.and_then(|ids| acl::to_text(&value[..count], ids)) {
+                    Some(text) => records.add(record, text.as_bytes()),
+                    None => {
+                        stat.st_mode &= !acl::GROUP_BITS;
+                        self.done.left_out += 1;
+                    }
+                }
+                continue;
+            }
             match fgetxattr(file, name, &mut value[..]) {
                 // A name with an equals sign has no form in a tar.
                 Ok(count) if !name.contains(&b'=') && records.bytes() + name.len() + count < ATTRIBUTES_BYTES_MAX => {
@@ -406,5 +422,5 @@ fn named(path: &[u8], error: Errno) -> FileError {
 
 /// Whether an attribute goes along.
 pub(super) fn is_kept(name: &[u8]) -> bool {
-    name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
+    acl::record_of(name).is_some() || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
 }

@@ -6,9 +6,12 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
-use raworc_oci::entries::{Found, Kind};
+use raworc_oci::Ids;
+use raworc_oci::entries::{Found, Kind, acl};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
-use rustix::fs::{chmodat, chownat, fchmod, fsetxattr, fstat, futimens, linkat, mknodat, renameat, symlinkat, syncfs};
+use rustix::fs::{
+    chmodat, chownat, fchmod, fremovexattr, fsetxattr, fstat, futimens, linkat, mknodat, renameat, symlinkat, syncfs,
+};
 use rustix::fs::{unlinkat, utimensat};
 use rustix::io::Errno;
 
@@ -92,7 +95,15 @@ struct Inside {
     /// Device and inode, by which it is known when it is left.
     id: (u64, u64),
     /// What it is to be when all is in it, where the archive says so.
-    described: Option<(u32, Moment)>,
+    described: Option<Described>,
+}
+
+/// What a file or directory is to be.
+struct Described {
+    mode: u32,
+    mtime: Moment,
+    /// The access control list of what will be made in a directory, which all that comes would inherit.
+    of_children: Option<Vec<u8>>,
 }
 
 struct Unpacker<'a> {
@@ -124,13 +135,12 @@ impl<'a> Unpacker<'a> {
                 self.entry(&mut source, &found, path)?;
             } else if self.done.is_new {
                 // What a directory was like where the archive was made says nothing of one that is here already.
-                self.attributes(self.base, &found)?;
-                root = Some((found.mode & self.how.mode_mask, found.mtime));
+                root = Some(self.attributes(self.base, &found)?);
             }
         }
         self.leave_all_but(b"")?;
-        if let Some((mode, mtime)) = root {
-            describe(self.base, mode, mtime)?;
+        if let Some(described) = root {
+            describe(self.base, &described)?;
         }
         Ok(self.done)
     }
@@ -186,7 +196,7 @@ impl<'a> Unpacker<'a> {
         Ok(at)
     }
 
-    fn push(&mut self, path: Vec<u8>, directory: &OwnedFd, described: Option<(u32, Moment)>) -> Result<(), FileError> {
+    fn push(&mut self, path: Vec<u8>, directory: &OwnedFd, described: Option<Described>) -> Result<(), FileError> {
         if self.inside.len() >= DEPTH_MAX {
             return Err(FileError::TooDeep);
         }
@@ -198,10 +208,10 @@ impl<'a> Unpacker<'a> {
     fn leave_all_but(&mut self, path: &[u8]) -> Result<(), FileError> {
         while let Some(last) = self.inside.pop_if(|last| !is_in(path, &last.path)) {
             self.current = None;
-            let Some((mode, mtime)) = last.described else { continue };
+            let Some(described) = last.described else { continue };
             // Someone may have moved it, and made another; that one is not meant.
             match descend(self.base, &last.path, BELOW) {
-                Ok(directory) if id(&directory)? == last.id => describe(directory.as_fd(), mode, mtime)?,
+                Ok(directory) if id(&directory)? == last.id => describe(directory.as_fd(), &described)?,
                 Ok(_) | Err(FileError::NotFound | FileError::WrongKind(_) | FileError::Outside) => {}
                 Err(error) => return Err(error),
             }
@@ -221,8 +231,8 @@ impl<'a> Unpacker<'a> {
             unlinkat(at, name, AtFlags::empty())?;
         }
         let directory = make_directory(at.as_fd(), name, self.owner)?;
-        self.attributes(directory.as_fd(), found)?;
-        self.push(path, &directory, Some((found.mode & self.how.mode_mask, found.mtime)))?;
+        let described = self.attributes(directory.as_fd(), found)?;
+        self.push(path, &directory, Some(described))?;
         self.current = Some(directory);
         Ok(())
     }
@@ -241,8 +251,8 @@ impl<'a> Unpacker<'a> {
         source.content(found, |data, offset| Ok(new.file.write_all_at(data, offset)?))?;
         set_length(&new.file, found.size)?;
         self.owner.give(&new.file)?;
-        self.attributes(new.file.as_fd(), found)?;
-        describe(new.file.as_fd(), found.mode & self.how.mode_mask, found.mtime)?;
+        let described = self.attributes(new.file.as_fd(), found)?;
+        describe(new.file.as_fd(), &described)?;
         self.done.bytes = self.done.bytes.saturating_add(found.size);
         for _ in 0..PLACE_TRIES {
             match new.appear(at.as_fd(), name, replaces) {
@@ -318,21 +328,41 @@ impl<'a> Unpacker<'a> {
         Ok(linkat(&from, target_name, at, name, AtFlags::empty())?)
     }
 
-    fn attributes(&mut self, file: BorrowedFd<'_>, found: &Found) -> Result<(), FileError> {
-        for (name, value) in found.attributes.iter().filter(|(name, _)| is_kept(name)) {
+    /// Gives a file its attributes and its access control list, and says what else it is to be. Where a list cannot be kept, the mode gives
+    /// the group nothing: its bits are of all that the list speaks of.
+    fn attributes(&mut self, file: BorrowedFd<'_>, found: &Found) -> Result<Described, FileError> {
+        let is_list = |name: &[u8]| acl::record_of(name).is_some();
+        for (name, value) in found.attributes.iter().filter(|(name, _)| is_kept(name) && !is_list(name)) {
             match fsetxattr(file, &name[..], value, XattrFlags::empty()) {
                 Ok(()) => {}
                 Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => return Err(error.into()),
                 Err(_) => self.done.left_out += 1,
             }
         }
-        Ok(())
+        let mut described = Described { mode: found.mode & self.how.mode_mask, mtime: found.mtime, of_children: None };
+        // What lists say of ids of inside means nothing elsewhere.
+        let ids = self.owner.ids();
+        for (name, value) in acl::lists(found, ids.unwrap_or(Ids::UNMAPPED)) {
+            let value = value.filter(|_| ids.is_some());
+            let is_kept = value.as_ref().is_some_and(|value| fsetxattr(file, name, value, XattrFlags::empty()).is_ok());
+            if !is_kept {
+                described.mode &= !acl::GROUP_BITS;
+                self.done.left_out += 1;
+            } else if name == acl::LISTS[1].0 {
+                fremovexattr(file, name)?;
+                described.of_children = value;
+            }
+        }
+        Ok(described)
     }
 }
 
-fn describe(file: BorrowedFd<'_>, mode: u32, mtime: Moment) -> Result<(), FileError> {
-    fchmod(file, Mode::from_raw_mode(mode))?;
-    Ok(futimens(file, &times(mtime))?)
+fn describe(file: BorrowedFd<'_>, described: &Described) -> Result<(), FileError> {
+    if let Some(list) = &described.of_children {
+        fsetxattr(file, acl::LISTS[1].0, list, XattrFlags::empty())?;
+    }
+    fchmod(file, Mode::from_raw_mode(described.mode))?;
+    Ok(futimens(file, &times(described.mtime))?)
 }
 
 /// Whatever is at the end may have been a hole.
