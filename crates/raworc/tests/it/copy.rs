@@ -89,8 +89,11 @@ fn copies(server: &TestServer, from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) {
     assert!(output.status.success(), "{:?} → {:?}: {output:?}", from.as_ref(), to.as_ref());
 }
 
-/// A tar of these entries: kind, path, link, content.
-fn archive(entries: &[(u8, &[u8], &[u8], &[u8])]) -> Vec<u8> {
+/// An entry of a tar: kind, path, link, content.
+type Item<'a> = (u8, &'a [u8], &'a [u8], &'a [u8]);
+
+/// A tar of these entries.
+fn archive(entries: &[Item]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (kind, path, link, content) in entries {
         let mut header = tar::Header::new_ustar();
@@ -238,7 +241,7 @@ async fn an_archive_leads_nowhere_and_belongs_to_the_agent() {
     let server = server_or_skip!();
     let id = server.session(json!({ "waiting_timeout_seconds": 3600 })).await;
     let files = format!("/sessions/{id}/files");
-    let put = |path: &str, headers: &[&str], entries: &[(u8, &[u8], &[u8], &[u8])]| {
+    let put = |path: &str, headers: &[&str], entries: &[Item]| {
         send(&server, "PUT", &format!("{files}{path}"), &[&[TAR], headers].concat(), &archive(entries))
     };
     server
@@ -304,7 +307,7 @@ async fn an_archive_leads_nowhere_and_belongs_to_the_agent() {
     assert!(seen.contains("1000:1000 2 regular file\n1000:1000 2 regular file\n"), "{seen}");
     assert!(seen.contains("fifo\n1000\n"), "nothing is another's: {seen}");
     // Conditions: a directory has no tag, and is there or not.
-    let one: &[(u8, &[u8], &[u8], &[u8])] = &[(b'0', b"one", b"", b"1")];
+    let one: &[Item] = &[(b'0', b"one", b"", b"1")];
     for (path, headers, status) in [
         ("/dir", &["if-none-match: *"][..], 412),
         ("/dir", &["if-match: \"x\""], 412),
@@ -367,8 +370,7 @@ async fn a_tar_is_valid_whatever_changes_while_it_is_made() {
     }
     // The same while an archive is unpacked over it: nothing outside is touched, whatever the answer.
     let entries: Vec<Vec<u8>> = (0..200).map(|n| format!("a/b/f{n}").into_bytes()).collect();
-    let entries: Vec<(u8, &[u8], &[u8], &[u8])> =
-        entries.iter().map(|path| (b'0', &path[..], &b""[..], &b"mine"[..])).collect();
+    let entries: Vec<Item> = entries.iter().map(|path| (b'0', &path[..], &b""[..], &b"mine"[..])).collect();
     for _ in 0..10 {
         let answer = send(&server, "PUT", &format!("/sessions/{id}/files/t"), &[TAR], &archive(&entries));
         assert!(matches!(answer.status, 200 | 404 | 409 | 422), "{} {}", answer.status, answer.json());
