@@ -23,7 +23,7 @@ mod streams;
 
 pub use error::ClientError;
 pub use events::Follow;
-pub use files::{Content, FileBody};
+pub use files::{ARCHIVE, Content, FileBody};
 pub use streams::{Received, Receiver, Sender};
 
 use crate::disk::{DiskUsage, Prune, Pruned};

@@ -98,17 +98,28 @@ pub struct ReadFile {
     pub cursor: Option<String>,
 }
 
-/// Query of `PUT …/files/{path}`.
+/// Query of `PUT …/files` and `PUT …/files/{path}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct WriteFile {
-    /// Permission bits in octal digits, such as `0755`. Absent: those of the file that is replaced; `0644` of a new one.
+    /// Permission bits of a file in octal digits, such as `0755`. Absent: those of the file that is replaced; `0644` of a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
     /// `false`: where the path is a symbolic link, the file takes its place. Absent: what it leads to is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<bool>,
+}
+
+/// What `PUT …/files/{path}` of an archive has unpacked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Unpacked {
+    /// Files, directories and links.
+    pub entries: u64,
+    /// Bytes of the files.
+    pub size_bytes: u64,
+    /// Devices and attributes that cannot be kept.
+    pub left_out: u64,
 }
 
 /// `POST …/exec`.

@@ -14,6 +14,10 @@ pub const UNREAD_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const METADATA_BYTES_MAX: usize = 64 * 1024;
 /// Largest file written through the API, in bytes.
 pub const FILE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Largest archive that is unpacked into a workspace, in bytes, and the most that what is in it takes of the disk.
+pub const ARCHIVE_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
+/// Entries of such an archive.
+pub const ARCHIVE_ENTRIES_MAX: u64 = 4_000_000;
 /// Entries in one directory listing.
 pub const LISTING_ENTRIES_MAX: usize = 10_000;
 /// Messages that wait in one session's queue.

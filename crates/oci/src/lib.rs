@@ -26,6 +26,7 @@ pub use error::Error;
 pub use image::{
     DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, EXTRA, EXTRA_BYTES_MAX, INDEX, Image, Layer, MANIFEST, architecture,
 };
-pub use layer::{Bounds, Format, Ids, Marks, Packed, Skipped, Unpacked, pack, unpack};
+pub use layer::{Bounds, Format, Ids, Marks, Packed, Skipped, Unpacked, entries, pack, unpack};
 pub use layout::{Blob, BlobWriter, Collected, DOCUMENT_BYTES_MAX, Layout, REF_NAME};
 pub use registry::{Options, Progress, Reach, Reference, Registry, Which};
+pub use room::Room;

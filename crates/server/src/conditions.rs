@@ -18,9 +18,10 @@ use raworc_api::problem::Code;
 use crate::error::Failure;
 
 /// The calls that change something and look at conditions. All others that change something refuse them.
-const HEEDED: [(&str, &str); 6] = [
+const HEEDED: [(&str, &str); 7] = [
     ("PUT", "/sessions/{id}"),
     ("DELETE", "/sessions/{id}"),
+    ("PUT", "/sessions/{id}/files"),
     ("PUT", "/sessions/{id}/files/{*path}"),
     ("DELETE", "/sessions/{id}/files/{*path}"),
     ("PUT", "/agents/{id}"),

@@ -142,7 +142,8 @@ fn file_problem(error: &FileError) -> Problem {
     match error {
         FileError::NotFound => Problem::new(Code::NotFound, error.to_string()),
         FileError::BadPath(_) | FileError::Outside | FileError::Loop => Problem::field("path", error.to_string()),
-        FileError::WrongKind(_) => Problem::new(Code::FileConflict, error.to_string()),
+        FileError::WrongKind(_) | FileError::Conflict(_) => Problem::new(Code::FileConflict, error.to_string()),
+        FileError::BadArchive(_) => Problem::field("body", error.to_string()),
         FileError::TooLarge => Problem::new(Code::TooLarge, error.to_string()),
         FileError::Stale => crate::conditions::stale().into_problem(),
         FileError::TooDeep => Problem::new(Code::FileConflict, error.to_string()),

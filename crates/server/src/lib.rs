@@ -22,6 +22,7 @@ mod link;
 mod listen;
 mod metrics;
 mod negotiate;
+mod outgoing;
 mod reconcile;
 mod registries;
 mod relay;

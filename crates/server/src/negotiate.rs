@@ -7,6 +7,10 @@ use crate::error::Failure;
 
 /// JSON.
 pub const JSON: &str = "application/json";
+/// Bytes.
+pub const BYTES: &str = "application/octet-stream";
+/// A tar.
+pub const TAR: &str = "application/x-tar";
 /// Server-sent events.
 pub const EVENTS: &str = "text/event-stream";
 

@@ -13,6 +13,7 @@ mod trash;
 use std::io;
 
 pub use files::{Allows, Entries, Entry, Found, Kind, Moment, Present, Version, Workspace, Write, Written, list};
+pub use files::{Measured, Packed, Packing, Unpacked, Unpacking, measure, unpack_into};
 pub use mount::{LayerMissing, Mounter, Stack};
 use raworc_core::ids::LayerId;
 pub use shelf::{Space, Workspaces, has_limits, layers_in};
@@ -42,6 +43,12 @@ pub enum FileError {
     /// More bytes than allowed.
     #[error("the file is too large")]
     TooLarge,
+    /// An archive that is broken, or that tries what no honest one does.
+    #[error("the archive cannot be used: {0}")]
+    BadArchive(String),
+    /// Something is where an archive has something of another kind.
+    #[error("{0}")]
+    Conflict(String),
     /// Directories are too deep inside one another.
     #[error("directories are more than {} levels deep", layers::DEPTH_MAX)]
     TooDeep,

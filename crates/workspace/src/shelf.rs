@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raworc_core::ids::{LayerId, SessionId};
+use raworc_oci::Room;
 use raworc_quota::Projects;
 use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
@@ -319,6 +320,11 @@ impl Workspaces {
         let found = rustix::fs::statvfs(&self.root)?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
         Ok(Space { total_bytes: bytes(found.f_blocks), free_bytes: bytes(found.f_bavail) })
+    }
+
+    /// What of that is left for what comes from outside.
+    pub fn room(&self) -> Room {
+        Room::of(&self.root)
     }
 
     /// Every layer that has a directory.

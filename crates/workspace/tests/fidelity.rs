@@ -313,7 +313,10 @@ fn a_workspace_is_what_a_plain_directory_would_be() {
     if let Ok(seed) = std::env::var("RAWORC_FIDELITY_SEED") {
         return check(seed.parse().unwrap());
     }
+    // Named, there are so many, however long that takes.
+    let asked = std::env::var("RAWORC_FIDELITY_SEEDS").ok().map(|seeds| seeds.parse::<u64>().unwrap());
     let began = Instant::now();
-    let tried = (1..=SEEDS).take_while(|_| began.elapsed() < TIME_MAX).inspect(|seed| check(*seed)).count();
+    let goes_on = |_: &u64| asked.is_some() || began.elapsed() < TIME_MAX;
+    let tried = (1..=asked.unwrap_or(SEEDS)).take_while(goes_on).inspect(|seed| check(*seed)).count();
     eprintln!("{tried} programs of {STEPS} steps");
 }

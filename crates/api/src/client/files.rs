@@ -5,15 +5,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
-use reqwest::{Body, Method, Response};
+use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::{Body, Method, Response, StatusCode};
 
 use super::checkpoints::checkpoints;
 use super::path::Path;
-use super::{Client, ClientError, Result, error};
-use crate::workspace::{Listing, ReadFile, WriteFile};
+use super::{ANSWER_TIMEOUT, Client, ClientError, Result, error};
+use crate::workspace::{FileKind, Listing, ReadFile, Unpacked, WriteFile};
 
 /// The header that says what a path is.
 const KIND_HEADER: &str = "Raworc-Kind";
+/// The media type of a tar.
+pub const ARCHIVE: &str = "application/x-tar";
 /// How long a file may come to a standstill while it is read or written.
 const STANDSTILL_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -112,6 +115,57 @@ impl Client {
         let body = Body::wrap_stream(content.map_err(std::io::Error::other).boxed());
         let request = self.request(Method::PUT, file(session, None, path))?.query(query).body(body);
         self.accepted(request.header("Content-Type", "application/octet-stream")).await.map(|_| ())
+    }
+
+    /// `HEAD /sessions/{id}/files/{path}`, or `…/checkpoints/{n}/files/{path}`: what is there, if anything; of a link what it leads to
+    /// where `follow` says so.
+    pub async fn file_kind(
+        &self,
+        session: &str,
+        version: Option<&str>,
+        path: &[u8],
+        follow: bool,
+    ) -> Result<Option<FileKind>> {
+        let query = ReadFile { follow: Some(follow), limit: Some(1), cursor: None };
+        let request = self.request(Method::HEAD, file(session, version, path))?.query(&query);
+        let response = self.send(request.timeout(ANSWER_TIMEOUT)).await?;
+        match response.status() {
+            StatusCode::NOT_FOUND => Ok(None),
+            // Neither a file nor a directory.
+            StatusCode::CONFLICT => Ok(Some(FileKind::Other)),
+            status if !status.is_success() => Err(self.refused(response).await),
+            _ => Ok(Some(match response.headers().get(KIND_HEADER).map(|kind| kind.as_bytes()) {
+                Some(b"directory") => FileKind::Directory,
+                Some(b"symlink") => FileKind::Symlink,
+                _ => FileKind::File,
+            })),
+        }
+    }
+
+    /// `GET /sessions/{id}/files/{path}`, or `…/checkpoints/{n}/files/{path}`, as a tar.
+    pub async fn read_archive(
+        &self,
+        session: &str,
+        version: Option<&str>,
+        path: &[u8],
+        follow: bool,
+    ) -> Result<FileBody> {
+        let query = ReadFile { follow: Some(follow), ..ReadFile::default() };
+        let request = self.request(Method::GET, file(session, version, path))?.query(&query);
+        let response = self.accepted(request.header(ACCEPT, ARCHIVE)).await?;
+        Ok(FileBody { response, client: self.clone() })
+    }
+
+    /// `PUT /sessions/{id}/files/{path}` of a tar: unpacks it into that directory.
+    pub async fn write_archive<S, E>(&self, session: &str, path: &[u8], content: S) -> Result<Unpacked>
+    where
+        S: Stream<Item = std::result::Result<Bytes, E>> + Send + 'static,
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let body = Body::wrap_stream(content.map_err(std::io::Error::other).boxed());
+        let request = self.request(Method::PUT, file(session, None, path))?.body(body);
+        let response = self.send(request.header(CONTENT_TYPE, ARCHIVE)).await?;
+        self.document(response).await
     }
 
     /// `DELETE /sessions/{id}/files/{path}`.

@@ -48,7 +48,7 @@ pub fn import(
         files_bytes: 0,
     };
     let mut entries = 0;
-    while let Some(found) = import.reader.next()? {
+    while let Some(found) = import.reader.next_entry()? {
         entries += 1;
         if entries > bounds.entries {
             return Err(Error::TooLarge("the number of entries".into()));

@@ -8,6 +8,7 @@
 //! Memory is bounded whatever the size of files. It grows with the names of one directory (and those above it) when
 //! packing, with the number of directories when unpacking, and with the number of hard-linked files; about 100 bytes each.
 
+pub mod acl;
 mod pack;
 mod pax;
 pub(crate) mod read;
@@ -17,6 +18,18 @@ mod unpack;
 mod walk;
 
 use std::path::PathBuf;
+
+/// Tars, entry by entry, for those who make and read them otherwise.
+pub mod entries {
+    pub use tar::EntryType;
+
+    pub use super::acl;
+    pub use super::pack::sparse_name;
+    pub use super::pax::{Entry, Records, pad, padding, write_header};
+    pub use super::read::{Found, Kind, Reader};
+    pub use super::sparse::{Segment, encode, on_disk, segments};
+    pub use super::unpack::{HOLE_BYTES, runs_of_data};
+}
 
 use crate::Digest;
 

@@ -4,23 +4,27 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Read, Seek as _, SeekFrom, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{fgetxattr, flistxattr, fstat, getxattr, openat, readlinkat, statat};
 use rustix::io::Errno;
 use tar::EntryType;
 
+use super::acl;
 use super::pax::{self, Entry, Records};
 use super::walk::{Walk, id};
 use super::{
-    ATTRIBUTE_BYTES_MAX, EXTENSION_BYTES_MAX, Format, OPAQUE, OVERLAY_ATTRIBUTES, PATH_BYTES_MAX, Packed, Skipped,
-    USER_ATTRIBUTES,
+    ATTRIBUTE_BYTES_MAX, EXTENSION_BYTES_MAX, Format, Marks, OPAQUE, OVERLAY_ATTRIBUTES, PATH_BYTES_MAX, Packed,
+    Skipped, USER_ATTRIBUTES,
 };
 use super::{WHITEOUT, sparse};
 use crate::Error;
 use crate::digest::Digesting;
 
+/// What a program may when it is executed, whoever executes it.
+const CAPABILITY: &[u8] = b"security.capability";
 /// How much is gathered before it is written on, in bytes.
 const BUFFER_BYTES: usize = 64 << 10;
 /// Holes of one layer that are written as zeros, in bytes. Files with more are written as sparse files.
@@ -30,7 +34,8 @@ const ZEROS_BYTES_MAX: u64 = 8 << 30;
 /// same bytes: names are sorted, and nothing of the machine is written but what `format` maps.
 ///
 /// Sockets, devices, names that begin with `.wh.`, paths longer than 64 KiB and attributes whose name contains `=` have no
-/// form in a layer; they are left out and told in [`Packed::skipped`]. Attributes other than `user.*` are left out silently.
+/// form in a layer; they are left out and told in [`Packed::skipped`], and so are capabilities of files. Access control lists are written
+/// as GNU tar and bsdtar do. Other attributes than these and `user.*` are not content, and left out silently.
 ///
 /// # Errors
 /// [`Error::Changed`] where someone changes the directory meanwhile, and whatever reading or writing says.
@@ -134,7 +139,20 @@ impl<W: Write> Packer<W> {
                 let target = readlinkat(directory, name.as_c_str(), Vec::new())?;
                 self.entry(EntryType::Symlink, path, target.as_bytes(), stat, 0, Records::default())
             }
-            FileType::Fifo => self.entry(EntryType::Fifo, path, b"", stat, 0, Records::default()),
+            FileType::Fifo => {
+                // It is not opened, which others would notice.
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let pipe = openat(directory, name.as_c_str(), flags, Mode::empty())?;
+                let mut records = Records::default();
+                let mut value = vec![0; ATTRIBUTE_BYTES_MAX];
+                let file = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+                match getxattr(file, acl::LISTS[0].0, &mut value[..]) {
+                    Ok(count) => self.list(acl::LISTS[0].1, &value[..count], path, &mut records),
+                    Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                self.entry(EntryType::Fifo, path, b"", stat, 0, records)
+            }
             _ => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
                 let file = File::from(openat(directory, name.as_c_str(), flags, Mode::empty())?);
@@ -244,7 +262,15 @@ impl<W: Write> Packer<W> {
             Err(Errno::OPNOTSUPP) => 0,
             Err(error) => return Err(error.into()),
         };
-        let mut names: Vec<&[u8]> = list[..count].split(|byte| *byte == 0).filter(|name| is_content(name)).collect();
+        let all = list[..count].split(|byte| *byte == 0);
+        if all.clone().any(|name| name == CAPABILITY) {
+            self.skipped.add(path, "it has capabilities");
+        }
+        // Overlayfs has its own there only where it may have no others.
+        if self.format.marks == Marks::Trusted && all.clone().any(|name| name.starts_with(OVERLAY_ATTRIBUTES)) {
+            self.skipped.add(path, "an attribute of it has a name that is overlayfs's own");
+        }
+        let mut names: Vec<&[u8]> = all.filter(|name| is_content(name)).collect();
         names.sort_unstable();
         let mut value = vec![0; if names.is_empty() { 0 } else { ATTRIBUTE_BYTES_MAX }];
         for name in names {
@@ -257,13 +283,23 @@ impl<W: Write> Packer<W> {
                 Err(Errno::NODATA) => continue,
                 Err(error) => return Err(error.into()),
             };
-            if records.len() + name.len() + count > EXTENSION_BYTES_MAX / 2 {
+            if records.bytes() + name.len() + count > EXTENSION_BYTES_MAX / 2 {
                 self.skipped.add(path, "it has too many attributes");
                 break;
             }
-            records.add(&[b"SCHILY.xattr.", name].concat(), &value[..count]);
+            match acl::record_of(name) {
+                Some(record) => self.list(record, &value[..count], path, &mut records),
+                None => records.add(&[b"SCHILY.xattr.", name].concat(), &value[..count]),
+            }
         }
         Ok(records)
+    }
+
+    fn list(&mut self, record: &[u8], value: &[u8], path: &[u8], records: &mut Records) {
+        match acl::to_text(value, self.format.ids) {
+            Some(text) => records.add(record, text.as_bytes()),
+            None => self.skipped.add(path, "its access control list is not understood"),
+        }
     }
 
     fn finish(mut self) -> Result<Packed, Error> {
@@ -277,10 +313,11 @@ impl<W: Write> Packer<W> {
 
 /// Whether an attribute is part of what a file is.
 pub fn is_content(name: &[u8]) -> bool {
-    name.starts_with(USER_ATTRIBUTES) && !name.starts_with(OVERLAY_ATTRIBUTES)
+    acl::record_of(name).is_some() || name.starts_with(USER_ATTRIBUTES) && !name.starts_with(OVERLAY_ATTRIBUTES)
 }
 
-fn sparse_name(path: &[u8]) -> Vec<u8> {
+/// What a sparse file is called for those who do not know sparse files (GNU tar writes its like).
+pub fn sparse_name(path: &[u8]) -> Vec<u8> {
     let split = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
     [&path[..split], b"GNUSparseFile.0/", &path[split..]].concat()
 }

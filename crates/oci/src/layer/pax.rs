@@ -15,10 +15,11 @@ pub struct Records(Vec<u8>);
 
 impl Records {
     /// Bytes so far.
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.0.len()
     }
 
+    /// Adds one.
     pub fn add(&mut self, key: &[u8], value: &[u8]) {
         let rest = key.len() + value.len() + 3; // blank, equals sign, end of line
         let mut length = rest + 1;
@@ -60,20 +61,30 @@ fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 
 /// One entry as it is to be written.
 pub struct Entry<'a> {
+    /// What it is.
     pub kind: EntryType,
+    /// Its path.
     pub path: &'a [u8],
+    /// Where a link of either kind leads.
     pub link: &'a [u8],
+    /// Permission bits.
     pub mode: u32,
+    /// The id of its user.
     pub uid: u32,
+    /// The id of its group.
     pub gid: u32,
     /// Seconds since 1970 and nanoseconds.
     pub mtime: (i64, u32),
     /// Bytes that follow.
     pub size: u64,
+    /// What else is said of it.
     pub records: Records,
 }
 
 /// Writes an entry's header, with an extended one before it where it needs one.
+///
+/// # Errors
+/// What writing says.
 pub fn write_header(out: &mut impl Write, mut entry: Entry<'_>) -> io::Result<()> {
     let mut header = Header::new_ustar();
     header.set_entry_type(entry.kind);
@@ -145,6 +156,9 @@ fn write_meta(out: &mut impl Write, kind: EntryType, name: &str, content: &[u8])
 }
 
 /// Fills the last block of `size` bytes.
+///
+/// # Errors
+/// What writing says.
 pub fn pad(out: &mut impl Write, size: u64) -> io::Result<()> {
     out.write_all(&[0; BLOCK as usize][..padding(size) as usize])
 }
@@ -227,11 +241,11 @@ mod tests {
             let entry = Entry { kind, path: b"a", link: b"", mode: 0, uid: 0, gid: 0, mtime: (0, 0), size, records };
             write_header(&mut written, entry).unwrap();
             assert_eq!(written.len(), if size > OCTAL_MAX { 1536 } else { 512 });
-            let found = crate::layer::read::Reader::new(&written[..], u64::MAX).next().unwrap().unwrap();
+            let found = crate::layer::read::Reader::new(&written[..], u64::MAX).next_entry().unwrap().unwrap();
             assert_eq!(found.size, size);
             // Also by those who do not know extended headers.
             let bare = &written[written.len() - 512..];
-            assert_eq!(crate::layer::read::Reader::new(bare, u64::MAX).next().unwrap().unwrap().size, size);
+            assert_eq!(crate::layer::read::Reader::new(bare, u64::MAX).next_entry().unwrap().unwrap().size, size);
         }
     }
 }

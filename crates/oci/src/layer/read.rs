@@ -3,6 +3,7 @@
 
 use std::io::{self, Read};
 
+use super::acl;
 use super::pax::{self, BLOCK};
 use super::sparse::{self, SEGMENTS_MAX, Segment};
 use super::{EXTENSION_BYTES_MAX, PATH_BYTES_MAX};
@@ -12,23 +13,36 @@ use crate::digest::{Digest, Digesting};
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// A regular file, sparse or not.
     File,
+    /// A further name of a file.
     Link,
+    /// A symbolic link.
     Symlink,
+    /// A directory.
     Directory,
+    /// A named pipe.
     Fifo,
+    /// A device of either kind.
     Device,
+    /// What means nothing here.
     Other,
 }
 
 /// An entry; its data is to be read before the next.
 #[derive(Debug)]
 pub struct Found {
+    /// What it is.
     pub kind: Kind,
+    /// Its path, as the archive has it.
     pub path: Vec<u8>,
+    /// Where a link of either kind leads.
     pub link: Vec<u8>,
+    /// Permission bits.
     pub mode: u32,
+    /// The id of its user.
     pub uid: u64,
+    /// The id of its group.
     pub gid: u64,
     /// Seconds since 1970 and nanoseconds.
     pub mtime: (i64, u32),
@@ -38,6 +52,8 @@ pub struct Found {
     pub segments: Option<Vec<Segment>>,
     /// Extended attributes.
     pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Access control lists: the attribute that each is to be, and its text.
+    pub lists: Vec<(&'static [u8], Vec<u8>)>,
 }
 
 /// What extended headers have said about the next entry.
@@ -50,6 +66,7 @@ struct Extended {
     gid: Option<u64>,
     mtime: Option<(i64, u32)>,
     attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    lists: Vec<(&'static [u8], Vec<u8>)>,
     sparse: Sparse,
 }
 
@@ -71,11 +88,18 @@ pub struct Reader<R: Read> {
     /// Data of the current entry that has not been read, and the padding after it.
     data: u64,
     padding: u64,
+    has_end: bool,
 }
 
 impl<R: Read> Reader<R> {
+    /// Reads from `inner`.
     pub fn new(inner: R, bytes_max: u64) -> Self {
-        Self { inner: Digesting::new(inner), bytes_max, data: 0, padding: 0 }
+        Self { inner: Digesting::new(inner), bytes_max, data: 0, padding: 0, has_end: false }
+    }
+
+    /// Whether the mark of its end was there; without it, it may have been cut off after an entry.
+    pub fn has_end(&self) -> bool {
+        self.has_end
     }
 
     /// Bytes of the tar that have been read.
@@ -84,7 +108,10 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next entry, or `None` at the end.
-    pub fn next(&mut self) -> Result<Option<Found>, Error> {
+    ///
+    /// # Errors
+    /// [`Error::BadArchive`], [`Error::TooLarge`], and whatever reading says.
+    pub fn next_entry(&mut self) -> Result<Option<Found>, Error> {
         let mut extended = Extended::default();
         // Each extended header replaces what others said, so their number is bounded by the length of the tar only.
         loop {
@@ -104,6 +131,9 @@ impl<R: Read> Reader<R> {
     }
 
     /// Reads data of the current entry. 0 at its end.
+    ///
+    /// # Errors
+    /// As [`Self::next_entry`].
     pub fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         let wanted = usize::try_from(self.data).unwrap_or(usize::MAX).min(buffer.len());
         let count = loop {
@@ -120,6 +150,9 @@ impl<R: Read> Reader<R> {
     }
 
     /// Reads what follows the last entry, and says the digest and length of all.
+    ///
+    /// # Errors
+    /// As [`Self::next_entry`].
     pub fn finish(mut self) -> Result<(Digest, u64), Error> {
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -152,6 +185,7 @@ impl<R: Read> Reader<R> {
             size: extended.size.unwrap_or(size),
             segments: None,
             attributes: extended.attributes,
+            lists: extended.lists,
         };
         // All tools agree that these have no data, whatever the size says.
         if !matches!(found.kind, Kind::File | Kind::Other) {
@@ -259,6 +293,7 @@ impl<R: Read> Reader<R> {
             return Ok(None);
         }
         if block.iter().all(|byte| *byte == 0) {
+            self.has_end = true;
             if self.fill_or_end(&mut block)? && block.iter().any(|byte| *byte != 0) {
                 return Err(bad("something follows its end"));
             }
@@ -342,6 +377,7 @@ impl Extended {
     fn read(&mut self, bytes: &[u8]) -> Result<(), Error> {
         // A second extended header replaces these, so that they are bounded by one.
         self.attributes.clear();
+        self.lists.clear();
         self.sparse.map.clear();
         for record in pax::records(bytes) {
             let (key, value) = record.ok_or_else(|| bad("an extended header that is malformed"))?;
@@ -381,6 +417,8 @@ impl Extended {
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.attributes.push((name.to_vec(), value.to_vec()));
+                } else if let Some(name) = acl::attribute_of(key) {
+                    self.lists.push((name, value.to_vec()));
                 }
             }
         }

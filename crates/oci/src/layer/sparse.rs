@@ -19,6 +19,9 @@ const HOLE_MIN: u64 = 4096;
 const SEGMENT_ON_DISK: u64 = 4096;
 
 /// The segments of an open file of `size` bytes, or `None` where it has no holes.
+///
+/// # Errors
+/// What the file system says.
 pub fn segments(file: impl AsFd, size: u64) -> Result<Option<Vec<Segment>>, Error> {
     let mut found: Vec<Segment> = Vec::new();
     let mut at = 0;
@@ -64,6 +67,9 @@ pub fn encode(segments: &[Segment]) -> Vec<u8> {
 }
 
 /// Whether segments are in order, within `size`, and have `data` bytes together.
+///
+/// # Errors
+/// [`Error::BadArchive`] where they do not.
 pub fn check(segments: &[Segment], size: u64, data: u64) -> Result<(), Error> {
     let mut at = 0;
     let mut total = 0_u64;

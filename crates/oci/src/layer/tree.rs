@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags};
-use rustix::fs::{fchmod, fchown, fsetxattr, mkdirat, openat2, statat, unlinkat};
+use rustix::fs::{fchmod, fchown, fgetxattr, fremovexattr, fsetxattr, mkdirat, openat2, statat, unlinkat};
 use rustix::io::Errno;
 
-use super::Format;
+use super::{ATTRIBUTE_BYTES_MAX, Format, Ids, acl};
 use crate::Error;
 
 /// How directories are opened: beneath, through nothing but directories.
@@ -36,6 +36,8 @@ struct Known {
     inside: BTreeMap<Box<[u8]>, Node>,
     /// When it is to have been changed last: everything that is made in it changes that.
     mtime: Option<(i64, u32)>,
+    /// The access control list of what will be made in it.
+    list: Option<Vec<u8>>,
     implied: bool,
     removed: bool,
 }
@@ -65,11 +67,13 @@ impl Tree {
                 .into());
             }
         }
+        let list = inherited(&root)?;
         let first = Known {
             parent: ROOT,
             name: Box::default(),
             inside: BTreeMap::new(),
             mtime: None,
+            list,
             implied: false,
             removed: false,
         };
@@ -134,6 +138,7 @@ impl Tree {
             name: name.into(),
             inside: BTreeMap::new(),
             mtime: None,
+            list: None,
             implied: false,
             removed: false,
         });
@@ -170,9 +175,10 @@ impl Tree {
     }
 
     /// The directory's own attributes have been said.
-    pub fn described(&mut self, node: Node, mtime: (i64, u32)) {
+    pub fn described(&mut self, node: Node, mtime: (i64, u32), list: Option<Vec<u8>>) {
         let known = &mut self.known[node as usize];
         known.implied = false;
+        known.list = list;
         known.mtime = Some(mtime);
     }
 
@@ -200,6 +206,11 @@ impl Tree {
         Ok(opened)
     }
 
+    /// Which ids there are.
+    pub fn ids(&self) -> Ids {
+        self.format.ids
+    }
+
     /// Gives an open file to ids of inside.
     pub fn own(&self, file: BorrowedFd<'_>, uid: u64, gid: u64) -> Result<(), Error> {
         let (uid, gid) = self.owner(uid, gid);
@@ -221,6 +232,10 @@ impl Tree {
             self.known[at].removed |= self.known[parent].removed;
             if self.known[at].removed {
                 continue;
+            }
+            if let Some(list) = self.known[at].list.take() {
+                let directory = self.open(at as Node)?;
+                fsetxattr(&directory, acl::LISTS[1].0, &list, XattrFlags::empty())?;
             }
             if let Some(mtime) = self.known[at].mtime {
                 let directory = self.open(at as Node)?;
@@ -254,6 +269,20 @@ impl Tree {
             Some(rest) if rest.is_empty() || rest[0] == b'/' => (*node, rest),
             _ => (ROOT, path),
         }
+    }
+}
+
+/// Takes what the root would have all that is made in it inherit; it gets it back in the end.
+fn inherited(root: &OwnedFd) -> Result<Option<Vec<u8>>, Error> {
+    let mut value = vec![0; ATTRIBUTE_BYTES_MAX];
+    match fgetxattr(root, acl::LISTS[1].0, &mut value[..]) {
+        Ok(count) => {
+            value.truncate(count);
+            fremovexattr(root, acl::LISTS[1].0)?;
+            Ok(Some(value))
+        }
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

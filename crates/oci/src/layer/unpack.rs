@@ -2,15 +2,16 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, XattrFlags};
 use rustix::fs::{chmodat, chownat, fchmod, flistxattr, fremovexattr, fsetxattr, futimens, linkat, mknodat};
-use rustix::fs::{openat2, symlinkat, utimensat};
+use rustix::fs::{openat, openat2, removexattr, setxattr, symlinkat, utimensat};
 use rustix::io::Errno;
 
+use super::acl;
 use super::pack::is_content;
 use super::read::{Found, Kind, Reader};
 use super::tree::{Node, ROOT, Tree, blocked, is_whiteout, look, times};
@@ -21,7 +22,7 @@ use crate::room::Room;
 /// How much is read at once, in bytes.
 const BUFFER_BYTES: usize = 64 << 10;
 /// The smallest hole in a file, in bytes: a block of most file systems.
-const HOLE_BYTES: u64 = 4096;
+pub const HOLE_BYTES: u64 = 4096;
 /// What an entry takes of the disk besides its content, in bytes.
 const ENTRY_ON_DISK_BYTES: u64 = 256;
 /// The directory in which AUFS has files with several names.
@@ -55,7 +56,7 @@ pub fn unpack(
         buffer: vec![0; BUFFER_BYTES],
         progress,
     };
-    while let Some(found) = unpacker.reader.next()? {
+    while let Some(found) = unpacker.reader.next_entry()? {
         unpacker.tree.charge()?;
         unpacker.room.charge(ENTRY_ON_DISK_BYTES)?;
         unpacker.entries += 1;
@@ -178,8 +179,9 @@ impl<R: Read> Unpacker<'_, R> {
         remove_attributes(directory.as_fd())?;
         self.attributes(directory.as_fd(), found)?;
         self.tree.own(directory.as_fd(), found.uid, found.gid)?;
-        fchmod(&directory, Mode::from_raw_mode(found.mode))?;
-        self.tree.described(node, found.mtime);
+        let (mode, of_children) = self.lists(found, &way_to(&*directory))?;
+        fchmod(&directory, Mode::from_raw_mode(mode))?;
+        self.tree.described(node, found.mtime, of_children);
         Ok(())
     }
 
@@ -219,7 +221,9 @@ impl<R: Read> Unpacker<'_, R> {
         let directory = self.tree.open(parent)?;
         mknodat(&directory, name, FileType::Fifo, Mode::RUSR, 0)?;
         self.own_by_name(&directory, name, found)?;
-        chmodat(&directory, name, Mode::from_raw_mode(found.mode), AtFlags::empty())?;
+        let pipe = openat(&directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let (mode, _) = self.lists(found, &way_to(&pipe))?;
+        chmodat(&directory, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
         Ok(utimensat(&directory, name, &times(found.mtime), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
@@ -255,7 +259,8 @@ impl<R: Read> Unpacker<'_, R> {
         })?;
         // Giving a file away takes its setuid bit, so that comes after.
         self.tree.own(file.as_fd(), found.uid, found.gid)?;
-        fchmod(&file, Mode::from_raw_mode(found.mode))?;
+        let (mode, _) = self.lists(found, &way_to(&file))?;
+        fchmod(&file, Mode::from_raw_mode(mode))?;
         Ok(futimens(&file, &times(found.mtime))?)
     }
 
@@ -286,8 +291,31 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(())
     }
 
+    /// Gives a file (by its descriptor, or a way to it) its access control lists, and says its mode then. Where one is not understood, or cannot
+    /// be kept, the mode gives its group nothing: those bits are of all that the list speaks of. The list for what is made in a directory is
+    /// returned, since it would be inherited by all that comes.
+    fn lists(&mut self, found: &Found, path: &str) -> Result<(u32, Option<Vec<u8>>), Error> {
+        let (mut mode, mut of_children) = (found.mode, None);
+        for (name, value) in acl::lists(found, self.tree.ids()) {
+            let is_kept = match &value {
+                Some(value) => is_list(setxattr(path, name, value, XattrFlags::empty()))?,
+                None => false,
+            };
+            if !is_kept {
+                self.skipped.add(&found.path, "its access control list cannot be kept");
+                mode &= !acl::GROUP_BITS;
+            } else if name == acl::LISTS[1].0 {
+                removexattr(path, name)?;
+                of_children = value;
+            }
+        }
+        Ok((mode, of_children))
+    }
+
     fn attributes(&mut self, file: BorrowedFd<'_>, found: &Found) -> Result<(), Error> {
-        for (name, value) in found.attributes.iter().filter(|(name, _)| is_content(name)) {
+        for (name, value) in
+            found.attributes.iter().filter(|(name, _)| is_content(name) && acl::record_of(name).is_none())
+        {
             match fsetxattr(file, &name[..], value, XattrFlags::empty()) {
                 Ok(()) => {}
                 Err(Errno::OPNOTSUPP) => self.skipped.add(&found.path, "an attribute of it cannot be kept here"),
@@ -302,7 +330,7 @@ impl<R: Read> Unpacker<'_, R> {
 }
 
 /// The parts of `bytes` that have to be written, and where they begin. The first block ends at `first`.
-fn runs_of_data(bytes: &[u8], first: usize) -> Vec<(usize, &[u8])> {
+pub fn runs_of_data(bytes: &[u8], first: usize) -> Vec<(usize, &[u8])> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     let (mut start, mut end) = (0, first.min(bytes.len()));
     while start < end {
@@ -320,6 +348,20 @@ fn runs_of_data(bytes: &[u8], first: usize) -> Vec<(usize, &[u8])> {
 /// Whether a name is one that AUFS keeps its own things under. `.wh..wh..opq` is one that layers have, too.
 fn is_foreign_mark(name: &[u8]) -> bool {
     name != OPAQUE && name.strip_prefix(WHITEOUT).is_some_and(|hidden| hidden.starts_with(WHITEOUT))
+}
+
+/// Whether the kernel has taken an access control list, or says that it is none or that there are none here.
+fn is_list(outcome: Result<(), Errno>) -> Result<bool, Error> {
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL | Errno::ACCESS | Errno::OPNOTSUPP | Errno::RANGE | Errno::NOSPC) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A path that leads to what is open, also where it is only a handle.
+fn way_to(file: &impl AsRawFd) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
 /// Takes the attributes that an earlier entry gave a directory.

@@ -349,3 +349,43 @@ fn bombs_do_not_go_off() {
     let outcome = unpack(endless, to.path(), &PLAIN, &bounds, &mut |_| {});
     assert!(matches!(outcome, Err(Error::TooLarge(_))), "{outcome:?}");
 }
+
+#[test]
+fn a_list_that_cannot_be_kept_widens_nothing() {
+    if !able(&[]) {
+        return;
+    }
+    let raw = |user: u32| {
+        let mut value = 2_u32.to_le_bytes().to_vec();
+        for (tag, bits, id) in
+            [(1_u16, 7_u16, u32::MAX), (2, 6, user), (4, 4, u32::MAX), (16, 6, u32::MAX), (32, 0, u32::MAX)]
+        {
+            value.extend([tag.to_le_bytes(), bits.to_le_bytes()].concat());
+            value.extend(id.to_le_bytes());
+        }
+        value
+    };
+    let tar = Tar::default()
+        .pax(&[("SCHILY.acl.access", b"user::rwx,user:joe:rwx,group::r-x,mask::rwx,other::---")])
+        .file("named", "x")
+        .pax(&[("SCHILY.acl.access", b"user::rwx,user:7:rwx,group::r-x,other::---")])
+        .file("without-mask", "x")
+        .pax(&[("SCHILY.xattr.system.posix_acl_access", b"nonsense")])
+        .file("nonsense", "x")
+        .pax(&[("SCHILY.acl.default", b"nonsense")])
+        .directory("directory")
+        .pax(&[("SCHILY.xattr.system.posix_acl_access", &raw(1007))])
+        .file("raw", "x")
+        .end();
+    let scratch = tempfile::tempdir().unwrap();
+    let found = unpack(&tar[..], scratch.path(), &PLAIN, &AMPLE, &mut |_| {}).unwrap();
+    assert_eq!(found.skipped.count, 4, "{:?}", found.skipped);
+    let mode = |name: &str| fs::metadata(scratch.path().join(name)).unwrap().mode() & 0o777;
+    for name in ["named", "without-mask", "nonsense", "directory"] {
+        assert_eq!(mode(name), 0o705, "{name}");
+    }
+    let mut value = [0; 100];
+    let count = rustix::fs::lgetxattr(scratch.path().join("raw"), "system.posix_acl_access", &mut value[..]).unwrap();
+    // Its group bits and those of others are those of the mode then, which is what comes last.
+    assert_eq!((count, value[12..16].to_vec()), (raw(1007).len(), raw(1007)[12..16].to_vec()));
+}

@@ -134,8 +134,8 @@ fn what_has_no_form_is_left_out_and_named() {
     setxattr(from.join("kept"), "trusted.other", b"", XattrFlags::empty()).unwrap();
     let (tar, packed) = packed(&from, &PLAIN);
     let names: Vec<&str> = packed.skipped.named.iter().map(|(path, _)| path.to_str().unwrap()).collect();
-    assert_eq!(names, [".wh.name", "device", "kept", "socket"]);
-    assert_eq!(packed.skipped.count, 4);
+    assert_eq!(names, [".wh.name", "device", "kept", "kept", "socket"]);
+    assert_eq!(packed.skipped.count, 5);
     unpacked(&tar, &to, &PLAIN);
     let seen = look(&to);
     assert_eq!(seen.len(), 2, "the directory and what is kept");
@@ -427,4 +427,62 @@ fn a_layer_comes_back_in_a_user_namespace() {
     run(&mut inside);
     assert!(fs::symlink_metadata(to.join("dir/deleted")).unwrap().rdev() == 0);
     assert_same(&look(&from), &look(&to));
+}
+
+/// An access control list with one user of its own, as the kernel keeps it.
+fn list(user: u32) -> Vec<u8> {
+    let mut value = 2_u32.to_le_bytes().to_vec();
+    for (tag, bits, id) in
+        [(1_u16, 7_u16, u32::MAX), (2, 6, user), (4, 4, u32::MAX), (16, 6, u32::MAX), (32, 0, u32::MAX)]
+    {
+        value.extend([tag.to_le_bytes(), bits.to_le_bytes()].concat());
+        value.extend(id.to_le_bytes());
+    }
+    value
+}
+
+fn list_of(path: &Path, name: &str) -> Option<Vec<u8>> {
+    let mut value = vec![0; 4096];
+    let count = rustix::fs::lgetxattr(path, name, &mut value[..]).ok()?;
+    value.truncate(count);
+    Some(value)
+}
+
+#[test]
+fn access_control_lists_go_along() {
+    if !able(&["tar"]) {
+        return;
+    }
+    const OWN: &str = "system.posix_acl_access";
+    const OF_CHILDREN: &str = "system.posix_acl_default";
+    let format = Format { marks: Marks::Trusted, ids: Ids::based(100_000) };
+    let (scratch, from, to) = two();
+    fs::create_dir(from.join("d")).unwrap();
+    fs::write(from.join("d/child"), "x").unwrap();
+    fs::create_dir(from.join("d/inner")).unwrap();
+    fs::write(from.join("f"), "x").unwrap();
+    mknodat(CWD, from.join("pipe"), FileType::Fifo, Mode::from_raw_mode(0o640), 0).unwrap();
+    for (path, name) in [("d", OF_CHILDREN), ("d", OWN), ("f", OWN), ("pipe", OWN)] {
+        setxattr(from.join(path), name, &list(101_007), XattrFlags::empty()).unwrap();
+    }
+    let (tar, packed) = packed(&from, &format);
+    assert_eq!(packed.skipped.count, 0, "{:?}", packed.skipped);
+    let record = b"SCHILY.acl.default=user::rwx,user:1007:rw-,group::r--,mask::rw-,other::---\n";
+    assert!(tar.windows(record.len()).any(|window| window == record), "ids in it are those of inside");
+    let back = unpacked(&tar, &to, &format);
+    assert_eq!(back.skipped.count, 0, "{:?}", back.skipped);
+    // Another program reads it, too.
+    let other = scratch.path().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(scratch.path().join("a.tar"), &tar).unwrap();
+    run(Command::new("tar").args(["--acls", "--numeric-owner", "-xpf", "../a.tar"]).current_dir(&other));
+    for path in ["d", "d/child", "d/inner", "f", "pipe"] {
+        let mode = |root: &Path| fs::symlink_metadata(root.join(path)).unwrap().mode();
+        assert_eq!(mode(&from), mode(&to), "{path}");
+        for name in [OWN, OF_CHILDREN] {
+            assert_eq!(list_of(&from.join(path), name), list_of(&to.join(path), name), "{path} {name}");
+            let inside = list_of(&from.join(path), name).map(|_| list(1007));
+            assert_eq!(list_of(&other.join(path), name), inside, "GNU tar: {path} {name}");
+        }
+    }
 }

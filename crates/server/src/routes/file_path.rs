@@ -13,8 +13,8 @@ use crate::error::Failure;
 pub struct FilePath {
     /// Id or name of the session.
     pub session: String,
-    /// Number or label of the checkpoint; empty where the workspace is meant as it is.
-    pub version: String,
+    /// Number or label of the checkpoint, or `now`; none where the workspace is meant as it is.
+    pub version: Option<String>,
     /// From the workspace down.
     pub path: Vec<u8>,
 }
@@ -24,12 +24,16 @@ impl FilePath {
         let path = path.strip_prefix(PREFIX).unwrap_or(path);
         let (session, rest) = path.strip_prefix("/sessions/")?.split_once('/')?;
         let (version, rest) = match rest.strip_prefix("checkpoints/") {
-            Some(rest) => rest.split_once('/')?,
-            None => ("", rest),
+            Some(rest) => rest.split_once('/').map(|(version, rest)| (Some(version), rest))?,
+            None => (None, rest),
         };
         let path = rest.strip_prefix("files")?;
         let text = |encoded| Some(percent_decode_str(encoded).decode_utf8().ok()?.into_owned());
-        Some(Self { session: text(session)?, version: text(version)?, path: percent_decode_str(path).collect() })
+        let version = match version {
+            Some(version) => Some(text(version)?),
+            None => None,
+        };
+        Some(Self { session: text(session)?, version, path: percent_decode_str(path).collect() })
     }
 }
 
@@ -49,15 +53,15 @@ mod tests {
     #[test]
     fn paths() {
         for (path, expected) in [
-            ("/api/v0/sessions/a/files", Some(("a", "", &b""[..]))),
-            ("/api/v0/sessions/a%20b/files/x/y", Some(("a b", "", b"/x/y"))),
-            ("/sessions/a/files/b%ff%2Fc%zz", Some(("a", "", b"/b\xff/c%zz"))),
-            ("/sessions/files/files/files/files", Some(("files", "", b"/files/files"))),
-            ("/sessions/a/checkpoints/now/files/files", Some(("a", "now", b"/files"))),
+            ("/api/v0/sessions/a/files", Some(("a", None, &b""[..]))),
+            ("/api/v0/sessions/a%20b/files/x/y", Some(("a b", None, b"/x/y"))),
+            ("/sessions/a/files/b%ff%2Fc%zz", Some(("a", None, b"/b\xff/c%zz"))),
+            ("/sessions/files/files/files/files", Some(("files", None, b"/files/files"))),
+            ("/sessions/a/checkpoints/now/files/files", Some(("a", Some("now"), b"/files"))),
             ("/sessions/a%ff/files/x", None),
         ] {
             let found = FilePath::parse(path);
-            let found = found.as_ref().map(|found| (&*found.session, &*found.version, &*found.path));
+            let found = found.as_ref().map(|found| (&*found.session, found.version.as_deref(), &*found.path));
             assert_eq!(found, expected, "{path}");
         }
     }

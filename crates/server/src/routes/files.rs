@@ -12,11 +12,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::{Stream, StreamExt as _};
 use raworc_api::problem::{Code, Problem};
-use raworc_api::workspace::{Listing, ReadFile, WriteFile};
+use raworc_api::workspace::{self, Listing, ReadFile, WriteFile};
 use raworc_core::ids::SessionId;
-use raworc_core::limits::{FILE_BYTES_MAX, LISTING_ENTRIES_MAX};
+use raworc_core::limits::{ARCHIVE_BYTES_MAX, FILE_BYTES_MAX, LISTING_ENTRIES_MAX};
 use raworc_core::permissions::Actor;
-use raworc_workspace::{FileError, Version};
+use raworc_workspace::{FileError, Unpacked, Version};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 use utoipa_axum::router::OpenApiRouter;
@@ -30,7 +30,9 @@ use crate::conditions::{self, Conditions, Range};
 use crate::error::Failure;
 use crate::extract::{Caller, Query};
 use crate::lease::Lease;
-use crate::verbs::checkpoints;
+use crate::negotiate::{BYTES, JSON, TAR, negotiate};
+use crate::trees;
+use crate::verbs::archives::{self, Incoming};
 use crate::verbs::files::{self, Look, Looked};
 use crate::verbs::find::{self, Purpose};
 use crate::view;
@@ -48,54 +50,44 @@ const REVALIDATE: &str = "no-cache";
 /// All permission bits.
 const MODE_MAX: u32 = 0o7777;
 
+/// What a GET of a path asks for.
+type Asked = (FilePath, Query<ReadFile>, Method, HeaderMap);
+/// What a PUT to a path says beside its body.
+type Put = (Lease, FilePath, Query<WriteFile>, HeaderMap);
+
 pub(super) fn routes() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
-        .routes(routes!(root))
+        .routes(routes!(root, put_root))
         .routes(routes!(get, put, delete))
         .routes(routes!(saved_root))
         .routes(routes!(saved))
 }
 
-/// List the workspace.
+/// List the workspace; or, for `Accept: application/x-tar`, all that is in it as a tar.
 #[utoipa::path(get, path = "/sessions/{id}/files", tag = "workspace",
     params(("id" = String, Path, description = "Id or name"), ReadFile),
-    responses((status = 200, body = Listing), Problems))]
-async fn root(
-    State(app): State<Shared>,
-    Caller(actor): Caller,
-    at: FilePath,
-    Query(query): Query<ReadFile>,
-    headers: HeaderMap,
-) -> Result<Response, Failure> {
-    let looked = files::look(&app, &actor, &at.session, wanted(&at, query)?).await?;
-    show(&at.path, looked, &headers)
+    responses((status = 200, content((Listing = "application/json"), (Vec<u8> = "application/x-tar"))), Problems))]
+async fn root(State(app): State<Shared>, Caller(actor): Caller, asked: Asked) -> Result<Response, Failure> {
+    show(app, actor, asked).await
 }
 
-/// Read a file, or list a directory, of the workspace. Conditions and a single range of bytes are heeded (RFC 9110).
+/// Read a file, or list a directory, of the workspace; or, for `Accept: application/x-tar`, a file, or all that is in a directory, as a
+/// tar. Conditions and a single range of bytes are heeded (RFC 9110).
 #[utoipa::path(get, path = "/sessions/{id}/files/{*path}", tag = "workspace",
     params(("id" = String, Path, description = "Id or name"),
            ("path" = String, Path, description = "From the workspace down, its bytes percent-encoded"), ReadFile,
            ("If-None-Match" = Option<String>, Header, description = "Only where this is not its ETag"),
            ("Range" = Option<String>, Header, description = "One range of bytes")),
-    responses((status = 200, content((Vec<u8> = "application/octet-stream"), (Listing = "application/json")),
+    responses((status = 200, content((Vec<u8> = "application/octet-stream"), (Listing = "application/json"),
+                                     (Vec<u8> = "application/x-tar")),
                headers(("Raworc-Kind" = String, description = "`file`, `directory` or `symlink`"),
                        ("Raworc-Mode" = String, description = "Permission bits of a file, in octal digits"),
                        ("ETag" = String, description = "Tells one state of a file from another"))),
               (status = 206, description = "A part of the file", body = Vec<u8>, content_type = "application/octet-stream"),
               (status = 304, description = "It has not changed"), (status = 416, body = Problem,
                content_type = "application/problem+json", description = "The range has nothing of the file"), Problems))]
-async fn get(
-    State(app): State<Shared>,
-    Caller(actor): Caller,
-    at: FilePath,
-    Query(query): Query<ReadFile>,
-    headers: HeaderMap,
-) -> Result<Response, Failure> {
-    let session = of(&app, &actor, &at.session, Purpose::Read).await?;
-    let looked = files::look(&app, &actor, &at.session, wanted(&at, query)?).await?;
-    let mut answer = show(&at.path, looked, &headers)?;
-    answer.extensions_mut().insert(OfSession(session));
-    Ok(answer)
+async fn get(State(app): State<Shared>, Caller(actor): Caller, asked: Asked) -> Result<Response, Failure> {
+    show(app, actor, asked).await
 }
 
 /// The session that a request names, which may be deleted meanwhile.
@@ -104,41 +96,69 @@ pub(super) async fn of(app: &Shared, actor: &Actor, id: &str, purpose: Purpose) 
     Ok(find::session(&mut connection, actor, id, purpose).await?.id)
 }
 
-/// Write a file; directories on the way are made. It appears whole or not at all.
+/// Write a file; directories on the way are made. It appears whole or not at all. A body of the type `application/x-tar` is unpacked
+/// into the directory of this path, which is made where it is missing.
 #[utoipa::path(put, path = "/sessions/{id}/files/{*path}", tag = "workspace",
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    request_body(content((Vec<u8> = "application/octet-stream"), (Vec<u8> = "application/x-tar"))),
     params(("id" = String, Path, description = "Id or name"),
            ("path" = String, Path, description = "From the workspace down, its bytes percent-encoded"), WriteFile,
            ("If-Match" = Option<String>, Header, description = "Only where this is still its ETag"),
            ("If-None-Match" = Option<String>, Header, description = "`*`: only where there is none yet")),
-    responses((status = 201, description = "The file is new", headers(("ETag" = String, description = "That of the file"))),
+    responses((status = 200, description = "The archive is unpacked into a directory that was there", body = workspace::Unpacked),
+              (status = 201, description = "The file, or the directory that the archive is unpacked into, is new",
+               body = workspace::Unpacked, headers(("ETag" = String, description = "That of the file"))),
               (status = 204, description = "It was replaced", headers(("ETag" = String, description = "That of the file"))),
               Problems))]
-async fn put(
-    State(app): State<Shared>,
-    Caller(actor): Caller,
-    lease: Lease,
-    at: FilePath,
-    Query(query): Query<WriteFile>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Failure> {
+async fn put(State(app): State<Shared>, Caller(actor): Caller, put: Put, body: Body) -> Result<Response, Failure> {
+    store(app, actor, put, body).await
+}
+
+/// Unpack an archive into the workspace; what is there already stays, unless the archive has something of the same name.
+#[utoipa::path(put, path = "/sessions/{id}/files", tag = "workspace",
+    request_body(content = Vec<u8>, content_type = "application/x-tar"),
+    params(("id" = String, Path, description = "Id or name"), WriteFile),
+    responses((status = 200, body = workspace::Unpacked), Problems))]
+async fn put_root(State(app): State<Shared>, Caller(actor): Caller, put: Put, body: Body) -> Result<Response, Failure> {
+    store(app, actor, put, body).await
+}
+
+/// Writes a file, or unpacks an archive.
+async fn store(app: Shared, actor: Actor, (lease, at, query, headers): Put, body: Body) -> Result<Response, Failure> {
+    let is_archive = headers.get(header::CONTENT_TYPE).is_some_and(is_tar);
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|bytes| bytes > FILE_BYTES_MAX) {
+    let bytes_max = if is_archive { ARCHIVE_BYTES_MAX } else { FILE_BYTES_MAX };
+    if announced.is_some_and(|bytes| bytes > bytes_max) {
         return Err(FileError::TooLarge.into());
     }
-    let (mode, conditions) =
-        (query.mode.as_deref().map(parse_mode).transpose()?, Conditions::of(&headers, &Method::PUT)?);
-    let follow = query.follow.unwrap_or(true);
+    let Query(WriteFile { mode, follow }) = query;
+    let (mode, conditions) = (mode.as_deref().map(parse_mode).transpose()?, Conditions::of(&headers, &Method::PUT)?);
+    if is_archive && mode.is_some() {
+        return Err(Problem::field("mode", "must be left out: an archive says what modes its files have").into());
+    }
+    let (path, follow) = (at.path, follow.unwrap_or(true));
     let session = of(&app, &actor, &at.session, Purpose::Use).await?;
-    let write = async {
+    let work = async {
         let (_one, content) = upload(&app, &actor, body).await?;
-        let wanted = files::Upload { path: at.path, follow, mode, conditions, content };
-        files::write(&app, &actor, &at.session, wanted).await
+        if is_archive {
+            let incoming = Incoming { path, follow, conditions, content };
+            let Unpacked { is_new, entries, bytes, left_out } =
+                archives::unpack(&app, &actor, &at.session, incoming).await?;
+            let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+            let unpacked = workspace::Unpacked { entries, size_bytes: bytes, left_out };
+            return Ok((status, axum::Json(unpacked)).into_response());
+        }
+        let wanted = files::Upload { path, follow, mode, conditions, content };
+        let written = files::write(&app, &actor, &at.session, wanted).await?;
+        let status = if written.is_new { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
+        Ok((status, validators(&written.version)).into_response())
     };
-    let written = lease.on(session, write).await?;
-    let status = if written.is_new { StatusCode::CREATED } else { StatusCode::NO_CONTENT };
-    Ok((status, validators(&written.version)).into_response())
+    lease.on(session, work).await
+}
+
+/// Whether a body of this media type is an archive.
+fn is_tar(content_type: &HeaderValue) -> bool {
+    let essence = content_type.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(TAR.as_bytes())
 }
 
 /// Permission bits, in octal digits.
@@ -203,45 +223,54 @@ async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The workspace as of a checkpoint: list it.
+/// The workspace as of a checkpoint: list it, or get it as a tar.
 #[utoipa::path(get, path = "/sessions/{id}/checkpoints/{n}/files", tag = "checkpoints",
     params(("id" = String, Path, description = "Id or name"),
            ("n" = String, Path, description = "A number, a label, or `now`"), ReadFile),
-    responses((status = 200, body = Listing), Problems))]
-async fn saved_root(
-    State(app): State<Shared>,
-    Caller(actor): Caller,
-    at: FilePath,
-    Query(query): Query<ReadFile>,
-    headers: HeaderMap,
-) -> Result<Response, Failure> {
-    let looked = checkpoints::look(&app, &actor, &at.session, &at.version, wanted(&at, query)?).await?;
-    show(&at.path, looked, &headers)
+    responses((status = 200, content((Listing = "application/json"), (Vec<u8> = "application/x-tar"))), Problems))]
+async fn saved_root(State(app): State<Shared>, Caller(actor): Caller, asked: Asked) -> Result<Response, Failure> {
+    show(app, actor, asked).await
 }
 
-/// Read a file, or list a directory, as of a checkpoint. Conditions and a single range of bytes are heeded (RFC 9110).
+/// Read a file, or list a directory, as of a checkpoint, as `GET /sessions/{id}/files/{path}` does.
 #[utoipa::path(get, path = "/sessions/{id}/checkpoints/{n}/files/{*path}", tag = "checkpoints",
     params(("id" = String, Path, description = "Id or name"),
            ("n" = String, Path, description = "A number, a label, or `now`"),
            ("path" = String, Path, description = "From the workspace down, its bytes percent-encoded"), ReadFile),
-    responses((status = 200, content((Vec<u8> = "application/octet-stream"), (Listing = "application/json")),
+    responses((status = 200, content((Vec<u8> = "application/octet-stream"), (Listing = "application/json"),
+                                     (Vec<u8> = "application/x-tar")),
                headers(("Raworc-Kind" = String, description = "`file`, `directory` or `symlink`"))),
               (status = 206, description = "A part of the file", body = Vec<u8>, content_type = "application/octet-stream"),
               (status = 304, description = "It has not changed"), (status = 416, body = Problem,
                content_type = "application/problem+json", description = "The range has nothing of the file"), Problems))]
-async fn saved(
-    State(app): State<Shared>,
-    Caller(actor): Caller,
-    at: FilePath,
-    Query(query): Query<ReadFile>,
-    headers: HeaderMap,
-) -> Result<Response, Failure> {
-    let looked = checkpoints::look(&app, &actor, &at.session, &at.version, wanted(&at, query)?).await?;
-    show(&at.path, looked, &headers)
+async fn saved(State(app): State<Shared>, Caller(actor): Caller, asked: Asked) -> Result<Response, Failure> {
+    show(app, actor, asked).await
+}
+
+/// What is at a path of a workspace, or of a version of one, in the form that is wanted.
+async fn show(app: Shared, actor: Actor, (at, Query(query), method, headers): Asked) -> Result<Response, Failure> {
+    let session = of(&app, &actor, &at.session, Purpose::Read).await?;
+    let version = at.version.as_deref();
+    let is_tar = negotiate(&headers, &[JSON, BYTES, TAR]).is_ok_and(|wanted| wanted == TAR);
+    let mut answer = if is_tar {
+        let follow = query.follow.unwrap_or(true);
+        let found = archives::pack(&app, &actor, (&at.session, version), at.path, follow).await?;
+        let kind = if found.is_directory() { "directory" } else { "file" };
+        let body = if method == Method::HEAD { Body::empty() } else { found.body(&app, &actor).await? };
+        let headers = [(KIND, kind), (header::CONTENT_TYPE, TAR), (header::CACHE_CONTROL, REVALIDATE)];
+        (headers, [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")], body).into_response()
+    } else {
+        let look = wanted(&at, query)?;
+        let workspace = files::open(&app, &actor, &at.session, version).await?;
+        found(&at.path, trees::read(workspace, move |workspace| look.run(workspace)).await?, &headers)?
+    };
+    answer.headers_mut().append(header::VARY, HeaderValue::from_static("accept"));
+    answer.extensions_mut().insert(OfSession(session));
+    Ok(answer)
 }
 
 /// What was found, as an answer.
-fn show(path: &[u8], looked: Looked, headers: &HeaderMap) -> Result<Response, Failure> {
+fn found(path: &[u8], looked: Looked, headers: &HeaderMap) -> Result<Response, Failure> {
     match looked {
         Looked::Directory(page) => {
             let (path, path_bytes) = view::name(path.strip_prefix(b"/").unwrap_or(path));

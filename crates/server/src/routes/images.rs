@@ -1,7 +1,6 @@
 //! `/images`, and checkpoints on their way to other servers
 
-use std::io::{self, Write};
-use std::time::Duration;
+use std::io;
 
 use axum::Extension;
 use axum::body::Body;
@@ -13,9 +12,6 @@ use raworc_api::image::{
 };
 use raworc_api::page::Page;
 use raworc_api::problem::Problem;
-use tokio::io::{AsyncWriteExt as _, DuplexStream};
-use tokio::runtime::Handle;
-use tokio_util::io::ReaderStream;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -28,6 +24,7 @@ use crate::app::Shared;
 use crate::error::Failure;
 use crate::extract::{Caller, Json, Path, Query};
 use crate::lease::Lease;
+use crate::outgoing;
 use crate::verbs::check::page_limit;
 use crate::verbs::find::Purpose;
 use crate::verbs::{images, push};
@@ -35,10 +32,6 @@ use crate::view;
 
 /// What an archive is called among media types.
 const ARCHIVE: &str = "application/vnd.oci.image.layer.v1.tar";
-/// Bytes of an archive that are written ahead of who reads it.
-const EXPORT_BUFFER_BYTES: usize = 256 << 10;
-/// How long who reads an archive may take none of it, before it is given up: it holds a thread.
-const EXPORT_IDLE_MAX: Duration = Duration::from_secs(60);
 
 pub(super) fn routes() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
@@ -161,26 +154,7 @@ async fn export_checkpoint(
     let export = lease.on(session, push::export(&app, &actor, &id, &n)).await?;
     let left_out = export.left_out.to_string();
     let disposition = format!("attachment; filename=\"{}\"", export.file_name());
-    let thread = app.budgets.thread().await?;
-    let (read, write) = tokio::io::duplex(EXPORT_BUFFER_BYTES);
-    let reader = Patient { pipe: write, runtime: Handle::current() };
-    let done = tokio::task::spawn_blocking(move || {
-        let _thread = thread;
-        export.write(reader)
-    });
-    // What ends early must not look as if it were whole.
-    let end = futures::stream::once(async move {
-        match done.await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "an export was cut off");
-                Some(Err(std::io::Error::other(error)))
-            }
-            Err(error) => Some(Err(std::io::Error::other(error))),
-        }
-    });
-    let end = futures::StreamExt::filter_map(end, std::future::ready);
-    let body = Body::from_stream(futures::StreamExt::chain(ReaderStream::new(read), end));
+    let body = outgoing::body(&app, move |out| export.write(out).map_err(io::Error::other)).await?;
     let headers = [
         (header::CONTENT_TYPE, ARCHIVE.to_owned()),
         (header::CONTENT_DISPOSITION, disposition),
@@ -188,21 +162,4 @@ async fn export_checkpoint(
         (HeaderName::from_static(LEFT_OUT_HEADER), left_out),
     ];
     Ok((headers, Extension(OfSession(session)), body).into_response())
-}
-
-/// Writes to whoever reads at the other end, for as long as that goes on.
-struct Patient {
-    pipe: DuplexStream,
-    runtime: Handle,
-}
-
-impl Write for Patient {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let write = tokio::time::timeout(EXPORT_IDLE_MAX, self.pipe.write(bytes));
-        self.runtime.block_on(write).map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "nobody reads it"))?
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -19,7 +19,6 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::check::Checks;
-use super::files::{Look, Looked};
 use super::find::{self, Purpose};
 use super::save;
 use crate::app::{Shared, blocking};
@@ -236,14 +235,19 @@ pub async fn layers(app: &Shared, session: SessionId, n: u64) -> Result<(Vec<Lay
     }
 }
 
-/// What is at a path in a version.
+/// A version of a workspace, to be looked into.
 ///
 /// # Errors
-/// 404 where there is nothing.
-pub async fn look(app: &Shared, actor: &Actor, id_or_name: &str, version: &str, look: Look) -> Result<Looked, Failure> {
+/// 404 where there is none.
+pub async fn open_version(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: &str,
+    version: &str,
+) -> Result<trees::Opened, Failure> {
     let row = session(app, actor, id_or_name).await?;
     let version = parse(app, &row, version).await?;
-    trees::read(open(app, &row, version).await?, move |workspace| look.run(workspace)).await
+    open(app, &row, version).await
 }
 
 /// A version of a workspace, as people name it.

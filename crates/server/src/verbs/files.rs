@@ -12,6 +12,7 @@ use raworc_store::{StoreError, audit};
 use raworc_workspace::{Entries, FileError, Found, Present, Version, Workspace, Write, Written, list};
 use serde_json::json;
 
+use super::checkpoints;
 use super::find::{self, Purpose};
 use crate::app::{Shared, blocking};
 use crate::change::Change;
@@ -59,13 +60,20 @@ impl Look {
     }
 }
 
-/// What is at a path.
+/// A workspace as it is now, or as of a version, to be looked into.
 ///
 /// # Errors
-/// 404 where there is nothing.
-pub async fn look(app: &Shared, actor: &Actor, id_or_name: &str, look: Look) -> Result<Looked, Failure> {
-    let row = session(app, actor, id_or_name, Purpose::Read).await?;
-    trees::read(trees::open_now(app, &row).await?, move |workspace| look.run(workspace)).await
+/// 404 where there is none.
+pub async fn open(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: &str,
+    version: Option<&str>,
+) -> Result<trees::Opened, Failure> {
+    match version {
+        Some(version) => checkpoints::open_version(app, actor, id_or_name, version).await,
+        None => trees::open_now(app, &session(app, actor, id_or_name, Purpose::Read).await?).await,
+    }
 }
 
 /// A file that is to be written.
@@ -115,7 +123,7 @@ pub async fn write(
 }
 
 /// Whether what is there is what conditions say.
-fn allow(conditions: &Conditions, present: Option<&Present<'_>>) -> Result<bool, FileError> {
+pub(super) fn allow(conditions: &Conditions, present: Option<&Present<'_>>) -> Result<bool, FileError> {
     if conditions.is_empty() {
         return Ok(true);
     }
@@ -153,13 +161,18 @@ pub async fn remove(
     note(app, actor, &row, "file.deleted", &removed).await
 }
 
-async fn session(app: &Shared, actor: &Actor, id_or_name: &str, purpose: Purpose) -> Result<SessionRow, Failure> {
+pub(super) async fn session(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: &str,
+    purpose: Purpose,
+) -> Result<SessionRow, Failure> {
     let mut connection = app.store.read().await?;
     find::session(&mut connection, actor, id_or_name, purpose).await
 }
 
 /// A session with a limit takes no more than that from outside, either.
-async fn refuse_over_quota(app: &Shared, row: &SessionRow, bytes: u64) -> Result<(), Failure> {
+pub(super) async fn refuse_over_quota(app: &Shared, row: &SessionRow, bytes: u64) -> Result<(), Failure> {
     let Some(limit) = app.ceilings.disk(row.settings.disk) else { return Ok(()) };
     let container = ContainerId { session: row.id, generation: row.machine.generation };
     if quotas::used(app, row, container).await?.saturating_add(bytes) <= limit.0 {
@@ -170,7 +183,7 @@ async fn refuse_over_quota(app: &Shared, row: &SessionRow, bytes: u64) -> Result
 }
 
 /// What has ended is kept as it is.
-fn refuse_ended(row: &SessionRow) -> Result<(), Failure> {
+pub(super) fn refuse_ended(row: &SessionRow) -> Result<(), Failure> {
     use raworc_core::session::Refused;
     if row.machine.deleted_at.is_some() {
         return Err(Refused::Deleted.into());
@@ -181,7 +194,13 @@ fn refuse_ended(row: &SessionRow) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn note(app: &Shared, actor: &Actor, row: &SessionRow, kind: &'static str, path: &[u8]) -> Result<(), Failure> {
+pub(super) async fn note(
+    app: &Shared,
+    actor: &Actor,
+    row: &SessionRow,
+    kind: &'static str,
+    path: &[u8],
+) -> Result<(), Failure> {
     let path = view::name(path.strip_prefix(b"/").unwrap_or(path));
     let mut data = json!({ "path": path.0 });
     if let Some(bytes) = path.1 {

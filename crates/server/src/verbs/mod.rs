@@ -3,6 +3,7 @@
 
 pub mod accounts;
 pub mod agents;
+pub mod archives;
 pub mod assign_agents;
 pub mod backups;
 pub mod cancel_message;

@@ -12,6 +12,10 @@ use crate::FileError;
 const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// What an entry takes as JSON beside its names, in bytes.
 const ENTRY_BYTES: usize = 160;
+/// What a name takes in memory beside its bytes, in bytes.
+const NAME_BYTES: usize = 32;
+/// So many names there is always room for.
+const NAMES_MIN: usize = 4;
 
 /// One entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,26 +49,7 @@ pub struct Entries {
 /// # Errors
 /// Where it cannot be read.
 pub fn list(directory: &OwnedFd, after: Option<&[u8]>, entries_max: usize) -> Result<Entries, FileError> {
-    let mut names: BinaryHeap<Vec<u8>> = BinaryHeap::new();
-    for entry in rustix::fs::Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if matches!(name, b"." | b"..") || after.is_some_and(|after| name <= after) {
-            continue;
-        }
-        // One more than a page has, to know whether there is another.
-        if names.len() > entries_max {
-            match names.peek_mut() {
-                Some(mut last) if name < last.as_slice() => *last = name.to_vec(),
-                _ => {}
-            }
-        } else {
-            names.push(name.to_vec());
-        }
-    }
-    let mut names = names.into_sorted_vec();
-    let mut has_more = names.len() > entries_max;
-    names.truncate(entries_max);
+    let (names, mut has_more) = names(directory, after, entries_max, usize::MAX)?;
     let (mut found, mut bytes, mut last) = (Entries::default(), 0, None);
     for name in names {
         if bytes > PAGE_BYTES_MAX {
@@ -81,6 +66,34 @@ pub fn list(directory: &OwnedFd, after: Option<&[u8]>, entries_max: usize) -> Re
     }
     found.next = last.filter(|_| has_more);
     Ok(found)
+}
+
+/// The first names of a directory after the name `after`, in their order, and whether there are more: at most `entries_max`, and no more
+/// than a few that take more than `bytes_max` together.
+pub(super) fn names(
+    directory: &OwnedFd,
+    after: Option<&[u8]>,
+    entries_max: usize,
+    bytes_max: usize,
+) -> Result<(Vec<Vec<u8>>, bool), FileError> {
+    let (mut found, mut bytes, mut has_more) = (BinaryHeap::<Vec<u8>>::new(), 0, false);
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if matches!(name, b"." | b"..") || after.is_some_and(|after| name <= after) {
+            continue;
+        }
+        if has_more && found.peek().is_some_and(|last| name > last.as_slice()) {
+            continue;
+        }
+        found.push(name.to_vec());
+        bytes += NAME_BYTES + name.len();
+        while found.len() > entries_max || (bytes > bytes_max && found.len() > NAMES_MIN) {
+            bytes -= found.pop().map_or(0, |name| NAME_BYTES + name.len());
+            has_more = true;
+        }
+    }
+    Ok((found.into_sorted_vec(), has_more))
 }
 
 /// What a name takes as JSON at most, in bytes: of control characters, six each.

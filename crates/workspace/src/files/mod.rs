@@ -1,7 +1,10 @@
 //! Files of one workspace.
 
+mod archive;
 mod list;
+mod pack;
 mod resolve;
+mod unpack;
 mod write;
 
 #[cfg(test)]
@@ -11,9 +14,13 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+pub use archive::{Measured, Unpacking, measure};
 pub use list::{Entries, Entry, list};
-use raworc_oci::Digest;
+pub use pack::{Packed, Packing};
+use raworc_core::link::AGENT_UID;
+use raworc_oci::{Digest, Ids};
 use rustix::fs::{FileType, OFlags, Stat, fstat, readlinkat};
+pub use unpack::{Unpacked, unpack_into};
 pub use write::{Allows, Write, Written};
 
 use crate::FileError;
@@ -39,6 +46,11 @@ pub struct Workspace {
 struct Owner(Option<u32>);
 
 impl Owner {
+    /// Which ids outside stand for which inside; none where there is no inside.
+    fn ids(self) -> Option<Ids> {
+        Some(Ids::based(self.0?.checked_sub(AGENT_UID)?))
+    }
+
     fn give(self, file: impl AsFd) -> Result<(), FileError> {
         if self.0.is_some() {
             std::os::unix::fs::fchown(file, self.0, self.0)?;

@@ -19,13 +19,15 @@ const LINKS_MAX: usize = 40;
 const STEPS_MAX: usize = 16 * 1024;
 /// How often a step is tried while someone keeps renaming what is on it.
 const STEP_TRIES: u32 = 16;
+/// Longest path that one system call takes, in bytes.
+const CALL_BYTES_MAX: usize = 4000;
+/// Nothing leads out of the directory that a step begins at, but what is mounted in it.
+pub(super) const BELOW: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 /// Nothing leads out of the directory that a step begins at.
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
+pub(super) const BENEATH: ResolveFlags = BELOW.union(ResolveFlags::NO_XDEV);
 /// A handle to what has a name, whatever it is: nothing is opened, so nothing blocks.
-const HANDLE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(super) const HANDLE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Something that has a name.
 #[derive(Debug)]
@@ -86,9 +88,19 @@ pub(super) fn check_name(path: &[u8]) -> Result<&[u8], FileError> {
 
 /// Opens a directory that `at` has by this name; no link is followed.
 pub(super) fn open_beneath(at: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    open_within(at, name, flags, BENEATH)
+}
+
+/// Opens what `at` has by this name, as far as `reach` lets it lead.
+pub(super) fn open_within(
+    at: BorrowedFd<'_>,
+    name: &[u8],
+    flags: OFlags,
+    reach: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
     let mut tries = 0;
     loop {
-        match openat2(at, name, flags | OFlags::CLOEXEC, Mode::empty(), BENEATH) {
+        match openat2(at, name, flags | OFlags::CLOEXEC, Mode::empty(), reach) {
             // Something was renamed meanwhile and the kernel could not be sure; openat2(2) says to try again.
             Err(Errno::AGAIN) if tries < STEP_TRIES => tries += 1,
             outcome => return outcome,
@@ -96,9 +108,31 @@ pub(super) fn open_beneath(at: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Re
     }
 }
 
+/// The directory at a path of any length, without links, from `root`.
+pub(super) fn descend(root: BorrowedFd<'_>, path: &[u8], reach: ResolveFlags) -> Result<OwnedFd, FileError> {
+    let (mut at, mut rest) = (clone(root)?, path);
+    while !rest.is_empty() {
+        let is_long = rest.len() > CALL_BYTES_MAX;
+        let cut = rest[..rest.len().min(CALL_BYTES_MAX)].iter().rposition(|byte| *byte == b'/').filter(|_| is_long);
+        let (head, tail) = cut.map_or((rest, &b""[..]), |cut| (&rest[..cut], &rest[cut + 1..]));
+        at = open_within(at.as_fd(), head, HANDLE | OFlags::DIRECTORY, reach)?;
+        rest = tail;
+    }
+    Ok(open_within(at.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY, reach)?)
+}
+
 /// What has a name in a directory, or nothing.
 pub(super) fn look(directory: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Node>, FileError> {
-    match open_beneath(directory, name, HANDLE) {
+    look_within(directory, name, BENEATH)
+}
+
+/// The same, as far as `reach` lets it lead.
+pub(super) fn look_within(
+    directory: BorrowedFd<'_>,
+    name: &[u8],
+    reach: ResolveFlags,
+) -> Result<Option<Node>, FileError> {
+    match open_within(directory, name, HANDLE, reach) {
         Ok(handle) => Ok(Some(Node { stat: fstat(&handle)?, handle })),
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),

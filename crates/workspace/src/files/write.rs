@@ -18,7 +18,7 @@ use crate::FileError;
 use crate::trash::BURY_FAILURES_MAX;
 
 /// How often a file is put in its place while a process in the container keeps making and removing its name.
-const PLACE_TRIES: u32 = 16;
+pub(super) const PLACE_TRIES: u32 = 16;
 /// The attributes of a file that its successor keeps, all names or one value, in bytes (Linux: `XATTR_LIST_MAX`).
 const ATTRIBUTE_BYTES_MAX: usize = 64 * 1024;
 /// Permission bits of a new file.
@@ -212,7 +212,7 @@ impl Drop for New {
     }
 }
 
-fn temporary_name() -> String {
+pub(super) fn temporary_name() -> String {
     format!(".raworc-{}", Uuid::new_v4().simple())
 }
 

@@ -88,6 +88,13 @@ pub struct Version {
     checkpoint: Option<String>,
 }
 
+impl Version {
+    /// What the checkpoint is called, if one is meant.
+    pub fn name(&self) -> Option<&str> {
+        self.checkpoint.as_deref()
+    }
+}
+
 /// Carries one out.
 pub async fn run(context: &Context, command: Files) -> Result<()> {
     match command {

@@ -8,6 +8,7 @@ use crate::failure::Result;
 mod agents;
 mod attached;
 mod change;
+mod cp;
 pub mod create;
 mod exec;
 pub mod files;
@@ -76,6 +77,7 @@ pub enum Session {
     /// List, read, write and delete files of a session's workspace.
     #[command(subcommand)]
     Files(files::Files),
+    Cp(cp::Cp),
     /// Run a command in a session, beside its conversation.
     Exec(exec::Exec),
     /// Open a terminal in a session.
@@ -108,6 +110,7 @@ pub async fn run(context: &Context, command: Session) -> Result<()> {
         Session::Delete(several) => change::delete(context, &several).await,
         Session::Agents(command) => agents::run(context, command).await,
         Session::Files(command) => files::run(context, command).await,
+        Session::Cp(args) => cp::run(context, args).await,
         Session::Exec(args) => exec::run(context, args).await,
         Session::Shell(args) => shell::run(context, args).await,
         Session::Terminals(named) => look::terminals(context, &named.session).await,

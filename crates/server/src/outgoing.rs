@@ -1,0 +1,64 @@
+//! Answers that are written by a thread while their client reads them, however long they are.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use axum::body::Body;
+use futures::StreamExt as _;
+use tokio::io::{AsyncWriteExt as _, DuplexStream};
+use tokio::runtime::Handle;
+use tokio_util::io::ReaderStream;
+
+use crate::app::Shared;
+use crate::error::Failure;
+
+/// Bytes that are written ahead of who reads.
+const BUFFER_BYTES: usize = 256 << 10;
+/// How long who reads may take none of it, before it is given up: it holds a thread.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// What `write` writes, as a body. Where it fails, or nobody reads, the body breaks off.
+///
+/// # Errors
+/// 503 where there is no thread for it.
+pub async fn body(
+    app: &Shared,
+    write: impl FnOnce(Patient) -> io::Result<()> + Send + 'static,
+) -> Result<Body, Failure> {
+    let thread = app.budgets.thread().await?;
+    let (read, pipe) = tokio::io::duplex(BUFFER_BYTES);
+    let writer = Patient { pipe, runtime: Handle::current() };
+    let done = tokio::task::spawn_blocking(move || {
+        let _thread = thread;
+        write(writer)
+    });
+    // What ends early must not look as if it were whole.
+    let end = futures::stream::once(async move {
+        match done.await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "an answer was cut off");
+                Some(Err(error))
+            }
+            Err(error) => Some(Err(io::Error::other(error))),
+        }
+    });
+    Ok(Body::from_stream(ReaderStream::new(read).chain(end.filter_map(std::future::ready))))
+}
+
+/// Writes to whoever reads at the other end, for as long as that goes on.
+pub struct Patient {
+    pipe: DuplexStream,
+    runtime: Handle,
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let write = tokio::time::timeout(IDLE_MAX, self.pipe.write(bytes));
+        self.runtime.block_on(write).map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "nobody reads it"))?
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! Directories of a workspace as archives, in both directions.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek as _};
+
+use axum::body::Body;
+use raworc_core::limits::{ARCHIVE_BYTES_MAX, ARCHIVE_ENTRIES_MAX};
+use raworc_core::permissions::Actor;
+use raworc_oci::Room;
+use raworc_workspace::{FileError, Measured, Packing, Present, Unpacked, Unpacking, Workspace, Workspaces, measure};
+
+use super::files::{allow, note, open, refuse_ended, refuse_over_quota, session};
+use super::find::Purpose;
+use crate::app::{Shared, blocking};
+use crate::conditions::Conditions;
+use crate::error::Failure;
+use crate::outgoing;
+use crate::trees::{self, Opened};
+
+/// How much of an archive is read at once, in bytes.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// What making an archive takes of the memory, in bytes: names, links, and what is gathered.
+const PACKING_BYTES: usize = 8 * 1024 * 1024;
+
+/// Something of a workspace that is to be written as a tar.
+pub struct Outgoing {
+    workspace: Opened,
+    packing: Packing,
+}
+
+impl Outgoing {
+    /// Whether it is a directory.
+    pub fn is_directory(&self) -> bool {
+        self.packing.is_directory()
+    }
+
+    /// The tar, as it is made.
+    ///
+    /// # Errors
+    /// 429 or 503 where there is no room for it.
+    pub async fn body(self, app: &Shared, actor: &Actor) -> Result<Body, Failure> {
+        let charge = app.budgets.answers.take(actor.account, PACKING_BYTES).await?;
+        let Self { workspace, packing } = self;
+        outgoing::body(app, move |out| {
+            let outcome = packing.write(out);
+            drop((workspace, charge));
+            outcome.map(drop).map_err(io::Error::other)
+        })
+        .await
+    }
+}
+
+/// What is at a path, as a tar.
+///
+/// # Errors
+/// 404 where there is nothing.
+pub async fn pack(
+    app: &Shared,
+    actor: &Actor,
+    (id_or_name, version): (&str, Option<&str>),
+    path: Vec<u8>,
+    follow: bool,
+) -> Result<Outgoing, Failure> {
+    let workspace = open(app, actor, id_or_name, version).await?;
+    let find = move || workspace.packing(&path, follow).map(|packing| Outgoing { workspace, packing });
+    Ok(blocking(find).await.map_err(FileError::Io)??)
+}
+
+/// An archive that is to be unpacked.
+pub struct Incoming<R> {
+    /// The directory, from the workspace down.
+    pub path: Vec<u8>,
+    /// Whether a link there is followed.
+    pub follow: bool,
+    /// What must hold of the directory.
+    pub conditions: Conditions,
+    /// The archive.
+    pub content: R,
+}
+
+/// Unpacks an archive into a directory.
+///
+/// # Errors
+/// 409 where something is in its way, 412 where there is not what the conditions say, 413 where it is too large, 422 where the
+/// archive cannot be used, or the path leads out of the workspace.
+pub async fn unpack(
+    app: &Shared,
+    actor: &Actor,
+    id_or_name: &str,
+    incoming: Incoming<impl Read + Send + 'static>,
+) -> Result<Unpacked, Failure> {
+    let row = session(app, actor, id_or_name, Purpose::Use).await?;
+    refuse_ended(&row)?;
+    let Incoming { path, follow, conditions, content } = incoming;
+    let unpacked_at = path.clone();
+    // As slowly as it comes, it holds nobody up; and nothing is changed before it is there, and is known to be one.
+    let shelf = app.trees.shelf.clone();
+    let (archive, measured) = blocking(move || receive(&shelf, content)).await.map_err(FileError::Io)??;
+    let turn = app.trees.turn(row.id).await;
+    // Others may have written, or raised its limit, before it was our turn.
+    let row = session(app, actor, &row.id.to_string(), Purpose::Use).await?;
+    refuse_over_quota(app, &row, measured.disk_bytes).await?;
+    let shelf = app.trees.shelf.clone();
+    let work = move |workspace: &Workspace| {
+        shelf.room().charge(measured.disk_bytes)?;
+        let has_begun = Cell::new(false);
+        let allows = |present: Option<&Present<'_>>| {
+            has_begun.set(allow(&conditions, present)?);
+            Ok(has_begun.get())
+        };
+        let archive = BufReader::with_capacity(BUFFER_BYTES, archive);
+        let outcome = workspace.unpack(&path, follow, archive, &unpacking(), &allows);
+        Ok((outcome, has_begun.get()))
+    };
+    let (outcome, has_begun) = trees::change(app, turn, work).await?;
+    if has_begun {
+        note(app, actor, &row, "file.written", &unpacked_at).await?;
+    }
+    outcome.map_err(|error| if has_begun { half_done(error) } else { error.into() })
+}
+
+fn unpacking() -> Unpacking {
+    let (bytes_max, entries_max) = (ARCHIVE_BYTES_MAX, ARCHIVE_ENTRIES_MAX);
+    Unpacking { bytes_max, entries_max, mode_mask: 0o7777, name: None }
+}
+
+/// The archive, when it is there and has been looked through.
+fn receive(shelf: &Workspaces, content: impl Read) -> Result<(File, Measured), FileError> {
+    let mut archive = shelf.spool(&mut Charged { content, room: shelf.room() }, ARCHIVE_BYTES_MAX)?;
+    let measured = measure(BufReader::with_capacity(BUFFER_BYTES, &archive), &unpacking())?;
+    archive.rewind()?;
+    Ok((archive, measured))
+}
+
+/// What comes only for as long as there is room for it.
+struct Charged<R> {
+    content: R,
+    room: Room,
+}
+
+impl<R: Read> Read for Charged<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.content.read(buffer)?;
+        self.room.charge(count as u64)?;
+        Ok(count)
+    }
+}
+
+/// Says that not all has been left as it was.
+fn half_done(error: FileError) -> Failure {
+    let is_full = matches!(error, FileError::DiskFull);
+    let mut problem = Failure::from(error).into_problem();
+    if is_full {
+        problem.detail = "the disk is full, or the session has what it may take of it".to_owned();
+    }
+    problem.detail.push_str("; what comes before that in the archive is unpacked, and the rest is not");
+    problem.into()
+}

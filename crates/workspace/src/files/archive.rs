@@ -1,0 +1,169 @@
+//! Archives that are to be unpacked, entry by entry: nothing of them is believed.
+
+use std::io::Read;
+
+use raworc_oci::Error;
+use raworc_oci::entries::{self, Found, HOLE_BYTES, Kind, Reader};
+
+use super::pack::PATH_BYTES_MAX;
+use crate::FileError;
+use crate::layers::ENTRY_BYTES_MIN;
+
+/// How much is read at once, in bytes.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// How much of a path is shown, in bytes.
+const SHOWN_BYTES_MAX: usize = 256;
+
+/// How an archive is unpacked.
+#[derive(Clone, Debug)]
+pub struct Unpacking {
+    /// Most bytes of the archive, and of what it takes on the disk.
+    pub bytes_max: u64,
+    /// Most entries.
+    pub entries_max: u64,
+    /// The permission bits that are kept.
+    pub mode_mask: u32,
+    /// What the one file or link in the archive is called here.
+    pub name: Option<Vec<u8>>,
+}
+
+/// What an archive would take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Entries.
+    pub entries: u64,
+    /// Bytes on the disk, at most.
+    pub disk_bytes: u64,
+}
+
+/// Reads an archive to its end, and says what it would take.
+///
+/// # Errors
+/// Where it cannot be used.
+pub fn measure(archive: impl Read, how: &Unpacking) -> Result<Measured, FileError> {
+    let mut source = Source::new(archive, how);
+    let mut measured = Measured::default();
+    while let Some((found, _)) = source.next()? {
+        measured.entries += 1;
+        let mut bytes = ENTRY_BYTES_MIN;
+        if found.kind == Kind::File {
+            if i64::try_from(found.size).is_err() {
+                return Err(FileError::TooLarge);
+            }
+            source.content(&found, |data, _| {
+                bytes += data.len() as u64;
+                Ok(())
+            })?;
+            bytes = bytes.max(found.segments.as_deref().map_or(0, entries::on_disk));
+        }
+        measured.disk_bytes = measured.disk_bytes.saturating_add(bytes);
+        if measured.disk_bytes > how.bytes_max {
+            return Err(FileError::TooLarge);
+        }
+    }
+    Ok(measured)
+}
+
+/// An archive, entry by entry, each of which may be unpacked.
+pub(super) struct Source<'a, R: Read> {
+    reader: Reader<R>,
+    how: &'a Unpacking,
+    entries: u64,
+    buffer: Vec<u8>,
+}
+
+impl<'a, R: Read> Source<'a, R> {
+    pub(super) fn new(archive: R, how: &'a Unpacking) -> Self {
+        Self { reader: Reader::new(archive, how.bytes_max), how, entries: 0, buffer: vec![0; BUFFER_BYTES] }
+    }
+
+    /// The next entry, and its clean path: empty for the directory itself.
+    pub(super) fn next(&mut self) -> Result<Option<(Found, Vec<u8>)>, FileError> {
+        let Some(found) = self.reader.next_entry().map_err(bad)? else {
+            let cut_off = || FileError::BadArchive("it has no end, so it may have been cut off".into());
+            return if self.reader.has_end() { Ok(None) } else { Err(cut_off()) };
+        };
+        self.entries += 1;
+        if self.entries > self.how.entries_max {
+            return Err(FileError::TooLarge);
+        }
+        let mut path = clean(&found.path)?;
+        if path.is_empty() && found.kind != Kind::Directory {
+            return Err(bad_path(&found.path, "is no name"));
+        }
+        if found.kind == Kind::Symlink && (found.link.is_empty() || found.link.contains(&0)) {
+            return Err(bad_path(&found.path, "is a link that leads nowhere"));
+        }
+        if let Some(name) = &self.how.name {
+            if path.contains(&b'/') || self.entries > 1 {
+                return Err(bad_path(&path, "was not expected: the archive should have one file"));
+            }
+            path.clone_from(name);
+        }
+        Ok(Some((found, path)))
+    }
+
+    /// Gives what a file has to `take`, with where it belongs; what is zeros is no data.
+    pub(super) fn content(
+        &mut self,
+        found: &Found,
+        mut take: impl FnMut(&[u8], u64) -> Result<(), FileError>,
+    ) -> Result<(), FileError> {
+        let whole = [(0, found.size)];
+        for (start, length) in found.segments.as_deref().unwrap_or(&whole) {
+            let (mut at, end) = (*start, start.saturating_add(*length));
+            while at < end {
+                // Up to a boundary of a block, so that all blocks but the first and the last are looked at whole.
+                let room = self.buffer.len() as u64 - at % HOLE_BYTES;
+                let wanted = usize::try_from((end - at).min(room)).unwrap_or(self.buffer.len());
+                let mut filled = 0;
+                while filled < wanted {
+                    let count = self.reader.read_data(&mut self.buffer[filled..wanted]).map_err(bad)?;
+                    if count == 0 {
+                        return Err(FileError::BadArchive("it ends in the middle of a file".into()));
+                    }
+                    filled += count;
+                }
+                let first = usize::try_from(HOLE_BYTES - at % HOLE_BYTES).unwrap_or(wanted);
+                for (offset, data) in entries::runs_of_data(&self.buffer[..wanted], first) {
+                    take(data, at + offset as u64)?;
+                }
+                at += wanted as u64;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A path in which each place has one spelling; empty for the directory itself. An absolute one begins there, too.
+pub(super) fn clean(path: &[u8]) -> Result<Vec<u8>, FileError> {
+    if path.is_empty() || path.contains(&0) || path.len() > PATH_BYTES_MAX {
+        return Err(bad_path(path, "is no name that a file can have"));
+    }
+    let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
+    if names.contains(&&b".."[..]) {
+        return Err(bad_path(path, "leads upwards"));
+    }
+    Ok(names.join(&b'/'))
+}
+
+fn shown(path: &[u8]) -> String {
+    format!("{:?}", String::from_utf8_lossy(&path[..path.len().min(SHOWN_BYTES_MAX)]))
+}
+
+pub(super) fn conflict(path: &[u8], why: &str) -> FileError {
+    FileError::Conflict(format!("{} {why}", shown(path)))
+}
+
+pub(super) fn bad_path(path: &[u8], why: &str) -> FileError {
+    FileError::BadArchive(format!("{} {why}", shown(path)))
+}
+
+fn bad(error: Error) -> FileError {
+    match error {
+        Error::Io(error) => error.into(),
+        Error::TooLarge(_) => FileError::TooLarge,
+        Error::BadArchive(why) => FileError::BadArchive(why),
+        other => FileError::BadArchive(other.to_string()),
+    }
+}

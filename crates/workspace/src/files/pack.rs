@@ -1,0 +1,426 @@
+//! From a directory, a file or a link to a tar that GNU tar, bsdtar and busybox read, whatever changes meanwhile.
+//!
+//! Memory is bounded: by [`NAMES_BYTES_MAX`] for names, and by [`LINKS_BYTES_MAX`] for files with several names.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use raworc_core::link::AGENT_UID;
+use raworc_oci::Ids;
+use raworc_oci::entries::{self, EntryType, Records, acl};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat};
+use rustix::io::Errno;
+
+use super::list::names;
+use super::resolve::{BELOW, BENEATH, HANDLE, Manner, Node, check_path, descend, look_within, open_within, resolve};
+use super::{Place, Workspace, modified};
+use crate::FileError;
+
+/// How much is gathered before it is written on, in bytes.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// Names that are kept at once, of all directories on the way, in bytes; those beyond are looked for again.
+const NAMES_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Paths of files that have names still to come, in bytes. Those beyond are written once for each name.
+const LINKS_BYTES_MAX: usize = 6 * 1024 * 1024;
+/// What a file with several names takes in memory beside its path, in bytes.
+const LINK_BYTES: usize = 64;
+/// Longest path in a tar, in bytes.
+pub(super) const PATH_BYTES_MAX: usize = 64 * 1024;
+/// Holes of a file that are written as zeros, in bytes: every reader understands that. More are told in the way of GNU tar.
+const HOLES_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// One value of an attribute, or all names, in bytes (Linux: `XATTR_SIZE_MAX`).
+const ATTRIBUTE_BYTES_MAX: usize = 64 * 1024;
+/// All attributes of a file, in bytes.
+const ATTRIBUTES_BYTES_MAX: usize = 512 * 1024;
+
+/// What is to be written as a tar.
+#[derive(Debug)]
+pub struct Packing {
+    place: Place,
+    /// What a file or link is called in the tar.
+    name: Vec<u8>,
+    /// Those of the agents' user, to whom everything belongs then; without them, it belongs to whom it does here.
+    ids: Option<Ids>,
+    reach: ResolveFlags,
+}
+
+/// What a tar has in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// Entries.
+    pub entries: u64,
+    /// Bytes of files.
+    pub bytes: u64,
+    /// Sockets, devices and attributes that have no form in a tar.
+    pub left_out: u64,
+}
+
+impl Workspace {
+    /// What is at `path`, to be written as a tar. Symbolic links are followed inside the workspace, the last name only where
+    /// `follow` says so.
+    ///
+    /// # Errors
+    /// Where there is nothing, or nothing that a tar has.
+    pub fn packing(&self, path: &[u8], follow: bool) -> Result<Packing, FileError> {
+        let path = check_path(path)?;
+        let place = resolve(self.root(), path, Manner { follow, make: None })?;
+        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
+        Packing::new(place, name, self.owner.ids(), BENEATH)
+    }
+}
+
+impl Packing {
+    fn new(place: Place, name: Vec<u8>, ids: Option<Ids>, reach: ResolveFlags) -> Result<Self, FileError> {
+        match place.node.as_ref().ok_or(FileError::NotFound)?.kind() {
+            FileType::Directory | FileType::RegularFile | FileType::Symlink => {}
+            _ => return Err(FileError::WrongKind("it is neither a file nor a directory")),
+        }
+        Ok(Self { place, name, ids, reach })
+    }
+
+    /// What is at a path of this machine; a file or link is called `name` in the tar.
+    ///
+    /// # Errors
+    /// As [`Workspace::packing`].
+    pub fn local(path: &Path, follow: bool, name: &[u8]) -> Result<Self, FileError> {
+        let flags = if follow { HANDLE - OFlags::NOFOLLOW } else { HANDLE };
+        let handle = openat(CWD, path, flags, Mode::empty())?;
+        let node = Node { stat: fstat(&handle)?, handle };
+        let (directory, inner) = match node.kind() {
+            FileType::Directory => (node.handle.try_clone()?, b".".to_vec()),
+            _ => {
+                use std::os::unix::ffi::OsStrExt as _;
+                let path = if follow { path.canonicalize()? } else { path.to_owned() };
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let flags = (HANDLE - OFlags::NOFOLLOW) | OFlags::DIRECTORY;
+                let inner = path.file_name().unwrap_or_default().as_bytes().to_vec();
+                (openat(CWD, parent, flags, Mode::empty())?, inner)
+            }
+        };
+        Self::new(Place { directory, name: inner, node: Some(node) }, name.to_vec(), None, BELOW)
+    }
+
+    /// Whether it is a directory.
+    pub fn is_directory(&self) -> bool {
+        self.place.node.as_ref().is_some_and(|node| node.kind() == FileType::Directory)
+    }
+
+    /// Writes it: of a directory, what is in it, below `./`. What changes meanwhile is in it as it was before or after, or as a
+    /// mixture, but the tar is a valid one.
+    ///
+    /// # Errors
+    /// Where it cannot be read or written. What has been written then is no tar.
+    pub fn write(self, out: impl Write) -> Result<Packed, FileError> {
+        let Self { place, name, ids, reach } = self;
+        let mut packer = Packer {
+            out: BufWriter::with_capacity(BUFFER_BYTES, out),
+            ids,
+            reach,
+            links: HashMap::new(),
+            links_bytes: 0,
+            names_bytes: 0,
+            buffer: vec![0; BUFFER_BYTES],
+            list: vec![0; ATTRIBUTE_BYTES_MAX],
+            done: Packed::default(),
+        };
+        let node = place.node.as_ref().ok_or(FileError::NotFound)?;
+        if node.kind() == FileType::Directory {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+            packer.tree(&open_within(place.directory.as_fd(), &place.name, flags, reach)?)?;
+        } else {
+            packer.leaf(place.directory.as_fd(), &place.name, &name, node)?;
+        }
+        // Two empty blocks are the end.
+        packer.out.write_all(&[0; 1024])?;
+        packer.out.flush()?;
+        Ok(packer.done)
+    }
+}
+
+struct Packer<W: Write> {
+    out: BufWriter<W>,
+    ids: Option<Ids>,
+    reach: ResolveFlags,
+    /// Files that have names still to come, by device and inode.
+    links: HashMap<(u64, u64), Linked>,
+    links_bytes: usize,
+    names_bytes: usize,
+    buffer: Vec<u8>,
+    /// Names of attributes.
+    list: Vec<u8>,
+    done: Packed,
+}
+
+/// Where a file was written first, and how many names are still to come.
+type Linked = (Box<[u8]>, u64);
+
+/// A directory on the way.
+struct Level {
+    /// How much of the path leads to it.
+    path_bytes: usize,
+    names: std::vec::IntoIter<Vec<u8>>,
+    /// What the names take of those that may be kept, in bytes.
+    names_bytes: usize,
+    last: Option<Vec<u8>>,
+    has_more: bool,
+}
+
+impl<W: Write> Packer<W> {
+    fn tree(&mut self, root: &OwnedFd) -> Result<(), FileError> {
+        self.directory(root.as_fd(), b"./", &fstat(root)?)?;
+        let (mut path, mut at) = (Vec::new(), root.try_clone()?);
+        let mut levels = vec![Level::new(0)];
+        while let Some(level) = levels.last_mut() {
+            let Some(name) = self.next(level, &at)? else {
+                self.names_bytes -= level.names_bytes;
+                levels.pop();
+                let Some(above) = levels.last_mut() else { break };
+                path.truncate(above.path_bytes);
+                // By its names: someone may have moved it meanwhile, and the way up would lead elsewhere.
+                match descend(root.as_fd(), path.strip_suffix(b"/").unwrap_or(&path), self.reach) {
+                    Ok(directory) => at = directory,
+                    // It is gone, with all that was still to come of it.
+                    Err(_) => above.end(),
+                }
+                continue;
+            };
+            let from = path.len();
+            path.extend_from_slice(&name);
+            if path.len() >= PATH_BYTES_MAX {
+                return Err(FileError::TooDeep);
+            }
+            match self.visit(&at, &name, &mut path)? {
+                Some(inner) => {
+                    levels.push(Level::new(path.len()));
+                    at = inner;
+                }
+                None => path.truncate(from),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what has a name; a directory is returned, and its path ends in a slash then.
+    fn visit(&mut self, at: &OwnedFd, name: &[u8], path: &mut Vec<u8>) -> Result<Option<OwnedFd>, FileError> {
+        let Some(node) = look_within(at.as_fd(), name, self.reach)? else { return Ok(None) };
+        if node.kind() != FileType::Directory {
+            self.leaf(at.as_fd(), name, path, &node)?;
+            return Ok(None);
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        match open_within(at.as_fd(), name, flags, self.reach) {
+            Ok(inner) => {
+                path.push(b'/');
+                self.directory(inner.as_fd(), path, &fstat(&inner)?)?;
+                Ok(Some(inner))
+            }
+            Err(error) if is_gone(error) => Ok(None),
+            Err(error) => Err(named(path, error)),
+        }
+    }
+
+    fn next(&mut self, level: &mut Level, directory: &OwnedFd) -> Result<Option<Vec<u8>>, FileError> {
+        if level.names.len() == 0 && level.has_more {
+            self.names_bytes -= level.names_bytes;
+            // Half of what is left, so that directories further down have some, too.
+            let bytes_max = NAMES_BYTES_MAX.saturating_sub(self.names_bytes) / 2;
+            let (found, has_more) = names(directory, level.last.as_deref(), usize::MAX, bytes_max)?;
+            level.names_bytes = found.iter().map(|name| name.len() + LINK_BYTES).sum();
+            self.names_bytes += level.names_bytes;
+            (level.last, level.has_more) = (found.last().cloned(), has_more);
+            level.names = found.into_iter();
+        }
+        Ok(level.names.next())
+    }
+
+    fn directory(&mut self, directory: BorrowedFd<'_>, path: &[u8], stat: &Stat) -> Result<(), FileError> {
+        let mut stat = *stat;
+        let records = self.attributes(directory, &mut stat);
+        self.entry(EntryType::Directory, path, b"", &stat, 0, records)
+    }
+
+    /// Writes what is no directory; what a tar does not have is counted.
+    fn leaf(&mut self, at: BorrowedFd<'_>, name: &[u8], path: &[u8], node: &Node) -> Result<(), FileError> {
+        let stat = &node.stat;
+        if let Some(first) = self.known(stat) {
+            return self.entry(EntryType::Link, path, &first, stat, 0, Records::default());
+        }
+        match node.kind() {
+            FileType::Symlink => {
+                let target = readlinkat(&node.handle, "", Vec::new())?;
+                self.entry(EntryType::Symlink, path, target.as_bytes(), stat, 0, Records::default())?;
+            }
+            FileType::Fifo => self.entry(EntryType::Fifo, path, b"", stat, 0, Records::default())?,
+            FileType::RegularFile => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+                let file = match open_within(at, name, flags, self.reach) {
+                    Ok(file) => File::from(file),
+                    Err(error) if is_gone(error) => return Ok(()),
+                    Err(error) => return Err(named(path, error)),
+                };
+                let now = fstat(&file)?;
+                if !FileType::from_raw_mode(now.st_mode).is_file() {
+                    return Ok(());
+                }
+                self.file(file, path, &now)?;
+                self.remember(&now, path);
+                return Ok(());
+            }
+            _ => {
+                self.done.left_out += 1;
+                return Ok(());
+            }
+        }
+        self.remember(stat, path);
+        Ok(())
+    }
+
+    /// Where this file was written already.
+    fn known(&mut self, stat: &Stat) -> Option<Box<[u8]>> {
+        let id = (stat.st_dev, stat.st_ino);
+        let (first, left) = self.links.get_mut(&id)?;
+        let first = first.clone();
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            self.links.remove(&id);
+            self.links_bytes -= first.len() + LINK_BYTES;
+        }
+        Some(first)
+    }
+
+    fn remember(&mut self, stat: &Stat, path: &[u8]) {
+        let bytes = path.len() + LINK_BYTES;
+        if stat.st_nlink > 1 && self.links_bytes + bytes <= LINKS_BYTES_MAX {
+            #[allow(clippy::useless_conversion, reason = "it is another type on other machines")]
+            let left = u64::from(stat.st_nlink) - 1;
+            self.links.insert((stat.st_dev, stat.st_ino), (path.into(), left));
+            self.links_bytes += bytes;
+        }
+    }
+
+    fn file(&mut self, mut file: File, path: &[u8], stat: &Stat) -> Result<(), FileError> {
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        self.done.bytes += size;
+        let mut stat = *stat;
+        let mut records = self.attributes(file.as_fd(), &mut stat);
+        let stat = &stat;
+        let on_disk = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+        let is_sparse = size.saturating_sub(on_disk) > HOLES_BYTES_MAX;
+        let segments = if is_sparse { entries::segments(&file, size).map_err(io::Error::other)? } else { None };
+        let Some(segments) = segments else {
+            self.entry(EntryType::Regular, path, b"", stat, size, records)?;
+            self.copy(&mut file, size)?;
+            return Ok(entries::pad(&mut self.out, size)?);
+        };
+        let mut map = entries::encode(&segments);
+        map.resize(map.len() + usize::try_from(entries::padding(map.len() as u64)).unwrap_or(0), 0);
+        let data = map.len() as u64 + segments.iter().map(|(_, length)| length).sum::<u64>();
+        for (key, value) in [("major", "1"), ("minor", "0"), ("realsize", &size.to_string())] {
+            records.add(format!("GNU.sparse.{key}").as_bytes(), value.as_bytes());
+        }
+        records.add(b"GNU.sparse.name", path);
+        self.entry(EntryType::Regular, &entries::sparse_name(path), b"", stat, data, records)?;
+        self.out.write_all(&map)?;
+        for (start, length) in segments {
+            file.seek(SeekFrom::Start(start))?;
+            self.copy(&mut file, length)?;
+        }
+        Ok(entries::pad(&mut self.out, data)?)
+    }
+
+    /// As many bytes as were announced: of a file that has become shorter meanwhile, the rest is zeros.
+    fn copy(&mut self, file: &mut File, size: u64) -> Result<(), FileError> {
+        let mut left = size;
+        while left > 0 {
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            let mut count = match file.read(&mut self.buffer[..wanted]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                outcome => outcome?,
+            };
+            if count == 0 {
+                self.buffer[..wanted].fill(0);
+                count = wanted;
+            }
+            self.out.write_all(&self.buffer[..count])?;
+            left -= count as u64;
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        kind: EntryType,
+        path: &[u8],
+        link: &[u8],
+        stat: &Stat,
+        size: u64,
+        records: Records,
+    ) -> Result<(), FileError> {
+        self.done.entries += 1;
+        let (uid, gid) = self.ids.map_or((stat.st_uid, stat.st_gid), |_| (AGENT_UID, AGENT_UID));
+        let (mode, mtime) = (stat.st_mode & 0o7777, modified(stat));
+        let entry = entries::Entry { kind, path, link, mode, uid, gid, mtime, size, records };
+        Ok(entries::write_header(&mut self.out, entry)?)
+    }
+
+    /// The attributes that go along: those of users, as far as they can be read, and access control lists. Without these, a mode gives the
+    /// group nothing: its bits are of all that the list speaks of.
+    fn attributes(&mut self, file: BorrowedFd<'_>, stat: &mut Stat) -> Records {
+        let mut records = Records::default();
+        let count = flistxattr(file, &mut self.list[..]).unwrap_or(0);
+        let mut names: Vec<&[u8]> = self.list[..count].split(|byte| *byte == 0).filter(|name| is_kept(name)).collect();
+        names.sort_unstable();
+        let mut value = vec![0; if names.is_empty() { 0 } else { ATTRIBUTE_BYTES_MAX }];
+        for name in names {
+            if let Some(record) = acl::record_of(name) {
+                let count = fgetxattr(file, name, &mut value[..]).unwrap_or(0);
+                match self.ids.and_then(|ids| acl::to_text(&value[..count], ids)) {
+                    Some(text) => records.add(record, text.as_bytes()),
+                    None => {
+                        stat.st_mode &= !acl::GROUP_BITS;
+                        self.done.left_out += 1;
+                    }
+                }
+                continue;
+            }
+            match fgetxattr(file, name, &mut value[..]) {
+                // A name with an equals sign has no form in a tar.
+                Ok(count) if !name.contains(&b'=') && records.bytes() + name.len() + count < ATTRIBUTES_BYTES_MAX => {
+                    records.add(&[b"SCHILY.xattr.", name].concat(), &value[..count]);
+                }
+                Err(Errno::NODATA) => {}
+                _ => self.done.left_out += 1,
+            }
+        }
+        records
+    }
+}
+
+impl Level {
+    fn new(path_bytes: usize) -> Self {
+        Self { path_bytes, names: Vec::new().into_iter(), names_bytes: 0, last: None, has_more: true }
+    }
+
+    fn end(&mut self) {
+        (self.names, self.has_more) = (Vec::new().into_iter(), false);
+    }
+}
+
+/// It has gone, or become something else, since it was looked at.
+fn is_gone(error: Errno) -> bool {
+    matches!(error, Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::NOTDIR)
+}
+
+fn named(path: &[u8], error: Errno) -> FileError {
+    let error = io::Error::from(error);
+    let text = format!("{:?}: {error}", String::from_utf8_lossy(path));
+    FileError::Io(io::Error::new(error.kind(), text))
+}
+
+/// Whether an attribute goes along.
+pub(super) fn is_kept(name: &[u8]) -> bool {
+    acl::record_of(name).is_some() || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
+}

@@ -1,0 +1,396 @@
+//! From a tar to what is beneath a directory. No link is followed and nothing leads out, whatever the archive says and whoever
+//! changes the directory meanwhile.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+
+use raworc_oci::Ids;
+use raworc_oci::entries::{Found, Kind, acl};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{
+    chmodat, chownat, fchmod, fremovexattr, fsetxattr, fstat, futimens, linkat, mknodat, renameat, symlinkat, syncfs,
+};
+use rustix::fs::{unlinkat, utimensat};
+use rustix::io::Errno;
+
+use super::archive::{Source, Unpacking, bad_path, clean, conflict};
+use super::pack::is_kept;
+use super::resolve::{BELOW, HANDLE, Manner, check_path, descend, look_within, make_directory, open_within, resolve};
+use super::write::{Allows, New, PLACE_TRIES, temporary_name};
+use super::{Moment, Owner, Present, Workspace};
+use crate::FileError;
+use crate::layers::DEPTH_MAX;
+
+/// What was unpacked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unpacked {
+    /// The directory is new.
+    pub is_new: bool,
+    /// Files, directories and links.
+    pub entries: u64,
+    /// Bytes of files.
+    pub bytes: u64,
+    /// Devices, kinds of entries that mean nothing here, and attributes that cannot be kept.
+    pub left_out: u64,
+}
+
+impl Workspace {
+    /// Unpacks an archive into the directory at `path`, which is made where it is missing. What is there already stays, unless
+    /// the archive has something of the same name.
+    ///
+    /// # Errors
+    /// Where the archive cannot be used, or something is in its way; then what came before that is there.
+    pub fn unpack(
+        &self,
+        path: &[u8],
+        follow: bool,
+        archive: impl Read,
+        how: &Unpacking,
+        allows: Allows<'_>,
+    ) -> Result<Unpacked, FileError> {
+        let path = check_path(path)?;
+        // Before directories are made for it.
+        let place = match resolve(self.root(), path, Manner { follow, make: None }) {
+            Err(FileError::NotFound) => None,
+            outcome => Some(outcome?),
+        };
+        let node = place.as_ref().and_then(|place| place.node.as_ref());
+        if node.is_some_and(|node| node.kind() != FileType::Directory) {
+            return Err(FileError::WrongKind("it is no directory, and an archive is unpacked into one"));
+        }
+        if !allows(place.as_ref().and_then(Present::at).as_ref())? {
+            return Err(FileError::Stale);
+        }
+        let place = resolve(self.root(), path, Manner { follow, make: Some(self.owner) })?;
+        let is_new = place.node.is_none();
+        let directory = match is_new {
+            true => make_directory(place.directory.as_fd(), &place.name, self.owner)?,
+            false => place.open_directory()?,
+        };
+        let unpacked = Unpacker::new(directory.as_fd(), self.owner, how, is_new).run(archive)?;
+        syncfs(&directory)?;
+        Ok(unpacked)
+    }
+}
+
+/// Unpacks an archive into an open directory of this machine, as whoever does it; `is_new` says that the directory is to be what the
+/// archive says it is.
+///
+/// # Errors
+/// As [`Workspace::unpack`].
+pub fn unpack_into(
+    directory: &OwnedFd,
+    is_new: bool,
+    archive: impl Read,
+    how: &Unpacking,
+) -> Result<Unpacked, FileError> {
+    Unpacker::new(directory.as_fd(), Owner(None), how, is_new).run(archive)
+}
+
+/// A directory that what comes may be in.
+struct Inside {
+    path: Vec<u8>,
+    /// Device and inode, by which it is known when it is left.
+    id: (u64, u64),
+    /// What it is to be when all is in it, where the archive says so.
+    described: Option<Described>,
+}
+
+/// What a file or directory is to be.
+struct Described {
+    mode: u32,
+    mtime: Moment,
+    /// The access control list of what will be made in a directory, which all that comes would inherit.
+    of_children: Option<Vec<u8>>,
+}
+
+struct Unpacker<'a> {
+    base: BorrowedFd<'a>,
+    owner: Owner,
+    how: &'a Unpacking,
+    /// Directories from the base down, and the last of them, open.
+    inside: Vec<Inside>,
+    current: Option<OwnedFd>,
+    done: Unpacked,
+}
+
+impl<'a> Unpacker<'a> {
+    fn new(base: BorrowedFd<'a>, owner: Owner, how: &'a Unpacking, is_new: bool) -> Self {
+        let done = Unpacked { is_new, ..Unpacked::default() };
+        Self { base, owner, how, inside: Vec::new(), current: None, done }
+    }
+
+    fn run(mut self, archive: impl Read) -> Result<Unpacked, FileError> {
+        let mut source = Source::new(archive, self.how);
+        let mut root = None;
+        while let Some((found, path)) = source.next()? {
+            if matches!(found.kind, Kind::Device | Kind::Other) {
+                self.done.left_out += 1;
+                continue;
+            }
+            self.done.entries += 1;
+            if !path.is_empty() {
+                self.entry(&mut source, &found, path)?;
+            } else if self.done.is_new {
+                // What a directory was like where the archive was made says nothing of one that is here already.
+                root = Some(self.attributes(self.base, &found)?);
+            }
+        }
+        self.leave_all_but(b"")?;
+        if let Some(described) = root {
+            describe(self.base, &described)?;
+        }
+        Ok(self.done)
+    }
+
+    fn entry<R: Read>(&mut self, source: &mut Source<'_, R>, found: &Found, path: Vec<u8>) -> Result<(), FileError> {
+        let (parent, name) = split(&path);
+        let at = self.enter(parent)?;
+        let here = look_within(at.as_fd(), name, BELOW)?.map(|node| node.kind());
+        let is_link = here == Some(FileType::Symlink);
+        match (found.kind, here) {
+            (_, None | Some(FileType::Symlink)) | (Kind::Directory, Some(FileType::Directory)) => {}
+            (Kind::Directory, _) => return Err(conflict(&path, "is a directory in the archive, and none here")),
+            (_, Some(FileType::RegularFile)) => {}
+            (_, Some(FileType::Directory)) => {
+                return Err(conflict(&path, "is a directory here, and none in the archive"));
+            }
+            _ => return Err(conflict(&path, "is a pipe, a socket or a device here; delete it first")),
+        }
+        match found.kind {
+            Kind::Directory => {
+                let name = name.to_vec();
+                self.directory(&at, &name, path, found, is_link)
+            }
+            Kind::File => self.file(source, &at, (name, &path), found, here.is_some()),
+            _ => self.special(&at, (name, &path), found, here.is_some()),
+        }
+    }
+
+    /// The directory that an entry is in, made where it is missing.
+    fn enter(&mut self, path: &[u8]) -> Result<OwnedFd, FileError> {
+        self.leave_all_but(path)?;
+        let (mut at, mut done) = match (self.inside.last(), &self.current) {
+            (Some(last), Some(current)) => (current.try_clone()?, last.path.len()),
+            (Some(last), None) => (descend(self.base, &last.path, BELOW)?, last.path.len()),
+            (None, _) => (self.base.try_clone_to_owned()?, 0),
+        };
+        while done < path.len() {
+            let start = if done == 0 { 0 } else { done + 1 };
+            let end = path[start..].iter().position(|byte| *byte == b'/').map_or(path.len(), |slash| start + slash);
+            let name = &path[start..end];
+            at = match look_within(at.as_fd(), name, BELOW)? {
+                None => make_directory(at.as_fd(), name, self.owner)?,
+                Some(node) if node.kind() == FileType::Directory => node.handle,
+                Some(_) => {
+                    let why = "is in the way: something is to be beneath it, and no link is followed";
+                    return Err(conflict(&path[..end], why));
+                }
+            };
+            done = end;
+            self.push(path[..end].to_vec(), &at, None)?;
+        }
+        self.current = Some(at.try_clone()?);
+        Ok(at)
+    }
+
+    fn push(&mut self, path: Vec<u8>, directory: &OwnedFd, described: Option<Described>) -> Result<(), FileError> {
+        if self.inside.len() >= DEPTH_MAX {
+            return Err(FileError::TooDeep);
+        }
+        self.inside.push(Inside { path, id: id(directory)?, described });
+        Ok(())
+    }
+
+    /// Gives directories that nothing more is in their permissions and times.
+    fn leave_all_but(&mut self, path: &[u8]) -> Result<(), FileError> {
+        while let Some(last) = self.inside.pop_if(|last| !is_in(path, &last.path)) {
+            self.current = None;
+            let Some(described) = last.described else { continue };
+            // Someone may have moved it, and made another; that one is not meant.
+            match descend(self.base, &last.path, BELOW) {
+                Ok(directory) if id(&directory)? == last.id => describe(directory.as_fd(), &described)?,
+                Ok(_) | Err(FileError::NotFound | FileError::WrongKind(_) | FileError::Outside) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn directory(
+        &mut self,
+        at: &OwnedFd,
+        name: &[u8],
+        path: Vec<u8>,
+        found: &Found,
+        is_link: bool,
+    ) -> Result<(), FileError> {
+        if is_link {
+            unlinkat(at, name, AtFlags::empty())?;
+        }
+        let directory = make_directory(at.as_fd(), name, self.owner)?;
+        let described = self.attributes(directory.as_fd(), found)?;
+        self.push(path, &directory, Some(described))?;
+        self.current = Some(directory);
+        Ok(())
+    }
+
+    fn file<R: Read>(
+        &mut self,
+        source: &mut Source<'_, R>,
+        at: &OwnedFd,
+        (name, path): (&[u8], &[u8]),
+        found: &Found,
+        mut replaces: bool,
+    ) -> Result<(), FileError> {
+        // (Without a handle that only names the directory, nothing can be made in it on all file systems.)
+        let at = open_within(at.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY, BELOW)?;
+        let mut new = New::create(at.as_fd())?;
+        source.content(found, |data, offset| Ok(new.file.write_all_at(data, offset)?))?;
+        set_length(&new.file, found.size)?;
+        self.owner.give(&new.file)?;
+        let described = self.attributes(new.file.as_fd(), found)?;
+        describe(new.file.as_fd(), &described)?;
+        self.done.bytes = self.done.bytes.saturating_add(found.size);
+        for _ in 0..PLACE_TRIES {
+            match new.appear(at.as_fd(), name, replaces) {
+                // A process inside has just made this name.
+                Err(FileError::Io(error)) if error.kind() == io::ErrorKind::AlreadyExists => replaces = true,
+                outcome => return outcome,
+            }
+        }
+        Err(conflict(path, "is what a process keeps changing"))
+    }
+
+    /// A link of either kind, or a pipe: made under another name, and then put in the place of what may be there.
+    fn special(
+        &mut self,
+        at: &OwnedFd,
+        (name, path): (&[u8], &[u8]),
+        found: &Found,
+        replaces: bool,
+    ) -> Result<(), FileError> {
+        if !replaces {
+            match self.make(at, name, found) {
+                Err(FileError::Io(error)) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                outcome => return outcome,
+            }
+        }
+        if found.kind == Kind::Link && clean(&found.link)? == path {
+            return Ok(());
+        }
+        let temporary = temporary_name();
+        let outcome =
+            self.make(at, temporary.as_bytes(), found).and_then(|()| Ok(renameat(at, temporary.as_bytes(), at, name)?));
+        // Of two names of one file, renaming leaves both.
+        let _ = unlinkat(at, temporary.as_bytes(), AtFlags::empty());
+        outcome
+    }
+
+    fn make(&self, at: &OwnedFd, name: &[u8], found: &Found) -> Result<(), FileError> {
+        let mode = Mode::from_raw_mode(found.mode & self.how.mode_mask);
+        match found.kind {
+            Kind::Link => return self.link(at, name, found),
+            Kind::Symlink => symlinkat(&found.link[..], at, name)?,
+            _ => mknodat(at, name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?,
+        }
+        if let Some(owner) = self.owner.0 {
+            let (user, group) = (Uid::from_raw(owner), Gid::from_raw(owner));
+            chownat(at, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        if found.kind != Kind::Symlink {
+            // By a handle: what has the name now may be a link.
+            let pipe = open_within(at.as_fd(), name, HANDLE, BELOW)?;
+            if FileType::from_raw_mode(fstat(&pipe)?.st_mode) == FileType::Fifo {
+                let itself = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+                chmodat(CWD, itself.as_str(), mode, AtFlags::empty())?;
+            }
+        }
+        Ok(utimensat(at, name, &times(found.mtime), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    fn link(&self, at: &OwnedFd, name: &[u8], found: &Found) -> Result<(), FileError> {
+        let target = clean(&found.link)?;
+        let gone = || bad_path(&found.link, "is what a hard link leads to, and is no file there");
+        let (parent, target_name) = split(&target);
+        let from = match parent {
+            b"" => self.base.try_clone_to_owned()?,
+            parent => descend(self.base, parent, BELOW).map_err(|_| gone())?,
+        };
+        let node =
+            look_within(from.as_fd(), target_name, BELOW)?.filter(|_| !target_name.is_empty()).ok_or_else(gone)?;
+        match node.kind() {
+            FileType::RegularFile | FileType::Symlink | FileType::Fifo => {}
+            _ => return Err(gone()),
+        }
+        Ok(linkat(&from, target_name, at, name, AtFlags::empty())?)
+    }
+
+    /// Gives a file its attributes and its access control list, and says what else it is to be. Where a list cannot be kept, the mode gives
+    /// the group nothing: its bits are of all that the list speaks of.
+    fn attributes(&mut self, file: BorrowedFd<'_>, found: &Found) -> Result<Described, FileError> {
+        let is_list = |name: &[u8]| acl::record_of(name).is_some();
+        for (name, value) in found.attributes.iter().filter(|(name, _)| is_kept(name) && !is_list(name)) {
+            match fsetxattr(file, &name[..], value, XattrFlags::empty()) {
+                Ok(()) => {}
+                Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => return Err(error.into()),
+                Err(_) => self.done.left_out += 1,
+            }
+        }
+        let mut described = Described { mode: found.mode & self.how.mode_mask, mtime: found.mtime, of_children: None };
+        // What lists say of ids of inside means nothing elsewhere.
+        let ids = self.owner.ids();
+        for (name, value) in acl::lists(found, ids.unwrap_or(Ids::UNMAPPED)) {
+            let value = value.filter(|_| ids.is_some());
+            let is_kept = value.as_ref().is_some_and(|value| fsetxattr(file, name, value, XattrFlags::empty()).is_ok());
+            if !is_kept {
+                described.mode &= !acl::GROUP_BITS;
+                self.done.left_out += 1;
+            } else if name == acl::LISTS[1].0 {
+                fremovexattr(file, name)?;
+                described.of_children = value;
+            }
+        }
+        Ok(described)
+    }
+}
+
+fn describe(file: BorrowedFd<'_>, described: &Described) -> Result<(), FileError> {
+    if let Some(list) = &described.of_children {
+        fsetxattr(file, acl::LISTS[1].0, list, XattrFlags::empty())?;
+    }
+    fchmod(file, Mode::from_raw_mode(described.mode))?;
+    Ok(futimens(file, &times(described.mtime))?)
+}
+
+/// Whatever is at the end may have been a hole.
+fn set_length(file: &File, size: u64) -> Result<(), FileError> {
+    file.set_len(size).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidInput => FileError::TooLarge,
+        _ => error.into(),
+    })
+}
+
+fn id(directory: &OwnedFd) -> Result<(u64, u64), FileError> {
+    let stat = fstat(directory)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+fn is_in(path: &[u8], directory: &[u8]) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+fn times((seconds, nanoseconds): Moment) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+/// The directory that a clean path is in, and its name there.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
