@@ -170,7 +170,7 @@ fn fill(directory: &Path) -> io::Result<()> {
         File::create(directory.join(format!("inode-{number}")))?;
     }
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = open(&directory.join("bytes"), flags, Mode::RUSR | Mode::WUSR)?;
+    let file = open(directory.join("bytes"), flags, Mode::RUSR | Mode::WUSR)?;
     Ok(fallocate(&file, FallocateFlags::empty(), 0, BYTES)?)
 }
 
