@@ -141,9 +141,10 @@ impl Hosts {
         let mut hosts = lock(&self.hosts);
         let host = hosts.get_mut(&container).ok_or(NotRun::NoHost)?;
         let (_, frames) = host.connection.as_ref().ok_or(NotRun::NoHost)?;
-        let stream = attach.work;
+        let begun = attach.start.is_some().then_some(attach.work);
         frames.try_send(ServerFrame::Attach(attach)).map_err(|_| NotRun::NoHost)?;
-        host.streams.insert(stream);
+        // One that is only attached to may just have ended.
+        host.streams.extend(begun);
         Ok(())
     }
 

@@ -102,6 +102,14 @@ impl Lease {
         failure
     }
 
+    /// Looks up whether it still holds.
+    ///
+    /// # Errors
+    /// 401 where it does not; where the store fails.
+    pub async fn confirm(&self) -> Result<(), Failure> {
+        if self.check().await? { Ok(()) } else { Err(unknown()) }
+    }
+
     /// Whether it has ended, as [`Lease::ended`] has told someone.
     pub fn is_over(&self) -> bool {
         self.0.is_over.load(Ordering::SeqCst)

@@ -23,7 +23,7 @@ use crate::app::Shared;
 use crate::error::Failure;
 use crate::lease::Lease;
 use crate::link;
-use crate::verbs::streams::Attached;
+use crate::verbs::streams::{Attached, SIZE_MAX};
 
 /// How often a client is asked whether it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
@@ -90,12 +90,17 @@ pub async fn relay(app: Shared, right: Right, socket: WebSocket, attached: Attac
             () = app.stopping.cancelled() => End::Stopping,
         };
     }
-    if matches!(end, End::Over(_)) && attached.is_own {
-        // Nobody would come back to it. A command ends with its connection.
-        app.hosts.end_stream(attached.container, attached.id);
-    }
     drop((from_host, to_host));
-    let _ = timeout(CLOSE_TIMEOUT, close(&mut to_client, &mut from_client, end)).await;
+    // How a command ended is for a client that may be slow to read what it wrote.
+    let patience = match (kind, &end) {
+        (Kind::Exec, End::Ended(_)) => EXEC_WRITE_TIMEOUT,
+        _ => CLOSE_TIMEOUT,
+    };
+    tokio::select! {
+        _ = timeout(patience, close(&mut to_client, &mut from_client, end)) => {}
+        _ = lease.ended_on(attached.session), if patience > CLOSE_TIMEOUT => {}
+        () = app.stopping.cancelled(), if patience > CLOSE_TIMEOUT => {}
+    }
 }
 
 /// Tells a client that cannot be served why, and ends.
@@ -214,7 +219,9 @@ fn input(kind: Kind, bytes: &[u8], pieces: &mut Vec<u8>) -> Result<(), Problem> 
 
 fn control(kind: Kind, text: &str) -> Result<Piece, Problem> {
     match (kind, serde_json::from_str(text)) {
-        (Kind::Terminal, Ok(ClientFrame::Resize { columns, rows })) if columns > 0 && rows > 0 => {
+        (Kind::Terminal, Ok(ClientFrame::Resize { columns, rows }))
+            if [columns, rows].iter().all(|count| (1..=SIZE_MAX).contains(count)) =>
+        {
             Ok(Piece::Resize(Size { columns, rows }))
         }
         (Kind::Exec, Ok(ClientFrame::EndOfInput {})) => Ok(Piece::InputEnd),
@@ -238,16 +245,16 @@ async fn close(to_client: &mut SplitSink<WebSocket, Message>, from_client: &mut 
         End::Stopping => (None, 1001, "the server stops"),
         End::Gone => return,
     };
-    if let Some(notice) = notice
-        && !say(to_client, &notice).await
-    {
-        return;
-    }
-    let frame = CloseFrame { code, reason: reason.into() };
-    if to_client.send(Message::Close(Some(frame))).await.is_ok() {
-        // A connection that is closed before everything is read is reset, and the client would not hear the last words.
-        while let Some(Ok(_)) = from_client.next().await {}
-    }
+    let speak = async {
+        if let Some(notice) = notice {
+            let text = serde_json::to_string(&notice).unwrap_or_default();
+            to_client.send(Message::Text(text.into())).await?;
+        }
+        to_client.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await
+    };
+    // A connection that is closed before everything is read is reset, and the client would not hear the last words.
+    let listen = async { while let Some(Ok(_)) = from_client.next().await {} };
+    let _ = tokio::join!(speak, listen);
 }
 
 /// How a program ended, in the numbers of a shell.
@@ -277,6 +284,7 @@ mod tests {
             (Kind::Terminal, end),
             (Kind::Exec, resize),
             (Kind::Terminal, r#"{"resize": {"columns": 0, "rows": 30}}"#),
+            (Kind::Terminal, r#"{"resize": {"columns": 4097, "rows": 30}}"#),
             (Kind::Terminal, r#"{"resize": {"columns": 100000, "rows": 30}}"#),
             (Kind::Terminal, r#"{"resize": {}}"#),
             (Kind::Terminal, "{}"),

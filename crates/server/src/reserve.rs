@@ -20,6 +20,7 @@ use crate::app::{Shared, blocking};
 
 /// What it takes, as bytes of one file, and as empty files.
 const BYTES: u64 = 16 << 20;
+const BYTES_FILE: &str = "bytes";
 const FILES: usize = 64;
 /// What is written to see whether anything can be.
 const TRIED_BYTES: u64 = 64 << 10;
@@ -83,7 +84,8 @@ impl Reserve {
     /// Gives it up, if the disk is full. What goes wrong is logged: what needs the room fails then, and says so.
     pub fn give_up_if_full(&self) {
         let given_up = self.room().and_then(|room| match room {
-            Room::None | Room::NoFiles | Room::Refused => remove(&self.place()),
+            // The bytes first: what is left without them is no reserve.
+            Room::None | Room::NoFiles | Room::Refused => Ok(remove(&self.bytes())? | remove(&self.place())?),
             Room::Enough | Room::Little | Room::FewFiles => Ok(false),
         });
         match given_up {
@@ -96,7 +98,7 @@ impl Reserve {
     /// Makes it, where there is none and enough room.
     pub fn keep(&self) {
         // It was a file once, which kept no inodes.
-        if self.place().is_dir() {
+        if self.bytes().exists() {
             return;
         }
         let kept = self.room().and_then(|room| {
@@ -162,6 +164,10 @@ impl Reserve {
     fn place(&self) -> PathBuf {
         self.data_dir.join("reserve")
     }
+
+    fn bytes(&self) -> PathBuf {
+        self.place().join(BYTES_FILE)
+    }
 }
 
 fn fill(directory: &Path) -> io::Result<()> {
@@ -170,7 +176,7 @@ fn fill(directory: &Path) -> io::Result<()> {
         File::create(directory.join(format!("inode-{number}")))?;
     }
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = open(directory.join("bytes"), flags, Mode::RUSR | Mode::WUSR)?;
+    let file = open(directory.join(BYTES_FILE), flags, Mode::RUSR | Mode::WUSR)?;
     Ok(fallocate(&file, FallocateFlags::empty(), 0, BYTES)?)
 }
 
@@ -182,7 +188,7 @@ fn remove(path: &Path) -> io::Result<bool> {
         Err(error) => Err(error),
     };
     match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
         outcome => outcome.map(|()| true),
     }
 }

@@ -16,7 +16,7 @@ const SERVER: &str = "server";
 /// Looks at this machine, and at the server, where one is known.
 pub async fn run(context: &Context) -> Result<()> {
     let mut checks = doctor(&context.global.data_dir()?);
-    checks.extend(server(context).await?);
+    checks.extend(server(context).await);
     let ui = context.ui;
     if ui.is_json() {
         let documents: Vec<_> = checks.iter().map(document).collect();
@@ -31,19 +31,32 @@ pub async fn run(context: &Context) -> Result<()> {
     if checks.iter().any(|check| check.status == Status::Missing) { Err(Failure::Status(EXIT_FAILED)) } else { Ok(()) }
 }
 
-async fn server(context: &Context) -> Result<Vec<Check>> {
-    let check = |status, found: String, remedy: String| Check { name: SERVER, status, found, remedy };
-    let Some(target) = connect::find_here(&context.global)? else {
-        return Ok(vec![check(Status::Ok, "none runs here; `raworc serve` starts one".into(), String::new())]);
+async fn server(context: &Context) -> Vec<Check> {
+    let check = |status, found: String, remedy: String| vec![Check { name: SERVER, status, found, remedy }];
+    let target = match connect::find_here(&context.global) {
+        Ok(Some(target)) => target,
+        Ok(None) => return check(Status::Ok, "none runs here; `raworc serve` starts one".into(), String::new()),
+        Err(failure) => return check(Status::Warning, told(failure), String::new()),
     };
     // What is wrong is told to administrators; how the server is, to everyone.
-    let client = target.client().or_else(|_| target.anonymous())?;
+    let client = match target.client().or_else(|_| target.anonymous()) {
+        Ok(client) => client,
+        Err(failure) => return check(Status::Warning, told(failure), String::new()),
+    };
     match client.health().await {
-        Ok(health) => Ok(complaints(&target.url, health)),
+        Ok(health) => complaints(&target.url, health),
         Err(error) => {
-            let found = format!("{} does not answer: {error}", target.url);
-            Ok(vec![check(Status::Warning, found, connect::what_to_do(&context.global))])
+            let found = format!("{} does not say how it is: {error}", target.url);
+            check(Status::Warning, found, connect::what_to_do(&context.global))
         }
+    }
+}
+
+fn told(failure: Failure) -> String {
+    match failure {
+        Failure::Said { message, .. } => message,
+        Failure::Client(error) => error.to_string(),
+        _ => "it cannot be looked up which server runs here".to_owned(),
     }
 }
 

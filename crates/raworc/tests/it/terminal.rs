@@ -303,13 +303,18 @@ async fn who_may_not_is_refused_and_who_may_no_longer_is_cut_off() {
     let mut terminal = Attached { sender, receiver, id: String::new() };
     terminal.types("echo rea''dy\r").await;
     terminal.until("ready").await;
+    // Nobody is attached to another one, and a third was opened with another token.
+    drop(alice.open_terminal(own, &sized(80, 24)).await.unwrap());
+    let (_, second) = token("two").await;
+    let _stays = Client::new(&server.url, &second).unwrap().open_terminal(own, &sized(80, 24)).await.unwrap();
     let revoked = server.delete(&format!("/accounts/alice/tokens/{token_id}")).await;
     assert!(revoked.0.is_success(), "{revoked:?}");
     let (_, end) = terminal.rest().await;
     let End::Notice(notice) = end else { panic!("{end:?}") };
     assert_eq!(notice.problem.map(|problem| problem.status), Some(401));
-    // Nobody is waited for to come back to it.
-    until_closed(&server, own, 1).await;
+    until_closed(&server, own, 2).await;
+    let open = server.get(&format!("/sessions/{own}/terminals")).await.1;
+    assert_eq!(open["items"].as_array().unwrap().len(), 1, "{open:#}");
     // A browser names its token as a subprotocol.
     let encoded = base64url(&server.token);
     let upgrade = |protocols: String| {

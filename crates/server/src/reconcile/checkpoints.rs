@@ -304,7 +304,7 @@ impl Job<'_> {
         Ok(true)
     }
 
-    /// Takes away what the session wrote to where `sealed` has taken its place.
+    /// Removes the old writable layer once `sealed` has replaced it.
     async fn forget_written(&self, sealed: LayerId) {
         if sealed == self.row.writable_id {
             return;

@@ -273,8 +273,9 @@ async fn collect(app: &Shared, candidates: BTreeSet<LayerId>) -> Result<BTreeSet
 /// # Errors
 /// Where the store or the disk fails.
 pub async fn remove_replaced(app: &Shared, layer: LayerId) -> Result<(), Failure> {
+    let is_in_doubt = layers::are_in_doubt(&mut *app.store.read().await?).await?;
     // In this order, as in `collect`.
-    if unknown(app, [layer]).await?.is_empty() || app.trees.is_held(layer) {
+    if is_in_doubt || unknown(app, [layer]).await?.is_empty() || app.trees.is_held(layer) {
         return Ok(());
     }
     let shelf = app.trees.shelf.clone();

@@ -48,7 +48,7 @@ async fn open(
 ) -> Result<Response, Failure> {
     let upgrade = websocket(upgrade, PIECE_BYTES_MAX)?;
     let right = Right { place: app.budgets.attached(lease.account())?, lease };
-    let attached = streams::terminal(&app, right.lease.actor(), id, query).await?;
+    let attached = streams::terminal(&app, &right.lease, id, query).await?;
     let tracker = app.tasks.clone();
     Ok(upgrade
         .on_upgrade(move |socket| tracker.track_future(relay::relay(app, right, socket, attached, Kind::Terminal))))
@@ -84,7 +84,10 @@ async fn run(app: Shared, right: Right, id: String, mut socket: WebSocket) {
         Problem::new(Code::InvalidBody, format!("{like}, of {START_BYTES_MAX} bytes at most"))
     };
     let started = match first {
-        Ok(Some(body)) => streams::command(&app, right.lease.actor(), id, body).await,
+        Ok(Some(body)) => tokio::select! {
+            started = streams::command(&app, &right.lease, id, body) => started,
+            failure = right.lease.ended() => Err(failure),
+        },
         Ok(None) | Err(_) => Err(wrong().into()),
     };
     match started {

@@ -25,13 +25,14 @@ use crate::app::Shared;
 use crate::attachments::Way;
 use crate::change::Change;
 use crate::error::Failure;
+use crate::lease::Lease;
 
 /// How long a host may take to dial.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The size of a terminal whose client says nothing about it.
 const SIZE_DEFAULT: Size = Size { columns: 80, rows: 24 };
 /// Most columns and rows of a terminal.
-const SIZE_MAX: u16 = 4096;
+pub const SIZE_MAX: u16 = 4096;
 /// `TERM` where the client says nothing about it.
 const TERM_DEFAULT: &str = "xterm-256color";
 /// Longest `TERM`, in bytes.
@@ -45,8 +46,6 @@ pub struct Attached {
     pub session: SessionId,
     /// Its container.
     pub container: ContainerId,
-    /// It was opened by the one who is attached.
-    pub is_own: bool,
     /// The connection to its host.
     pub way: Way,
 }
@@ -67,14 +66,14 @@ struct Wanted {
 /// 409 where the session's state forbids it, 404 where there is no such terminal, 422 where the query is wrong.
 pub async fn terminal(
     app: &Shared,
-    actor: &Actor,
+    lease: &Lease,
     id_or_name: String,
     query: OpenTerminal,
 ) -> Result<Attached, Failure> {
     let size = check_terminal(&query)?;
     if let Some(terminal) = &query.terminal {
         let watch = query.watch.unwrap_or(false);
-        return Box::pin(attach(app, actor, id_or_name, terminal, watch, size)).await;
+        return Box::pin(attach(app, lease.actor(), id_or_name, terminal, watch, size)).await;
     }
     let command = query.command.map(|text| match serde_json::from_str(&text) {
         Ok(words) => ExecCommand::Words(words),
@@ -86,7 +85,7 @@ pub async fn terminal(
     exec::check(&Exec { command: checked, env: env.clone(), directory: query.directory.clone(), ..Exec::default() })?;
     let (kind, size) = (Kind::Terminal, Some(size.unwrap_or(SIZE_DEFAULT)));
     let wanted = Wanted { kind, command, env, directory: query.directory, timeout_seconds: None, size };
-    open(app, actor, id_or_name, wanted).await
+    open(app, lease, id_or_name, wanted).await
 }
 
 fn variables(text: &str) -> Result<BTreeMap<String, String>, Failure> {
@@ -98,14 +97,14 @@ fn variables(text: &str) -> Result<BTreeMap<String, String>, Failure> {
 ///
 /// # Errors
 /// 409 where the session's state forbids it, 422 where the body is wrong.
-pub async fn command(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -> Result<Attached, Failure> {
+pub async fn command(app: &Shared, lease: &Lease, id_or_name: String, body: Exec) -> Result<Attached, Failure> {
     exec::check(&body)?;
     if !body.stdin.is_empty() {
         return Err(Problem::field("stdin", "must be empty: send it in binary frames").into());
     }
     let Exec { command, env, directory, timeout_seconds, .. } = body;
     let wanted = Wanted { kind: Kind::Exec, command: Some(command), env, directory, timeout_seconds, size: None };
-    open(app, actor, id_or_name, wanted).await
+    open(app, lease, id_or_name, wanted).await
 }
 
 /// Whether a command could be run: what is told before the WebSocket is opened.
@@ -137,6 +136,7 @@ pub async fn list(app: &Shared, actor: &Actor, id_or_name: &str) -> Result<Sound
 /// 404 where there is no such terminal, 503 where its host is away.
 pub async fn close(app: &Shared, actor: &Actor, id_or_name: &str, terminal: &str) -> Result<(), Failure> {
     let row = find_terminal(app, actor, id_or_name, terminal).await?;
+    note(app, actor, "session.terminal_close", row.session_id).await?;
     let container = ContainerId { session: row.session_id, generation: row.generation };
     if app.hosts.end_stream(container, row.id) {
         Ok(())
@@ -170,25 +170,59 @@ fn check_terminal(query: &OpenTerminal) -> Result<Option<Size>, Failure> {
     Ok(is_given.then_some(Size { columns, rows }))
 }
 
-/// In a task of its own: what is begun is recorded to its end also where the client goes away meanwhile. It is ended then.
-async fn open(app: &Shared, actor: &Actor, id_or_name: String, wanted: Wanted) -> Result<Attached, Failure> {
-    let (app_in_task, actor) = (app.clone(), actor.clone());
+/// In a task of its own: what is begun is recorded to its end also where the client goes away meanwhile. It is ended then, as it is
+/// when the lease ends, whoever is attached by that time.
+async fn open(app: &Shared, lease: &Lease, id_or_name: String, wanted: Wanted) -> Result<Attached, Failure> {
+    let (app_in_task, lease) = (app.clone(), lease.clone());
     let (sender, opened) = oneshot::channel();
     app.tasks.spawn(async move {
-        let opened = Box::pin(open_now(&app_in_task, &actor, id_or_name, wanted)).await;
-        if let Err(Ok(unwanted)) = sender.send(opened) {
-            app_in_task.hosts.end_stream(unwanted.container, unwanted.id);
+        let app = app_in_task;
+        let is_awaited = || !sender.is_closed();
+        let opened = Box::pin(open_now(&app, &lease, &is_awaited, id_or_name, wanted)).await;
+        let begun = opened.as_ref().ok().map(|attached| (attached.container, attached.id));
+        let is_gone = sender.send(opened).is_err();
+        if let Some((container, id)) = begun {
+            if is_gone {
+                app.hosts.end_stream(container, id);
+            } else {
+                end_with(&app, &lease, container, id).await;
+            }
         }
     });
     let panicked = |_| Err(Failure::new(Code::Internal, "the server could not do this; its log says why"));
     opened.await.unwrap_or_else(panicked)
 }
 
-async fn open_now(app: &Shared, actor: &Actor, id_or_name: String, wanted: Wanted) -> Result<Attached, Failure> {
-    let id = Uuid::now_v7();
+/// Ends a stream when the lease of the client that opened it ends; returns when the stream has ended, or the server stops.
+async fn end_with(app: &Shared, lease: &Lease, container: ContainerId, id: Uuid) {
+    let mut changes = app.hub.subscribe(container.session);
+    let ended = async { while app.hosts.has_stream(container, id) && changes.changed().await.is_ok() {} };
+    tokio::select! {
+        biased;
+        () = app.stopping.cancelled() => {}
+        () = ended => {}
+        _ = lease.ended_on(container.session) => {
+            app.hosts.end_stream(container, id);
+        }
+    }
+}
+
+async fn open_now(
+    app: &Shared,
+    lease: &Lease,
+    is_awaited: &(dyn Fn() -> bool + Sync),
+    id_or_name: String,
+    wanted: Wanted,
+) -> Result<Attached, Failure> {
+    let (id, actor) = (Uuid::now_v7(), lease.actor());
     let session = wake(app, actor, id_or_name, wanted.kind).await?;
     let container =
         exec::when_ready(app, session.id, |container| app.hosts.can_attach(container).map(|()| container)).await?;
+    // The session may have taken a while to wake: nothing begins for a client that has gone, or may not any more.
+    lease.confirm().await?;
+    if !is_awaited() {
+        return Err(Failure::new(Code::Unavailable, "the client has gone"));
+    }
     let command = wanted.command.as_ref().map_or_else(|| "shell".to_owned(), exec::shown);
     let row = StreamRow {
         id,
@@ -211,7 +245,7 @@ async fn open_now(app: &Shared, actor: &Actor, id_or_name: String, wanted: Wante
     let attachment = Uuid::new_v4();
     let attach = Attach { attachment, work: id, start: Some(start), watch: false, size: wanted.size };
     match dial(app, container, attach).await {
-        Ok(way) => Ok(Attached { id, session: session.id, container, is_own: true, way }),
+        Ok(way) => Ok(Attached { id, session: session.id, container, way }),
         Err(failure) => {
             app.hosts.end_stream(container, id);
             finish(app, container, id, json!({ "exit_code": null, "error": "not_started" })).await?;
@@ -295,7 +329,8 @@ async fn attach(
     size: Option<Size>,
 ) -> Result<Attached, Failure> {
     let row = find_terminal(app, actor, &id_or_name, terminal).await?;
-    note_attach(app, actor, row.session_id).await?;
+    let action = if watch { "session.terminal_watch" } else { "session.terminal_attach" };
+    note(app, actor, action, row.session_id).await?;
     // After a restart of the server, the host may still have to come back.
     let container =
         exec::when_ready(app, row.session_id, |container| app.hosts.can_attach(container).map(|()| container)).await?;
@@ -304,15 +339,15 @@ async fn attach(
     }
     let attach = Attach { attachment: Uuid::new_v4(), work: row.id, start: None, watch, size };
     let way = dial(app, container, attach).await?;
-    Ok(Attached { id: row.id, session: row.session_id, container, is_own: row.actor == actor.name, way })
+    Ok(Attached { id: row.id, session: row.session_id, container, way })
 }
 
-async fn note_attach(app: &Shared, actor: &Actor, session: SessionId) -> Result<(), Failure> {
+/// Notes in the audit trail what is done with a terminal.
+async fn note(app: &Shared, actor: &Actor, action: &'static str, session: SessionId) -> Result<(), Failure> {
     let (actor, now) = (actor.clone(), app.now());
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                let action = "session.terminal";
                 Ok(audit::append(transaction.connection(), now, &actor, action, &session.to_string()).await?)
             })
         })
@@ -371,6 +406,7 @@ async fn finish(app: &Shared, container: ContainerId, id: Uuid, data: Value) -> 
     // Where it could not be recorded, the host says it again.
     if finished.is_ok() {
         app.hosts.stream_ended(container, id);
+        app.hub.notify(&[container.session]);
     }
     finished
 }
