@@ -20,6 +20,8 @@ use crate::text::clean_lines;
 const READ_BYTES: usize = 32 * 1024;
 /// Pieces of standard input that wait to be sent.
 const INPUT_PIECES: usize = 4;
+/// What was typed and is not sent yet, at most, in bytes; then nothing more is read.
+const WAITING_BYTES_MAX: usize = 1024 * 1024;
 /// How often the server is told that we are there.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// A server that says nothing for so long is gone: it sends something every 15 seconds.
@@ -169,9 +171,25 @@ fn show(bytes: &[u8]) {
 /// What comes from outside of the terminal.
 struct Signals {
     resized: Signal,
+    ending: Ending,
+}
+
+/// Signals that end the command.
+struct Ending {
     terminate: Signal,
     hang_up: Signal,
     interrupt: Signal,
+}
+
+impl Ending {
+    /// Waits for one; the exit status it stands for.
+    async fn recv(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.terminate.recv() => 143,
+            _ = self.hang_up.recv() => 129,
+            _ = self.interrupt.recv() => 130,
+        }
+    }
 }
 
 impl Signals {
@@ -179,9 +197,11 @@ impl Signals {
         let catch = |kind| signal(kind).map_err(|error| Failure::failed(format!("signals can't be caught: {error}")));
         Ok(Self {
             resized: catch(SignalKind::window_change())?,
-            terminate: catch(SignalKind::terminate())?,
-            hang_up: catch(SignalKind::hangup())?,
-            interrupt: catch(SignalKind::interrupt())?,
+            ending: Ending {
+                terminate: catch(SignalKind::terminate())?,
+                hang_up: catch(SignalKind::hangup())?,
+                interrupt: catch(SignalKind::interrupt())?,
+            },
         })
     }
 }
@@ -223,7 +243,7 @@ impl Attachment<'_> {
         loop {
             let attached = tokio::select! {
                 attached = self.client.open_terminal(self.session, &self.query) => attached,
-                status = ended_by(signals) => return Err(Course::Signalled(status)),
+                status = signals.ending.recv() => return Err(Course::Signalled(status)),
             };
             match attached {
                 Ok(way) => return Ok(way),
@@ -241,14 +261,6 @@ fn is_passing(error: &ClientError) -> bool {
         ClientError::Unreachable { .. } | ClientError::Protocol(_) => true,
         ClientError::Problem(problem) => matches!(problem.code, Code::Busy | Code::Unavailable | Code::DiskFull),
         ClientError::Input(_) => false,
-    }
-}
-
-async fn ended_by(signals: &mut Signals) -> u8 {
-    tokio::select! {
-        _ = signals.terminate.recv() => 143,
-        _ = signals.hang_up.recv() => 129,
-        _ = signals.interrupt.recv() => 130,
     }
 }
 
@@ -284,34 +296,66 @@ async fn up(
     signals: &mut Signals,
 ) -> Course {
     let mut pings = interval(PING_INTERVAL);
-    let mut has_input = true;
+    let mut typed = Typed { escape, has_more: true, waiting: Vec::new() };
     loop {
-        let is_there = tokio::select! {
-            bytes = input.recv(), if has_input => {
-                let Some(bytes) = bytes else {
-                    has_input = false;
-                    continue;
-                };
-                let (typed, wish) = escape.typed(&bytes);
-                match wish {
-                    Some(Wish::Detach) => return Course::Detached,
-                    Some(Wish::Help) => show(ESCAPES.as_bytes()),
-                    None => {}
-                }
-                typed.is_empty() || sender.bytes(typed).await
+        let bytes = std::mem::take(&mut typed.waiting);
+        let is_there = if bytes.is_empty() {
+            tokio::select! {
+                bytes = input.recv(), if typed.has_more => match typed.take(bytes) {
+                    Some(course) => return course,
+                    None => true,
+                },
+                _ = signals.resized.recv() => match size() {
+                    Some((columns, rows)) => sender.frame(&ClientFrame::Resize { columns, rows }).await,
+                    None => true,
+                },
+                code = signals.ending.recv() => return Course::Signalled(code),
+                _ = pings.tick() => sender.ping().await,
             }
-            _ = signals.resized.recv() => match size() {
-                Some((columns, rows)) => sender.frame(&ClientFrame::Resize { columns, rows }).await,
-                None => true,
-            },
-            _ = signals.terminate.recv() => return Course::Signalled(143),
-            _ = signals.hang_up.recv() => return Course::Signalled(129),
-            _ = signals.interrupt.recv() => return Course::Signalled(130),
-            _ = pings.tick() => sender.ping().await,
+        } else {
+            // A program that reads nothing holds this up; what is typed to leave it is heard all the same.
+            let mut sending = std::pin::pin!(sender.bytes(bytes));
+            loop {
+                tokio::select! {
+                    is_sent = &mut sending => break is_sent,
+                    bytes = input.recv(), if typed.has_more && typed.waiting.len() < WAITING_BYTES_MAX => {
+                        if let Some(course) = typed.take(bytes) {
+                            return course;
+                        }
+                    }
+                    code = signals.ending.recv() => return Course::Signalled(code),
+                }
+            }
         };
         if !is_there {
             return Course::Lost;
         }
+    }
+}
+
+/// What was typed and is not sent yet.
+struct Typed<'e> {
+    escape: &'e mut Escape,
+    /// Standard input has not ended.
+    has_more: bool,
+    waiting: Vec<u8>,
+}
+
+impl Typed<'_> {
+    /// Takes more of it, or that there is none; how the command goes on, where that was asked for.
+    fn take(&mut self, bytes: Option<Vec<u8>>) -> Option<Course> {
+        let Some(bytes) = bytes else {
+            self.has_more = false;
+            return None;
+        };
+        let (typed, wish) = self.escape.typed(&bytes);
+        self.waiting.extend(typed);
+        match wish {
+            Some(Wish::Detach) => return Some(Course::Detached),
+            Some(Wish::Help) => show(ESCAPES.as_bytes()),
+            None => {}
+        }
+        None
     }
 }
 

@@ -267,14 +267,14 @@ async fn memory_that_runs_out_is_named_as_the_reason() {
     assert_eq!(server.container(&id).await, format!("{id}-1"), "the container lived on");
 
     // Memory that belongs to no process (System V segments, then a tmpfs) fills it until not even the shell that does so
-    // can live. The host then goes for what it needs itself to hear of a long message: almost 6 MB, with its escapes. A
+    // can live. The host then goes for what it needs itself to hear of a long message: more than 4 MB, with its escapes. A
     // fresh container has room for that.
     let segment = "perl -e 'shmwrite(shmget(0, 1 << 20, 0600), \"x\" x (1 << 20), 0, 1 << 20)'";
     let fill =
         format!("for i in $(seq 32); do {segment} || break; done; printf -v x '%01000d' 0; while echo $x; do :; done");
     server.send(&id, &format!("{{ {fill}; }} 2>/dev/null >/dev/shm/fill")).await;
     assert_eq!(server.container(&id).await, format!("{id}-1"), "the container lived on");
-    let message = server.send(&id, &format!("echo alive # {}", "\u{1}".repeat(1_000_000))).await;
+    let message = server.send(&id, &format!("echo alive # {}", "\u{1}".repeat(690_000))).await;
     let seen = (&message["status"], &message["attempts"], &message["reply"]["content"]);
     assert_eq!(seen, (&json!("done"), &json!(2), &json!("alive\n")), "{}", server.log());
     let events = server.events(&id).await;
