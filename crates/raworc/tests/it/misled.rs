@@ -118,7 +118,9 @@ async fn other_users_of_the_machine_read_nothing() {
         return;
     }
     let id = server.session(json!({})).await;
-    let script = "mkdir -p open/deep; echo secret > open/deep/file; chmod -R 777 .; chmod 777 /workspace";
+    // More than connections hold of what nobody reads.
+    let script = "mkdir -p open/deep; echo secret > open/deep/file; head -c 33554432 /dev/urandom > open/much
+        chmod -R 777 .; chmod 777 /workspace";
     server.output(&id, script).await;
     must_be_closed(&server, "while a session runs");
     let (status, checkpoint) = server.post(&format!("/sessions/{id}/checkpoints"), json!({ "label": "kept" })).await;
