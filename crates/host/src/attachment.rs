@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use raworc_core::limits::PIECE_BYTES_MAX;
 use raworc_core::link::{Attach, HostFrame, PROTOCOL, ServerFrame, Stream};
 use raworc_core::pieces::{Decoder, Ended, Piece, encode_output};
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uuid::Uuid;
 
 use crate::connection::dial;
@@ -86,6 +86,13 @@ impl Attachment {
     /// Whether it is read from now.
     pub fn reads(&self, takes_input: bool) -> bool {
         self.welcome.is_some() || takes_input || self.is_watching || self.is_over
+    }
+
+    /// Whether the other side has closed the connection.
+    pub fn is_hung_up(&self) -> bool {
+        let mut looked = [PollFd::new(&self.stream, PollFlags::empty())];
+        let found = poll(&mut looked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        found.is_ok() && looked[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
     }
 
     /// Whether everything has been sent.

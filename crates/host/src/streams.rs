@@ -182,8 +182,7 @@ impl Streams {
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
         let arrived = if attachment.reads(takes_input) {
             attachment.read(&mut self.buffer)
-        } else if attachment.is_flushed() {
-            // It was not to be read from, nor written to: the other side has gone.
+        } else if attachment.is_hung_up() {
             Arrived::Lost
         } else {
             Arrived::Pieces(Vec::new())
@@ -207,11 +206,17 @@ impl Streams {
     }
 
     fn terminal_ready(&mut self, id: Uuid) {
+        let end = match self.running.get(&id) {
+            Some(Running { way: Way::Terminal(Some(terminal)), .. }) => terminal.replay.end(),
+            _ => return,
+        };
+        let has_readers = self.terminal_is_read(id, end);
         let Self { running, buffer, .. } = self;
         let Some(running) = running.get_mut(&id) else { return };
         if let Way::Terminal(Some(terminal)) = &mut running.way {
             terminal.write();
-            if !terminal.read(buffer) {
+            // It may be for its input alone that we were woken.
+            if has_readers && !terminal.read(buffer) {
                 running.end(Ending::Cancelled, Instant::now() + CANCEL_GRACE);
             }
         }
