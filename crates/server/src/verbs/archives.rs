@@ -10,7 +10,7 @@ use raworc_core::permissions::Actor;
 use raworc_oci::Room;
 use raworc_workspace::{FileError, Measured, Packing, Present, Unpacked, Unpacking, Workspace, Workspaces, measure};
 
-use super::files::{allow, note, open, refuse_ended, refuse_over_quota, session};
+use super::files::{allow, note, open, refuse_ended, refuse_over_quota, session, to_its_end};
 use super::find::Purpose;
 use crate::app::{Shared, blocking};
 use crate::conditions::Conditions;
@@ -20,8 +20,6 @@ use crate::trees::{self, Opened};
 
 /// How much of an archive is read at once, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// What making an archive takes of the memory, in bytes: names, links, and what is gathered.
-const PACKING_BYTES: usize = 8 * 1024 * 1024;
 
 /// Something of a workspace that is to be written as a tar.
 pub struct Outgoing {
@@ -38,13 +36,13 @@ impl Outgoing {
     /// The tar, as it is made.
     ///
     /// # Errors
-    /// 429 or 503 where there is no room for it.
+    /// 429 or 503 where too many are made already.
     pub async fn body(self, app: &Shared, actor: &Actor) -> Result<Body, Failure> {
-        let charge = app.budgets.answers.take(actor.account, PACKING_BYTES).await?;
+        let place = app.budgets.download(actor.account).await?;
         let Self { workspace, packing } = self;
         outgoing::body(app, move |out| {
             let outcome = packing.write(out);
-            drop((workspace, charge));
+            drop((workspace, place));
             outcome.map(drop).map_err(io::Error::other)
         })
         .await
@@ -113,11 +111,15 @@ pub async fn unpack(
         let outcome = workspace.unpack(&path, follow, archive, &unpacking(), &allows);
         Ok((outcome, has_begun.get()))
     };
-    let (outcome, has_begun) = trees::change(app, turn, work).await?;
-    if has_begun {
-        note(app, actor, &row, "file.written", &unpacked_at).await?;
-    }
-    outcome.map_err(|error| if has_begun { half_done(error) } else { error.into() })
+    let (in_task, actor) = (app.clone(), actor.clone());
+    to_its_end(app, async move {
+        let (outcome, has_begun) = trees::change(&in_task, turn, work).await?;
+        if has_begun {
+            note(&in_task, &actor, &row, "file.written", &unpacked_at).await?;
+        }
+        outcome.map_err(|error| if has_begun { half_done(error) } else { error.into() })
+    })
+    .await
 }
 
 fn unpacking() -> Unpacking {

@@ -1,6 +1,7 @@
 //! Read and change files of a session's workspace, whatever its state.
 
 use std::fs::File;
+use std::future::Future;
 use std::io::Read;
 
 use raworc_api::problem::Code;
@@ -11,6 +12,7 @@ use raworc_store::sessions::SessionRow;
 use raworc_store::{StoreError, audit};
 use raworc_workspace::{Entries, FileError, Found, Present, Version, Workspace, Write, Written, list};
 use serde_json::json;
+use tokio::sync::oneshot;
 
 use super::checkpoints;
 use super::find::{self, Purpose};
@@ -117,9 +119,28 @@ pub async fn write(
         let how = Write { follow, mode, bytes_max: FILE_BYTES_MAX, allows: &allows };
         workspace.write(&path, &mut content, &how)
     };
-    let outcome = trees::change(app, turn, work).await?;
-    note(app, actor, &row, "file.written", &written).await?;
-    Ok(outcome)
+    let (in_task, actor) = (app.clone(), actor.clone());
+    to_its_end(app, async move {
+        let outcome = trees::change(&in_task, turn, work).await?;
+        note(&in_task, &actor, &row, "file.written", &written).await?;
+        Ok(outcome)
+    })
+    .await
+}
+
+/// Runs what changes files and notes it in a task of its own: it is noted also where the client goes away meanwhile, or its token is
+/// revoked.
+pub(super) async fn to_its_end<T: Send + 'static>(
+    app: &Shared,
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    let (sender, done) = oneshot::channel();
+    app.tasks.spawn(async move {
+        // Nobody may wait for it any more.
+        let _ = sender.send(work.await);
+    });
+    let panicked = |_| Err(Failure::new(Code::Internal, "the server could not do this; its log says why"));
+    done.await.unwrap_or_else(panicked)
 }
 
 /// Whether what is there is what conditions say.
@@ -154,11 +175,15 @@ pub async fn remove(
     refuse_ended(&row)?;
     let removed = path.clone();
     let turn = app.trees.turn(row.id).await;
-    trees::change(app, turn, move |workspace| {
+    let work = move |workspace: &Workspace| {
         workspace.remove(&path, &|present: Option<&Present<'_>>| allow(&conditions, present))
+    };
+    let (in_task, actor) = (app.clone(), actor.clone());
+    to_its_end(app, async move {
+        trees::change(&in_task, turn, work).await?;
+        note(&in_task, &actor, &row, "file.deleted", &removed).await
     })
-    .await?;
-    note(app, actor, &row, "file.deleted", &removed).await
+    .await
 }
 
 pub(super) async fn session(

@@ -13,7 +13,7 @@ const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// What an entry takes as JSON beside its names, in bytes.
 const ENTRY_BYTES: usize = 160;
 /// What a name takes in memory beside its bytes, in bytes.
-const NAME_BYTES: usize = 32;
+pub(super) const NAME_BYTES: usize = 64;
 /// So many names there is always room for.
 const NAMES_MIN: usize = 4;
 
