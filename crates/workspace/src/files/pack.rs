@@ -28,7 +28,7 @@ const NAMES_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Names of one directory for which there is always room, in bytes: a large directory is read once for each so many.
 const LEVEL_BYTES_MIN: usize = 64 * 1024;
 /// Parts of a sparse file that are told apart; what follows them counts as data. Each takes 48 bytes.
-const SEGMENTS_MAX: usize = 16 * 1024;
+const SEGMENTS_MAX: usize = 8 * 1024;
 /// Paths of files that have names still to come, in bytes. Those beyond are written once for each name.
 const LINKS_BYTES_MAX: usize = 6 * 1024 * 1024;
 /// What a file with several names takes in memory beside its path, in bytes.
