@@ -38,6 +38,9 @@ pub const STREAMS_MAX: usize = 256;
 const THREADS_MAX: usize = 128;
 /// Clients that are attached to terminals and commands at the same time, in all and of one account. Each takes 0.25 MiB at most.
 const ATTACHED_MAX: (usize, usize) = (384, 192);
+/// Archives that are made of directories at the same time, in all and of one account. Each takes 10 MiB, and of trees that are made for
+/// it 40 MiB at most.
+const DOWNLOADS_MAX: (usize, usize) = (16, 6);
 /// Requests of one account at the same time, among them those that wait for something to end.
 const REQUESTS_MAX: usize = 1024;
 
@@ -53,6 +56,7 @@ pub struct Budgets {
     waiting: Semaphore,
     streams: Places<AccountId>,
     attached: (Arc<Semaphore>, Places<AccountId>),
+    downloads: (Arc<Semaphore>, Places<AccountId>),
     requests: Places<AccountId>,
 }
 
@@ -82,6 +86,7 @@ impl Default for Budgets {
             waiting: Semaphore::new(WAITING_MAX),
             streams: Places::new(STREAMS_MAX),
             attached: (Arc::new(Semaphore::new(ATTACHED_MAX.0)), Places::new(ATTACHED_MAX.1)),
+            downloads: (Arc::new(Semaphore::new(DOWNLOADS_MAX.0)), Places::new(DOWNLOADS_MAX.1)),
             requests: Places::new(REQUESTS_MAX),
         }
     }
@@ -125,6 +130,24 @@ impl Budgets {
             let detail = "as many clients as may be are attached to terminals and commands; try again soon";
             Failure::new(Code::Unavailable, detail)
         })?;
+        Ok([of_account, of_all])
+    }
+
+    /// A place for one more archive of a directory for this account, which may be waited for.
+    ///
+    /// # Errors
+    /// 429 where the account has too many, 503 where all have.
+    pub async fn download(&self, account: AccountId) -> Result<[OwnedSemaphorePermit; 2], Failure> {
+        let (all, each) = &self.downloads;
+        let Ok(Ok(of_account)) = tokio::time::timeout(WAIT_MAX, each.of(account).acquire_owned()).await else {
+            let detail =
+                format!("this account reads {} directories as archives already; wait for some to end", DOWNLOADS_MAX.1);
+            return Err(Failure::new(Code::Busy, detail));
+        };
+        let Ok(Ok(of_all)) = tokio::time::timeout(WAIT_MAX, Arc::clone(all).acquire_owned()).await else {
+            let detail = "the server makes as many archives of directories as it may; try again soon";
+            return Err(Failure::new(Code::Unavailable, detail));
+        };
         Ok([of_account, of_all])
     }
 
@@ -261,6 +284,22 @@ mod tests {
         assert_eq!(code(budget.take(account(3), 20 << 10).await), Ok(()));
         drop(others);
         assert_eq!((budget.all.available_permits(), budget.each.of(account(1)).available_permits()), (100, 40));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn downloads_have_places_of_their_own_and_a_share_per_account() {
+        let budgets = Budgets::default();
+        let account = |n| AccountId(Uuid::from_u128(n));
+        let mut held = Vec::new();
+        for n in 0..DOWNLOADS_MAX.0 {
+            held.push(budgets.download(account((n / DOWNLOADS_MAX.1) as u128)).await.unwrap());
+        }
+        let code = |failure: Failure| failure.into_problem().code;
+        assert_eq!(code(budgets.download(account(0)).await.unwrap_err()), Code::Busy);
+        assert_eq!(code(budgets.download(account(9)).await.unwrap_err()), Code::Unavailable);
+        assert!(budgets.answer(account(0), ANSWERS_KIB.1 << 10).await.is_ok(), "they take nothing of long answers");
+        drop(held);
+        assert!(budgets.download(account(9)).await.is_ok());
     }
 
     #[tokio::test]

@@ -7,11 +7,13 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_oci::Room;
+use raworc_oci::entries::{HOLE_BYTES, runs_of_data};
 use raworc_quota::Projects;
 use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
@@ -23,6 +25,9 @@ use crate::layers::{ENTRY_BYTES_MIN, Marks, links, seal, usage};
 use crate::mount::{EMPTY, LayerMissing, Mounter, Stack};
 use crate::steps;
 use crate::trash::Trash;
+
+/// How much of what is kept is read at once, in bytes: a multiple of [`HOLE_BYTES`].
+const SPOOL_BUFFER_BYTES: usize = 64 * 1024;
 
 /// The name of the mark, beside the content of a layer, that no file in it has several names. One without it may have such.
 pub(crate) const PLAIN: &str = "plain";
@@ -358,14 +363,53 @@ impl Workspaces {
     /// # Errors
     /// [`FileError::TooLarge`] where there is more.
     pub fn spool(&self, content: &mut dyn Read, bytes_max: u64) -> Result<File, FileError> {
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let mut file = File::from(rustix::fs::open(self.trash.directory(), flags, Mode::RUSR | Mode::WUSR)?);
+        let mut file = self.nameless()?;
         let written = io::copy(&mut content.take(bytes_max.saturating_add(1)), &mut file)?;
         if written > bytes_max {
             return Err(FileError::TooLarge);
         }
         file.rewind()?;
         Ok(file)
+    }
+
+    /// The same, for as long as the disk has room for it; what is zeros takes none. Nothing where more than `data_max` bytes are not zeros.
+    ///
+    /// # Errors
+    /// [`FileError::TooLarge`] where there is more than `bytes_max`.
+    pub fn spool_sparse(
+        &self,
+        content: &mut dyn Read,
+        bytes_max: u64,
+        data_max: u64,
+    ) -> Result<Option<File>, FileError> {
+        let file = self.nameless()?;
+        let (mut room, mut buffer) = (self.room(), vec![0; SPOOL_BUFFER_BYTES]);
+        let (mut at, mut data_bytes) = (0, 0);
+        loop {
+            let filled = fill(content, &mut buffer)?;
+            for (offset, data) in runs_of_data(&buffer[..filled], HOLE_BYTES as usize) {
+                data_bytes += data.len() as u64;
+                if data_bytes > data_max {
+                    return Ok(None);
+                }
+                room.charge(data.len() as u64)?;
+                file.write_all_at(data, at + offset as u64)?;
+            }
+            at += filled as u64;
+            if at > bytes_max {
+                return Err(FileError::TooLarge);
+            }
+            if filled < buffer.len() {
+                break;
+            }
+        }
+        file.set_len(at)?;
+        Ok(Some(file))
+    }
+
+    fn nameless(&self) -> Result<File, FileError> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::open(self.trash.directory(), flags, Mode::RUSR | Mode::WUSR)?))
     }
 
     /// The workspace whose root has been opened already.
@@ -376,6 +420,20 @@ impl Workspaces {
     fn mounter(&self) -> io::Result<&Mounter> {
         self.mounter.as_ref().ok_or_else(|| io::Error::other("workspaces cannot be looked into here"))
     }
+}
+
+/// Reads until the buffer is full or nothing more comes.
+fn fill(content: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match content.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 /// Whether the file system of a directory would keep what is written to layers within limits.

@@ -170,7 +170,7 @@ impl<W: Write> Packer<W> {
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         // Only a hint that spares most files the look: what is data is what the file system says.
         let maybe_sparse = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) < size;
-        let segments = if maybe_sparse { sparse::segments(&file, size)? } else { None };
+        let segments = if maybe_sparse { sparse::segments(&file, size, sparse::SEGMENTS_MAX)? } else { None };
         let segments = segments.filter(|segments| !self.fills(size, segments));
         let Some(segments) = segments else {
             self.entry(EntryType::Regular, path, b"", &stat, size, records)?;

@@ -11,18 +11,18 @@ use crate::Error;
 /// A run of data: where it begins, and how many bytes it has.
 pub type Segment = (u64, u64);
 
-/// How many segments of a file are kept in memory. What follows them counts as data.
+/// How many segments of a file are kept in memory at most.
 pub const SEGMENTS_MAX: usize = 1 << 18;
 /// The smallest hole worth one, in bytes.
 const HOLE_MIN: u64 = 4096;
 /// What a segment needs on disk at least, in bytes.
 const SEGMENT_ON_DISK: u64 = 4096;
 
-/// The segments of an open file of `size` bytes, or `None` where it has no holes.
+/// The segments of an open file of `size` bytes, or `None` where it has no holes. What follows the first `segments_max` counts as data.
 ///
 /// # Errors
 /// What the file system says.
-pub fn segments(file: impl AsFd, size: u64) -> Result<Option<Vec<Segment>>, Error> {
+pub fn segments(file: impl AsFd, size: u64, segments_max: usize) -> Result<Option<Vec<Segment>>, Error> {
     let mut found: Vec<Segment> = Vec::new();
     let mut at = 0;
     let mut holes = 0;
@@ -39,7 +39,7 @@ pub fn segments(file: impl AsFd, size: u64) -> Result<Option<Vec<Segment>>, Erro
             break;
         }
         let mut end = seek(&file, SeekFrom::Hole(start))?.min(size);
-        if found.len() + 1 == SEGMENTS_MAX {
+        if found.len() + 1 >= segments_max {
             end = size;
         }
         found.push((start, end - start));

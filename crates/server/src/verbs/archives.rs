@@ -7,10 +7,9 @@ use std::io::{self, BufReader, Read, Seek as _};
 use axum::body::Body;
 use raworc_core::limits::{ARCHIVE_BYTES_MAX, ARCHIVE_ENTRIES_MAX};
 use raworc_core::permissions::Actor;
-use raworc_oci::Room;
 use raworc_workspace::{FileError, Measured, Packing, Present, Unpacked, Unpacking, Workspace, Workspaces, measure};
 
-use super::files::{allow, note, open, refuse_ended, refuse_over_quota, session};
+use super::files::{allow, note, open, over_quota, refuse_ended, refuse_over_quota, room, session, to_its_end};
 use super::find::Purpose;
 use crate::app::{Shared, blocking};
 use crate::conditions::Conditions;
@@ -20,8 +19,10 @@ use crate::trees::{self, Opened};
 
 /// How much of an archive is read at once, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// What making an archive takes of the memory, in bytes: names, links, and what is gathered.
-const PACKING_BYTES: usize = 8 * 1024 * 1024;
+
+/// What an archive may have in it beside what a session may still take, in bytes: headers, and what is left out. (Data takes twice as much of
+/// it at most, as it begins in the middle of blocks.)
+const HEADERS_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Something of a workspace that is to be written as a tar.
 pub struct Outgoing {
@@ -38,13 +39,13 @@ impl Outgoing {
     /// The tar, as it is made.
     ///
     /// # Errors
-    /// 429 or 503 where there is no room for it.
+    /// 429 or 503 where too many are made already.
     pub async fn body(self, app: &Shared, actor: &Actor) -> Result<Body, Failure> {
-        let charge = app.budgets.answers.take(actor.account, PACKING_BYTES).await?;
+        let place = app.budgets.download(actor.account).await?;
         let Self { workspace, packing } = self;
         outgoing::body(app, move |out| {
             let outcome = packing.write(out);
-            drop((workspace, charge));
+            drop((workspace, place));
             outcome.map(drop).map_err(io::Error::other)
         })
         .await
@@ -96,7 +97,10 @@ pub async fn unpack(
     let unpacked_at = path.clone();
     // As slowly as it comes, it holds nobody up; and nothing is changed before it is there, and is known to be one.
     let shelf = app.trees.shelf.clone();
-    let (archive, measured) = blocking(move || receive(&shelf, content)).await.map_err(FileError::Io)??;
+    let left = room(app, &row).await?;
+    let data_max = left.map_or(u64::MAX, |left| left.saturating_mul(2).saturating_add(HEADERS_BYTES));
+    let received = blocking(move || receive(&shelf, content, data_max)).await.map_err(FileError::Io)??;
+    let (archive, measured) = received.ok_or_else(|| over_quota(app, &row))?;
     let turn = app.trees.turn(row.id).await;
     // Others may have written, or raised its limit, before it was our turn.
     let row = session(app, actor, &row.id.to_string(), Purpose::Use).await?;
@@ -113,11 +117,15 @@ pub async fn unpack(
         let outcome = workspace.unpack(&path, follow, archive, &unpacking(), &allows);
         Ok((outcome, has_begun.get()))
     };
-    let (outcome, has_begun) = trees::change(app, turn, work).await?;
-    if has_begun {
-        note(app, actor, &row, "file.written", &unpacked_at).await?;
-    }
-    outcome.map_err(|error| if has_begun { half_done(error) } else { error.into() })
+    let (in_task, actor) = (app.clone(), actor.clone());
+    to_its_end(app, async move {
+        let (outcome, has_begun) = trees::change(&in_task, turn, work).await?;
+        if has_begun {
+            note(&in_task, &actor, &row, "file.written", &unpacked_at).await?;
+        }
+        outcome.map_err(|error| if has_begun { half_done(error) } else { error.into() })
+    })
+    .await
 }
 
 fn unpacking() -> Unpacking {
@@ -125,26 +133,12 @@ fn unpacking() -> Unpacking {
     Unpacking { bytes_max, entries_max, mode_mask: 0o7777, name: None }
 }
 
-/// The archive, when it is there and has been looked through.
-fn receive(shelf: &Workspaces, content: impl Read) -> Result<(File, Measured), FileError> {
-    let mut archive = shelf.spool(&mut Charged { content, room: shelf.room() }, ARCHIVE_BYTES_MAX)?;
+/// The archive, when it is there and has been looked through; nothing where more than `data_max` bytes of it are not zeros.
+fn receive(shelf: &Workspaces, mut content: impl Read, data_max: u64) -> Result<Option<(File, Measured)>, FileError> {
+    let Some(mut archive) = shelf.spool_sparse(&mut content, ARCHIVE_BYTES_MAX, data_max)? else { return Ok(None) };
     let measured = measure(BufReader::with_capacity(BUFFER_BYTES, &archive), &unpacking())?;
     archive.rewind()?;
-    Ok((archive, measured))
-}
-
-/// What comes only for as long as there is room for it.
-struct Charged<R> {
-    content: R,
-    room: Room,
-}
-
-impl<R: Read> Read for Charged<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.content.read(buffer)?;
-        self.room.charge(count as u64)?;
-        Ok(count)
-    }
+    Ok(Some((archive, measured)))
 }
 
 /// Says that not all has been left as it was.

@@ -1,6 +1,7 @@
 //! Read and change files of a session's workspace, whatever its state.
 
 use std::fs::File;
+use std::future::Future;
 use std::io::Read;
 
 use raworc_api::problem::Code;
@@ -11,6 +12,7 @@ use raworc_store::sessions::SessionRow;
 use raworc_store::{StoreError, audit};
 use raworc_workspace::{Entries, FileError, Found, Present, Version, Workspace, Write, Written, list};
 use serde_json::json;
+use tokio::sync::oneshot;
 
 use super::checkpoints;
 use super::find::{self, Purpose};
@@ -107,7 +109,13 @@ pub async fn write(
     let written = path.clone();
     // As slowly as it comes, it holds nobody up; it is put into the workspace when it is there.
     let shelf = app.trees.shelf.clone();
-    let mut content = blocking(move || shelf.spool(&mut content, FILE_BYTES_MAX)).await.map_err(FileError::Io)??;
+    let left = room(app, &row).await?.filter(|left| *left < FILE_BYTES_MAX);
+    let bytes_max = left.unwrap_or(FILE_BYTES_MAX);
+    let spooled = blocking(move || shelf.spool(&mut content, bytes_max)).await.map_err(FileError::Io)?;
+    let mut content = match spooled {
+        Err(FileError::TooLarge) if left.is_some() => return Err(over_quota(app, &row)),
+        spooled => spooled?,
+    };
     let turn = app.trees.turn(row.id).await;
     // Others may have written, or raised its limit, before it was our turn.
     let row = session(app, actor, &row.id.to_string(), Purpose::Use).await?;
@@ -117,9 +125,28 @@ pub async fn write(
         let how = Write { follow, mode, bytes_max: FILE_BYTES_MAX, allows: &allows };
         workspace.write(&path, &mut content, &how)
     };
-    let outcome = trees::change(app, turn, work).await?;
-    note(app, actor, &row, "file.written", &written).await?;
-    Ok(outcome)
+    let (in_task, actor) = (app.clone(), actor.clone());
+    to_its_end(app, async move {
+        let outcome = trees::change(&in_task, turn, work).await?;
+        note(&in_task, &actor, &row, "file.written", &written).await?;
+        Ok(outcome)
+    })
+    .await
+}
+
+/// Runs what changes files and notes it in a task of its own: it is noted also where the client goes away meanwhile, or its token is
+/// revoked.
+pub(super) async fn to_its_end<T: Send + 'static>(
+    app: &Shared,
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    let (sender, done) = oneshot::channel();
+    app.tasks.spawn(async move {
+        // Nobody may wait for it any more.
+        let _ = sender.send(work.await);
+    });
+    let panicked = |_| Err(Failure::new(Code::Internal, "the server could not do this; its log says why"));
+    done.await.unwrap_or_else(panicked)
 }
 
 /// Whether what is there is what conditions say.
@@ -154,11 +181,15 @@ pub async fn remove(
     refuse_ended(&row)?;
     let removed = path.clone();
     let turn = app.trees.turn(row.id).await;
-    trees::change(app, turn, move |workspace| {
+    let work = move |workspace: &Workspace| {
         workspace.remove(&path, &|present: Option<&Present<'_>>| allow(&conditions, present))
+    };
+    let (in_task, actor) = (app.clone(), actor.clone());
+    to_its_end(app, async move {
+        trees::change(&in_task, turn, work).await?;
+        note(&in_task, &actor, &row, "file.deleted", &removed).await
     })
-    .await?;
-    note(app, actor, &row, "file.deleted", &removed).await
+    .await
 }
 
 pub(super) async fn session(
@@ -173,13 +204,25 @@ pub(super) async fn session(
 
 /// A session with a limit takes no more than that from outside, either.
 pub(super) async fn refuse_over_quota(app: &Shared, row: &SessionRow, bytes: u64) -> Result<(), Failure> {
-    let Some(limit) = app.ceilings.disk(row.settings.disk) else { return Ok(()) };
-    let container = ContainerId { session: row.id, generation: row.machine.generation };
-    if quotas::used(app, row, container).await?.saturating_add(bytes) <= limit.0 {
-        return Ok(());
+    match room(app, row).await? {
+        Some(left) if left < bytes => Err(over_quota(app, row)),
+        _ => Ok(()),
     }
-    let detail = format!("the session may take {} bytes of the disk; remove something, or give it more", limit.0);
-    Err(Failure::new(Code::DiskQuotaExceeded, detail))
+}
+
+/// How many bytes a session may still take; none where it has no limit. One that is over its limit takes nothing, not even what is empty.
+pub(super) async fn room(app: &Shared, row: &SessionRow) -> Result<Option<u64>, Failure> {
+    let Some(limit) = app.ceilings.disk(row.settings.disk) else { return Ok(None) };
+    let container = ContainerId { session: row.id, generation: row.machine.generation };
+    let left = limit.0.checked_sub(quotas::used(app, row, container).await?);
+    left.map(Some).ok_or_else(|| over_quota(app, row))
+}
+
+/// Says that a session has no room for what is to be written.
+pub(super) fn over_quota(app: &Shared, row: &SessionRow) -> Failure {
+    let limit = app.ceilings.disk(row.settings.disk).map_or(0, |limit| limit.0);
+    let detail = format!("the session may take {limit} bytes of the disk; remove something, or give it more");
+    Failure::new(Code::DiskQuotaExceeded, detail)
 }
 
 /// What has ended is kept as it is.

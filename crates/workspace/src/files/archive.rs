@@ -7,10 +7,12 @@ use raworc_oci::entries::{self, Found, HOLE_BYTES, Kind, Reader};
 
 use super::pack::PATH_BYTES_MAX;
 use crate::FileError;
-use crate::layers::ENTRY_BYTES_MIN;
+use crate::layers::{DEPTH_MAX, ENTRY_BYTES_MIN};
 
 /// How much is read at once, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// Longest name of a file, in bytes (Linux: `NAME_MAX`).
+const NAME_BYTES_MAX: usize = 255;
 /// How much of a path is shown, in bytes.
 const SHOWN_BYTES_MAX: usize = 256;
 
@@ -91,6 +93,13 @@ impl<'a, R: Read> Source<'a, R> {
         if path.is_empty() && found.kind != Kind::Directory {
             return Err(bad_path(&found.path, "is no name"));
         }
+        let levels = path.split(|byte| *byte == b'/').count();
+        if levels > DEPTH_MAX + usize::from(found.kind != Kind::Directory) {
+            return Err(FileError::TooDeep);
+        }
+        if found.kind == Kind::Link {
+            clean(&found.link)?;
+        }
         if found.kind == Kind::Symlink && (found.link.is_empty() || found.link.contains(&0)) {
             return Err(bad_path(&found.path, "is a link that leads nowhere"));
         }
@@ -143,6 +152,9 @@ pub(super) fn clean(path: &[u8]) -> Result<Vec<u8>, FileError> {
     let names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b".")).collect();
     if names.contains(&&b".."[..]) {
         return Err(bad_path(path, "leads upwards"));
+    }
+    if names.iter().any(|name| name.len() > NAME_BYTES_MAX) {
+        return Err(bad_path(path, "has a name that is longer than 255 bytes"));
     }
     Ok(names.join(&b'/'))
 }

@@ -13,9 +13,15 @@ const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// What an entry takes as JSON beside its names, in bytes.
 const ENTRY_BYTES: usize = 160;
 /// What a name takes in memory beside its bytes, in bytes.
-const NAME_BYTES: usize = 32;
+pub(super) const NAME_BYTES: usize = 64;
 /// So many names there is always room for.
 const NAMES_MIN: usize = 4;
+
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has read a directory.
+    pub(super) static READS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
 
 /// One entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +82,8 @@ pub(super) fn names(
     entries_max: usize,
     bytes_max: usize,
 ) -> Result<(Vec<Vec<u8>>, bool), FileError> {
+    #[cfg(test)]
+    READS.set(READS.get() + 1);
     let (mut found, mut bytes, mut has_more) = (BinaryHeap::<Vec<u8>>::new(), 0, false);
     for entry in rustix::fs::Dir::read_from(directory)? {
         let entry = entry?;

@@ -1,6 +1,7 @@
 //! From a directory, a file or a link to a tar that GNU tar, bsdtar and busybox read, whatever changes meanwhile.
 //!
-//! Memory is bounded: by [`NAMES_BYTES_MAX`] for names, and by [`LINKS_BYTES_MAX`] for files with several names.
+//! Memory is bounded: by [`NAMES_BYTES_MAX`] for names, with [`LEVEL_BYTES_MIN`] for each of [`DEPTH_MAX`] levels beyond that, and by
+//! [`LINKS_BYTES_MAX`] for files with several names.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -14,15 +15,20 @@ use raworc_oci::entries::{self, EntryType, Records, acl};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat};
 use rustix::io::Errno;
 
-use super::list::names;
+use super::list::{NAME_BYTES, names};
 use super::resolve::{BELOW, BENEATH, HANDLE, Manner, Node, check_path, descend, look_within, open_within, resolve};
 use super::{Place, Workspace, modified};
 use crate::FileError;
+use crate::layers::DEPTH_MAX;
 
 /// How much is gathered before it is written on, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Names that are kept at once, of all directories on the way, in bytes; those beyond are looked for again.
 const NAMES_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Names of one directory for which there is always room, in bytes: a large directory is read once for each so many.
+const LEVEL_BYTES_MIN: usize = 64 * 1024;
+/// Parts of a sparse file that are told apart; what follows them counts as data. Each takes 48 bytes.
+const SEGMENTS_MAX: usize = 8 * 1024;
 /// Paths of files that have names still to come, in bytes. Those beyond are written once for each name.
 const LINKS_BYTES_MAX: usize = 6 * 1024 * 1024;
 /// What a file with several names takes in memory beside its path, in bytes.
@@ -54,7 +60,7 @@ pub struct Packed {
     pub entries: u64,
     /// Bytes of files.
     pub bytes: u64,
-    /// Sockets, devices and attributes that have no form in a tar.
+    /// Sockets, devices and attributes that have no form in a tar, and directories that are too deep.
     pub left_out: u64,
 }
 
@@ -192,7 +198,7 @@ impl<W: Write> Packer<W> {
             if path.len() >= PATH_BYTES_MAX {
                 return Err(FileError::TooDeep);
             }
-            match self.visit(&at, &name, &mut path)? {
+            match self.visit(&at, &name, &mut path, levels.len())? {
                 Some(inner) => {
                     levels.push(Level::new(path.len()));
                     at = inner;
@@ -203,11 +209,21 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
-    /// Writes what has a name; a directory is returned, and its path ends in a slash then.
-    fn visit(&mut self, at: &OwnedFd, name: &[u8], path: &mut Vec<u8>) -> Result<Option<OwnedFd>, FileError> {
+    /// Writes what has a name; a directory is returned, and its path ends in a slash then. One that nothing could unpack is left out.
+    fn visit(
+        &mut self,
+        at: &OwnedFd,
+        name: &[u8],
+        path: &mut Vec<u8>,
+        depth: usize,
+    ) -> Result<Option<OwnedFd>, FileError> {
         let Some(node) = look_within(at.as_fd(), name, self.reach)? else { return Ok(None) };
         if node.kind() != FileType::Directory {
             self.leaf(at.as_fd(), name, path, &node)?;
+            return Ok(None);
+        }
+        if depth > DEPTH_MAX {
+            self.done.left_out += 1;
             return Ok(None);
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
@@ -226,9 +242,9 @@ impl<W: Write> Packer<W> {
         if level.names.len() == 0 && level.has_more {
             self.names_bytes -= level.names_bytes;
             // Half of what is left, so that directories further down have some, too.
-            let bytes_max = NAMES_BYTES_MAX.saturating_sub(self.names_bytes) / 2;
+            let bytes_max = (NAMES_BYTES_MAX.saturating_sub(self.names_bytes) / 2).max(LEVEL_BYTES_MIN);
             let (found, has_more) = names(directory, level.last.as_deref(), usize::MAX, bytes_max)?;
-            level.names_bytes = found.iter().map(|name| name.len() + LINK_BYTES).sum();
+            level.names_bytes = found.iter().map(|name| name.len() + NAME_BYTES).sum();
             self.names_bytes += level.names_bytes;
             (level.last, level.has_more) = (found.last().cloned(), has_more);
             level.names = found.into_iter();
@@ -309,7 +325,10 @@ impl<W: Write> Packer<W> {
         let stat = &stat;
         let on_disk = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
         let is_sparse = size.saturating_sub(on_disk) > HOLES_BYTES_MAX;
-        let segments = if is_sparse { entries::segments(&file, size).map_err(io::Error::other)? } else { None };
+        let segments = match is_sparse {
+            true => entries::segments(&file, size, SEGMENTS_MAX).map_err(io::Error::other)?,
+            false => None,
+        };
         let Some(segments) = segments else {
             self.entry(EntryType::Regular, path, b"", stat, size, records)?;
             self.copy(&mut file, size)?;

@@ -139,15 +139,20 @@ pub(super) fn look_within(
     }
 }
 
-/// Makes a directory, if there is none, and opens it.
-pub(super) fn make_directory(at: BorrowedFd<'_>, name: &[u8], owner: Owner) -> Result<OwnedFd, FileError> {
+/// Makes a directory, if there is none, and opens it, as far as `reach` lets it lead.
+pub(super) fn make_directory(
+    at: BorrowedFd<'_>,
+    name: &[u8],
+    owner: Owner,
+    reach: ResolveFlags,
+) -> Result<OwnedFd, FileError> {
     let mode = Mode::from_raw_mode(0o755);
     let is_new = match mkdirat(at, name, mode) {
         Ok(()) => true,
         Err(Errno::EXIST) => false,
         Err(error) => return Err(error.into()),
     };
-    let made = open_beneath(at, name, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW)?;
+    let made = open_within(at, name, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW, reach)?;
     if is_new {
         owner.give(&made)?;
         rustix::fs::fchmod(&made, mode)?;
@@ -212,7 +217,7 @@ impl Way<'_> {
             None if is_last => {}
             None => {
                 let owner = manner.make.filter(|_| is_asked).ok_or(FileError::NotFound)?;
-                self.current = make_directory(self.current.as_fd(), &name, owner)?;
+                self.current = make_directory(self.current.as_fd(), &name, owner, BENEATH)?;
                 self.names.push(name);
                 return Ok(None);
             }

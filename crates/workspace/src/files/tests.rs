@@ -3,6 +3,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+use raworc_oci::entries;
 use rustix::fs::{Mode, mkdirat};
 
 use super::*;
@@ -234,4 +235,170 @@ fn a_pipe_does_not_hold_us() {
     assert!(matches!(workspace.look(b"pipe", true), Err(FileError::WrongKind(_))));
     assert!(matches!(write(workspace, "pipe", "x"), Err(FileError::WrongKind(_))));
     remove(workspace, "pipe").unwrap();
+}
+
+fn how() -> Unpacking {
+    Unpacking { bytes_max: 1 << 30, entries_max: 1 << 20, mode_mask: 0o7777, name: None }
+}
+
+fn packed(workspace: &Workspace) -> (Vec<u8>, Packed) {
+    let mut archive = Vec::new();
+    let packed = workspace.packing(b"", true).unwrap().write(&mut archive).unwrap();
+    (archive, packed)
+}
+
+/// An entry of a tar: path, kind, link, records.
+type Item<'a> = (&'a [u8], entries::EntryType, &'a [u8], &'a [(&'a str, &'a str)]);
+
+/// A tar of these entries.
+fn archive(items: &[Item]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (path, kind, link, pairs) in items {
+        let mut records = entries::Records::default();
+        pairs.iter().for_each(|(key, value)| records.add(key.as_bytes(), value.as_bytes()));
+        let entry =
+            entries::Entry { kind: *kind, path, link, mode: 0o755, uid: 0, gid: 0, mtime: (1, 0), size: 0, records };
+        entries::write_header(&mut bytes, entry).unwrap();
+    }
+    bytes.resize(bytes.len() + 1024, 0);
+    bytes
+}
+
+#[test]
+fn what_is_too_deep_is_left_out_and_what_is_packed_can_be_unpacked() {
+    let (from, to) = (fixture(), fixture());
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let mut at = rustix::fs::open(from.directory.path().join("w"), flags, Mode::empty()).unwrap();
+    for _ in 0..600 {
+        mkdirat(&at, "d", Mode::RWXU).unwrap();
+        let inner = rustix::fs::openat(&at, "d", flags, Mode::empty()).unwrap();
+        rustix::fs::openat(&inner, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap();
+        at = inner;
+    }
+    let (archive, packed) = packed(&from.workspace);
+    assert_eq!((packed.entries, packed.left_out), (1 + 2 * 512, 1));
+    measure(&archive[..], &how()).unwrap();
+    let unpacked = to.workspace.unpack(b"", true, &archive[..], &how(), &|_| Ok(true)).unwrap();
+    assert_eq!(unpacked.entries, packed.entries);
+    remove(&from.workspace, "d").unwrap();
+    remove(&to.workspace, "d").unwrap();
+}
+
+#[test]
+fn a_large_directory_is_not_read_anew_for_each_few_names() {
+    let fixture = fixture();
+    // Large directories above take what names may take together.
+    let mut at = fixture.directory.path().join("w");
+    let mut files = 4_000;
+    for level in 0..20 {
+        let count = (4_000 >> level).max(300);
+        files += count + 1;
+        (0..count).for_each(|n| fs::write(at.join(format!("{n:0>200}")), "").unwrap());
+        at.push("!");
+        fs::create_dir(&at).unwrap();
+    }
+    (0..4_000).for_each(|n| fs::write(at.join(format!("{n}")), "").unwrap());
+    let before = list::READS.get();
+    let (_, packed) = packed(&fixture.workspace);
+    assert_eq!(packed.entries, 1 + files);
+    let reads = list::READS.get() - before;
+    assert!(reads < 150, "directories were read {reads} times");
+}
+
+#[test]
+fn sparse_files_have_so_many_parts_and_no_more() {
+    let (from, to) = (fixture(), fixture());
+    let file = fs::File::create(from.directory.path().join("w/sparse")).unwrap();
+    for n in 0..8_300_u64 {
+        std::os::unix::fs::FileExt::write_all_at(&file, b"x", n * 8_192).unwrap();
+    }
+    let (archive, _) = packed(&from.workspace);
+    to.workspace.unpack(b"", true, &archive[..], &how(), &|_| Ok(true)).unwrap();
+    let read = |fixture: &Fixture| fs::read(fixture.directory.path().join("w/sparse")).unwrap();
+    assert!(read(&from) == read(&to));
+    assert!(archive[..8192].windows(6).any(|window| window == b"\x008192\n"), "the map begins with how many there are");
+}
+
+#[test]
+fn what_no_file_can_be_is_found_before_anything_changes() {
+    use entries::EntryType::{Directory, Link, Regular};
+    let long = [b'x'; 256];
+    let deep = b"d/".repeat(513);
+    let below = [&b"d/".repeat(513)[..], b"file"].concat();
+    for (items, expected) in [
+        (vec![(&long[..], Regular, &b""[..], &[][..])], "255 bytes"),
+        (vec![(b"a", Link, &long[..], &[])], "255 bytes"),
+        (vec![(b"a", Link, b"../up", &[])], "upwards"),
+        (vec![(&deep[..deep.len() - 1], Directory, b"", &[])], "levels"),
+        (vec![(&below, Regular, b"", &[])], "levels"),
+    ] {
+        let error = measure(&archive(&items)[..], &how()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+    measure(&archive(&[(&b"d/".repeat(512), Directory, b"", &[]), (&below[2..], Regular, b"", &[])])[..], &how())
+        .unwrap();
+}
+
+#[test]
+fn a_directory_has_its_list_also_where_an_archive_ends_half_way() {
+    use entries::EntryType::{Directory, Link, Regular};
+    let fixture = fixture();
+    let root = rustix::fs::open(fixture.directory.path().join("w"), OFlags::DIRECTORY | OFlags::PATH, Mode::empty());
+    let workspace = Workspace::new(root.unwrap(), Some(AGENT_UID));
+    if std::os::unix::fs::chown(fixture.directory.path().join("w"), Some(AGENT_UID), None).is_err() {
+        eprintln!("SKIPPED: files cannot be given to others");
+        return;
+    }
+    let list = "user::rwx,user:7:rwx,group::r-x,mask::rwx,other::---";
+    let records = [("SCHILY.acl.default", list)];
+    let items: [Item; 4] = [
+        (b"d", Directory, b"", &records),
+        (b"d/e", Directory, b"", &records),
+        (b"d/e/f", Regular, b"", &[]),
+        (b"d/e/g", Link, b"none", &[]),
+    ];
+    let has_list = |path: &str| {
+        let path = fixture.directory.path().join("w").join(path);
+        rustix::fs::getxattr(&path, "system.posix_acl_default", &mut [0; 256][..]).is_ok_and(|bytes| bytes > 0)
+    };
+    workspace.unpack(b"", true, &archive(&items[..3])[..], &how(), &|_| Ok(true)).unwrap();
+    if !has_list("d") {
+        eprintln!("SKIPPED: the file system has no access control lists");
+        return;
+    }
+    assert!(workspace.unpack(b"", true, &archive(&items)[..], &how(), &|_| Ok(true)).is_err());
+    assert!(has_list("d") && has_list("d/e"));
+}
+
+/// Something that is mounted until it is dropped.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn what_is_mounted_in_a_directory_belongs_to_it_here_and_not_in_a_workspace() {
+    use entries::EntryType::{Directory, Regular};
+    let fixture = fixture();
+    let inside = fixture.directory.path().join("w");
+    fs::create_dir(inside.join("m")).unwrap();
+    let mount = std::process::Command::new("mount").args(["-t", "tmpfs", "none"]).arg(inside.join("m")).output();
+    if !mount.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: nothing can be mounted here");
+        return;
+    }
+    let _mounted = Mounted(inside.join("m"));
+    for archive in
+        [archive(&[(b"m", Directory, b"", &[]), (b"m/f", Regular, b"", &[])]), archive(&[(b"m/f", Regular, b"", &[])])]
+    {
+        let open = OwnedFd::from(fs::File::open(&inside).unwrap());
+        unpack_into(&open, false, &archive[..], &how()).unwrap();
+        fs::remove_file(inside.join("m/f")).unwrap();
+        let refused = fixture.workspace.unpack(b"", true, &archive[..], &how(), &|_| Ok(true));
+        assert!(matches!(refused, Err(FileError::Outside)), "{refused:?}");
+        assert!(!inside.join("m/f").exists());
+    }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt as _;
 
 use raworc_oci::Ids;
 use raworc_oci::entries::{Found, Kind, acl};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::fs::{
     chmodat, chownat, fchmod, fremovexattr, fsetxattr, fstat, futimens, linkat, mknodat, renameat, symlinkat, syncfs,
 };
@@ -17,7 +17,9 @@ use rustix::io::Errno;
 
 use super::archive::{Source, Unpacking, bad_path, clean, conflict};
 use super::pack::is_kept;
-use super::resolve::{BELOW, HANDLE, Manner, check_path, descend, look_within, make_directory, open_within, resolve};
+use super::resolve::{
+    BELOW, BENEATH, HANDLE, Manner, check_path, descend, look_within, make_directory, open_within, resolve,
+};
 use super::write::{Allows, New, PLACE_TRIES, temporary_name};
 use super::{Moment, Owner, Present, Workspace};
 use crate::FileError;
@@ -66,10 +68,10 @@ impl Workspace {
         let place = resolve(self.root(), path, Manner { follow, make: Some(self.owner) })?;
         let is_new = place.node.is_none();
         let directory = match is_new {
-            true => make_directory(place.directory.as_fd(), &place.name, self.owner)?,
+            true => make_directory(place.directory.as_fd(), &place.name, self.owner, BENEATH)?,
             false => place.open_directory()?,
         };
-        let unpacked = Unpacker::new(directory.as_fd(), self.owner, how, is_new).run(archive)?;
+        let unpacked = Unpacker::new(directory.as_fd(), (self.owner, BENEATH), how, is_new).run(archive)?;
         syncfs(&directory)?;
         Ok(unpacked)
     }
@@ -86,7 +88,7 @@ pub fn unpack_into(
     archive: impl Read,
     how: &Unpacking,
 ) -> Result<Unpacked, FileError> {
-    Unpacker::new(directory.as_fd(), Owner(None), how, is_new).run(archive)
+    Unpacker::new(directory.as_fd(), (Owner(None), BELOW), how, is_new).run(archive)
 }
 
 /// A directory that what comes may be in.
@@ -109,22 +111,51 @@ struct Described {
 struct Unpacker<'a> {
     base: BorrowedFd<'a>,
     owner: Owner,
+    /// How far names may lead.
+    reach: ResolveFlags,
     how: &'a Unpacking,
     /// Directories from the base down, and the last of them, open.
     inside: Vec<Inside>,
     current: Option<OwnedFd>,
+    /// What the base is to be, where it is new.
+    root: Option<Described>,
     done: Unpacked,
 }
 
 impl<'a> Unpacker<'a> {
-    fn new(base: BorrowedFd<'a>, owner: Owner, how: &'a Unpacking, is_new: bool) -> Self {
+    fn new(base: BorrowedFd<'a>, (owner, reach): (Owner, ResolveFlags), how: &'a Unpacking, is_new: bool) -> Self {
         let done = Unpacked { is_new, ..Unpacked::default() };
-        Self { base, owner, how, inside: Vec::new(), current: None, done }
+        Self { base, owner, reach, how, inside: Vec::new(), current: None, root: None, done }
     }
 
     fn run(mut self, archive: impl Read) -> Result<Unpacked, FileError> {
+        match self.all(archive) {
+            Ok(()) => Ok(self.done),
+            Err(error) => {
+                self.put_back();
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives directories the lists that were taken away from them while something was to come into them.
+    fn put_back(&self) {
+        for (path, of, described) in self.inside.iter().filter_map(|at| Some((&at.path, at.id, at.described.as_ref()?)))
+        {
+            let Some(list) = &described.of_children else { continue };
+            let directory = descend(self.base, path, self.reach);
+            if let Some(directory) = directory.ok().filter(|directory| id(directory).is_ok_and(|id| id == of)) {
+                // What ends it has been said already.
+                let _ = fsetxattr(&directory, acl::LISTS[1].0, list, XattrFlags::empty());
+            }
+        }
+        if let Some(list) = self.root.as_ref().and_then(|root| root.of_children.as_ref()) {
+            let _ = fsetxattr(self.base, acl::LISTS[1].0, list, XattrFlags::empty());
+        }
+    }
+
+    fn all(&mut self, archive: impl Read) -> Result<(), FileError> {
         let mut source = Source::new(archive, self.how);
-        let mut root = None;
         while let Some((found, path)) = source.next()? {
             if matches!(found.kind, Kind::Device | Kind::Other) {
                 self.done.left_out += 1;
@@ -135,20 +166,20 @@ impl<'a> Unpacker<'a> {
                 self.entry(&mut source, &found, path)?;
             } else if self.done.is_new {
                 // What a directory was like where the archive was made says nothing of one that is here already.
-                root = Some(self.attributes(self.base, &found)?);
+                self.root = Some(self.attributes(self.base, &found)?);
             }
         }
         self.leave_all_but(b"")?;
-        if let Some(described) = root {
-            describe(self.base, &described)?;
+        if let Some(described) = &self.root {
+            describe(self.base, described)?;
         }
-        Ok(self.done)
+        Ok(())
     }
 
     fn entry<R: Read>(&mut self, source: &mut Source<'_, R>, found: &Found, path: Vec<u8>) -> Result<(), FileError> {
         let (parent, name) = split(&path);
         let at = self.enter(parent)?;
-        let here = look_within(at.as_fd(), name, BELOW)?.map(|node| node.kind());
+        let here = look_within(at.as_fd(), name, self.reach)?.map(|node| node.kind());
         let is_link = here == Some(FileType::Symlink);
         match (found.kind, here) {
             (_, None | Some(FileType::Symlink)) | (Kind::Directory, Some(FileType::Directory)) => {}
@@ -174,15 +205,15 @@ impl<'a> Unpacker<'a> {
         self.leave_all_but(path)?;
         let (mut at, mut done) = match (self.inside.last(), &self.current) {
             (Some(last), Some(current)) => (current.try_clone()?, last.path.len()),
-            (Some(last), None) => (descend(self.base, &last.path, BELOW)?, last.path.len()),
+            (Some(last), None) => (descend(self.base, &last.path, self.reach)?, last.path.len()),
             (None, _) => (self.base.try_clone_to_owned()?, 0),
         };
         while done < path.len() {
             let start = if done == 0 { 0 } else { done + 1 };
             let end = path[start..].iter().position(|byte| *byte == b'/').map_or(path.len(), |slash| start + slash);
             let name = &path[start..end];
-            at = match look_within(at.as_fd(), name, BELOW)? {
-                None => make_directory(at.as_fd(), name, self.owner)?,
+            at = match look_within(at.as_fd(), name, self.reach)? {
+                None => make_directory(at.as_fd(), name, self.owner, self.reach)?,
                 Some(node) if node.kind() == FileType::Directory => node.handle,
                 Some(_) => {
                     let why = "is in the way: something is to be beneath it, and no link is followed";
@@ -210,7 +241,7 @@ impl<'a> Unpacker<'a> {
             self.current = None;
             let Some(described) = last.described else { continue };
             // Someone may have moved it, and made another; that one is not meant.
-            match descend(self.base, &last.path, BELOW) {
+            match descend(self.base, &last.path, self.reach) {
                 Ok(directory) if id(&directory)? == last.id => describe(directory.as_fd(), &described)?,
                 Ok(_) | Err(FileError::NotFound | FileError::WrongKind(_) | FileError::Outside) => {}
                 Err(error) => return Err(error),
@@ -227,10 +258,13 @@ impl<'a> Unpacker<'a> {
         found: &Found,
         is_link: bool,
     ) -> Result<(), FileError> {
+        if self.inside.len() >= DEPTH_MAX {
+            return Err(FileError::TooDeep);
+        }
         if is_link {
             unlinkat(at, name, AtFlags::empty())?;
         }
-        let directory = make_directory(at.as_fd(), name, self.owner)?;
+        let directory = make_directory(at.as_fd(), name, self.owner, self.reach)?;
         let described = self.attributes(directory.as_fd(), found)?;
         self.push(path, &directory, Some(described))?;
         self.current = Some(directory);
@@ -246,7 +280,7 @@ impl<'a> Unpacker<'a> {
         mut replaces: bool,
     ) -> Result<(), FileError> {
         // (Without a handle that only names the directory, nothing can be made in it on all file systems.)
-        let at = open_within(at.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY, BELOW)?;
+        let at = open_within(at.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY, self.reach)?;
         let mut new = New::create(at.as_fd())?;
         source.content(found, |data, offset| Ok(new.file.write_all_at(data, offset)?))?;
         set_length(&new.file, found.size)?;
@@ -302,7 +336,7 @@ impl<'a> Unpacker<'a> {
         }
         if found.kind != Kind::Symlink {
             // By a handle: what has the name now may be a link.
-            let pipe = open_within(at.as_fd(), name, HANDLE, BELOW)?;
+            let pipe = open_within(at.as_fd(), name, HANDLE, self.reach)?;
             if FileType::from_raw_mode(fstat(&pipe)?.st_mode) == FileType::Fifo {
                 let itself = format!("/proc/self/fd/{}", pipe.as_raw_fd());
                 chmodat(CWD, itself.as_str(), mode, AtFlags::empty())?;
@@ -317,10 +351,10 @@ impl<'a> Unpacker<'a> {
         let (parent, target_name) = split(&target);
         let from = match parent {
             b"" => self.base.try_clone_to_owned()?,
-            parent => descend(self.base, parent, BELOW).map_err(|_| gone())?,
+            parent => descend(self.base, parent, self.reach).map_err(|_| gone())?,
         };
         let node =
-            look_within(from.as_fd(), target_name, BELOW)?.filter(|_| !target_name.is_empty()).ok_or_else(gone)?;
+            look_within(from.as_fd(), target_name, self.reach)?.filter(|_| !target_name.is_empty()).ok_or_else(gone)?;
         match node.kind() {
             FileType::RegularFile | FileType::Symlink | FileType::Fifo => {}
             _ => return Err(gone()),

@@ -327,7 +327,7 @@ fn sentence(entries: u64, bytes: u64, to: &str) -> String {
 
 fn note_left_out(ui: Ui, left_out: u64) {
     if left_out > 0 {
-        ui.note(&format!("{left_out} of what is in it could not be kept (sockets, devices, some attributes)"));
+        ui.note(&format!("{left_out} of what is in it could not be kept (sockets, devices, some attributes, directories below 512 levels)"));
     }
 }
 
