@@ -37,7 +37,7 @@ fn examples_in_the_help_can_be_parsed() {
         "raworc session create --name demo --prompt x --memory 2Gi --cpu 2",
         "raworc session create --agent shell --agent other --ttl 8h --env CI=1 --no-wait",
         "raworc session exec demo ls -l",
-        "raworc session exec demo --directory src --env CI=1 --timeout 10m -- cargo test",
+        "raworc session exec demo --directory /workspace/src --env CI=1 --timeout 10m -- cargo test",
         "raworc session exec demo --script x",
         "raworc session files ls demo",
         "raworc session files put demo - now.txt",

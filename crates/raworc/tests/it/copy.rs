@@ -444,3 +444,32 @@ async fn who_asks_for_what_gets_it() {
     let listing: Value = server.get(&format!("{files}/d")).await.1;
     assert_eq!(listing["entries"].as_array().unwrap().len(), 2);
 }
+
+#[tokio::test]
+async fn a_link_that_a_copy_brought_leads_no_later_copy_away() {
+    let server = server_or_skip!();
+    let (_, session) = server.post("/sessions", json!({ "name": "demo" })).await;
+    let id = session["id"].as_str().unwrap();
+    let here = tempfile::tempdir().unwrap();
+    let (victim, out) = (here.path().join("victim"), here.path().join("out"));
+    fs::create_dir(&victim).unwrap();
+    fs::create_dir(&out).unwrap();
+    server.output(id, &format!("ln -s {} x", victim.display())).await;
+    copies(&server, "demo:x", &out);
+    server.output(id, "rm x; mkdir x; echo planted > x/file").await;
+    let again = cp(&server, &[OsStr::new("demo:x"), out.as_os_str()]);
+    assert_eq!(again.status.code(), Some(1), "{again:?}");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("symbolic link"), "{again:?}");
+    assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
+    server.output(id, "rm -r x; echo file > x").await;
+    copies(&server, "demo:x", &out);
+    assert_eq!(
+        (fs::read_to_string(out.join("x")).unwrap().as_str(), fs::read_dir(&victim).unwrap().count()),
+        ("file\n", 0)
+    );
+    // A link in the workspace that leads out of it is refused, and that is said.
+    server.output(id, "ln -s /etc/passwd away").await;
+    let refused = cp(&server, &["-L", "demo:away", "copy"].map(OsStr::new));
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("out of the workspace"), "{refused:?}");
+}

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use clap::Args;
 use futures::stream::{BoxStream, StreamExt as _};
-use raworc_api::client::{Client, FileBody};
+use raworc_api::client::{Client, ClientError, FileBody};
 use raworc_api::workspace::FileKind;
 use raworc_core::limits::{ARCHIVE_BYTES_MAX, ARCHIVE_ENTRIES_MAX};
 use raworc_core::link::WORKSPACE_PATH;
@@ -126,7 +126,14 @@ struct Remote<'a> {
 
 impl Remote<'_> {
     async fn kind(&self, follow: bool) -> Result<Option<FileKind>> {
-        Ok(self.client.file_kind(self.session, self.version, self.path, follow).await?)
+        match self.client.file_kind(self.session, self.version, self.path, follow).await {
+            // An answer to HEAD has no body that says what is wrong.
+            Err(error @ ClientError::Protocol(_)) => {
+                let said = self.client.read_file(self.session, self.version, self.path).await;
+                Err(said.err().unwrap_or(error).into())
+            }
+            found => Ok(found?),
+        }
     }
 }
 
@@ -250,7 +257,7 @@ async fn download(context: &Context, from: &Remote<'_>, local: &Path, follow: bo
         None => local.to_owned(),
     };
     let archive = from.client.read_archive(from.session, from.version, from.path, follow).await?;
-    let unpacked = receive(context, archive, into.clone(), is_directory).await?;
+    let unpacked = receive(context, archive, into.clone(), is_directory, into == local).await?;
     note_left_out(context.ui, unpacked.left_out);
     let named = shown(into.as_os_str().as_bytes());
     let document = json!({ "entries": unpacked.entries, "size_bytes": unpacked.bytes, "left_out": unpacked.left_out });
@@ -258,10 +265,16 @@ async fn download(context: &Context, from: &Remote<'_>, local: &Path, follow: bo
 }
 
 /// Unpacks an archive as it comes.
-async fn receive(context: &Context, mut archive: FileBody, into: PathBuf, is_directory: bool) -> Result<Unpacked> {
+async fn receive(
+    context: &Context,
+    mut archive: FileBody,
+    into: PathBuf,
+    is_directory: bool,
+    is_named: bool,
+) -> Result<Unpacked> {
     let (mut writer, reader) = tokio::io::duplex(PIPE_BYTES);
     let reader = SyncIoBridge::new(reader);
-    let unpacking = tokio::task::spawn_blocking(move || unpack(&into, is_directory, reader));
+    let unpacking = tokio::task::spawn_blocking(move || unpack(&into, is_directory, is_named, reader));
     let progress = Progress::start(&context.ui, "copying");
     let mut received = 0;
     let mut broken = None;
@@ -290,7 +303,8 @@ async fn receive(context: &Context, mut archive: FileBody, into: PathBuf, is_dir
     }
 }
 
-fn unpack(into: &Path, is_directory: bool, mut archive: impl Read) -> Result<Unpacked> {
+/// `is_named`: `into` is what was typed, not the name of what is copied in such a directory.
+fn unpack(into: &Path, is_directory: bool, is_named: bool, mut archive: impl Read) -> Result<Unpacked> {
     let wrong =
         |error: &dyn std::fmt::Display| Failure::failed(format!("{} can't be written: {error}", into.display()));
     let mut how =
@@ -301,6 +315,11 @@ fn unpack(into: &Path, is_directory: bool, mut archive: impl Read) -> Result<Unp
             Ok(()) => is_new = true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(wrong(&error)),
+        }
+        // An earlier copy may have brought it: it leads wherever the session wanted.
+        if !is_named && fs::symlink_metadata(into).is_ok_and(|found| found.is_symlink()) {
+            let help = "Remove it first, or name what it leads to as the destination.";
+            return Err(wrong(&"it is a symbolic link, which is not followed").help(help));
         }
         into
     } else {

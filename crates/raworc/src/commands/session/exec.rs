@@ -20,7 +20,7 @@ const EXAMPLES: &str = "\
 Examples:
   raworc session exec demo ls -l
   raworc session exec demo --script 'grep -r TODO . | wc -l'
-  raworc session exec demo --directory src --env CI=1 --timeout 10m -- cargo test
+  raworc session exec demo --directory /workspace/src --env CI=1 --timeout 10m -- cargo test
   tar c . | raworc session exec demo tar x
   raworc session exec demo -t -- vim notes.txt
 
