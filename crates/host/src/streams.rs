@@ -250,16 +250,20 @@ impl Streams {
     }
 
     fn end_at(&mut self, id: Uuid, why: Ending, kill_at: Instant) {
-        let Self { running, attachments, buffer, .. } = self;
-        let Some(running) = running.get_mut(&id) else { return };
-        // What was written until now is still shown.
-        if let Way::Terminal(Some(terminal)) = &mut running.way {
-            terminal.drain(buffer);
-            for attachment in attachments.values_mut().filter(|attachment| attachment.work == id) {
-                catch_up(attachment, terminal, usize::MAX);
-            }
+        self.show_rest(id);
+        if let Some(running) = self.running.get_mut(&id) {
+            running.end(why, kill_at);
         }
-        running.end(why, kill_at);
+    }
+
+    /// Has the clients of a terminal see all that was written to it until now.
+    fn show_rest(&mut self, id: Uuid) {
+        let Self { running, attachments, buffer, .. } = self;
+        let Some(Running { way: Way::Terminal(Some(terminal)), .. }) = running.get_mut(&id) else { return };
+        terminal.drain(buffer);
+        for attachment in attachments.values_mut().filter(|attachment| attachment.work == id) {
+            catch_up(attachment, terminal, usize::MAX);
+        }
     }
 
     /// Everything is to end, and is killed at `kill_at`.
@@ -296,15 +300,10 @@ impl Streams {
 
     /// A deadline of this work has come.
     fn wake(&mut self, id: Uuid, now: Instant) {
-        let Self { running, attachments, buffer, .. } = self;
-        let Some(running) = running.get_mut(&id) else { return };
-        if let Way::Terminal(Some(terminal)) = &mut running.way {
-            terminal.drain(buffer);
-            for attachment in attachments.values_mut().filter(|attachment| attachment.work == id) {
-                catch_up(attachment, terminal, usize::MAX);
-            }
+        self.show_rest(id);
+        if let Some(running) = self.running.get_mut(&id) {
+            running.on_time(now);
         }
-        running.on_time(now);
     }
 
     /// Passes on what a command wrote before it ended, as far as its client has room.
@@ -327,13 +326,10 @@ impl Streams {
     }
 
     fn finish(&mut self, id: Uuid, reports: &mut Reports) -> Vec<OwnedFd> {
-        let Some(mut running) = self.running.remove(&id) else { return Vec::new() };
+        self.show_rest(id);
+        let Some(running) = self.running.remove(&id) else { return Vec::new() };
         let ending = running.ending();
         for attachment in self.attachments.values_mut().filter(|attachment| attachment.work == id) {
-            if let Way::Terminal(Some(terminal)) = &mut running.way {
-                terminal.drain(&mut self.buffer);
-                catch_up(attachment, terminal, usize::MAX);
-            }
             attachment.end(Ended { ending, reason: None });
         }
         report_end(id, ending, running.begun, reports);
