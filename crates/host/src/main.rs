@@ -14,6 +14,7 @@ mod launch;
 mod output;
 mod piped;
 mod processes;
+mod queries;
 mod reports;
 mod script;
 mod signals;

@@ -40,6 +40,14 @@ pub enum Source {
     Pipe(Uuid, Pipe),
 }
 
+/// What a client that attaches is sent first.
+struct Joined {
+    /// A terminal's output from before.
+    replay: Vec<u8>,
+    /// The place in the output from which on it is sent as it comes.
+    place: u64,
+}
+
 /// All interactive work.
 pub struct Streams {
     token: String,
@@ -90,27 +98,30 @@ impl Streams {
         // Without a connection the server hears that nobody came.
         let Ok(mut attachment) = dialled else { return };
         match joined {
-            Ok(place) => attachment.place = place,
+            Ok(Joined { place, replay }) => {
+                attachment.output(Stream::Stdout, &replay);
+                attachment.place = place;
+            }
             Err(NotStarted { ending, reason }) => attachment.end(Ended { ending, reason: Some(reason) }),
         }
         self.attachments.insert(attach.attachment, attachment);
     }
 
-    /// The place in the output from which on a new client sees it.
-    fn join(&mut self, attach: &Attach, spawner: &mut Spawner, now: Instant) -> Result<u64, NotStarted> {
+    /// Starts the work, or finds it running.
+    fn join(&mut self, attach: &Attach, spawner: &mut Spawner, now: Instant) -> Result<Joined, NotStarted> {
         let is_full = self.running.len() >= WORKS_MAX;
         match (self.running.get_mut(&attach.work), &attach.start) {
             (Some(Running { way: Way::Terminal(Some(terminal)), .. }), _) => {
                 if let Some(size) = attach.size.filter(|_| !attach.watch) {
                     terminal.redraw(size);
                 }
-                Ok(terminal.replay.beginning())
+                Ok(Joined { place: terminal.replay.end(), replay: terminal.replay.again() })
             }
             (Some(_), _) | (None, None) => Err(NotStarted::here("it has ended")),
             (None, Some(_)) if is_full => Err(NotStarted::here("too many commands run at the same time")),
             (None, Some(start)) => {
                 self.running.insert(attach.work, Running::start(attach.work, start.clone(), spawner, now)?);
-                Ok(0)
+                Ok(Joined { place: 0, replay: Vec::new() })
             }
         }
     }

@@ -13,6 +13,7 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{InputModes, OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
 use crate::identity;
+use crate::queries::without_queries;
 
 /// Typed but not yet taken by the terminal, in bytes; then nothing more is read from clients.
 const INPUT_BYTES_MAX: usize = 64 * 1024;
@@ -55,15 +56,12 @@ impl Replay {
         Some(&bytes[..bytes.len().min(max)])
     }
 
-    /// Where a client that attaches now begins: where something was dropped, behind the first whole line, because the
-    /// first bytes may be the second half of an escape sequence.
-    pub fn beginning(&self) -> u64 {
-        let start = self.start();
-        if start == 0 {
-            return 0;
-        }
+    /// What is kept, for a client that attaches now, without what its terminal would answer. Where something was dropped,
+    /// it begins behind the first whole line, because the first bytes may be the second half of an escape sequence.
+    pub fn again(&self) -> Vec<u8> {
         let line = self.bytes.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        start + line as u64
+        let skipped = if self.start() == 0 { 0 } else { line };
+        without_queries(&self.bytes.range(skipped..).copied().collect::<Vec<_>>())
     }
 }
 
@@ -190,15 +188,16 @@ mod tests {
     #[test]
     fn the_last_bytes_are_kept() {
         let mut replay = Replay::default();
-        assert_eq!((replay.start(), replay.beginning(), replay.from(0, 9)), (0, 0, Some(&b""[..])));
+        assert_eq!((replay.start(), replay.again(), replay.from(0, 9)), (0, Vec::new(), Some(&b""[..])));
         replay.push(b"one\ntwo");
         assert_eq!((replay.from(0, 2), replay.from(4, 9)), (Some(&b"on"[..]), Some(&b"two"[..])));
-        assert_eq!((replay.beginning(), replay.from(8, 1)), (0, None), "there is nothing yet");
+        assert_eq!((replay.again(), replay.from(8, 1)), (b"one\ntwo".to_vec(), None), "there is nothing yet");
         replay.push(&vec![b'x'; TERMINAL_REPLAY_BYTES - 5]);
         assert_eq!((replay.start(), replay.from(0, 9)), (2, None), "it is no longer kept");
-        assert_eq!((replay.from(2, 2), replay.beginning()), (Some(&b"e\n"[..]), 4), "a line begins there");
+        assert_eq!(replay.from(2, 2), Some(&b"e\n"[..]));
+        assert!(replay.again().starts_with(b"two"), "a line begins there");
         replay.push(&vec![b'y'; 2 * TERMINAL_REPLAY_BYTES]);
-        assert_eq!(replay.beginning(), replay.start());
+        assert_eq!(replay.again().len(), TERMINAL_REPLAY_BYTES, "there is no line");
         assert_eq!(replay.end(), 7 + 3 * TERMINAL_REPLAY_BYTES as u64 - 5);
     }
 }

@@ -211,15 +211,16 @@ async fn vim_top_and_tmux_work() {
 async fn a_terminal_survives_a_lost_connection_and_a_restart_of_the_server() {
     let mut server = server_or_skip!();
     let id = server.session(json!({})).await;
-    let script = "echo begun; until [ -e go ]; do sleep 0.01; done; echo missed; touch gone; \
+    let script = "printf 'begun\\033[6n\\033]11;?\\007-asked\\n'; until [ -e go ]; do sleep 0.01; done; echo missed; touch gone; \
                   while read line; do echo got-$line; done";
     let mut terminal = program(&server, &id, script).await;
-    terminal.until("begun").await;
+    assert!(terminal.until("-asked").await.contains("begun\x1b[6n\x1b]11;?\x07-asked"));
     let again = OpenTerminal { terminal: Some(terminal.id.clone()), ..sized(80, 24) };
     drop(terminal);
     server.output(&id, "touch go; until [ -e gone ]; do sleep 0.01; done").await;
     let mut terminal = open(&server, &id, &again).await;
-    assert!(terminal.until("missed").await.contains("begun"));
+    // What was asked before is not asked again.
+    assert!(terminal.until("missed").await.contains("begun-asked"));
     let mut watcher = open(&server, &id, &OpenTerminal { watch: Some(true), ..again.clone() }).await;
     watcher.until("begun").await;
     watcher.types("unheard\r").await;
