@@ -30,6 +30,9 @@ const REPORT_GRACE: Duration = Duration::from_secs(10);
 /// Longest list of words, in bytes: what Linux allows one program (`MAX_ARG_STRLEN`).
 const WORDS_BYTES_MAX: usize = 128 * 1024 - 1;
 
+/// Longest directory that a command starts in, in bytes; with the workspace before it, Linux takes it (`PATH_MAX`).
+const DIRECTORY_BYTES_MAX: usize = 4095 - WORKSPACE_PATH.len() - 1;
+
 /// Runs a command and answers when it has ended. Wakes a session that rests.
 ///
 /// # Errors
@@ -137,8 +140,9 @@ pub fn check(body: &Exec) -> Result<(), Failure> {
     if body.stdin.len() > MESSAGE_BYTES_MAX {
         checks.fault("stdin", format!("must have at most {MESSAGE_BYTES_MAX} bytes"));
     }
-    if body.directory.as_ref().is_some_and(|path| !path.starts_with('/') || path.contains('\0') || path.len() > 4095) {
-        checks.fault("directory", "must be an absolute path in the container, of at most 4095 bytes");
+    let is_path = |path: &String| (1..=DIRECTORY_BYTES_MAX).contains(&path.len()) && !path.contains('\0');
+    if !body.directory.as_ref().is_none_or(is_path) {
+        checks.fault("directory", format!("must be a path in the container, of 1 to {DIRECTORY_BYTES_MAX} bytes"));
     }
     checks.env("env", Some(&body.env));
     checks.range("timeout_seconds", body.timeout_seconds, &(1..=EXEC_TIMEOUT_MAX.as_secs()));
@@ -181,9 +185,18 @@ fn work(session: &SessionRow, id: Uuid, body: Exec, timeout_seconds: u64) -> Wor
         id: WorkId::Exec(id),
         env: environment(session, body.env),
         program: program(body.command, body.stdin),
-        directory: body.directory.unwrap_or_else(|| WORKSPACE_PATH.to_owned()),
+        directory: directory(body.directory),
         timeout_seconds: Some(timeout_seconds),
         output_bytes_max: EXEC_OUTPUT_BYTES_MAX,
+    }
+}
+
+/// Where a command starts; a relative path begins in the workspace.
+pub fn directory(wanted: Option<String>) -> String {
+    match wanted {
+        None => WORKSPACE_PATH.to_owned(),
+        Some(path) if path.starts_with('/') => path,
+        Some(path) => format!("{WORKSPACE_PATH}/{path}"),
     }
 }
 

@@ -8,7 +8,7 @@ use raworc_api::terminal::OpenTerminal;
 use raworc_api::workspace::{Exec, ExecCommand};
 use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::limits::{DETACHED_MAX, EXECS_MAX, TERMINALS_MAX};
-use raworc_core::link::{Attach, Ending, Interactive, Size, WORKSPACE_PATH, WorkId};
+use raworc_core::link::{Attach, Ending, Interactive, Size, WorkId};
 use raworc_core::permissions::Actor;
 use raworc_core::session::{Container, Event};
 use raworc_store::sessions::SessionRow;
@@ -237,7 +237,7 @@ async fn open_now(
     let start = Interactive {
         program: wanted.command.map(|command| exec::program(command, String::new())),
         env: exec::environment(&session, wanted.env),
-        directory: wanted.directory.unwrap_or_else(|| WORKSPACE_PATH.to_owned()),
+        directory: exec::directory(wanted.directory),
         timeout_seconds: wanted.timeout_seconds,
         terminal: wanted.size,
         linger_seconds: DETACHED_MAX.as_secs(),

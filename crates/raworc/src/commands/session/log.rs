@@ -23,6 +23,9 @@ pub struct Events {
     /// Only events after this number.
     #[arg(long, value_name = "SEQ")]
     after: Option<u64>,
+    /// The newest ones, 1 to 500.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=500), conflicts_with_all = ["after", "limit"])]
+    tail: Option<u32>,
     /// Rows at most, 1 to 500 [default: 50].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=500))]
     limit: Option<u32>,
@@ -30,8 +33,14 @@ pub struct Events {
 
 /// Lists events.
 pub async fn events(context: &Context, args: Events) -> Result<()> {
-    let query = ListEvents { after: args.after, limit: args.limit };
-    let page = context.client()?.list_events(&args.session, &query).await?;
+    let client = context.client()?;
+    // Events are numbered from 1 without a gap.
+    let after = match args.tail {
+        Some(count) => Some(client.get_session(&args.session).await?.last_seq.saturating_sub(u64::from(count))),
+        None => args.after,
+    };
+    let query = ListEvents { after, limit: args.tail.or(args.limit) };
+    let page = client.list_events(&args.session, &query).await?;
     if context.ui.is_json() {
         return context.ui.json(&page);
     }

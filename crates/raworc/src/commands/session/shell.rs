@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::terminal::{self, Local};
+use crate::text::clean;
 
 use super::attached;
 
@@ -37,7 +38,7 @@ pub struct Shell {
     /// What runs in the terminal [default: a shell].
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
-    /// Attach to a terminal that is open.
+    /// Attach to a terminal that is open: its id, or the beginning of it.
     #[arg(long, value_name = "TERMINAL", conflicts_with = "command")]
     attach: Option<String>,
     /// See its output only.
@@ -56,14 +57,39 @@ pub async fn run(context: &Context, args: Shell) -> Result<()> {
     if args.attach.is_none() && !std::io::stdin().is_terminal() {
         return without_terminal(context, args).await;
     }
+    let terminal = match args.attach {
+        Some(beginning) => Some(find(context, &args.session, &beginning).await?),
+        None => None,
+    };
     let query = OpenTerminal {
         command: if args.command.is_empty() { None } else { Some(json(&args.command)?) },
         directory: args.directory,
-        terminal: args.attach,
+        terminal,
         watch: args.watch.then_some(true),
         ..OpenTerminal::default()
     };
     terminal::run(context, &args.session, query, Local { has_escape: !args.no_escape }).await
+}
+
+/// The id of the one open terminal that begins like this.
+async fn find(context: &Context, session: &str, beginning: &str) -> Result<String> {
+    let open = context.client()?.terminals(session).await?.items;
+    let mut found = open.iter().filter(|terminal| terminal.id.starts_with(beginning));
+    let list = || match open.is_empty() {
+        true => format!("None is open now; `raworc session shell {session}` opens one."),
+        false => {
+            let ids: Vec<String> =
+                open.iter().map(|terminal| format!("{} ({})", terminal.id, clean(&terminal.command))).collect();
+            format!("Open are: {}", ids.join(", "))
+        }
+    };
+    match (found.next(), found.next()) {
+        (Some(terminal), None) => Ok(terminal.id.clone()),
+        (None, _) => {
+            Err(Failure::usage(format!("no open terminal has an id that begins with {beginning:?}")).help(list()))
+        }
+        (Some(_), Some(_)) => Err(Failure::usage(format!("several ids begin with {beginning:?}")).help(list())),
+    }
 }
 
 /// As the query of a terminal has it.
