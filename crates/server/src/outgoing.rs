@@ -4,7 +4,10 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use axum::body::Body;
-use futures::StreamExt as _;
+use axum::http::HeaderMap;
+use futures::{StreamExt as _, TryStreamExt as _};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use tokio::io::{AsyncWriteExt as _, DuplexStream};
 use tokio::runtime::Handle;
 use tokio_util::io::ReaderStream;
@@ -17,13 +20,14 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// How long who reads may take none of it, before it is given up: it holds a thread.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
-/// What `write` writes, as a body. Where it fails, or nobody reads, the body breaks off.
+/// What `write` writes, as a body; what it returns follows as trailers, for clients that take those. Where it fails, or nobody
+/// reads, the body breaks off.
 ///
 /// # Errors
 /// 503 where there is no thread for it.
 pub async fn body(
     app: &Shared,
-    write: impl FnOnce(Patient) -> io::Result<()> + Send + 'static,
+    write: impl FnOnce(Patient) -> io::Result<HeaderMap> + Send + 'static,
 ) -> Result<Body, Failure> {
     let thread = app.budgets.thread().await?;
     let (read, pipe) = tokio::io::duplex(BUFFER_BYTES);
@@ -35,15 +39,16 @@ pub async fn body(
     // What ends early must not look as if it were whole.
     let end = futures::stream::once(async move {
         match done.await {
-            Ok(Ok(())) => None,
+            Ok(Ok(trailers)) => Ok(Frame::trailers(trailers)),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "an answer was cut off");
-                Some(Err(error))
+                Err(error)
             }
-            Err(error) => Some(Err(io::Error::other(error))),
+            Err(error) => Err(io::Error::other(error)),
         }
     });
-    Ok(Body::from_stream(ReaderStream::new(read).chain(end.filter_map(std::future::ready))))
+    let data = ReaderStream::new(read).map_ok(Frame::data);
+    Ok(Body::new(StreamBody::new(data.chain(end))))
 }
 
 /// Writes to whoever reads at the other end, for as long as that goes on.

@@ -82,6 +82,7 @@ impl From<io::Error> for FileError {
             Some(Errno::NXIO) => FileError::WrongKind("it is neither a file nor a directory"),
             Some(Errno::NAMETOOLONG) => FileError::BadPath("the path or one of its names is too long"),
             Some(Errno::NOSPC | Errno::DQUOT) => FileError::DiskFull,
+            Some(Errno::FBIG) => FileError::TooLarge,
             _ => FileError::Io(error),
         }
     }

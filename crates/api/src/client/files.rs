@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
-use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use http_body_util::BodyExt as _;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, TE};
 use reqwest::{Body, Method, Response, StatusCode};
 
 use super::checkpoints::checkpoints;
@@ -31,35 +32,50 @@ pub enum Content {
 
 /// The bytes of a file, as they arrive.
 pub struct FileBody {
-    pub(super) response: Response,
-    pub(super) client: Client,
+    headers: HeaderMap,
+    length: Option<u64>,
+    body: Body,
+    client: Client,
 }
 
 impl fmt::Debug for FileBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileBody").field("length", &self.response.content_length()).finish_non_exhaustive()
+        f.debug_struct("FileBody").field("length", &self.length).finish_non_exhaustive()
     }
 }
 
 impl FileBody {
+    pub(super) fn new(response: Response, client: &Client) -> Self {
+        let length = response.content_length();
+        let (parts, body) = http::Response::<Body>::from(response).into_parts();
+        Self { headers: parts.headers, length, body, client: client.clone() }
+    }
+
     /// Its length, where the server said so.
     #[must_use]
     pub fn length(&self) -> Option<u64> {
-        self.response.content_length()
+        self.length
     }
 
-    /// A number that the server said beside it.
+    /// A number that the server said beside it; what it knows only at the end comes with the last piece.
     #[must_use]
     pub fn number(&self, header: &str) -> Option<u64> {
-        self.response.headers().get(header)?.to_str().ok()?.parse().ok()
+        self.headers.get(header)?.to_str().ok()?.parse().ok()
     }
 
     /// The next piece, or `None` at the end.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
-        match tokio::time::timeout(STANDSTILL_TIMEOUT, self.response.chunk()).await {
-            Ok(Ok(chunk)) => Ok(chunk),
-            Ok(Err(error)) => Err(self.client.broken(&error)),
-            Err(_) => Err(ClientError::Protocol("the file came to a standstill half way".into())),
+        loop {
+            let frame = match tokio::time::timeout(STANDSTILL_TIMEOUT, self.body.frame()).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(error))) => return Err(self.client.broken(&error)),
+                Err(_) => return Err(ClientError::Protocol("the file came to a standstill half way".into())),
+            };
+            match frame.into_data() {
+                Ok(data) => return Ok(Some(data)),
+                Err(frame) => self.headers.extend(frame.into_trailers().unwrap_or_default()),
+            }
         }
     }
 
@@ -92,7 +108,7 @@ impl Client {
         if is_directory {
             return self.document(response).await.map(Content::Directory);
         }
-        Ok(Content::File(Box::new(FileBody { response, client: self.clone() })))
+        Ok(Content::File(Box::new(FileBody::new(response, self))))
     }
 
     /// The same of a directory: the page that `query` asks for.
@@ -142,7 +158,8 @@ impl Client {
         }
     }
 
-    /// `GET /sessions/{id}/files/{path}`, or `…/checkpoints/{n}/files/{path}`, as a tar.
+    /// `GET /sessions/{id}/files/{path}`, or `…/checkpoints/{n}/files/{path}`, as a tar. How much could not be put into it is the number
+    /// [`crate::image::LEFT_OUT_HEADER`] at its end.
     pub async fn read_archive(
         &self,
         session: &str,
@@ -152,8 +169,8 @@ impl Client {
     ) -> Result<FileBody> {
         let query = ReadFile { follow: Some(follow), ..ReadFile::default() };
         let request = self.request(Method::GET, file(session, version, path))?.query(&query);
-        let response = self.accepted(request.header(ACCEPT, ARCHIVE)).await?;
-        Ok(FileBody { response, client: self.clone() })
+        let response = self.accepted(request.header(ACCEPT, ARCHIVE).header(TE, "trailers")).await?;
+        Ok(FileBody::new(response, self))
     }
 
     /// `PUT /sessions/{id}/files/{path}` of a tar: unpacks it into that directory.

@@ -73,7 +73,7 @@ impl Client {
     /// `GET /sessions/{id}/checkpoints/{n}/export`: an OCI archive; `n` is a number or `now`.
     pub async fn export_checkpoint(&self, session: &str, n: &str) -> Result<FileBody> {
         let request = self.request(Method::GET, checkpoint(session, n).then("export"))?;
-        Ok(FileBody { response: self.accepted(request).await?, client: self.clone() })
+        Ok(FileBody::new(self.accepted(request).await?, self))
     }
 
     /// A call that tells how it gets on.

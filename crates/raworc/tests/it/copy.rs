@@ -339,6 +339,12 @@ async fn an_archive_leads_nowhere_and_belongs_to_the_agent() {
     let answer = send(&server, "PUT", &format!("/sessions/{small}/files/d"), &[TAR], &large);
     assert_eq!(answer.json()["code"], "disk_quota_exceeded", "{}", answer.json());
     assert_eq!(send(&server, "GET", &format!("/sessions/{small}/files/d"), &[], b"").status, 404);
+    // More than it may ever take is not even received; of what has no name here, nothing would be unpacked.
+    let endless = archive(&[(b'V', b"label", b"", &vec![7; 24 << 20])]);
+    let answer = send(&server, "PUT", &format!("/sessions/{small}/files/d"), &[TAR], &endless);
+    assert_eq!(answer.json()["code"], "disk_quota_exceeded", "{}", answer.json());
+    let answer = send(&server, "PUT", &format!("/sessions/{small}/files/f"), &[], &[7; 2 << 20]);
+    assert_eq!(answer.json()["code"], "disk_quota_exceeded", "{}", answer.json());
     // What is zeros takes nothing.
     let zeros = archive(&[(b'0', b"zeros", b"", &[0; 2 << 20])]);
     assert_eq!(send(&server, "PUT", &format!("/sessions/{small}/files/d"), &[TAR], &zeros).status, 201);
@@ -443,6 +449,33 @@ async fn who_asks_for_what_gets_it() {
     assert_eq!(names, [b"f".to_vec()]);
     let listing: Value = server.get(&format!("{files}/d")).await.1;
     assert_eq!(listing["entries"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn what_a_tar_cannot_hold_is_told_in_both_directions() {
+    let server = server_or_skip!();
+    let id = server.session(json!({ "name": "demo" })).await;
+    let made = server.output(
+        &id,
+        "mkdir d; perl -MIO::Socket::UNIX -e 'IO::Socket::UNIX->new(Local => \"d/socket\", Listen => 1) or die'",
+    );
+    assert_eq!(made.await, "");
+    let answer = send(&server, "GET", &format!("/sessions/{id}/files/d"), &[ACCEPT, "te: trailers"], b"");
+    assert_eq!(answer.header("trailer"), "raworc-left-out");
+    assert_eq!(answer.header("raworc-left-out"), "1");
+    let here = tempfile::tempdir().unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(here.path().join("socket")).unwrap();
+    let (inside, local) = (OsStr::new("demo:d"), here.path().as_os_str());
+    for ends in [[inside, local], [local, inside]] {
+        let output = cp(&server, &[&[OsStr::new("--output"), OsStr::new("json")], &ends[..]].concat());
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(told["left_out"], 1, "{ends:?}: {output:?}");
+    }
+    // What no file system can hold is no failure of the server.
+    let records = format!("38 GNU.sparse.size={}\n21 GNU.sparse.map=0,0\n", i64::MAX);
+    let huge = archive(&[(b'x', b"pax", b"", records.as_bytes()), (b'0', b"huge", b"", b"")]);
+    let answer = send(&server, "PUT", &format!("/sessions/{id}/files/e"), &[TAR], &huge);
+    answer.must_be_problem(413, "too_large", "a file of 2^63 - 1 bytes");
 }
 
 #[tokio::test]

@@ -76,26 +76,34 @@ fn parse(mut stream: TcpStream) -> Answer {
     let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
     let mut lines = head.lines();
     let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-    let headers: Vec<(String, String)> = lines
-        .filter_map(|line| line.split_once(':'))
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
-        .collect();
+    let mut headers: Vec<(String, String)> = lines.filter_map(field).collect();
     let mut body = bytes.split_off(end + 4);
     if headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked") {
-        body = unchunk(&body);
+        let (whole, trailers) = unchunk(&body);
+        headers.extend(String::from_utf8_lossy(trailers).lines().filter_map(field));
+        body = whole;
     }
     Answer { status, headers, body }
 }
 
-fn unchunk(mut bytes: &[u8]) -> Vec<u8> {
+fn field(line: &str) -> Option<(String, String)> {
+    let (name, value) = line.split_once(':')?;
+    Some((name.to_ascii_lowercase(), value.trim().to_owned()))
+}
+
+/// The body, and the trailers behind it.
+fn unchunk(mut bytes: &[u8]) -> (Vec<u8>, &[u8]) {
     let mut body = Vec::new();
     while let Some(end) = bytes.windows(2).position(|window| window == b"\r\n") {
         let size = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).unwrap().trim(), 16).unwrap();
         let start = end + 2;
+        if size == 0 {
+            return (body, &bytes[start..]);
+        }
         body.extend_from_slice(&bytes[start..start + size]);
         bytes = &bytes[start + size + 2..];
     }
-    body
+    (body, b"")
 }
 
 /// A request to `target` (below `/api/v0`) as the administrator, with a JSON body unless `body` is empty.

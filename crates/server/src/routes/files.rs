@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::{Stream, StreamExt as _};
+use raworc_api::image::LEFT_OUT_HEADER;
 use raworc_api::problem::{Code, Problem};
 use raworc_api::workspace::{self, Listing, ReadFile, WriteFile};
 use raworc_core::ids::SessionId;
@@ -258,7 +259,8 @@ async fn show(app: Shared, actor: Actor, (at, Query(query), method, headers): As
         let kind = if found.is_directory() { "directory" } else { "file" };
         let body = if method == Method::HEAD { Body::empty() } else { found.body(&app, &actor).await? };
         let headers = [(KIND, kind), (header::CONTENT_TYPE, TAR), (header::CACHE_CONTROL, REVALIDATE)];
-        (headers, [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")], body).into_response()
+        let more = [(header::X_CONTENT_TYPE_OPTIONS, "nosniff"), (header::TRAILER, LEFT_OUT_HEADER)];
+        (headers, more, body).into_response()
     } else {
         let look = wanted(&at, query)?;
         let workspace = files::open(&app, &actor, &at.session, version).await?;

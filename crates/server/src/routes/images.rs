@@ -154,7 +154,8 @@ async fn export_checkpoint(
     let export = lease.on(session, push::export(&app, &actor, &id, &n)).await?;
     let left_out = export.left_out.to_string();
     let disposition = format!("attachment; filename=\"{}\"", export.file_name());
-    let body = outgoing::body(&app, move |out| export.write(out).map_err(io::Error::other)).await?;
+    let body =
+        outgoing::body(&app, move |out| export.write(out).map(|_| HeaderMap::new()).map_err(io::Error::other)).await?;
     let headers = [
         (header::CONTENT_TYPE, ARCHIVE.to_owned()),
         (header::CONTENT_DISPOSITION, disposition),

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek as _};
 
 use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName};
+use raworc_api::image::LEFT_OUT_HEADER;
 use raworc_core::limits::{ARCHIVE_BYTES_MAX, ARCHIVE_ENTRIES_MAX};
 use raworc_core::permissions::Actor;
 use raworc_workspace::{FileError, Measured, Packing, Present, Unpacked, Unpacking, Workspace, Workspaces, measure};
@@ -36,7 +38,7 @@ impl Outgoing {
         self.packing.is_directory()
     }
 
-    /// The tar, as it is made.
+    /// The tar, as it is made, with a trailer that says how much is left out of it.
     ///
     /// # Errors
     /// 429 or 503 where too many are made already.
@@ -46,7 +48,8 @@ impl Outgoing {
         outgoing::body(app, move |out| {
             let outcome = packing.write(out);
             drop((workspace, place));
-            outcome.map(drop).map_err(io::Error::other)
+            let packed = outcome.map_err(io::Error::other)?;
+            Ok(HeaderMap::from_iter([(HeaderName::from_static(LEFT_OUT_HEADER), packed.left_out.into())]))
         })
         .await
     }

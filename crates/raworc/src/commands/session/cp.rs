@@ -13,6 +13,7 @@ use bytes::Bytes;
 use clap::Args;
 use futures::stream::{BoxStream, StreamExt as _};
 use raworc_api::client::{Client, ClientError, FileBody};
+use raworc_api::image::LEFT_OUT_HEADER;
 use raworc_api::workspace::FileKind;
 use raworc_core::limits::{ARCHIVE_BYTES_MAX, ARCHIVE_ENTRIES_MAX};
 use raworc_core::link::WORKSPACE_PATH;
@@ -70,6 +71,7 @@ pub async fn run(context: &Context, args: Cp) -> Result<()> {
             while let Some(chunk) = archive.chunk().await? {
                 context.ui.out(chunk)?;
             }
+            note_left_out(context.ui, archive.number(LEFT_OUT_HEADER).unwrap_or(0));
             Ok(())
         }
         (End::Session(session, path), End::Local(local)) => {
@@ -81,7 +83,7 @@ pub async fn run(context: &Context, args: Cp) -> Result<()> {
         }
         (End::Pipe, End::Session(session, path)) => {
             let remote = Remote { client: &client, session: &session, version, path: &path };
-            send(context, &remote, &path, standard_input()?).await
+            send(context, &remote, &path, standard_input()?, &AtomicU64::new(0)).await
         }
         (End::Local(local), End::Session(session, path)) => {
             let remote = Remote { client: &client, session: &session, version, path: &path };
@@ -213,17 +215,16 @@ async fn upload(context: &Context, local: &Path, to: &Remote<'_>, follow: bool) 
     });
     let ended = ended.filter_map(async |outcome: io::Result<()>| outcome.err().map(Err));
     let archive = ReaderStream::new(reader).chain(ended).boxed();
-    send(context, &Remote { path: &directory, ..*to }, &into, archive).await?;
-    note_left_out(context.ui, left_out.load(Ordering::Relaxed));
-    Ok(())
+    send(context, &Remote { path: &directory, ..*to }, &into, archive, &left_out).await
 }
 
-/// Sends an archive to the directory at the path of `to`.
+/// Sends an archive to the directory at the path of `to`. `left_out` says how much is not in it when it has been sent.
 async fn send(
     context: &Context,
     to: &Remote<'_>,
     named: &[u8],
     archive: BoxStream<'static, io::Result<Bytes>>,
+    left_out: &AtomicU64,
 ) -> Result<()> {
     let progress = Arc::new(Progress::start(&context.ui, "copying"));
     let shows = Arc::clone(&progress);
@@ -232,8 +233,9 @@ async fn send(
         sent += chunk.as_ref().map_or(0, Bytes::len) as u64;
         shows.say(&format!("copying: {}", size(sent)));
     });
-    let unpacked = to.client.write_archive(to.session, to.path, archive).await?;
+    let mut unpacked = to.client.write_archive(to.session, to.path, archive).await?;
     drop(progress);
+    unpacked.left_out += left_out.load(Ordering::Relaxed);
     note_left_out(context.ui, unpacked.left_out);
     context.ui.show(&unpacked, |unpacked| sentence(unpacked.entries, unpacked.size_bytes, &shown(named)))
 }
@@ -297,9 +299,13 @@ async fn receive(
     }
     drop(writer);
     let unpacked = unpacking.await.map_err(|error| Failure::failed(error.to_string()))?;
-    match broken {
-        Some(error) => Err(error.into()),
-        None => unpacked,
+    match (broken, unpacked) {
+        (Some(error), _) => Err(error.into()),
+        (None, Ok(unpacked)) => {
+            let left_out = unpacked.left_out + archive.number(LEFT_OUT_HEADER).unwrap_or(0);
+            Ok(Unpacked { left_out, ..unpacked })
+        }
+        (None, Err(error)) => Err(error),
     }
 }
 
