@@ -72,6 +72,9 @@ pub async fn invariants(world: &World, router: &Router) -> anyhow::Result<()> {
         }
         if session["purged_at"].is_null() {
             tied(world, id, &events, &messages).with_context(|| format!("the checkpoints of {id}"))?;
+            if session["checkpoints"]["policy"] == "each_message" {
+                saved(world, &events, &messages).with_context(|| format!("the checkpoints of {id}"))?;
+            }
         }
         let known: Vec<&str> = messages.iter().map(|message| text(&message["id"])).collect();
         let state = world.state();
@@ -110,6 +113,35 @@ fn tied(world: &World, session: &str, events: &[Value], messages: &[Value]) -> a
             let Some(left) = truth.left_by(text(&message["id"])).filter(|_| is_before) else { continue };
             ensure!(left <= state, "{n} belongs to {seq}, shows the state {state}, and {left} was left by {message}");
         }
+    }
+    Ok(())
+}
+
+/// Each message that changed something has its checkpoint, from before the next one began, or it is told that there is none.
+fn saved(world: &World, events: &[Value], messages: &[Value]) -> anyhow::Result<()> {
+    if events.iter().any(|event| event["type"] == "session.rewound") {
+        return Ok(());
+    }
+    let truth = &world.state().truth;
+    let of = |event: &Value, kind: &str, message: &Value| {
+        event["type"] == kind && event["data"]["message_id"] == message["id"]
+    };
+    let seq = |event: &Value| event["seq"].as_u64().unwrap_or(0);
+    for message in messages.iter().filter(|message| message["status"] == "done") {
+        let Some(began) = events.iter().rfind(|event| of(event, "message.started", message)).map(seq) else { continue };
+        let ended = events.iter().find(|event| of(event, "message.finished", message)).map(seq).context("no end")?;
+        if !truth.has_changed(text(&message["id"])) {
+            continue;
+        }
+        let next = events.iter().find(|event| event["type"] == "message.started" && seq(event) > ended).map(seq);
+        let is_saved = events.iter().any(|event| {
+            let (at, is_own) = (event["data"]["seq"].as_u64(), event["data"]["cause"] != "stop");
+            let is_between = at >= Some(began) && next.is_none_or(|next| at < Some(next));
+            let is_told = event["type"] == "checkpoint.failed" && seq(event) > began;
+            is_told || event["type"] == "checkpoint.created" && is_between && (is_own || at < Some(ended))
+        });
+        let told: Vec<&Value> = events.iter().filter(|event| text(&event["type"]).starts_with("checkpoint.")).collect();
+        ensure!(is_saved, "{message} changed something, and none of these checkpoints is of it: {told:#?}");
     }
     Ok(())
 }

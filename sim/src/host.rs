@@ -240,7 +240,11 @@ impl Host {
         }
         let (outputs, ending) = (self.world.below(4), Ending::Exited(i32::from(self.world.chance(0.1))));
         self.world.tell(&format!("{} begins {message}", self.id));
-        *self.world.state().executions.entry(message).or_default() += 1;
+        {
+            let mut state = self.world.state();
+            *state.executions.entry(message).or_default() += 1;
+            state.truth.begun(&self.id.session.to_string(), &message.to_string());
+        }
         self.has_polled = false;
         self.model(|model| model.job = Some(Job { id: work.id, outputs, ending }));
     }

@@ -66,7 +66,8 @@ pub fn checkpoint(records: &Connection, session: &str, n: u64) -> Result<Option<
 
 /// Whether checkpoints are being taken.
 pub fn is_saving(records: &Connection) -> Result<bool> {
-    const FIND: &str = "SELECT EXISTS (SELECT 1 FROM checkpoints WHERE status IN ('pending', 'saving'))";
+    const FIND: &str = "SELECT EXISTS (SELECT 1 FROM checkpoints WHERE status IN ('pending', 'saving')) \
+                        OR EXISTS (SELECT 1 FROM sessions WHERE save_due IS NOT NULL)";
     Ok(records.prepare_cached(FIND)?.query_row([], |row| row.get(0))?)
 }
 

@@ -37,6 +37,8 @@ pub struct Truth {
     shown: BTreeMap<String, usize>,
     /// Those that sessions were asked to go back to; who knows when they do.
     ahead: BTreeSet<(String, usize)>,
+    /// The states in which workspaces were when work on a message began, by its id.
+    begun: BTreeMap<String, usize>,
     /// The states in which workspaces were when a message had been worked on, by its id.
     done: BTreeMap<String, usize>,
     /// Layers that are on the disk for good.
@@ -65,6 +67,7 @@ impl Truth {
             first: BTreeMap::new(),
             shown: BTreeMap::new(),
             ahead: BTreeSet::new(),
+            begun: BTreeMap::new(),
             done: BTreeMap::new(),
             flushed: BTreeSet::new(),
         }
@@ -92,6 +95,16 @@ impl Truth {
     /// A session was asked to go back to this state.
     pub fn go_back(&mut self, session: &str, state: usize) {
         self.ahead.insert((session.to_owned(), state));
+    }
+
+    /// A host begins to work on a message.
+    pub fn begun(&mut self, session: &str, message: &str) {
+        self.begun.insert(message.to_owned(), self.state_of(session));
+    }
+
+    /// Whether anything was written while a message was worked on.
+    pub fn has_changed(&self, message: &str) -> bool {
+        self.begun.get(message) != self.done.get(message)
     }
 
     /// A host is about to say that it has worked on a message.

@@ -73,6 +73,7 @@ impl Step {
             Event::HostPolled { generation } => self.host_polled(*generation),
             Event::MessageTaken { generation, running } => self.message_taken(*generation, *running),
             Event::MessageFinished { generation, message } => self.message_finished(*generation, *message),
+            Event::StartWaits { generation } => self.start_waits(*generation),
             Event::StartFailed { generation, fault } => self.start_failed(*generation, fault),
             Event::ContainerGone { generation, fault } => self.container_gone(*generation, fault),
             Event::OverQuota { generation } => self.over_quota(*generation),
@@ -275,6 +276,17 @@ impl Step {
             }
             Some(_) | None => Err(Refused::NothingRuns),
         }
+    }
+
+    /// A start that has not begun does not take too long.
+    fn start_waits(&mut self, generation: Generation) -> Result<(), Refused> {
+        self.fence(generation)?;
+        if self.session.container != Container::Starting {
+            return Err(Refused::Fenced);
+        }
+        self.session.due_at = Some(self.now + START_TIMEOUT);
+        self.effects.push(Effect::Noted(Note::StartWaits));
+        Ok(())
     }
 
     fn start_failed(&mut self, generation: Generation, fault: &Fault) -> Result<(), Refused> {

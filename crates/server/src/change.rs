@@ -258,6 +258,7 @@ impl<'t> Change<'t> {
             Note::Deleted => ("session.deleted", json!({})),
             Note::Restored => ("session.restored", json!({})),
             Note::Restarted => ("session.restarted", json!({})),
+            Note::StartWaits => ("session.start_waiting", json!({})),
         };
         self.log(kind, data).await.map(|_| ())
     }

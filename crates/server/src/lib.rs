@@ -1,6 +1,7 @@
 //! The server: verbs that decide and record, loops that carry out, routes that people call. See ARCHITECTURE.md.
 
 mod admin_token;
+mod admission;
 mod app;
 mod attachments;
 mod auth;

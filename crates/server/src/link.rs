@@ -327,13 +327,15 @@ impl Link {
     async fn store(&self, reports: Vec<(u64, Report)>) -> Result<(), Ended> {
         let session = self.container.session;
         if !reports.iter().any(|(_, report)| matches!(report, Report::Finished { .. })) {
-            return Ok(store_reports::store_reports(&self.app, self.container, reports).await.map(|_| ())?);
+            return Ok(store_reports::store_reports(&self.app, self.container, reports, false).await.map(|_| ())?);
         }
+        // What ran has ended, so it has written all that the checkpoint is to have.
+        let has_changed = self.has_changed().await?;
         // Who learns that the message has ended, and asks for the checkpoint, waits for it.
         self.app.trees.expect(session);
-        let ended = store_reports::store_reports(&self.app, self.container, reports).await;
-        if let Ok(Some(row)) = &ended {
-            self.save(row).await;
+        let ended = store_reports::store_reports(&self.app, self.container, reports, has_changed).await;
+        if let Ok(Some(cause)) = ended.as_ref().map(|row| row.as_ref().and_then(|row| row.save_due)) {
+            self.app.trees.ask(session, cause);
         }
         if !self.app.trees.expect_no_more(session) {
             self.app.hub.notify(&[session]);
@@ -341,11 +343,14 @@ impl Link {
         Ok(ended.map(|_| ())?)
     }
 
-    /// A message has ended. What it wrote is saved before the next one begins.
-    async fn save(&self, row: &SessionRow) {
-        if row.settings.checkpoints.wants(Cause::Message) && trees::is_changed(&self.app, row).await.unwrap_or(true) {
-            self.app.trees.ask(row.id, Cause::Message);
-        }
+    /// Whether the end of a message is an occasion to save the workspace.
+    async fn has_changed(&self) -> Result<bool, Ended> {
+        let row = {
+            let mut connection = self.app.store.read().await?;
+            sessions::find(&mut connection, self.container.session).await?
+        };
+        let Some(row) = row.filter(|row| row.settings.checkpoints.wants(Cause::Message)) else { return Ok(false) };
+        Ok(trees::is_changed(&self.app, &row).await.unwrap_or(true))
     }
 
     async fn pass_on(&self, n: u64, report: Report) -> Result<(), Ended> {
@@ -423,13 +428,24 @@ impl Link {
         } else if self.polled
             && row.machine.state == State::Ready
             && row.machine.queued > 0
-            // What the message before has written is being saved: this comes again when it is.
-            && !self.app.trees.is_asked(row.id)
+            && self.is_saved(&row)
             && let Some(work) = take_message::take_message(&self.app, self.container).await?
         {
             self.polled = false;
             send(&mut self.frames, &ServerFrame::Run(work)).await?;
         }
         Ok(())
+    }
+
+    /// Whether what the message before has written is saved. Otherwise its checkpoint would have some of the next one's: a change of the
+    /// session tells when it is.
+    fn is_saved(&self, row: &SessionRow) -> bool {
+        let is_asked = self.app.trees.is_asked(row.id);
+        if let Some(cause) = row.save_due
+            && !is_asked
+        {
+            self.app.trees.ask(row.id, cause);
+        }
+        row.save_due.is_none() && !is_asked
     }
 }

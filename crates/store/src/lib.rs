@@ -53,6 +53,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../migrations/0007_disk.sql")),
     M::up(include_str!("../migrations/0008_damaged.sql")),
     M::up(include_str!("../migrations/0009_streams.sql")),
+    M::up(include_str!("../migrations/0010_save_due.sql")),
 ];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

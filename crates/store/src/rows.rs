@@ -127,6 +127,10 @@ impl Row<'_> {
         self.optional_text(name)?.map(|text| document(&text, name)).transpose()
     }
 
+    pub(crate) fn optional_word<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StoreError> {
+        self.optional_text(name)?.map(|_| self.word(name)).transpose()
+    }
+
     /// One word of an enumeration that serde writes as a string.
     pub(crate) fn word<T: DeserializeOwned>(&self, name: &str) -> Result<T, StoreError> {
         serde_json::from_value(serde_json::Value::String(self.text(name)?))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use raworc_core::checkpoints::{Backup, Plan};
+use raworc_core::checkpoints::{Backup, Cause, Plan};
 use raworc_core::conversation::Rewound;
 use raworc_core::ids::{AccountId, ContainerId, LayerId, SessionId};
 use raworc_core::quantity::Bytes;
@@ -100,6 +100,8 @@ pub struct SessionRow {
     pub writable_id: LayerId,
     /// The number of its newest checkpoint.
     pub checkpoints: u64,
+    /// The occasion for which its workspace is still to be saved.
+    pub save_due: Option<Cause>,
     /// How it went back to earlier points, in order.
     pub rewinds: Vec<Rewound>,
     /// When its newest checkpoint is to be sent to its registry.
@@ -162,6 +164,7 @@ pub(crate) fn session(row: &Row<'_>) -> Result<SessionRow, StoreError> {
             image_layer_id: row.optional_id("image_layer_id")?,
             writable_id: row.id("writable_id")?,
             checkpoints: row.count("checkpoints")?,
+            save_due: row.optional_word("save_due")?,
             rewinds: row.json("rewinds")?,
             backup_at: row.optional_time("backup_at")?,
             backup: row.json("backup")?,
@@ -260,6 +263,15 @@ pub async fn to_purge(connection: &mut Connection, until: Time) -> Result<Vec<Se
     Ok(found.rows)
 }
 
+/// Sessions whose workspace is still to be saved.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn with_save_due(connection: &mut Connection) -> Result<Vec<SessionId>, StoreError> {
+    let found = sql("SELECT id FROM sessions WHERE save_due IS NOT NULL").fetch_sound(connection, |row| row.id("id"));
+    Ok(found.await?.rows)
+}
+
 /// Stores a changed session and counts its version up.
 ///
 /// # Errors
@@ -269,7 +281,7 @@ pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result
         "UPDATE sessions SET name = $1, settings = $2, machine = $3, state = $4, container = $5, deadline_at = $6, \
          deleted_at = $7, last_seq = $8, host_received = $9, version = $10, messages_ended = $11, busy_micros = $12, \
          updated_at = $13, layer_id = $14, writable_id = $15, checkpoints = $16, rewinds = $17, backup_at = $18, \
-         backup = $19, image_layer_id = $20, purged_at = $21 WHERE id = $22 AND version = $23",
+         backup = $19, image_layer_id = $20, purged_at = $21, save_due = $22 WHERE id = $23 AND version = $24",
     )
     .bind(row.name.clone())
     .bind(serde_json::to_string(&row.settings)?)
@@ -292,6 +304,7 @@ pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result
     .bind(serde_json::to_string(&row.backup)?)
     .bind(row.image_layer_id.map(|id| id.to_string()))
     .bind(row.purged_at.map(|at| at.0))
+    .bind(row.save_due.map(word).transpose()?)
     .bind(row.id.to_string())
     .bind(row.version)
     .execute(connection)

@@ -91,6 +91,7 @@ fn events(generation: Generation) -> Vec<(&'static str, Event)> {
         ("old host polled", Event::HostPolled { generation: generation - 1 }),
         ("message taken", Event::MessageTaken { generation, running: Running { message: message(2), attempt: 1 } }),
         ("message finished", Event::MessageFinished { generation, message: message(1) }),
+        ("start waits", Event::StartWaits { generation }),
         ("start failed", Event::StartFailed { generation, fault: fault() }),
         ("container gone", Event::ContainerGone { generation, fault: fault() }),
         ("over quota", Event::OverQuota { generation }),
@@ -314,6 +315,7 @@ fn drive(world: &mut World, choice: u8, seconds: u32) {
         20 => Event::Rewound,
         21 => Event::OverQuota { generation },
         22 => Event::MessageWithdrawn,
+        23 => Event::StartWaits { generation },
         _ => match world.fair_event() {
             Some(event) => event,
             None => return,

@@ -277,6 +277,11 @@ pub enum Event {
         /// The message.
         message: MessageId,
     },
+    /// Its container is not being started yet: others are, or something else is done with its workspace.
+    StartWaits {
+        /// Of this container.
+        generation: Generation,
+    },
     /// The runtime could not start the container; nothing of it is left.
     StartFailed {
         /// Of this container.
@@ -358,6 +363,8 @@ pub enum Note {
     Restored,
     /// A restart was asked for.
     Restarted,
+    /// Its container waits to be started.
+    StartWaits,
 }
 
 /// Why a state changed.

@@ -8,11 +8,10 @@
 //! its host runs in it. Otherwise it stands still while what changed is copied ([`live`](super::live)).
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use raworc_core::checkpoints::Cause;
-use raworc_core::ids::{ContainerId, LayerId, SessionId};
+use raworc_core::ids::{AccountId, ContainerId, LayerId, SessionId};
 use raworc_core::time::Time;
 use raworc_runtime::{Company, ExitReason};
 use raworc_store::StoreError;
@@ -20,9 +19,10 @@ use raworc_store::checkpoints::{self, CheckpointRow, Status};
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::layers::seal;
 use raworc_workspace::{FileError, Stack};
-use tokio::sync::Semaphore;
+use uuid::Uuid;
 
 use super::{layers, live, quotas};
+use crate::admission::Admission;
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::hosts::Pause;
@@ -45,9 +45,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// # Errors
 /// Where the store fails.
 pub async fn take_up(app: &Shared) -> Result<(), Failure> {
-    let (up, open) = {
+    let (up, open, due) = {
         let mut connection = app.store.read().await?;
-        (sessions::containers_up(&mut connection).await?, checkpoints::sessions_with_open(&mut connection).await?)
+        let open = checkpoints::sessions_with_open(&mut connection).await?;
+        (sessions::containers_up(&mut connection).await?, open, sessions::with_save_due(&mut connection).await?)
     };
     for container in &up {
         app.hosts.expect(*container);
@@ -62,6 +63,7 @@ pub async fn take_up(app: &Shared) -> Result<(), Failure> {
         }
     }
     open.into_iter()
+        .chain(due)
         .chain(up.into_iter().map(|container| container.session))
         .for_each(|session| app.trees.ask(session, Cause::Request));
     Ok(())
@@ -85,7 +87,7 @@ async fn give_up(app: &Shared, container: ContainerId) -> Result<(), Failure> {
 
 /// Runs until the server stops.
 pub async fn run(app: Shared) {
-    let slots = Arc::new(Slots { saves: Semaphore::new(SAVES), finishes: Semaphore::new(FINISHES) });
+    let places = Places { saves: Admission::new(SAVES), finishes: Admission::new(FINISHES) };
     loop {
         let asked = tokio::select! {
             biased;
@@ -93,28 +95,31 @@ pub async fn run(app: Shared) {
             asked = app.trees.next_asked() => asked,
         };
         for (session, causes) in asked {
-            app.tasks.spawn(look_after(app.clone(), session, causes, Arc::clone(&slots)));
+            app.tasks.spawn(look_after(app.clone(), session, causes, places.clone()));
         }
     }
 }
 
-struct Slots {
-    saves: Semaphore,
-    finishes: Semaphore,
+/// How much is done at the same time.
+#[derive(Clone)]
+struct Places {
+    saves: Admission,
+    finishes: Admission,
 }
 
-async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, slots: Arc<Slots>) {
-    let Ok(slot) = slots.saves.acquire().await else { return };
+async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, places: Places) {
+    let owner = find(&app, session).await.ok().flatten().map_or(AccountId(Uuid::nil()), |row| row.owner_id);
     let result = {
+        // The session's turn first: who waits for it keeps no place from others.
         let turn = app.trees.turn(session).await;
+        let _place = places.saves.enter(owner).await;
         let fixed = supervise::caught(&app, "checkpoints", fix(&app, &turn, session, &causes)).await;
         fixed.unwrap_or_else(|| Err(StoreError::Unavailable("a panic".into()).into()))
     };
-    drop(slot);
     app.trees.done(session);
     // Whoever waits for it, and the host that may have its next message now.
     app.hub.notify(&[session]);
-    let Ok(slot) = slots.finishes.acquire().await else { return };
+    let place = places.finishes.enter(owner).await;
     let result = match result {
         Ok(_) => {
             let finished = supervise::caught(&app, "checkpoints", finish_all(&app, session)).await;
@@ -124,7 +129,7 @@ async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, sl
     };
     app.loops.ran("checkpoints", result.is_ok());
     layers::look_after(&app, session).await;
-    drop(slot);
+    drop(place);
     if let Err(error) = result {
         if error.damage().is_some() {
             // It is asked for again when that is mended.
@@ -135,7 +140,7 @@ async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, sl
         tokio::select! {
             biased;
             () = app.stopping.cancelled() => {}
-            () = tokio::time::sleep(RETRY) => app.trees.ask(session, Cause::Request),
+            () = tokio::time::sleep(RETRY) => causes.into_iter().chain([Cause::Request]).for_each(|cause| app.trees.ask(session, cause)),
         }
     }
 }
@@ -292,7 +297,7 @@ impl Job<'_> {
         live::forget(&self.app.trees, self.row.id);
         let is_changed = trees::is_changed(self.app, self.row).await?;
         if !self.is_wanted(pending, is_changed) {
-            return Ok(false);
+            return self.leave(is_changed).await;
         }
         if !is_changed {
             self.record(Found::Unchanged, Duration::ZERO).await?;
@@ -323,7 +328,7 @@ impl Job<'_> {
         }
         let is_changed = trees::is_changed(self.app, self.row).await?;
         if !self.is_wanted(pending, is_changed) {
-            return Ok(false);
+            return self.leave(is_changed).await;
         }
         if !is_changed {
             self.record(Found::Unchanged, Duration::ZERO).await?;
@@ -357,7 +362,15 @@ impl Job<'_> {
         // One that is about to go back is saved when its container has gone.
         let may_ask = self.row.machine.rewind.is_none();
         let asks = |cause: &Cause| may_ask && cause.is_occasion() && self.row.settings.checkpoints.wants(*cause);
-        !pending.is_empty() || (is_changed && self.causes.iter().any(asks))
+        !pending.is_empty() || (is_changed && self.causes.iter().chain(&self.row.save_due).any(asks))
+    }
+
+    /// Leaves the workspace as it is. Where there is nothing to save, nothing is due.
+    async fn leave(&self, is_changed: bool) -> Result<bool, Trouble> {
+        if !is_changed && self.row.save_due.is_some() {
+            save::nothing_due(self.app, self.row.id).await?;
+        }
+        Ok(false)
     }
 
     /// Records what was found.

@@ -1,6 +1,7 @@
 //! Starts and stops containers as the sessions' records want it.
 
 use std::collections::{HashMap, HashSet};
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,27 +13,30 @@ use raworc_runtime::{ContainerSpec, ExitReason, Root, RuntimeError};
 use raworc_store::StoreError;
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::FileError;
-use tokio::sync::Semaphore;
 
 use super::{checkpoints, quotas};
+use crate::admission::{Admission, Place};
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::hub::lock;
 use crate::supervise;
-use crate::trees;
+use crate::trees::{self, Turn};
 use crate::verbs::observe;
 
 /// Containers being started at the same time.
 const STARTS: usize = 16;
 /// Containers being stopped at the same time. Most of them are given time to end by themselves; starts don't wait for that.
 const STOPS: usize = 64;
+/// A start that has waited for so long says so, and again after as long: before it would count as one that takes too long.
+const WAITING_TOLD: Duration = Duration::from_secs(20);
 /// Wait before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// How much is done at the same time.
-struct Slots {
-    starts: Semaphore,
-    stops: Semaphore,
+#[derive(Clone)]
+struct Places {
+    starts: Admission,
+    stops: Admission,
 }
 
 #[derive(Default)]
@@ -47,7 +51,7 @@ struct InFlight {
 /// Runs until the server stops.
 pub async fn run(app: Shared) {
     let in_flight = Arc::new(Mutex::new(InFlight::default()));
-    let slots = Arc::new(Slots { starts: Semaphore::new(STARTS), stops: Semaphore::new(STOPS) });
+    let places = Places { starts: Admission::new(STARTS), stops: Admission::new(STOPS) };
     match wanted(&app).await {
         Ok(wanted) => wanted.into_iter().for_each(|id| app.hub.look_again(id)),
         Err(error) => tracing::error!(%error, "the containers that are wanted could not be read"),
@@ -61,7 +65,7 @@ pub async fn run(app: Shared) {
         for session in changed {
             let mut state = lock(&in_flight);
             if state.sessions.insert(session) {
-                app.tasks.spawn(look_after(app.clone(), session, Arc::clone(&in_flight), Arc::clone(&slots)));
+                app.tasks.spawn(look_after(app.clone(), session, Arc::clone(&in_flight), places.clone()));
             } else {
                 state.again.insert(session);
             }
@@ -74,9 +78,9 @@ async fn wanted(app: &Shared) -> Result<Vec<SessionId>, Failure> {
     Ok(sessions::with_wanted_container(&mut connection).await?)
 }
 
-async fn look_after(app: Shared, session: SessionId, in_flight: Arc<Mutex<InFlight>>, slots: Arc<Slots>) {
+async fn look_after(app: Shared, session: SessionId, in_flight: Arc<Mutex<InFlight>>, places: Places) {
     loop {
-        let looked = Box::pin(look(&app, session, &in_flight, &slots));
+        let looked = Box::pin(look(&app, session, &in_flight, &places));
         let looked = supervise::caught(&app, "containers", looked).await;
         app.loops.ran("containers", matches!(looked, Some(Ok(()))));
         if !matches!(looked, Some(Ok(()))) {
@@ -105,7 +109,7 @@ enum NotYet {
     Runtime(#[from] RuntimeError),
 }
 
-async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slots: &Slots) -> Result<(), NotYet> {
+async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, places: &Places) -> Result<(), NotYet> {
     let row = {
         let mut connection = app.store.read().await.map_err(Failure::from)?;
         match sessions::find(&mut connection, session).await {
@@ -126,8 +130,8 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slo
             if lock(in_flight).started.get(&session) == Some(&container.generation) {
                 return Ok(());
             }
-            let _slot = slots.starts.acquire().await;
-            match start(app, &row, container).await {
+            let (turn, _place) = admitted(app, &row, container, places).await?;
+            match start(app, turn, &row, container).await {
                 // A full disk passes. What else is wrong with files does not, and someone has to know.
                 Err(NotYet::Failure(Failure::File(error))) if !matches!(error, FileError::DiskFull) => {
                     tracing::error!(%container, %error, "a container could not be started");
@@ -149,8 +153,9 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slo
             Ok(())
         }
         Container::Stopping => {
-            let _slot = slots.stops.acquire().await;
+            let place = places.stops.enter(row.owner_id).await;
             app.runtime.stop(container, STOP_GRACE).await?;
+            drop(place);
             lock(in_flight).started.remove(&session);
             app.hosts.forget(container);
             let turn = app.trees.turn(session).await;
@@ -168,8 +173,27 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, slo
     }
 }
 
-async fn start(app: &Shared, row: &SessionRow, container: ContainerId) -> Result<(), NotYet> {
-    let turn = app.trees.turn(row.id).await;
+/// Waits until the container may be started, and says so where that takes long.
+async fn admitted(
+    app: &Shared,
+    row: &SessionRow,
+    container: ContainerId,
+    places: &Places,
+) -> Result<(Turn, Place), Failure> {
+    let mut admitted = pin!(async {
+        // The session's turn first: who waits for it keeps no place from others.
+        let turn = app.trees.turn(row.id).await;
+        (turn, places.starts.enter(row.owner_id).await)
+    });
+    loop {
+        match tokio::time::timeout(WAITING_TOLD, admitted.as_mut()).await {
+            Ok(admitted) => return Ok(admitted),
+            Err(_) => observe::start_waits(app, container).await?,
+        };
+    }
+}
+
+async fn start(app: &Shared, turn: Turn, row: &SessionRow, container: ContainerId) -> Result<(), NotYet> {
     checkpoints::save_for(app, &turn, row.id, Cause::Start).await?;
     let (stack, _hold) = trees::ready_stack_of(app, row.id).await?;
     // What it writes to may be another layer since.

@@ -322,6 +322,7 @@ pub fn new_row(actor: &Actor, body: &CreateSession, most: &Ceilings, now: Time) 
         checkpoints: 0,
         rewinds: Vec::new(),
         purged_at: None,
+        save_due: None,
         backup_at: None,
         backup: BackupState::default(),
         machine: session::Session::new(waiting, body.ttl_seconds.map(Duration::from_secs), now),

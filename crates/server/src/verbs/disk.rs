@@ -178,6 +178,7 @@ async fn purge(app: &Shared, actor: &Actor, session: SessionId) -> Result<Purged
             let before = std::mem::replace(&mut change.row.writable_id, trees::new_layer());
             change.wasted([before]);
             change.row.purged_at = Some(now);
+            change.row.save_due = None;
             change.row.backup_at = None;
             change.log("session.purged", json!({})).await?;
             let transaction = change.save_first().await?;

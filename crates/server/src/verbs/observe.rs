@@ -17,6 +17,14 @@ pub async fn host_polled(app: &Shared, container: ContainerId) -> Result<bool, F
     observe(app, container.session, Event::HostPolled { generation: container.generation }).await
 }
 
+/// The container is still to be started, when it is its turn.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn start_waits(app: &Shared, container: ContainerId) -> Result<bool, Failure> {
+    observe(app, container.session, Event::StartWaits { generation: container.generation }).await
+}
+
 /// The container could not be started.
 ///
 /// # Errors

@@ -64,7 +64,7 @@ pub struct Saved {
 /// # Errors
 /// Where the store fails.
 pub async fn record(app: &Shared, session: SessionId, saved: Saved, causes: &BTreeSet<Cause>) -> Result<(), Failure> {
-    let (now, cause) = (app.now(), causes.iter().find(|cause| cause.is_occasion()).copied());
+    let (now, occasion) = (app.now(), causes.iter().find(|cause| cause.is_occasion()).copied());
     let trees = Arc::clone(&app.trees);
     app.store
         .write(move |transaction| {
@@ -74,6 +74,7 @@ pub async fn record(app: &Shared, session: SessionId, saved: Saved, causes: &BTr
                 let open = checkpoints::open_of(change.connection(), session).await?;
                 let mut pending = pending(&change.row, open);
                 pending.retain(|checkpoint| checkpoint.n <= saved.newest);
+                let cause = change.row.save_due.take().or(occasion);
                 if let (true, Some(cause)) = (pending.is_empty(), cause) {
                     let row = new_row(&mut change.row, cause, None, SYSTEM, saved.began);
                     checkpoints::insert(change.connection(), &row).await?;
@@ -91,6 +92,23 @@ pub async fn record(app: &Shared, session: SessionId, saved: Saved, causes: &BTr
             })
         })
         .await
+}
+
+/// Records that there is nothing to save of a session.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn nothing_due(app: &Shared, session: SessionId) -> Result<(), Failure> {
+    let now = app.now();
+    let write = app.store.write(move |transaction| {
+        Box::pin(async move {
+            let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+            change.row.save_due = None;
+            change.save().await?;
+            Ok::<_, Failure>(())
+        })
+    });
+    write.await
 }
 
 /// Those of a session's open checkpoints that can be taken now. A rewind waits until the container has gone.
@@ -349,6 +367,8 @@ pub async fn failed(app: &Shared, session: SessionId, causes: &BTreeSet<Cause>, 
                 open.retain(|checkpoint| {
                     checkpoint.status == Status::Pending && (is_gone || checkpoint.cause != Cause::Rewind)
                 });
+                // It is told, and what was not saved is with the next one.
+                change.row.save_due = None;
                 if open.is_empty() {
                     change.log("checkpoint.failed", json!({ "cause": cause, "error": error })).await?;
                 }

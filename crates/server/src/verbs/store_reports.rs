@@ -1,6 +1,7 @@
 //! Store what a host reports of its message, each report once.
 
 use raworc_api::message::{MessageError, MessageUsage, Role, Status};
+use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, MessageId};
 use raworc_core::link::{Ending, Report, Stream, WorkId};
 use raworc_core::session::Event;
@@ -18,7 +19,8 @@ use crate::error::Failure;
 const MICROS: f64 = 1e6;
 
 /// Stores numbered reports of one container's host; those that are stored already, or of an older container, or of a
-/// message that is no longer worked on, are dropped. The session, where its message ended with them.
+/// message that is no longer worked on, are dropped. The session, where its message ended with them; `has_changed` says
+/// whether there is anything to save of its workspace then.
 ///
 /// # Errors
 /// Where the store fails.
@@ -26,6 +28,7 @@ pub async fn store_reports(
     app: &Shared,
     container: ContainerId,
     reports: Vec<(u64, Report)>,
+    has_changed: bool,
 ) -> Result<Option<SessionRow>, Failure> {
     let now = app.now();
     app.store
@@ -40,8 +43,12 @@ pub async fn store_reports(
                     change.row.host_received = n;
                     store(&mut change, container, report).await?;
                 }
+                let has_ended = change.row.messages_ended > ended;
+                if has_ended && has_changed && change.row.settings.checkpoints.wants(Cause::Message) {
+                    change.row.save_due = Some(Cause::Message);
+                }
                 let row = change.save().await?;
-                Ok((row.messages_ended > ended).then_some(row))
+                Ok(has_ended.then_some(row))
             })
         })
         .await
