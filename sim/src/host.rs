@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::{SinkExt as _, StreamExt as _};
 use raworc_core::ids::ContainerId;
 use raworc_core::limits::{FRAME_BYTES_MAX, HEARTBEAT_INTERVAL};
-use raworc_core::link::{Ending, HostFrame, PROTOCOL, Report, ServerFrame, Stream, Work, WorkId};
+use raworc_core::link::{Ending, HostFrame, PROTOCOLS, Report, ServerFrame, Stream, Versions, Work, WorkId};
 use raworc_runtime::ExitReason;
 use raworc_workspace::Stack;
 use tokio::io::DuplexStream;
@@ -144,7 +144,9 @@ impl Host {
     async fn talk(&mut self) -> Talk {
         self.world.pass(3).await;
         let (token, works) = self.model(|model| (model.token.clone(), model.works()));
-        if self.send(HostFrame::Hello { protocol: PROTOCOL, token, works, features: Vec::new() }).await.is_none() {
+        // Every other container is of a newer build, which still knows ours.
+        let versions = Versions::new(*PROTOCOLS.start()..=*PROTOCOLS.end() + self.id.generation % 2);
+        if self.send(HostFrame::Hello { versions, token, works, features: Vec::new() }).await.is_none() {
             return Talk::Lost;
         }
         let mut heartbeat = Instant::now();
@@ -200,7 +202,7 @@ impl Host {
     async fn hear(&mut self, line: &str) -> Option<Option<Talk>> {
         let frame: ServerFrame = serde_json::from_str(line).ok()?;
         match frame {
-            ServerFrame::Welcome { received } => {
+            ServerFrame::Welcome { received, .. } => {
                 self.is_welcome = true;
                 let again = self.model(|model| {
                     model.forget(received);

@@ -25,14 +25,17 @@
 //! server's `welcome` there are the pieces of [`crate::pieces`].
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::ids::MessageId;
 
-/// The version of these frames; the server refuses any other.
-pub const PROTOCOL: u32 = 1;
+/// The versions of these frames that this build speaks, so that a server of another build goes on with the containers that run. Host and
+/// server speak the newest one that both know. A version gains only fields that have a default, and frames that a side gets only where it
+/// has named the feature for them; what cannot be said so is a new version.
+pub const PROTOCOLS: RangeInclusive<u32> = 1..=1;
 /// The read-only directory that the runtime mounts into every container.
 pub const HOST_DIRECTORY: &str = "/run/raworc";
 /// The host program in the container.
@@ -49,7 +52,7 @@ pub const AGENT_UID: u32 = 1000;
 pub const SCRIPTS_PATH: &str = "/run/_";
 /// Groups that the host gives to agents beside their own, one to each piece of work at a time: a process can't leave it, so
 /// it tells which work a process belongs to, whatever that process does.
-pub const WORK_GIDS: std::ops::RangeInclusive<u32> = 61_000..=61_127;
+pub const WORK_GIDS: RangeInclusive<u32> = 61_000..=61_127;
 /// The workspace in the container, which is also the agents' home and first working directory.
 pub const WORKSPACE_PATH: &str = "/workspace";
 
@@ -200,14 +203,44 @@ pub enum Report {
     },
 }
 
+/// The versions that one side speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// The newest.
+    protocol: u32,
+    /// The oldest; a side that is older than this field speaks one version only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    oldest_protocol: Option<u32>,
+}
+
+impl Versions {
+    /// Those of this build: [`PROTOCOLS`].
+    pub const OURS: Self = Self::new(PROTOCOLS);
+
+    /// Those of a range.
+    #[must_use]
+    pub const fn new(range: RangeInclusive<u32>) -> Self {
+        Self { protocol: *range.end(), oldest_protocol: Some(*range.start()) }
+    }
+
+    /// The newest version that this build speaks, too.
+    #[must_use]
+    pub fn common(self) -> Option<u32> {
+        let newest = self.protocol.min(*PROTOCOLS.end());
+        let oldest = self.oldest_protocol.unwrap_or(self.protocol).max(*PROTOCOLS.start());
+        (oldest <= newest).then_some(newest)
+    }
+}
+
 /// From the host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HostFrame {
     /// The first frame of a connection.
     Hello {
-        /// [`PROTOCOL`].
-        protocol: u32,
+        /// Which frames it understands.
+        #[serde(flatten)]
+        versions: Versions,
         /// Names session and generation, and proves them.
         token: String,
         /// Work that runs, or whose `finished` may not be stored yet.
@@ -218,8 +251,9 @@ pub enum HostFrame {
     },
     /// The first frame of a connection that carries one attachment.
     Attached {
-        /// [`PROTOCOL`].
-        protocol: u32,
+        /// Which frames it understands.
+        #[serde(flatten)]
+        versions: Versions,
         /// As in `hello`.
         token: String,
         /// The attachment that was asked for.
@@ -249,6 +283,9 @@ pub enum ServerFrame {
     Welcome {
         /// The highest report that is stored (0: none).
         received: u64,
+        /// The version that is spoken from here on; 1 where a server is older than this field.
+        #[serde(default = "first_protocol")]
+        protocol: u32,
     },
     /// The hello was refused: the token is unknown or of an older generation. The host ends.
     Refused {
@@ -270,16 +307,36 @@ pub enum ServerFrame {
     Stop,
 }
 
+fn first_protocol() -> u32 {
+    1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_sides_speak_the_newest_version_that_both_know() {
+        let newest = *PROTOCOLS.end();
+        let common = |range| Versions::new(range).common();
+        assert_eq!(Versions::OURS.common(), Some(newest));
+        assert_eq!(common(*PROTOCOLS.start()..=newest + 5), Some(newest), "a newer build that still knows ours");
+        assert_eq!(common(newest + 1..=newest + 5), None, "a newer build that no longer does");
+        assert_eq!(common(0..=0), None, "one that is too old");
+        // As builds from before there was a range say it.
+        let old = r#"{"hello":{"protocol":1,"token":"t","works":[]}}"#;
+        let HostFrame::Hello { versions, features, .. } = serde_json::from_str(old).unwrap() else { panic!() };
+        assert_eq!((versions.common(), features), (Some(1), Vec::new()));
+        let welcome: ServerFrame = serde_json::from_str(r#"{"welcome":{"received":3}}"#).unwrap();
+        assert_eq!(welcome, ServerFrame::Welcome { received: 3, protocol: 1 });
+    }
 
     #[test]
     fn frames_look_like_this() {
         let id = WorkId::Message(MessageId(Uuid::from_u128(1)));
         let frames = [
             serde_json::to_string(&HostFrame::Hello {
-                protocol: PROTOCOL,
+                versions: Versions::OURS,
                 token: "t".into(),
                 works: vec![id],
                 features: vec![FEATURE_ATTACH.into()],

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use raworc_core::limits::PIECE_BYTES_MAX;
-use raworc_core::link::{Attach, HostFrame, PROTOCOL, ServerFrame, Stream};
+use raworc_core::link::{Attach, HostFrame, ServerFrame, Stream, Versions};
 use raworc_core::pieces::{Decoder, Ended, Piece, encode_output};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uuid::Uuid;
@@ -55,7 +55,7 @@ impl Attachment {
     pub fn dial(attach: &Attach, socket: &Path, token: &str, place: u64, now: Instant) -> io::Result<Self> {
         let stream = dial(socket)?;
         let (token, attachment) = (token.to_owned(), attach.attachment);
-        let first = line(&HostFrame::Attached { protocol: PROTOCOL, token, attachment });
+        let first = line(&HostFrame::Attached { versions: Versions::OURS, token, attachment });
         Ok(Self {
             stream,
             work: attach.work,

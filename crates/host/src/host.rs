@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use raworc_core::limits::{CANCEL_GRACE, HEARTBEAT_INTERVAL, SERVERLESS_MAX, STOP_GRACE};
-use raworc_core::link::{Ending, FEATURE_ATTACH, HostFrame, PROTOCOL, ServerFrame, Work, WorkId};
+use raworc_core::link::{Ending, FEATURE_ATTACH, HostFrame, PROTOCOLS, ServerFrame, Versions, Work, WorkId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, set_child_subreaper};
 
@@ -162,8 +162,8 @@ impl Host {
 
     fn frame(&mut self, frame: ServerFrame, now: Instant) {
         match frame {
-            ServerFrame::Welcome { received } => self.welcome(received),
-            ServerFrame::Refused { .. } => self.stop(REFUSED, false),
+            ServerFrame::Welcome { received, protocol } if PROTOCOLS.contains(&protocol) => self.welcome(received),
+            ServerFrame::Welcome { .. } | ServerFrame::Refused { .. } => self.stop(REFUSED, false),
             ServerFrame::Ack { n } => self.reports.acked(n),
             ServerFrame::Run(work) => self.start(&work, now),
             ServerFrame::Cancel(work) => {
@@ -182,7 +182,7 @@ impl Host {
     fn hello(&mut self) {
         let works = self.works.ids().chain(self.streams.ids()).chain(self.reports.finished()).collect();
         let features = vec![FEATURE_ATTACH.to_owned()];
-        self.send(&HostFrame::Hello { protocol: PROTOCOL, token: self.token.clone(), works, features });
+        self.send(&HostFrame::Hello { versions: Versions::OURS, token: self.token.clone(), works, features });
     }
 
     fn welcome(&mut self, received: u64) {

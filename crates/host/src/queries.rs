@@ -2,7 +2,7 @@
 //!
 //! A terminal answers some sequences as if the answer were typed. What is shown a second time must not ask a second time:
 //! the answer would reach a program that no longer waits for it, as input. The sequences are those of ECMA-48, of
-//! [xterm](https://invisible-island.net/xterm/ctlseqs/ctlseqs.html) and of kitty's keyboard and graphics protocols.
+//! xterm (its “Control Sequences”) and of kitty's keyboard and graphics protocols.
 
 const ESC: u8 = 0x1b;
 const BEL: u8 = 0x07;

@@ -10,7 +10,7 @@ use futures::{FutureExt, SinkExt, StreamExt};
 use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, MessageId};
 use raworc_core::limits::FRAME_BYTES_MAX;
-use raworc_core::link::{FEATURE_ATTACH, HostFrame, PROTOCOL, Report, ServerFrame, WorkId};
+use raworc_core::link::{FEATURE_ATTACH, HostFrame, Report, ServerFrame, Versions, WorkId};
 use raworc_core::session::{Container, State};
 use raworc_store::messages::MessageRow;
 use raworc_store::sessions::SessionRow;
@@ -162,33 +162,31 @@ enum First {
 async fn hello(app: &Shared, frames: &mut Frames) -> Result<First, Ended> {
     let first = tokio::time::timeout(HELLO_TIMEOUT, receive(frames)).await.map_err(|_| Ended::Gone)??;
     match first {
-        HostFrame::Hello { protocol, token, works, features } => {
-            let (container, row) = check(app, protocol, &token).await?;
+        HostFrame::Hello { versions, token, works, features } => {
+            let (protocol, container, row) = check(app, versions, &token).await?;
             let can_attach = features.iter().any(|feature| feature == FEATURE_ATTACH);
             let known = streams::take_stock(app, container, &works).await?;
             app.hosts.describe(container, can_attach, known);
-            send(frames, &ServerFrame::Welcome { received: row.host_received }).await?;
+            send(frames, &ServerFrame::Welcome { received: row.host_received, protocol }).await?;
             Ok(First::Host(container, works))
         }
-        HostFrame::Attached { protocol, token, attachment } => {
-            let (container, _) = check(app, protocol, &token).await?;
+        HostFrame::Attached { versions, token, attachment } => {
+            let (protocol, container, _) = check(app, versions, &token).await?;
             if !app.attachments.is_expected(container, attachment) {
                 return Err(Ended::Refused("unknown_attachment"));
             }
-            send(frames, &ServerFrame::Welcome { received: 0 }).await?;
+            send(frames, &ServerFrame::Welcome { received: 0, protocol }).await?;
             Ok(First::Attachment(container, attachment))
         }
         _ => Err(Ended::Malformed("the first frame is not a hello".into())),
     }
 }
 
-/// Who dials, where it is a session's current host.
-async fn check(app: &Shared, protocol: u32, token: &str) -> Result<(ContainerId, SessionRow), Ended> {
-    if protocol != PROTOCOL {
-        return Err(Ended::Refused("unknown_protocol"));
-    }
+/// Who dials, where it is a session's current host, and the version of frames that is spoken with it.
+async fn check(app: &Shared, versions: Versions, token: &str) -> Result<(u32, ContainerId, SessionRow), Ended> {
+    let protocol = versions.common().ok_or(Ended::Refused("unknown_protocol"))?;
     let container = app.host_tokens.check(token).ok_or(Ended::Refused("unknown_token"))?;
-    Ok((container, load(app, container).await?))
+    Ok((protocol, container, load(app, container).await?))
 }
 
 /// The session, where this container is its current one.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use raworc_core::limits::FRAME_BYTES_MAX;
-use raworc_core::link::{Ending, HostFrame, Report, ServerFrame};
+use raworc_core::link::{Ending, HostFrame, PROTOCOLS, Report, ServerFrame};
 
 use crate::server::{Connection, Server, exec, message};
 
@@ -11,7 +11,7 @@ use crate::server::{Connection, Server, exec, message};
 fn works_again(server: &Server) -> Connection {
     let mut connection = server.accept();
     assert_eq!(connection.hello(), []);
-    connection.send(&ServerFrame::Welcome { received: 0 });
+    connection.send(&ServerFrame::Welcome { received: 0, protocol: *PROTOCOLS.end() });
     assert_eq!(connection.receive(), HostFrame::Poll);
     connection
 }
@@ -36,7 +36,7 @@ fn what_is_not_stored_is_sent_again() {
     assert_eq!(connection.hello(), [id]);
     // Meanwhile the script goes on.
     fs::write(&gate, "").unwrap();
-    connection.send(&ServerFrame::Welcome { received: 1 });
+    connection.send(&ServerFrame::Welcome { received: 1, protocol: *PROTOCOLS.end() });
     assert_eq!(output(&mut connection), (2, "2\n".into()));
     assert_eq!(output(&mut connection), (3, "3\n".into()));
     fs::write(&gate, "").unwrap();
@@ -46,7 +46,7 @@ fn what_is_not_stored_is_sent_again() {
     drop(connection);
     let mut connection = server.accept();
     assert_eq!(connection.hello(), [id]);
-    connection.send(&ServerFrame::Welcome { received: 3 });
+    connection.send(&ServerFrame::Welcome { received: 3, protocol: *PROTOCOLS.end() });
     assert_eq!(connection.report(), finished);
     assert_eq!(connection.receive(), HostFrame::Poll);
     connection.send(&ServerFrame::Run(server.shell(id, script)));
@@ -134,6 +134,6 @@ fn reports_wait_for_the_welcome() {
     drop(connection);
     let mut connection = server.accept();
     assert_eq!(connection.hello(), [id]);
-    connection.send(&ServerFrame::Welcome { received: 0 });
+    connection.send(&ServerFrame::Welcome { received: 0, protocol: *PROTOCOLS.end() });
     assert_eq!(connection.report(), first);
 }

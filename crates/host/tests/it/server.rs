@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use raworc_core::ids::MessageId;
-use raworc_core::link::{Ending, HostFrame, PROTOCOL, Program, Report, ServerFrame, Stream, Work, WorkId};
+use raworc_core::link::{Ending, HostFrame, PROTOCOLS, Program, Report, ServerFrame, Stream, Versions, Work, WorkId};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -51,7 +51,7 @@ impl Server {
         let server = Self::start();
         let mut connection = server.accept();
         assert_eq!(connection.hello(), []);
-        connection.send(&ServerFrame::Welcome { received: 0 });
+        connection.send(&ServerFrame::Welcome { received: 0, protocol: *PROTOCOLS.end() });
         assert_eq!(connection.receive(), HostFrame::Poll);
         (server, connection)
     }
@@ -185,8 +185,8 @@ impl Connection {
     /// The works that the host names in its first frame.
     pub fn hello(&mut self) -> Vec<WorkId> {
         match self.receive() {
-            HostFrame::Hello { protocol, token, works, .. } => {
-                assert_eq!((protocol, token.as_str()), (PROTOCOL, TOKEN));
+            HostFrame::Hello { versions, token, works, .. } => {
+                assert_eq!((versions, token.as_str()), (Versions::OURS, TOKEN));
                 works
             }
             other => panic!("{other:?}"),

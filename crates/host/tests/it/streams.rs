@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use raworc_core::link::{
-    Attach, Ending, FEATURE_ATTACH, HostFrame, Interactive, PROTOCOL, Program, Report, ServerFrame, Size, Stream,
-    WorkId,
+    Attach, Ending, FEATURE_ATTACH, HostFrame, Interactive, PROTOCOLS, Program, Report, ServerFrame, Size, Stream,
+    Versions, WorkId,
 };
 use raworc_core::pieces::{Decoder, Ended, Piece};
 use uuid::Uuid;
@@ -99,7 +99,7 @@ fn attach(server: &Server, host: &mut Connection, work: Uuid, start: Option<Inte
     let mut line = String::new();
     stream.read_line(&mut line).unwrap();
     let first = serde_json::from_str::<HostFrame>(&line).unwrap();
-    assert_eq!(first, HostFrame::Attached { protocol: PROTOCOL, token: TOKEN.into(), attachment });
+    assert_eq!(first, HostFrame::Attached { versions: Versions::OURS, token: TOKEN.into(), attachment });
     stream.get_mut().write_all(b"{\"welcome\":{\"received\":0}}\n").unwrap();
     Client { stream, decoder: Decoder::default() }
 }
@@ -353,7 +353,7 @@ fn a_stream_is_named_to_a_new_server_and_ends_with_the_host() {
     drop(host);
     let mut host = server.accept();
     assert_eq!(host.hello(), [WorkId::Exec(id)]);
-    host.send(&ServerFrame::Welcome { received: 0 });
+    host.send(&ServerFrame::Welcome { received: 0, protocol: *PROTOCOLS.end() });
     assert_eq!(host.receive(), HostFrame::Poll);
     host.send(&ServerFrame::Stop);
     assert_eq!(client.rest().ended, ended(Ending::Cancelled));
