@@ -25,8 +25,6 @@ pub const WORKERS_MAX: usize = 8;
 pub const STAGE_ROOTFS: &str = "rootfs";
 /// The mount point of the host's directory, below the stage.
 pub const STAGE_HOST: &str = "host";
-/// The directory of the mount points of [`Prepare::programs`], below the stage: each by its path without the first slash.
-pub const STAGE_PROGRAMS: &str = "programs";
 /// The mount point of what containers see of the machine, below the stage.
 pub const STAGE_VIEWS: &str = "views";
 /// The file, inside, of addresses and names, among them the container's own. `/etc/hosts` is a link to it.

@@ -19,7 +19,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use crate::protocol::{Prepare, STAGE_HOST, STAGE_PROGRAMS, STAGE_ROOTFS, STAGE_VIEWS, Setup};
+use crate::protocol::{Prepare, STAGE_HOST, STAGE_ROOTFS, STAGE_VIEWS, Setup};
 
 /// Directories that every Linux has, that nothing here needs, and that anybody may enter.
 const PLACES: [&str; 6] = ["/mnt", "/media", "/srv", "/opt", "/home", "/tmp"];
@@ -43,7 +43,7 @@ pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
     for (name, tree) in parts {
         attach(&place, name, tree.as_fd()).map_err(|e| format!("{name} can't be mounted: {e}"))?;
     }
-    for name in [EMPTY, DEVICES, STAGE_PROGRAMS] {
+    for name in [EMPTY, DEVICES] {
         std::fs::create_dir(place.join(name)).map_err(|e| format!("{name} can't be made: {e}"))?;
     }
     Ok(place)
@@ -63,7 +63,9 @@ pub fn set_apart(stage: &Path, root: Option<OwnedFd>, prepare: &Prepare) -> Resu
     let views = stage.join(STAGE_VIEWS);
     overlay(stage, &views, &views).map_err(|e| format!("its view of the machine can't be mounted: {e}"))?;
     for path in &prepare.programs {
-        let to = stage.join(STAGE_PROGRAMS).join(path.strip_prefix("/").unwrap_or(path));
+        // In the root filesystem, which the runtime takes with all that is mounted in it: as mounts of the bundle, each would cost it some
+        // seventy system calls.
+        let to = rootfs.join(path.strip_prefix("/").unwrap_or(path));
         overlay(stage, path, &to).map_err(|e| format!("{} can't be mounted: {e}", path.display()))?;
     }
     // Only root of the machine may make them; others share the machine's.
@@ -75,8 +77,6 @@ pub fn set_apart(stage: &Path, root: Option<OwnedFd>, prepare: &Prepare) -> Resu
 
 /// Shows what is in `from` at `to`, through inodes that nobody else has.
 fn overlay(stage: &Path, from: &Path, to: &Path) -> io::Result<()> {
-    // The stage is nobody's but the launcher's; directories that are made for one container are there for the next.
-    std::fs::create_dir_all(to)?;
     let empty = stage.join(EMPTY);
     let options = format!(
         "lowerdir={}:{},redirect_dir=off,index=off,metacopy=off,nfs_export=off,xino=auto",

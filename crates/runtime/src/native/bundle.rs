@@ -6,9 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use raworc_core::link::{HOST_DIRECTORY, HOST_PATH};
-use raworc_launcher::protocol::{
-    CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_PROGRAMS, STAGE_ROOTFS, STAGE_VIEWS, Users,
-};
+use raworc_launcher::protocol::{CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_ROOTFS, STAGE_VIEWS, Users};
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
@@ -124,7 +122,6 @@ fn config(
     view: &View,
     stage: &Path,
 ) -> Value {
-    let programs = programs(image);
     let ids = json!([{ "containerID": 0, "hostID": layout.ids.base, "size": Ids::COUNT }]);
     json!({
         "ociVersion": "1.0.2",
@@ -132,7 +129,7 @@ fn config(
         "root": { "path": stage.join(STAGE_ROOTFS), "readonly": image.is_none() },
         "hostname": "raworc",
         "process": process(image, resources.pids, view.cpus),
-        "mounts": mounts(&programs, resources.memory_bytes, view, stage),
+        "mounts": mounts(image.is_some(), resources.memory_bytes, view, stage),
         "linux": {
             "sysctl": SYSCTLS.into_iter().chain(TCP_BUFFERS).collect::<BTreeMap<_, _>>(),
             "namespaces": NAMESPACES.map(|kind| json!({ "type": kind })),
@@ -177,11 +174,10 @@ fn process(image: Option<&Root>, pids: u32, cpus: usize) -> Value {
     })
 }
 
-/// The kernel's own `/sys` is not there: it tells of the machine, and much in it would have to be masked. tmpfs counts as the
-/// container's memory; the sizes only keep one of them from taking all of it.
-fn mounts(programs: &[PathBuf], memory: u64, view: &View, stage: &Path) -> Value {
-    // An image has a disk to write to, and keeps its own.
-    let has_image = programs.is_empty();
+/// What is mounted beside the machine's programs, which are in the root filesystem already (see the launcher's stage). The kernel's own
+/// `/sys` is not there: it tells of the machine, and much in it would have to be masked. tmpfs counts as the container's memory; the
+/// sizes only keep one of them from taking all of it.
+fn mounts(has_image: bool, memory: u64, view: &View, stage: &Path) -> Value {
     let tmpfs = |path: &str, mode: &str, bytes: u64| {
         let options = ["nosuid".into(), "nodev".into(), format!("mode={mode}"), format!("size={bytes}")];
         json!({ "destination": path, "type": "tmpfs", "source": "tmpfs", "options": options })
@@ -190,12 +186,9 @@ fn mounts(programs: &[PathBuf], memory: u64, view: &View, stage: &Path) -> Value
         let options = ["bind", mode, "nosuid", "nodev"];
         json!({ "destination": path, "type": "bind", "source": source, "options": options })
     };
-    // The container's own view of them: see the launcher's stage.
-    let own = |path: &Path| stage.join(STAGE_PROGRAMS).join(path.strip_prefix("/").unwrap_or(path));
-    let mut mounts: Vec<Value> = programs.iter().map(|path| bind(&own(path), path, "ro")).collect();
     let terminals = format!("max={TERMINALS_MAX}");
     let device_options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", &terminals];
-    mounts.extend([
+    let mut mounts = vec![
         json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] }),
         json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
             "options": ["nosuid", "strictatime", "mode=755", "size=64k"] }),
@@ -203,11 +196,12 @@ fn mounts(programs: &[PathBuf], memory: u64, view: &View, stage: &Path) -> Value
         tmpfs("/dev/shm", "1777", memory / 4),
         tmpfs("/run", "755", memory / 8),
         tmpfs("/tmp", "1777", memory / 2),
-    ]);
+    ];
+    // An image has a disk to write to, and keeps its own.
     if !has_image {
         mounts.push(tmpfs("/var/tmp", "1777", memory / 2));
     }
-    mounts.extend([bind(&stage.join(STAGE_HOST), Path::new(HOST_DIRECTORY), "ro")]);
+    mounts.push(bind(&stage.join(STAGE_HOST), Path::new(HOST_DIRECTORY), "ro"));
     let views = stage.join(STAGE_VIEWS);
     mounts.extend(view.mounts.iter().map(|(source, path)| bind(&views.join(source), Path::new(path), "ro")));
     Value::Array(mounts)
