@@ -1,7 +1,9 @@
 //! One change of one session, in one transaction: load, decide (in core), record.
 
 use raworc_api::message::{MessageError, Status};
+use raworc_api::problem::Code;
 use raworc_core::ids::{LayerId, MessageId, SessionId};
+use raworc_core::limits::{EXECS_MAX, TERMINALS_MAX};
 use raworc_core::session::{self, Container, Effect, Event, Note};
 use raworc_core::time::Time;
 use raworc_store::events::EventRow;
@@ -72,6 +74,34 @@ impl<'t> Change<'t> {
             let session = self.row.id;
             streams::remove_all(self.connection(), session).await?;
         }
+        Ok(())
+    }
+
+    /// Tells the beginning of a terminal or a command, in a container that is up. It is recorded for as long as it runs, so that its end is
+    /// told whatever dies meanwhile.
+    ///
+    /// # Errors
+    /// 409 where its container is no longer up, 429 where too many run.
+    pub async fn begin_stream(&mut self, row: &StreamRow, mut data: Value) -> Result<(), Failure> {
+        let machine = &self.row.machine;
+        if machine.generation != row.generation || machine.container != Container::Up {
+            let detail = "the session's container has just ended; try again";
+            return Err(Failure::new(Code::InvalidState, detail));
+        }
+        let others = streams::of_session(self.connection(), row.session_id).await?.rows;
+        let count = others.iter().filter(|other| other.kind == row.kind).count();
+        let (most, event, name) = match row.kind {
+            streams::Kind::Terminal => (TERMINALS_MAX, "terminal.opened", "terminal_id"),
+            streams::Kind::Exec => (EXECS_MAX, "exec.started", "exec_id"),
+        };
+        if count >= most {
+            let detail = format!("{most} of these are open in this session already; wait for one to end, or close one");
+            return Err(Failure::new(Code::Busy, detail));
+        }
+        streams::insert(self.connection(), row).await?;
+        data["command"] = json!(row.command);
+        data[name] = json!(row.id);
+        self.log_as(&row.actor, event, data).await?;
         Ok(())
     }
 
@@ -156,6 +186,25 @@ impl<'t> Change<'t> {
         sessions::update(self.transaction.connection(), &mut self.row).await?;
         self.transaction.changed(self.row.id);
         Ok(self.row)
+    }
+
+    /// Stores that the log has grown, where nothing else of the session has changed; its readers are told after the commit.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn save_log(mut self) -> Result<SessionRow, StoreError> {
+        self.row.updated_at = self.now;
+        sessions::update_log(self.transaction.connection(), &mut self.row).await?;
+        self.transaction.logged(self.row.id);
+        Ok(self.row)
+    }
+
+    /// Stores what people configure of the session, which [`Change::save`] leaves as it is.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn configure(&mut self) -> Result<(), StoreError> {
+        sessions::configure(self.transaction.connection(), &mut self.row).await
     }
 
     /// The same, where something is to follow in the same transaction.

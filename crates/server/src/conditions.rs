@@ -3,6 +3,10 @@
 //! What only reads is answered first and judged by the `ETag` and `Last-Modified` of its answer. What changes something is
 //! judged where it changes it, in the same turn or transaction; a call that cannot do that refuses conditions.
 
+mod range;
+
+pub use range::Range;
+
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
@@ -156,6 +160,23 @@ impl Conditions {
         let present = Present { tag: Some(version_tag(version)), modified: None };
         if self.allow(Some(&present)) { Ok(()) } else { Err(stale()) }
     }
+
+    /// Lets a session of this edition and version be changed, or says why not. A tag of the same edition fits: what has happened in
+    /// the session since is in nobody's way who changes how it is configured.
+    ///
+    /// # Errors
+    /// 412.
+    pub fn check_edition(&self, edition: i64, version: i64) -> Result<(), Failure> {
+        let same_edition = format!("v{edition}.").into_bytes();
+        let named = [&self.if_match, &self.if_none_match].into_iter().flatten().flat_map(|tags| match tags {
+            Tags::Any => &[],
+            Tags::List(tags) => &tags[..],
+        });
+        let mut fitting = named.filter(|tag| tag.opaque.starts_with(&same_edition));
+        let tag = fitting.next().and_then(|tag| String::from_utf8(tag.opaque.clone()).ok());
+        let present = Present { tag: tag.or_else(|| Some(session_tag(edition, version))), modified: None };
+        if self.allow(Some(&present)) { Ok(()) } else { Err(stale()) }
+    }
 }
 
 /// 412.
@@ -175,6 +196,15 @@ fn version_tag(version: i64) -> String {
 /// The `ETag` of a version.
 pub fn etag(version: i64) -> [(HeaderName, String); 1] {
     [(header::ETAG, format!("\"{}\"", version_tag(version)))]
+}
+
+fn session_tag(edition: i64, version: i64) -> String {
+    format!("v{edition}.{version}")
+}
+
+/// The `ETag` of a session: it tells each state from another, and which of them are configured alike.
+pub fn session_etag(edition: i64, version: i64) -> [(HeaderName, String); 1] {
+    [(header::ETAG, format!("\"{}\"", session_tag(edition, version)))]
 }
 
 /// A date for a header: a time that has not come yet is now (RFC 9110, 8.8.2.1). None for what headers cannot say.
@@ -237,67 +267,6 @@ fn parse_tag(text: &[u8]) -> Option<(Tag, &[u8])> {
     let (opaque, after) = (&inner[..end], &inner[end + 1..]);
     let is_allowed = |byte: &u8| matches!(byte, 0x21 | 0x23..=0x7e | 0x80..=0xff);
     opaque.iter().all(is_allowed).then(|| (Tag { is_weak, opaque: opaque.to_vec() }, after))
-}
-
-/// What of a file is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Range {
-    /// All.
-    Whole,
-    /// From this byte, so many.
-    Part(u64, u64),
-    /// Nothing of what there is.
-    Unsatisfiable,
-}
-
-impl Range {
-    /// What a GET wants of a file of `size` bytes. Several ranges at once, other units, and what is malformed are ignored, as
-    /// RFC 9110, 14.2 allows.
-    pub fn of(headers: &HeaderMap, size: u64, present: &Present) -> Self {
-        let Some(wanted) = single(headers, &header::RANGE).and_then(|text| Self::parse(text, size)) else {
-            return Self::Whole;
-        };
-        let is_same = headers.get(header::IF_RANGE).is_none_or(|_| is_same(headers, present));
-        if is_same { wanted } else { Self::Whole }
-    }
-
-    fn parse(text: &str, size: u64) -> Option<Self> {
-        let (unit, set) = text.split_once('=')?;
-        let (first, last) = set.trim().split_once('-').filter(|_| unit.trim().eq_ignore_ascii_case("bytes"))?;
-        let number = |digits: &str| {
-            let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-            is_number.then(|| digits.parse().unwrap_or(u64::MAX))
-        };
-        let (start, end) = match (first, last) {
-            ("", last) => match number(last)? {
-                0 => return Some(Self::Unsatisfiable),
-                // There is no way to name a part of nothing.
-                _ if size == 0 => return None,
-                suffix => (size.saturating_sub(suffix), size),
-            },
-            (first, "") => (number(first)?, size),
-            (first, last) => {
-                let (first, last) = (number(first)?, number(last)?);
-                if first > last {
-                    return None;
-                }
-                (first, last.saturating_add(1).min(size))
-            }
-        };
-        if start >= size { Some(Self::Unsatisfiable) } else { Some(Self::Part(start, end - start)) }
-    }
-}
-
-/// Whether `If-Range` names what is there: by its strong tag, or by a date that is old enough to tell one state from the next.
-fn is_same(headers: &HeaderMap, present: &Present) -> bool {
-    let text = single(headers, &header::IF_RANGE).unwrap_or_default().trim();
-    if let Some((tag, after)) = parse_tag(text.as_bytes()) {
-        return after.is_empty()
-            && !tag.is_weak
-            && present.tag.as_ref().is_some_and(|own| own.as_bytes() == tag.opaque);
-    }
-    let is_old = |modified: &i64| *modified + 1 < Timestamp::now().as_second();
-    present.modified.filter(is_old).is_some_and(|modified| parse_date(text) == Some(modified))
 }
 
 /// Judges what reads by its answer, and refuses what no call here can do.

@@ -168,6 +168,7 @@ fn listener(hub: &Arc<hub::Hub>, trees: &Arc<trees::Trees>) -> Listener {
     let (hub, trees) = (Arc::clone(hub), Arc::clone(trees));
     Arc::new(move |news| {
         hub.notify(&news.sessions);
+        hub.notify_readers(&news.logs);
         hub.notify_revoked(&news.revoked);
         trees.waste(news.wasted);
     })

@@ -29,6 +29,8 @@ pub enum NotRun {
     TooMany,
     /// The host is of an older version and cannot do it.
     Outdated,
+    /// The container for which it was recorded is no more.
+    Replaced,
 }
 
 struct Host {
@@ -68,15 +70,28 @@ impl Drop for Pause<'_> {
     }
 }
 
+/// Something that is recorded as begun, or about to be, and of which the host has not been told.
+pub struct Beginning<'h> {
+    hosts: &'h Hosts,
+    id: Uuid,
+}
+
+impl Drop for Beginning<'_> {
+    fn drop(&mut self) {
+        lock(&self.hosts.beginning).remove(&self.id);
+    }
+}
+
 /// All hosts.
 pub struct Hosts {
     hosts: Mutex<BTreeMap<ContainerId, Host>>,
+    beginning: Mutex<BTreeSet<Uuid>>,
     connections: watch::Sender<u64>,
 }
 
 impl Default for Hosts {
     fn default() -> Self {
-        Self { hosts: Mutex::default(), connections: watch::channel(0).0 }
+        Self { hosts: Mutex::default(), beginning: Mutex::default(), connections: watch::channel(0).0 }
     }
 }
 
@@ -123,6 +138,15 @@ impl Hosts {
         }
     }
 
+    /// Whether a host could be told something now.
+    ///
+    /// # Errors
+    /// Where none is connected.
+    pub fn is_connected(&self, container: ContainerId) -> Result<(), NotRun> {
+        let hosts = lock(&self.hosts);
+        hosts.get(&container).filter(|host| host.connection.is_some()).map(drop).ok_or(NotRun::NoHost)
+    }
+
     /// Whether a stream could be attached to now.
     ///
     /// # Errors
@@ -146,6 +170,17 @@ impl Hosts {
         // One that is only attached to may just have ended.
         host.streams.extend(begun);
         Ok(())
+    }
+
+    /// Says that this is about to be recorded as begun: until the host has been told of it, it is not missed there.
+    pub fn beginning(&self, id: Uuid) -> Beginning<'_> {
+        lock(&self.beginning).insert(id);
+        Beginning { hosts: self, id }
+    }
+
+    /// Whether the host has yet to be told of this.
+    pub fn is_beginning(&self, id: Uuid) -> bool {
+        lock(&self.beginning).contains(&id)
     }
 
     /// Whether the host has this stream.

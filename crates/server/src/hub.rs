@@ -22,8 +22,16 @@ pub struct Hub {
 impl Hub {
     /// These sessions changed; called after each commit.
     pub fn notify<'i>(&self, changed: impl IntoIterator<Item = &'i SessionId> + Clone) {
+        self.notify_readers(changed.clone());
+        lock(&self.changed).extend(changed);
+        self.any.notify_one();
+        self.deadlines.notify_one();
+    }
+
+    /// The logs of these sessions grew, and nothing else: their readers are told, and no loop.
+    pub fn notify_readers<'i>(&self, grown: impl IntoIterator<Item = &'i SessionId>) {
         let mut sessions = lock(&self.sessions);
-        for id in changed.clone() {
+        for id in grown {
             if let Some(sender) = sessions.get(id) {
                 if sender.receiver_count() == 0 {
                     sessions.remove(id);
@@ -32,10 +40,6 @@ impl Hub {
                 }
             }
         }
-        drop(sessions);
-        lock(&self.changed).extend(changed);
-        self.any.notify_one();
-        self.deadlines.notify_one();
     }
 
     /// These accounts, or tokens of theirs, may do less than before; called after each commit.

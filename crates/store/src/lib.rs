@@ -54,6 +54,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../migrations/0008_damaged.sql")),
     M::up(include_str!("../migrations/0009_streams.sql")),
     M::up(include_str!("../migrations/0010_save_due.sql")),
+    M::up(include_str!("../migrations/0011_edition.sql")),
 ];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

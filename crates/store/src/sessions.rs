@@ -1,5 +1,9 @@
 //! Sessions.
 
+mod write;
+
+pub use write::{configure, insert, update, update_log};
+
 use std::collections::BTreeMap;
 
 use raworc_core::checkpoints::{Backup, Cause, Plan};
@@ -12,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use crate::StoreError;
-use crate::rows::{Row, bigint, word};
+use crate::rows::Row;
 use crate::sql::{Batch, Connection, Statement, Value, sql};
 
 /// What a session was told to be like, and that no state machine looks at.
@@ -118,6 +122,8 @@ pub struct SessionRow {
     pub host_received: u64,
     /// Grows with each change.
     pub version: i64,
+    /// Grows with each change of what people configure.
+    pub edition: i64,
     /// User messages that ended.
     pub messages_ended: u64,
     /// Time spent on them.
@@ -173,54 +179,13 @@ pub(crate) fn session(row: &Row<'_>) -> Result<SessionRow, StoreError> {
             last_seq: row.count("last_seq")?,
             host_received: row.count("host_received")?,
             version: row.count("version")?,
+            edition: row.count("edition")?,
             messages_ended: row.count("messages_ended")?,
             busy_micros: row.count("busy_micros")?,
             created_at: row.time("created_at")?,
             updated_at: row.time("updated_at")?,
         })
     })
-}
-
-/// Adds a session.
-///
-/// # Errors
-/// Where the store fails.
-pub async fn insert(connection: &mut Connection, row: &SessionRow) -> Result<(), StoreError> {
-    sql(
-        "INSERT INTO sessions (id, name, starting_prompt, owner_id, owner_name, settings, parent_id, machine, state, \
-         container, deadline_at, deleted_at, last_seq, host_received, version, messages_ended, busy_micros, created_at, \
-         updated_at, parent_checkpoint, layer_id, writable_id, checkpoints, rewinds, image_layer_id) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, \
-         $23, $24, $25)",
-    )
-    .bind(row.id.to_string())
-    .bind(row.name.clone())
-    .bind(row.starting_prompt.clone())
-    .bind(row.owner_id.to_string())
-    .bind(row.owner_name.clone())
-    .bind(serde_json::to_string(&row.settings)?)
-    .bind(row.parent_id.map(|id| id.to_string()))
-    .bind(serde_json::to_string(&row.machine)?)
-    .bind(row.machine.state.as_str())
-    .bind(word(row.machine.container)?)
-    .bind(session::deadline(&row.machine).map(|at| at.0))
-    .bind(row.machine.deleted_at.map(|at| at.0))
-    .bind(bigint(row.last_seq))
-    .bind(bigint(row.host_received))
-    .bind(row.version)
-    .bind(bigint(row.messages_ended))
-    .bind(bigint(row.busy_micros))
-    .bind(row.created_at.0)
-    .bind(row.updated_at.0)
-    .bind(row.parent_checkpoint.map(bigint))
-    .bind(row.layer_id.map(|id| id.to_string()))
-    .bind(row.writable_id.to_string())
-    .bind(bigint(row.checkpoints))
-    .bind(serde_json::to_string(&row.rewinds)?)
-    .bind(row.image_layer_id.map(|id| id.to_string()))
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// A session whose next backup is due.
@@ -270,50 +235,6 @@ pub async fn to_purge(connection: &mut Connection, until: Time) -> Result<Vec<Se
 pub async fn with_save_due(connection: &mut Connection) -> Result<Vec<SessionId>, StoreError> {
     let found = sql("SELECT id FROM sessions WHERE save_due IS NOT NULL").fetch_sound(connection, |row| row.id("id"));
     Ok(found.await?.rows)
-}
-
-/// Stores a changed session and counts its version up.
-///
-/// # Errors
-/// [`StoreError::Conflict`] where someone else changed it since it was read.
-pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result<(), StoreError> {
-    let done = sql(
-        "UPDATE sessions SET name = $1, settings = $2, machine = $3, state = $4, container = $5, deadline_at = $6, \
-         deleted_at = $7, last_seq = $8, host_received = $9, version = $10, messages_ended = $11, busy_micros = $12, \
-         updated_at = $13, layer_id = $14, writable_id = $15, checkpoints = $16, rewinds = $17, backup_at = $18, \
-         backup = $19, image_layer_id = $20, purged_at = $21, save_due = $22 WHERE id = $23 AND version = $24",
-    )
-    .bind(row.name.clone())
-    .bind(serde_json::to_string(&row.settings)?)
-    .bind(serde_json::to_string(&row.machine)?)
-    .bind(row.machine.state.as_str())
-    .bind(word(row.machine.container)?)
-    .bind(session::deadline(&row.machine).map(|at| at.0))
-    .bind(row.machine.deleted_at.map(|at| at.0))
-    .bind(bigint(row.last_seq))
-    .bind(bigint(row.host_received))
-    .bind(row.version + 1)
-    .bind(bigint(row.messages_ended))
-    .bind(bigint(row.busy_micros))
-    .bind(row.updated_at.0)
-    .bind(row.layer_id.map(|id| id.to_string()))
-    .bind(row.writable_id.to_string())
-    .bind(bigint(row.checkpoints))
-    .bind(serde_json::to_string(&row.rewinds)?)
-    .bind(row.backup_at.map(|at| at.0))
-    .bind(serde_json::to_string(&row.backup)?)
-    .bind(row.image_layer_id.map(|id| id.to_string()))
-    .bind(row.purged_at.map(|at| at.0))
-    .bind(row.save_due.map(word).transpose()?)
-    .bind(row.id.to_string())
-    .bind(row.version)
-    .execute(connection)
-    .await?;
-    if done == 0 {
-        return Err(StoreError::Conflict);
-    }
-    row.version += 1;
-    Ok(())
 }
 
 /// The session of this id.

@@ -34,6 +34,8 @@ pub struct Transaction {
 pub struct News {
     /// Sessions that changed.
     pub sessions: BTreeSet<SessionId>,
+    /// Sessions of which nothing but the log grew.
+    pub logs: BTreeSet<SessionId>,
     /// Layers that may be of no use any more.
     pub wasted: BTreeSet<LayerId>,
     /// Accounts whose rights, or whose tokens', became fewer.
@@ -42,7 +44,7 @@ pub struct News {
 
 impl News {
     fn is_empty(&self) -> bool {
-        self.sessions.is_empty() && self.wasted.is_empty() && self.revoked.is_empty()
+        self.sessions.is_empty() && self.logs.is_empty() && self.wasted.is_empty() && self.revoked.is_empty()
     }
 }
 
@@ -55,6 +57,11 @@ impl Transaction {
     /// Has the listener told, after the commit, that this session changed.
     pub fn changed(&mut self, session: SessionId) {
         self.news.sessions.insert(session);
+    }
+
+    /// Has the listener told, after the commit, that the log of this session grew.
+    pub fn logged(&mut self, session: SessionId) {
+        self.news.logs.insert(session);
     }
 
     /// Has the listener told, after the commit, that these layers may be of no use any more. (Before it, they still are.)

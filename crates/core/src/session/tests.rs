@@ -91,6 +91,8 @@ fn events(generation: Generation) -> Vec<(&'static str, Event)> {
         ("old host polled", Event::HostPolled { generation: generation - 1 }),
         ("message taken", Event::MessageTaken { generation, running: Running { message: message(2), attempt: 1 } }),
         ("message finished", Event::MessageFinished { generation, message: message(1) }),
+        ("used", Event::Used),
+        ("configured", Event::Configured { waiting_timeout: Some(Duration::from_secs(9)), ttl: None }),
         ("start waits", Event::StartWaits { generation }),
         ("start failed", Event::StartFailed { generation, fault: fault() }),
         ("container gone", Event::ContainerGone { generation, fault: fault() }),
@@ -287,7 +289,7 @@ impl World {
 }
 
 fn any_event() -> impl Strategy<Value = u8> {
-    0u8..28
+    0u8..29
 }
 
 fn drive(world: &mut World, choice: u8, seconds: u32) {
@@ -316,6 +318,7 @@ fn drive(world: &mut World, choice: u8, seconds: u32) {
         21 => Event::OverQuota { generation },
         22 => Event::MessageWithdrawn,
         23 => Event::StartWaits { generation },
+        24 => Event::Used,
         _ => match world.fair_event() {
             Some(event) => event,
             None => return,

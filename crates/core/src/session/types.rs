@@ -235,6 +235,15 @@ pub enum Event {
     MessageQueued,
     /// Its container is needed (for an exec).
     Wake,
+    /// Something that was done in it beside its messages has ended.
+    Used,
+    /// How long it rests and lives was changed; what is left out stays.
+    Configured {
+        /// Rest after so long without activity.
+        waiting_timeout: Option<Duration>,
+        /// Live so long from now on.
+        ttl: Option<Duration>,
+    },
     /// Wish: rest, and do not wake for messages.
     Pause,
     /// Wish: take up work again, and have a container now.

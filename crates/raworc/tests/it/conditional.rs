@@ -259,6 +259,37 @@ async fn whatever_has_a_tag_is_asked_for_anew_only_when_it_changed() {
 }
 
 #[tokio::test]
+async fn what_a_session_does_is_in_nobodys_way_who_configures_it() {
+    let server = server_or_skip!();
+    let id = server.session(json!({})).await;
+    let target = format!("/sessions/{id}");
+    let tag = || send(&server, "GET", &target, &[], b"").header("etag").to_owned();
+    let update = |tag: &str, name: &str| {
+        let body = json!({ "name": name }).to_string();
+        let answer = send(&server, "PUT", &target, &[&format!("if-match: {tag}")], body.as_bytes());
+        (answer.status, answer.header("etag").to_owned())
+    };
+    let first = tag();
+    let script = "i=0; until [ -e go ]; do i=$((i + 1)); echo $i; sleep 0.01; done";
+    let (_, message) = server.post(&format!("{target}/messages"), json!({ "content": script })).await;
+    server.until(&id, |session| session["state"] == "BUSY" && session["last_seq"].as_u64() > Some(10)).await;
+    assert_ne!(tag(), first, "each state has a tag of its own");
+    let (status, second) = update(&first, "one");
+    assert_eq!(status, 200, "nobody else has changed how it is configured");
+    // Whoever has looked before that would undo it.
+    assert_eq!(update(&first, "two").0, 412);
+    assert_eq!(send(&server, "DELETE", &target, &[&format!("if-match: {first}")], b"").status, 412);
+    let other = format!("\"v{}\"", &second[2..second.find('.').unwrap()]);
+    assert_eq!(update(&other, "two").0, 412, "that is no tag of this server");
+    assert_eq!(server.put(&format!("{target}/agents"), json!({ "agent_ids": ["shell"] })).await.0, 200);
+    assert_eq!(update(&second, "two").0, 412, "agents are configuration, too");
+    server.put(&format!("{target}/files/go"), json!(1)).await;
+    let done = format!("{target}/messages/{}?wait_seconds=60", message["id"].as_str().unwrap());
+    assert_eq!(server.get(&done).await.1["status"], "done");
+    assert_eq!(server.get(&target).await.1["name"], "one");
+}
+
+#[tokio::test]
 async fn no_call_overlooks_a_condition_that_it_does_not_heed() {
     let server = server_or_skip!();
     let id = server.session(json!({})).await;

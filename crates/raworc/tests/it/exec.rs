@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -242,5 +243,53 @@ async fn too_many_commands_at_once_are_refused() {
     assert_eq!(exec(&server, &id, json!({ "command": "true" })).await["exit_code"], 0, "there is room again");
     let events = server.events(&id).await;
     let count = |kind: &str| events.iter().filter(|event| event["type"] == kind).count();
-    assert_eq!((count("exec.started"), count("exec.finished")), (34, 34));
+    assert_eq!((count("exec.started"), count("exec.finished")), (33, 33));
+}
+
+#[tokio::test]
+async fn what_begins_in_the_log_ends_there_whatever_dies() {
+    let mut server = server_or_skip!();
+    let id = server.session(json!({ "waiting_timeout_seconds": 3600 })).await;
+    let path = format!("/sessions/{id}/exec");
+    let begin = async |server: &TestServer, gate: &str| {
+        let script = format!("touch {gate}-begun; until [ -e {gate} ]; do sleep 0.01; done; exit 5");
+        let request = server.request(Method::POST, &path).json(&json!({ "command": script })).send();
+        let asked = tokio::spawn(request);
+        let file = format!("/sessions/{id}/files/{gate}-begun");
+        wait_for("it runs", async || server.get(&file).await.0 == 200).await;
+        asked
+    };
+    let finished = async |server: &TestServer, count: usize| {
+        let ends = async || {
+            let events = server.events(&id).await.into_iter();
+            events.filter(|event| event["type"] == "exec.finished").collect::<Vec<_>>()
+        };
+        wait_for("its end is in the log", async || ends().await.len() == count).await;
+        ends().await.pop().unwrap()
+    };
+    // It goes on without the server that began it, and ends under the next one.
+    let asked = begin(&server, "one").await;
+    server.kill();
+    server.start_again();
+    assert!(asked.await.unwrap().is_err());
+    server.put(&format!("/sessions/{id}/files/one"), json!(1)).await;
+    assert_eq!(finished(&server, 1).await["data"]["exit_code"], 5);
+    // It ends while no server is there.
+    let asked = begin(&server, "two").await;
+    server.shell("touch \"$RAWORC_DATA_DIR\"/layers/*/fs/two");
+    server.kill();
+    server.start_again();
+    assert!(asked.await.unwrap().is_err());
+    finished(&server, 2).await;
+    // Its container dies.
+    let asked = begin(&server, "three").await;
+    server.signal_host(&server.container(&id).await, Signal::SIGKILL);
+    asked.await.unwrap().unwrap();
+    assert_eq!(finished(&server, 3).await["data"]["error"], "lost");
+    let events = server.events(&id).await;
+    let of = |kind: &str| {
+        let ids = events.iter().filter(|event| event["type"] == kind).map(|event| event["data"]["exec_id"].to_string());
+        ids.collect::<Vec<_>>()
+    };
+    assert_eq!(of("exec.started"), of("exec.finished"));
 }

@@ -275,7 +275,7 @@ async fn who_may_not_is_refused_and_who_may_no_longer_is_cut_off() {
         OpenTerminal { term: Some(String::new()), ..sized(80, 24) },
         sized(0, 24),
         sized(80, 60_000),
-        OpenTerminal { directory: Some("relative".into()), command: Some("true".into()), ..sized(80, 24) },
+        OpenTerminal { directory: Some("x".repeat(5000)), command: Some("true".into()), ..sized(80, 24) },
         OpenTerminal { command: Some("[\"\"]".into()), ..sized(80, 24) },
         OpenTerminal { watch: Some(true), ..sized(80, 24) },
     ] {

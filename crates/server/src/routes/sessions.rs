@@ -21,7 +21,7 @@ use utoipa_axum::routes;
 use super::page_of;
 use super::problems::Problems;
 use crate::app::Shared;
-use crate::conditions::{Conditions, etag};
+use crate::conditions::{Conditions, session_etag};
 use crate::error::Failure;
 use crate::extract::{Caller, Json, Path, Query, idempotency_key};
 use crate::verbs::check::page_limit;
@@ -49,7 +49,7 @@ pub(super) async fn show(app: &Shared, row: SessionRow) -> Result<Response, Fail
     let mut connection = app.store.read().await?;
     let agents = assigned(&mut connection, row.id, &mut HashMap::new()).await?;
     drop(connection);
-    let version = etag(row.version);
+    let version = session_etag(row.edition, row.version);
     Ok((version, app.budgets.json(view::session(row, agents)).await?).into_response())
 }
 

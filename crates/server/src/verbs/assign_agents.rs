@@ -32,6 +32,7 @@ pub async fn assign_agents(
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 let names: Vec<&str> = found.iter().map(|agent| agent.definition.name.as_str()).collect();
                 change.log("session.updated", json!({ "fields": ["agents"], "agents": names })).await?;
+                change.configure().await?;
                 change.save().await?;
                 Ok(found)
             })

@@ -329,6 +329,7 @@ pub fn new_row(actor: &Actor, body: &CreateSession, most: &Ceilings, now: Time) 
         last_seq: 0,
         host_received: 0,
         version: 1,
+        edition: 1,
         messages_ended: 0,
         busy_micros: 0,
         created_at: now,

@@ -9,9 +9,11 @@ use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::limits::{EXEC_OUTPUT_BYTES_MAX, EXEC_TIMEOUT_MAX, MESSAGE_BYTES_MAX, START_TIMEOUT};
 use raworc_core::link::{Ending, Program, Report, Stream, WORKSPACE_PATH, Work, WorkId};
 use raworc_core::permissions::Actor;
-use raworc_core::session::{Event, Refused, State};
+use raworc_core::session::{Container, Event, Refused, State};
+use raworc_core::time::Time;
 use raworc_store::audit;
 use raworc_store::sessions::{self, SessionRow};
+use raworc_store::streams::{Kind, StreamRow};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -40,13 +42,22 @@ const DIRECTORY_BYTES_MAX: usize = 4095 - WORKSPACE_PATH.len() - 1;
 pub async fn exec(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -> Result<ExecResult, Failure> {
     check(&body)?;
     let id = Uuid::now_v7();
-    let session = begin(app, actor, id_or_name, id, shown(&body.command)).await?;
+    let beginning = app.hosts.beginning(id);
+    let (session, begun) = begin(app, actor, id_or_name, id, shown(&body.command)).await?;
+    let row = match begun {
+        Some(row) => row,
+        None => begin_later(app, actor, &session, id, shown(&body.command)).await?,
+    };
     let timeout = body.timeout_seconds.unwrap_or(TIMEOUT_SECONDS_DEFAULT);
     let work = work(&session, id, body, timeout);
-    let mut course =
-        Course { app, actor: &actor.name, session: session.id, id, container: None, outcome: Err(Unseen::NotStarted) };
-    let (container, reports) = hand_over(app, &session, id, work).await?;
-    course.container = Some(container);
+    let container = ContainerId { session: session.id, generation: row.generation };
+    let mut course = Course { app, row: &row, container, outcome: Err(Unseen::NotStarted) };
+    let reports = when_ready(app, session.id, |current| match current == container {
+        true => app.hosts.run_exec(container, id, work.clone()),
+        false => Err(NotRun::Replaced),
+    })
+    .await?;
+    drop(beginning);
     course.outcome = Err(Unseen::Abandoned);
     let outcome = tokio::time::timeout(Duration::from_secs(timeout) + REPORT_GRACE, collect(reports)).await;
     let Ok(Some(result)) = outcome else {
@@ -57,7 +68,7 @@ pub async fn exec(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -
     course.outcome = Ok(());
     drop(course);
     let data = json!({ "exit_code": result.exit_code, "duration_seconds": result.duration_seconds });
-    end(app, &actor.name, session.id, id, data).await?;
+    end(app, row, data).await?;
     Ok(result)
 }
 
@@ -85,23 +96,19 @@ impl Unseen {
 /// An exec that has begun; ends it, and says so in the log, when whoever asked for it goes away.
 struct Course<'a> {
     app: &'a Shared,
-    actor: &'a str,
-    session: SessionId,
-    id: Uuid,
-    container: Option<ContainerId>,
+    row: &'a StreamRow,
+    container: ContainerId,
     outcome: Result<(), Unseen>,
 }
 
 impl Drop for Course<'_> {
     fn drop(&mut self) {
-        if let Some(container) = self.container {
-            self.app.hosts.end_exec(container, self.id, self.outcome.is_err());
-        }
+        self.app.hosts.end_exec(self.container, self.row.id, self.outcome.is_err());
         if let Err(unseen) = self.outcome {
-            let (app, actor, session, id) = (self.app.clone(), self.actor.to_owned(), self.session, self.id);
+            let (app, row) = (self.app.clone(), self.row.clone());
             self.app.tasks.spawn(async move {
-                let data = json!({ "exit_code": null, "error": unseen.as_str() });
-                if let Err(error) = end(&app, &actor, session, id, data).await {
+                let (session, data) = (row.session_id, json!({ "exit_code": null, "error": unseen.as_str() }));
+                if let Err(error) = end(&app, row, data).await {
                     tracing::error!(%session, %error, "the end of an exec could not be recorded");
                 }
             });
@@ -158,13 +165,14 @@ pub fn shown(command: &ExecCommand) -> String {
     text.chars().take(1024).collect()
 }
 
+/// Wakes the session. Where its container is up already, the command is recorded as begun.
 async fn begin(
     app: &Shared,
     actor: &Actor,
     id_or_name: String,
     id: Uuid,
     command: String,
-) -> Result<SessionRow, Failure> {
+) -> Result<(SessionRow, Option<StreamRow>), Failure> {
     let (actor, now) = (actor.clone(), app.now());
     app.store
         .write(move |transaction| {
@@ -173,11 +181,47 @@ async fn begin(
                 audit::append(transaction.connection(), now, &actor, "session.exec", &row.id.to_string()).await?;
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 change.step(&Event::Wake).await?;
-                change.log("exec.started", json!({ "exec_id": id, "command": command })).await?;
-                Ok(change.save().await?)
+                let begun = match change.row.machine.container {
+                    Container::Up => {
+                        let row = stream(&change.row, id, command, &actor, now);
+                        change.begin_stream(&row, json!({})).await?;
+                        Some(row)
+                    }
+                    Container::None | Container::Starting | Container::Stopping => None,
+                };
+                Ok((change.save().await?, begun))
             })
         })
         .await
+}
+
+/// Waits for the session's container, and records that the command begins in it.
+async fn begin_later(
+    app: &Shared,
+    actor: &Actor,
+    session: &SessionRow,
+    id: Uuid,
+    command: String,
+) -> Result<StreamRow, Failure> {
+    when_ready(app, session.id, |container| app.hosts.is_connected(container)).await?;
+    let (actor, session, now) = (actor.clone(), session.id, app.now());
+    app.store
+        .write(move |transaction| {
+            Box::pin(async move {
+                let mut change = Change::load(transaction, session, now, actor.name.clone()).await?;
+                let row = stream(&change.row, id, command, &actor, now);
+                change.begin_stream(&row, json!({})).await?;
+                change.save().await?;
+                Ok(row)
+            })
+        })
+        .await
+}
+
+/// A command, in the session's current container.
+fn stream(session: &SessionRow, id: Uuid, command: String, actor: &Actor, now: Time) -> StreamRow {
+    let (generation, actor) = (session.machine.generation, actor.name.clone());
+    StreamRow { id, session_id: session.id, generation, kind: Kind::Exec, command, actor, opened_at: now }
 }
 
 fn work(session: &SessionRow, id: Uuid, body: Exec, timeout_seconds: u64) -> Work {
@@ -215,19 +259,6 @@ pub fn program(command: ExecCommand, stdin: String) -> Program {
         ExecCommand::Script(script) => Program::Shell { script },
         ExecCommand::Words(argv) => Program::Command { argv, stdin },
     }
-}
-
-/// Waits for the session's host and gives it the work.
-async fn hand_over(
-    app: &Shared,
-    session: &SessionRow,
-    id: Uuid,
-    work: Work,
-) -> Result<(ContainerId, mpsc::Receiver<Report>), Failure> {
-    when_ready(app, session.id, |container| {
-        app.hosts.run_exec(container, id, work.clone()).map(|reports| (container, reports))
-    })
-    .await
 }
 
 /// Waits until the session's host can be given something.
@@ -269,6 +300,10 @@ pub async fn when_ready<T>(
                 Err(NotRun::Outdated) => {
                     let detail = "the session's container was started by an older version, which cannot do this; \
                                   restart the session first";
+                    return Err(Failure::new(Code::InvalidState, detail));
+                }
+                Err(NotRun::Replaced) => {
+                    let detail = "the session's container has just ended; try again";
                     return Err(Failure::new(Code::InvalidState, detail));
                 }
                 Err(NotRun::NoHost) => {}
@@ -323,15 +358,14 @@ fn exit_code(ending: Ending) -> Option<i32> {
     }
 }
 
-async fn end(app: &Shared, actor: &str, session: SessionId, id: Uuid, mut data: Value) -> Result<(), Failure> {
-    let (actor, now) = (actor.to_owned(), app.now());
-    data["exec_id"] = json!(id);
+async fn end(app: &Shared, row: StreamRow, data: Value) -> Result<(), Failure> {
+    let now = app.now();
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                let mut change = Change::load(transaction, session, now, actor).await?;
-                change.row.machine.last_activity_at = now;
-                change.log("exec.finished", data).await?;
+                let mut change = Change::load(transaction, row.session_id, now, row.actor.clone()).await?;
+                change.step(&Event::Used).await?;
+                change.end_stream(&row, data).await?;
                 change.save().await?;
                 Ok(())
             })

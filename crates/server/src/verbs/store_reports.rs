@@ -38,7 +38,7 @@ pub async fn store_reports(
                 if change.row.machine.generation != container.generation {
                     return Ok(None);
                 }
-                let ended = change.row.messages_ended;
+                let (ended, before) = (change.row.messages_ended, change.row.machine.clone());
                 for (n, report) in merge(reports, change.row.host_received) {
                     change.row.host_received = n;
                     store(&mut change, container, report).await?;
@@ -47,8 +47,11 @@ pub async fn store_reports(
                 if has_ended && has_changed && change.row.settings.checkpoints.wants(Cause::Message) {
                     change.row.save_due = Some(Cause::Message);
                 }
-                let row = change.save().await?;
-                Ok(has_ended.then_some(row))
+                if !has_ended && change.row.machine == before {
+                    change.save_log().await?;
+                    return Ok(None);
+                }
+                Ok(Some(change.save().await?).filter(|_| has_ended))
             })
         })
         .await

@@ -7,10 +7,10 @@ use raworc_api::problem::{Code, Problem};
 use raworc_api::terminal::OpenTerminal;
 use raworc_api::workspace::{Exec, ExecCommand};
 use raworc_core::ids::{ContainerId, SessionId};
-use raworc_core::limits::{DETACHED_MAX, EXECS_MAX, TERMINALS_MAX};
+use raworc_core::limits::DETACHED_MAX;
 use raworc_core::link::{Attach, Ending, Interactive, Size, WorkId};
 use raworc_core::permissions::Actor;
-use raworc_core::session::{Container, Event};
+use raworc_core::session::Event;
 use raworc_store::sessions::SessionRow;
 use raworc_store::streams::{self, Kind, StreamRow};
 use raworc_store::{Sound, StoreError, audit};
@@ -233,6 +233,7 @@ async fn open_now(
         actor: actor.name.clone(),
         opened_at: app.now(),
     };
+    let _beginning = app.hosts.beginning(id);
     record(app, row, wanted.size).await?;
     let start = Interactive {
         program: wanted.command.map(|command| exec::program(command, String::new())),
@@ -280,28 +281,11 @@ async fn record(app: &Shared, row: StreamRow, size: Option<Size>) -> Result<(), 
         .write(move |transaction| {
             Box::pin(async move {
                 let mut change = Change::load(transaction, row.session_id, now, row.actor.clone()).await?;
-                let machine = &change.row.machine;
-                if machine.generation != row.generation || machine.container != Container::Up {
-                    let detail = "the session's container has just ended; try again";
-                    return Err(Failure::new(Code::InvalidState, detail));
-                }
-                let others = streams::of_session(change.connection(), row.session_id).await?.rows;
-                let count = others.iter().filter(|other| other.kind == row.kind).count();
-                let (most, event, name) = match row.kind {
-                    Kind::Terminal => (TERMINALS_MAX, "terminal.opened", "terminal_id"),
-                    Kind::Exec => (EXECS_MAX, "exec.started", "exec_id"),
-                };
-                if count >= most {
-                    let detail = format!("{most} of these are open in this session already; close one first");
-                    return Err(Failure::new(Code::Busy, detail));
-                }
-                streams::insert(change.connection(), &row).await?;
-                let mut data = json!({ "command": row.command, "attached": true });
-                data[name] = json!(row.id);
+                let mut data = json!({ "attached": true });
                 if let Some(Size { columns, rows }) = size {
                     (data["columns"], data["rows"]) = (json!(columns), json!(rows));
                 }
-                change.log(event, data).await?;
+                change.begin_stream(&row, data).await?;
                 change.save().await?;
                 Ok(())
             })
@@ -396,7 +380,7 @@ async fn finish(app: &Shared, container: ContainerId, id: Uuid, data: Value) -> 
                 let rows = streams::of_session(change.connection(), container.session).await?.rows;
                 if let Some(row) = rows.iter().find(|row| row.id == id) {
                     change.end_stream(row, data).await?;
-                    change.row.machine.last_activity_at = now;
+                    change.step(&Event::Used).await?;
                     change.save().await?;
                 }
                 Ok(())
@@ -423,14 +407,16 @@ pub async fn take_stock(app: &Shared, container: ContainerId, works: &[WorkId]) 
         let mut connection = app.store.read().await?;
         streams::of_session(&mut connection, container.session).await?.rows
     };
-    if rows.iter().any(|row| !has(row, works)) {
-        let (works, now) = (works.to_vec(), app.now());
+    let is_lost =
+        move |app: &Shared, row: &StreamRow, works: &[WorkId]| !has(row, works) && !app.hosts.is_beginning(row.id);
+    if rows.iter().any(|row| is_lost(app, row, works)) {
+        let (in_job, works, now) = (app.clone(), works.to_vec(), app.now());
         let ended: Result<(), Failure> = app
             .store
             .write(move |transaction| {
                 Box::pin(async move {
                     let mut change = Change::load(transaction, container.session, now, crate::change::SYSTEM).await?;
-                    change.end_streams(|row| !has(row, &works)).await?;
+                    change.end_streams(|row| is_lost(&in_job, row, &works)).await?;
                     change.save().await.map(|_| ()).map_err(|error: StoreError| error.into())
                 })
             })

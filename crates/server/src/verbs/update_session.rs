@@ -7,6 +7,7 @@ use raworc_core::checkpoints::Cause;
 use raworc_core::limits::{TTL_SECONDS, WAITING_TIMEOUT_SECONDS};
 use raworc_core::names;
 use raworc_core::permissions::Actor;
+use raworc_core::session::Event;
 use raworc_store::audit;
 use raworc_store::sessions::{BackupState, SessionRow};
 use serde_json::json;
@@ -37,10 +38,16 @@ pub async fn update_session(
         .write(move |transaction| {
             Box::pin(async move {
                 let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
-                conditions.check_version(row.version)?;
+                conditions.check_edition(row.edition, row.version)?;
                 audit::append(transaction.connection(), now, &actor, "session.update", &row.id.to_string()).await?;
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                let lasting = Event::Configured {
+                    waiting_timeout: body.waiting_timeout_seconds.map(Duration::from_secs),
+                    ttl: body.ttl_seconds.map(Duration::from_secs),
+                };
+                change.step(&lasting).await?;
                 let fields = apply(&mut change.row, body, now);
+                change.configure().await?;
                 change.log("session.updated", json!({ "fields": fields })).await?;
                 Ok::<_, Failure>(change.save().await?)
             })
@@ -74,14 +81,10 @@ fn apply(row: &mut SessionRow, body: UpdateSession, now: raworc_core::time::Time
         row.name = name;
         fields.push("name");
     }
-    if let Some(seconds) = body.waiting_timeout_seconds {
-        row.machine.waiting_timeout = Duration::from_secs(seconds);
+    if body.waiting_timeout_seconds.is_some() {
         fields.push("waiting_timeout_seconds");
     }
-    if let Some(seconds) = body.ttl_seconds {
-        let ttl = Duration::from_secs(seconds);
-        row.machine.ttl = Some(ttl);
-        row.machine.expires_at = Some(now + ttl);
+    if body.ttl_seconds.is_some() {
         fields.push("ttl_seconds");
     }
     if let Some(metadata) = body.metadata {

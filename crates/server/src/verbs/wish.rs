@@ -99,7 +99,7 @@ pub async fn wish(
         .write(move |transaction| {
             Box::pin(async move {
                 let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
-                conditions.check_version(row.version)?;
+                conditions.check_edition(row.edition, row.version)?;
                 audit::append(transaction.connection(), now, &actor, wish.action(), &row.id.to_string()).await?;
                 if wish == Wish::Restore {
                     refuse_purged(row.purged_at)?;
