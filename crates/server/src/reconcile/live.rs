@@ -16,7 +16,8 @@ use raworc_workspace::layers::capture::{Captured, How};
 use raworc_workspace::layers::links::Touched;
 use raworc_workspace::layers::{capture, seal, squash};
 
-use super::checkpoints::{Job, Trouble};
+use super::checkpoints::Job;
+use super::trouble::Trouble;
 use crate::trees::{self, Hold, Trees};
 use crate::verbs::save::Found;
 

@@ -12,3 +12,4 @@ pub mod live;
 pub mod quotas;
 pub mod records;
 pub mod sweep;
+mod trouble;
