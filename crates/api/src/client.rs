@@ -27,7 +27,7 @@ pub use files::{ARCHIVE, Content, FileBody};
 pub use streams::{Received, Receiver, Sender};
 
 use crate::disk::{DiskUsage, Prune, Pruned};
-use crate::health::{Health, Version};
+use crate::health::{Health, LoopList, Version};
 use path::Path;
 
 /// How long to wait for the connection.
@@ -90,6 +90,11 @@ impl Client {
     /// `GET /system/disk`.
     pub async fn disk_usage(&self) -> Result<DiskUsage> {
         self.fetch(Path::new("system").then("disk"), &()).await
+    }
+
+    /// `GET /system/loops`.
+    pub async fn loops(&self) -> Result<LoopList> {
+        self.fetch(Path::new("system").then("loops"), &()).await
     }
 
     /// `POST /system/prune`. It takes as long as it takes.

@@ -60,6 +60,27 @@ pub struct LoopHealth {
     pub last_run_seconds: Option<u64>,
 }
 
+/// `GET /system/loops`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LoopList {
+    /// All of them, by name.
+    pub items: Vec<LoopStatus>,
+}
+
+/// One of the things that the server does by itself, over and over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LoopStatus {
+    /// What it is called, in the log, too.
+    pub name: String,
+    /// What has it do its work.
+    pub trigger: String,
+    /// How much it does at the same time, or in one go.
+    pub bound: String,
+    /// How it gets on.
+    #[serde(flatten)]
+    pub health: LoopHealth,
+}
+
 /// `GET /version`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Version {

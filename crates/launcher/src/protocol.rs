@@ -46,6 +46,8 @@ pub struct Setup {
     pub host: PathBuf,
     /// The directory of what containers see of the machine.
     pub views: PathBuf,
+    /// An empty directory on the same file system.
+    pub empty: PathBuf,
     /// Where the OCI runtime keeps its state.
     pub state: PathBuf,
     /// The cgroup below which containers' are made, relative to the root of each hierarchy.

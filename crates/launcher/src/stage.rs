@@ -24,7 +24,8 @@ use crate::protocol::{Prepare, STAGE_HOST, STAGE_ROOTFS, STAGE_VIEWS, Setup};
 /// Directories that every Linux has, that nothing here needs, and that anybody may enter.
 const PLACES: [&str; 6] = ["/mnt", "/media", "/srv", "/opt", "/home", "/tmp"];
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
-/// An empty directory below the stage: an overlay that can't be written to wants two directories.
+/// An empty directory below the stage: an overlay that can't be written to wants two directories. Where both are on one file system, the
+/// kernel has nothing to say about it in its log.
 const EMPTY: &str = "empty";
 /// Where the nodes of a container's devices are, below the stage.
 const DEVICES: &str = "devices";
@@ -36,16 +37,15 @@ const NODES: [(&str, u64, u64); 6] =
 pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
     enter_namespace().map_err(|e| format!("no mount namespace of its own: {e}"))?;
     let place = choose(setup)?;
-    let sources = [(STAGE_ROOTFS, &setup.rootfs), (STAGE_HOST, &setup.host), (STAGE_VIEWS, &setup.views)];
+    let sources =
+        [(STAGE_ROOTFS, &setup.rootfs), (STAGE_HOST, &setup.host), (STAGE_VIEWS, &setup.views), (EMPTY, &setup.empty)];
     let parts = sources.map(|(name, path)| clone(path).map(|tree| (name, tree)));
     let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
     tmpfs(&place).map_err(|e| format!("no tmpfs at {}: {e}", place.display()))?;
     for (name, tree) in parts {
         attach(&place, name, tree.as_fd()).map_err(|e| format!("{name} can't be mounted: {e}"))?;
     }
-    for name in [EMPTY, DEVICES] {
-        std::fs::create_dir(place.join(name)).map_err(|e| format!("{name} can't be made: {e}"))?;
-    }
+    std::fs::create_dir(place.join(DEVICES)).map_err(|e| format!("{DEVICES} can't be made: {e}"))?;
     Ok(place)
 }
 

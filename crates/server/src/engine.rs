@@ -110,18 +110,18 @@ impl Engine {
         });
         reconcile::checkpoints::take_up(&app).await?;
         reconcile::sweep::once(&app).await?;
-        supervise::spawn(&app, "backups", reconcile::backups::run);
-        supervise::spawn(&app, "checkpoints", reconcile::checkpoints::run);
-        supervise::spawn(&app, "containers", reconcile::containers::run);
-        supervise::spawn(&app, "deadlines", reconcile::deadlines::run);
-        supervise::spawn(&app, "every", reconcile::every::run);
-        supervise::spawn(&app, "exits", reconcile::exits::run);
-        supervise::spawn(&app, "layers", reconcile::layers::run);
-        supervise::spawn(&app, "leases", reconcile::leases::run);
-        supervise::spawn(&app, "quotas", reconcile::quotas::run);
-        supervise::spawn(&app, "records", reconcile::records::run);
-        supervise::spawn(&app, "sweep", reconcile::sweep::run);
-        supervise::spawn(&app, "reserve", reserve::run);
+        supervise::spawn::<reconcile::backups::Backups>(&app);
+        supervise::spawn::<reconcile::checkpoints::Checkpoints>(&app);
+        supervise::spawn::<reconcile::containers::Containers>(&app);
+        supervise::spawn::<reconcile::deadlines::Deadlines>(&app);
+        supervise::spawn::<reconcile::every::Every>(&app);
+        supervise::spawn::<reconcile::exits::Exits>(&app);
+        supervise::spawn::<reconcile::layers::Layers>(&app);
+        supervise::spawn::<reconcile::leases::Leases>(&app);
+        supervise::spawn::<reconcile::quotas::QuotaLooks>(&app);
+        supervise::spawn::<reconcile::records::Records>(&app);
+        supervise::spawn::<reconcile::sweep::Sweep>(&app);
+        supervise::spawn::<reserve::Keeping>(&app);
         Ok(Self { app, admin_token })
     }
 

@@ -17,6 +17,7 @@ use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, open, statvfs};
 use rustix::io::Errno;
 
 use crate::app::{Shared, blocking};
+use crate::supervise::Loop;
 
 /// What it takes, as bytes of one file, and as empty files.
 const BYTES: u64 = 16 << 20;
@@ -36,17 +37,25 @@ const ROOM_FILES: u64 = 1024;
 /// How often it is looked whether there is room for it again: soon after some was made, or it is taken by others.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Keeps it until the server stops.
-pub async fn run(app: Shared) {
-    let Some(reserve) = app.reserve.clone() else { return };
-    loop {
-        let kept = reserve.clone();
-        let _ = blocking(move || kept.keep()).await;
-        app.loops.ran("reserve", true);
-        tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => return,
-            () = tokio::time::sleep(INTERVAL) => {}
+/// Keeps the reserve.
+pub struct Keeping;
+
+impl Loop for Keeping {
+    const NAME: &'static str = "reserve";
+    const TRIGGER: &'static str = "every 2 seconds";
+    const BOUND: &'static str = "one look at a time";
+
+    async fn run(app: Shared) {
+        let Some(reserve) = app.reserve.clone() else { return };
+        loop {
+            let kept = reserve.clone();
+            let _ = blocking(move || kept.keep()).await;
+            app.loops.ran(Self::NAME, true);
+            tokio::select! {
+                biased;
+                () = app.stopping.cancelled() => return,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
         }
     }
 }

@@ -18,13 +18,30 @@ const AGAIN_MAX: Duration = Duration::from_secs(60);
 /// A loop that has gone on for so long works again.
 const WELL: Duration = Duration::from_secs(60);
 
+/// Something that the server does over and over, until it stops.
+pub trait Loop: Send + 'static {
+    /// What it is called in the log, in `/health` and in `/system/loops`.
+    const NAME: &'static str;
+    /// What has it do its work, for people.
+    const TRIGGER: &'static str;
+    /// How much it does at the same time or in one go, for people.
+    const BOUND: &'static str;
+
+    /// Runs until the server stops.
+    fn run(app: Shared) -> impl Future<Output = ()> + Send;
+}
+
 /// How all loops get on.
 #[derive(Default)]
-pub struct Loops(Mutex<BTreeMap<&'static str, Loop>>);
+pub struct Loops(Mutex<BTreeMap<&'static str, Condition>>);
 
 /// How one does.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Loop {
+pub struct Condition {
+    /// [`Loop::TRIGGER`].
+    pub trigger: &'static str,
+    /// [`Loop::BOUND`].
+    pub bound: &'static str,
     /// How often it was begun anew.
     pub restarts: u32,
     /// When it last ended before its time, or a part of its work did.
@@ -35,7 +52,7 @@ pub struct Loop {
     is_failing: bool,
 }
 
-impl Loop {
+impl Condition {
     /// Time since it last did its work.
     pub fn ran_before(&self) -> Option<Duration> {
         self.ran.map(|at| at.elapsed())
@@ -65,7 +82,7 @@ impl Loops {
     }
 
     /// All of them, by name.
-    pub fn all(&self) -> BTreeMap<&'static str, Loop> {
+    pub fn all(&self) -> BTreeMap<&'static str, Condition> {
         lock(&self.0).clone()
     }
 
@@ -78,17 +95,15 @@ impl Loops {
 }
 
 /// Runs a loop until the server stops.
-pub fn spawn<F>(app: &Shared, name: &'static str, run: impl Fn(Shared) -> F + Send + 'static)
-where
-    F: Future<Output = ()> + Send,
-{
-    lock(&app.loops.0).entry(name).or_default();
+pub fn spawn<L: Loop>(app: &Shared) {
+    let name = L::NAME;
+    lock(&app.loops.0).insert(name, Condition { trigger: L::TRIGGER, bound: L::BOUND, ..Condition::default() });
     let app = app.clone();
     app.tasks.clone().spawn(async move {
         let mut pause = AGAIN_MIN;
         loop {
             let began = Instant::now();
-            let ended = AssertUnwindSafe(run(app.clone())).catch_unwind().await;
+            let ended = AssertUnwindSafe(L::run(app.clone())).catch_unwind().await;
             if app.stopping.is_cancelled() {
                 return;
             }

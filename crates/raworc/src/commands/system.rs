@@ -2,11 +2,12 @@
 
 use clap::{Args, Subcommand};
 use raworc_api::disk::{DiskUsage, LayerUsage, Limits, Prune as Body};
+use raworc_api::health::{LoopList, LoopStatus};
 
 use crate::context::Context;
 use crate::failure::Result;
 use crate::input;
-use crate::output::fields;
+use crate::output::{fields, table};
 use crate::progress::Progress;
 use crate::text::bytes;
 
@@ -16,6 +17,9 @@ pub enum System {
     /// Show what takes space on the server's disk.
     #[command(after_help = "Example:\n  raworc system df")]
     Df,
+    /// Show what the server does by itself, over and over, and how it gets on.
+    #[command(after_help = "Example:\n  raworc system loops")]
+    Loops,
     /// Remove what nothing needs, and what is named here.
     #[command(after_help = "Examples:\n  raworc system prune\n  raworc system prune --images --deleted-before 7d")]
     Prune(Prune),
@@ -38,6 +42,7 @@ pub async fn run(context: &Context, command: System) -> Result<()> {
     let client = context.client()?;
     match command {
         System::Df => context.ui.show(&client.disk_usage().await?, usage),
+        System::Loops => context.ui.show(&client.loops().await?, loops),
         System::Prune(Prune { images, deleted_before }) => {
             let body = Body { unused_images: images, deleted_sessions_after_seconds: deleted_before };
             let progress = Progress::start(&context.ui, "removing");
@@ -49,6 +54,16 @@ pub async fn run(context: &Context, command: System) -> Result<()> {
             })
         }
     }
+}
+
+fn loops(list: &LoopList) -> String {
+    let row = |each: &LoopStatus| {
+        let last =
+            each.health.last_run_seconds.map_or_else(|| "not yet".to_owned(), |seconds| format!("{seconds} s ago"));
+        let restarts = each.health.restarts.to_string();
+        vec![each.name.clone(), each.health.status.clone(), last, restarts, each.trigger.clone(), each.bound.clone()]
+    };
+    table(&["NAME", "STATUS", "LAST", "RESTARTS", "TRIGGER", "BOUND"], list.items.iter().map(row).collect())
 }
 
 fn usage(usage: &DiskUsage) -> String {

@@ -138,6 +138,7 @@ async fn a_member_manages_nothing_but_their_own_tokens() {
         ("DELETE", "/accounts/bob", None, 403),
         ("DELETE", "/accounts/alice", None, 403),
         ("GET", "/metrics", None, 403),
+        ("GET", "/system/loops", None, 403),
         ("GET", "/accounts/bob", None, 404),
         ("GET", "/accounts/admin", None, 404),
         ("GET", "/accounts/bob/tokens", None, 404),

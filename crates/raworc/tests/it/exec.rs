@@ -251,13 +251,14 @@ async fn what_begins_in_the_log_ends_there_whatever_dies() {
     let mut server = server_or_skip!();
     let id = server.session(json!({ "waiting_timeout_seconds": 3600 })).await;
     let path = format!("/sessions/{id}/exec");
-    let begin = async |server: &TestServer, gate: &str| {
+    let begin = |server: &TestServer, gate: &str| {
         let script = format!("touch {gate}-begun; until [ -e {gate} ]; do sleep 0.01; done; exit 5");
         let request = server.request(Method::POST, &path).json(&json!({ "command": script })).send();
-        let asked = tokio::spawn(request);
+        tokio::spawn(request)
+    };
+    let begun = async |server: &TestServer, gate: &str| {
         let file = format!("/sessions/{id}/files/{gate}-begun");
         wait_for("it runs", async || server.get(&file).await.0 == 200).await;
-        asked
     };
     let finished = async |server: &TestServer, count: usize| {
         let ends = async || {
@@ -268,21 +269,24 @@ async fn what_begins_in_the_log_ends_there_whatever_dies() {
         ends().await.pop().unwrap()
     };
     // It goes on without the server that began it, and ends under the next one.
-    let asked = begin(&server, "one").await;
+    let asked = begin(&server, "one");
+    begun(&server, "one").await;
     server.kill();
     server.start_again();
     assert!(asked.await.unwrap().is_err());
     server.put(&format!("/sessions/{id}/files/one"), json!(1)).await;
     assert_eq!(finished(&server, 1).await["data"]["exit_code"], 5);
     // It ends while no server is there.
-    let asked = begin(&server, "two").await;
+    let asked = begin(&server, "two");
+    begun(&server, "two").await;
     server.shell("touch \"$RAWORC_DATA_DIR\"/layers/*/fs/two");
     server.kill();
     server.start_again();
     assert!(asked.await.unwrap().is_err());
     finished(&server, 2).await;
     // Its container dies.
-    let asked = begin(&server, "three").await;
+    let asked = begin(&server, "three");
+    begun(&server, "three").await;
     server.signal_host(&server.container(&id).await, Signal::SIGKILL);
     asked.await.unwrap().unwrap();
     assert_eq!(finished(&server, 3).await["data"]["error"], "lost");

@@ -27,6 +27,11 @@ async fn a_layer_that_is_missing_is_told() {
     assert_eq!(told["status"], "ok", "{told:#}");
     let loops = told["loops"].as_object().unwrap();
     assert!(loops.len() >= 11 && loops.values().all(|each| each["status"] == "ok"), "{told:#}");
+    let list = server.get("/system/loops").await.1;
+    let items = list["items"].as_array().unwrap();
+    assert!(items.iter().map(|each| each["name"].as_str().unwrap()).eq(loops.keys().map(String::as_str)), "{list:#}");
+    let is_told = |each: &Value| ["trigger", "bound"].iter().all(|field| !each[field].as_str().unwrap().is_empty());
+    assert!(items.iter().all(is_told), "{list:#}");
     server.post(&format!("/sessions/{id}/pause"), json!({})).await;
     server.until(&id, |session| session["state"] == "IDLE").await;
     let database = rusqlite::Connection::open(server.data_dir().join("raworc.db")).unwrap();

@@ -77,6 +77,7 @@ impl Launcher {
             rootfs: layout.rootfs(),
             host: layout.host(),
             views: layout.views.root().to_owned(),
+            empty: layout.empty(),
             state: layout.state(),
             cgroup_parent: layout.cgroup_parent.clone(),
             oci_runtime: layout.oci_runtime.clone(),

@@ -57,6 +57,7 @@ impl Layout {
         for path in [layout.containers(), layout.state()] {
             directory(&path, 0o700)?;
         }
+        directory(&layout.empty(), 0o755)?;
         // For containers' root only: agents can neither watch nor lock what all containers share. They can execute the host
         // where it does so itself as one of them (`/proc/self/exe`), but not read it.
         directory(&layout.host(), 0o700)?;
@@ -66,6 +67,11 @@ impl Layout {
             chown(path, Some(ids.base), Some(ids.base))?;
         }
         Ok(layout)
+    }
+
+    /// A directory with nothing in it, for what wants two directories.
+    pub fn empty(&self) -> PathBuf {
+        self.run.join("empty")
     }
 
     /// The directory of [`Layout::rootfs`].

@@ -5,6 +5,7 @@
 //!   instance           the name of this data directory's cgroups, which follows from its device and inode number
 //!   rootfs/            the root of every container that runs no image, read-only there
 //!   views/             what containers see of the machine's processors and memory
+//!   empty/             nothing, for overlays that want two directories
 //!   host/              the host program and the server's socket; appears as /run/raworc
 //!   containers/ID/     an OCI bundle, the records of its process, its workspace and its image, what was written to the root
 //!                      of the latter, and its slot; SLOT/ while it is nobody's

@@ -16,6 +16,7 @@ use crate::error::Failure;
 use crate::hub::lock;
 use crate::images::Tell;
 use crate::registries::Login;
+use crate::supervise::Loop;
 use crate::verbs::{backups, push};
 
 /// How exactly times are kept.
@@ -59,35 +60,43 @@ impl Drop for Place {
     }
 }
 
-/// Runs until the server stops.
-pub async fn run(app: Shared) {
-    let (running, mut pause) = (Running::default(), TICK);
-    loop {
-        tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-        }
-        let began = Instant::now();
-        let found = due(&app).await;
-        app.loops.ran("backups", found.is_ok());
-        let due = match found {
-            Ok(due) => due,
-            Err(error) => {
-                tracing::error!(%error, "the backups that are due could not be looked up; trying again");
-                continue;
+/// Sends checkpoints to their registries by themselves.
+pub struct Backups;
+
+impl Loop for Backups {
+    const NAME: &'static str = "backups";
+    const TRIGGER: &'static str = "every second; less often where very many wait";
+    const BOUND: &'static str = "2 at once for each account and registry, 4 for each account";
+
+    async fn run(app: Shared) {
+        let (running, mut pause) = (Running::default(), TICK);
+        loop {
+            tokio::select! {
+                biased;
+                () = app.stopping.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
             }
-        };
-        for due in due {
-            let Some(place) = running.enter(&due) else { continue };
-            let app = app.clone();
-            app.tasks.clone().spawn(async move {
-                let _place = place;
-                look_after(&app, due.session).await;
-            });
+            let began = Instant::now();
+            let found = due(&app).await;
+            app.loops.ran(Backups::NAME, found.is_ok());
+            let due = match found {
+                Ok(due) => due,
+                Err(error) => {
+                    tracing::error!(%error, "the backups that are due could not be looked up; trying again");
+                    continue;
+                }
+            };
+            for due in due {
+                let Some(place) = running.enter(&due) else { continue };
+                let app = app.clone();
+                app.tasks.clone().spawn(async move {
+                    let _place = place;
+                    look_after(&app, due.session).await;
+                });
+            }
+            // Where very many wait, looking them up takes its time.
+            pause = TICK.max(began.elapsed() * REST);
         }
-        // Where very many wait, looking them up takes its time.
-        pause = TICK.max(began.elapsed() * REST);
     }
 }
 

@@ -27,7 +27,7 @@ use crate::admission::Admission;
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::hosts::Pause;
-use crate::supervise;
+use crate::supervise::{self, Loop};
 use crate::trees::{self, Hold, Turn};
 use crate::verbs::observe;
 use crate::verbs::save::{self, Found, Saved};
@@ -86,17 +86,25 @@ async fn give_up(app: &Shared, container: ContainerId) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Runs until the server stops.
-pub async fn run(app: Shared) {
-    let places = Places { saves: Admission::new(SAVES), finishes: Admission::new(FINISHES) };
-    loop {
-        let asked = tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => return,
-            asked = app.trees.next_asked() => asked,
-        };
-        for (session, causes) in asked {
-            app.tasks.spawn(look_after(app.clone(), session, causes, places.clone()));
+/// Saves workspaces.
+pub struct Checkpoints;
+
+impl Loop for Checkpoints {
+    const NAME: &'static str = "checkpoints";
+    const TRIGGER: &'static str = "a message that ended, a stop, a request";
+    const BOUND: &'static str = "4 saved at once, 4 brought to the disk at once; accounts in turn";
+
+    async fn run(app: Shared) {
+        let places = Places { saves: Admission::new(SAVES), finishes: Admission::new(FINISHES) };
+        loop {
+            let asked = tokio::select! {
+                biased;
+                () = app.stopping.cancelled() => return,
+                asked = app.trees.next_asked() => asked,
+            };
+            for (session, causes) in asked {
+                app.tasks.spawn(look_after(app.clone(), session, causes, places.clone()));
+            }
         }
     }
 }
@@ -114,7 +122,7 @@ async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, pl
         // The session's turn first: who waits for it keeps no place from others.
         let turn = app.trees.turn(session).await;
         let _place = places.saves.enter(owner).await;
-        let fixed = supervise::caught(&app, "checkpoints", fix(&app, &turn, session, &causes)).await;
+        let fixed = supervise::caught(&app, Checkpoints::NAME, fix(&app, &turn, session, &causes)).await;
         fixed.unwrap_or_else(|| Err(StoreError::Unavailable("a panic".into()).into()))
     };
     app.trees.done(session);
@@ -123,12 +131,12 @@ async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, pl
     let place = places.finishes.enter(owner).await;
     let result = match result {
         Ok(_) => {
-            let finished = supervise::caught(&app, "checkpoints", finish_all(&app, session)).await;
+            let finished = supervise::caught(&app, Checkpoints::NAME, finish_all(&app, session)).await;
             finished.unwrap_or_else(|| Err(StoreError::Unavailable("a panic".into()).into()))
         }
         Err(error) => Err(error),
     };
-    app.loops.ran("checkpoints", result.is_ok());
+    app.loops.ran(Checkpoints::NAME, result.is_ok());
     layers::look_after(&app, session).await;
     drop(place);
     if let Err(error) = result {

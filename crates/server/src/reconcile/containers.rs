@@ -19,7 +19,7 @@ use crate::admission::{Admission, Place};
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::hub::lock;
-use crate::supervise;
+use crate::supervise::{self, Loop};
 use crate::trees::{self, Turn};
 use crate::verbs::observe;
 
@@ -48,26 +48,34 @@ struct InFlight {
     started: HashMap<SessionId, u32>,
 }
 
-/// Runs until the server stops.
-pub async fn run(app: Shared) {
-    let in_flight = Arc::new(Mutex::new(InFlight::default()));
-    let places = Places { starts: Admission::new(STARTS), stops: Admission::new(STOPS) };
-    match wanted(&app).await {
-        Ok(wanted) => wanted.into_iter().for_each(|id| app.hub.look_again(id)),
-        Err(error) => tracing::error!(%error, "the containers that are wanted could not be read"),
-    }
-    loop {
-        let changed = tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => return,
-            changed = app.hub.next_changed() => changed,
-        };
-        for session in changed {
-            let mut state = lock(&in_flight);
-            if state.sessions.insert(session) {
-                app.tasks.spawn(look_after(app.clone(), session, Arc::clone(&in_flight), places.clone()));
-            } else {
-                state.again.insert(session);
+/// Starts and stops containers as the sessions' records want it.
+pub struct Containers;
+
+impl Loop for Containers {
+    const NAME: &'static str = "containers";
+    const TRIGGER: &'static str = "a session that changed";
+    const BOUND: &'static str = "16 starts and 64 stops at once; accounts in turn";
+
+    async fn run(app: Shared) {
+        let in_flight = Arc::new(Mutex::new(InFlight::default()));
+        let places = Places { starts: Admission::new(STARTS), stops: Admission::new(STOPS) };
+        match wanted(&app).await {
+            Ok(wanted) => wanted.into_iter().for_each(|id| app.hub.look_again(id)),
+            Err(error) => tracing::error!(%error, "the containers that are wanted could not be read"),
+        }
+        loop {
+            let changed = tokio::select! {
+                biased;
+                () = app.stopping.cancelled() => return,
+                changed = app.hub.next_changed() => changed,
+            };
+            for session in changed {
+                let mut state = lock(&in_flight);
+                if state.sessions.insert(session) {
+                    app.tasks.spawn(look_after(app.clone(), session, Arc::clone(&in_flight), places.clone()));
+                } else {
+                    state.again.insert(session);
+                }
             }
         }
     }
@@ -81,8 +89,8 @@ async fn wanted(app: &Shared) -> Result<Vec<SessionId>, Failure> {
 async fn look_after(app: Shared, session: SessionId, in_flight: Arc<Mutex<InFlight>>, places: Places) {
     loop {
         let looked = Box::pin(look(&app, session, &in_flight, &places));
-        let looked = supervise::caught(&app, "containers", looked).await;
-        app.loops.ran("containers", matches!(looked, Some(Ok(()))));
+        let looked = supervise::caught(&app, Containers::NAME, looked).await;
+        app.loops.ran(Containers::NAME, matches!(looked, Some(Ok(()))));
         if !matches!(looked, Some(Ok(()))) {
             let error = looked.and_then(Result::err).map_or_else(|| "a panic".to_owned(), |error| error.to_string());
             tracing::error!(%session, error, "a container could not be looked after; trying again");

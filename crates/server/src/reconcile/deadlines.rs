@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use raworc_core::ids::SessionId;
 use raworc_core::time::Time;
 use raworc_store::{sessions, set_aside};
-
 use tokio::time::Instant;
 
+use super::TOLD_AT_ONCE;
 use crate::app::Shared;
 use crate::error::Failure;
+use crate::supervise::Loop;
 use crate::verbs::observe;
 
 /// Deadlines are looked at this long after a change, so that many changes cost one look.
@@ -23,29 +25,37 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Sessions told in one round.
 const ROUND: u32 = 256;
 
-/// Runs until the server stops.
-pub async fn run(app: Shared) {
-    // It may have been set back while no server ran.
-    let mut doubt = true;
-    loop {
-        let (began, at) = (Instant::now(), app.now());
-        let result = if doubt { tell_all(&app).await } else { round(&app).await };
-        doubt &= result.is_err();
-        app.loops.ran("deadlines", result.is_ok());
-        let wait = match result {
-            Ok(next) => next.map_or(LOOK_AT_LEAST, |at| at.since(app.now())).min(LOOK_AT_LEAST),
-            Err(error) => {
-                tracing::error!(%error, "deadlines could not be looked at");
-                RETRY
+/// Tells sessions that their time has come.
+pub struct Deadlines;
+
+impl Loop for Deadlines {
+    const NAME: &'static str = "deadlines";
+    const TRIGGER: &'static str = "a session that changed, the next deadline, 5 seconds";
+    const BOUND: &'static str = "256 sessions in one go";
+
+    async fn run(app: Shared) {
+        // It may have been set back while no server ran.
+        let mut doubt = true;
+        loop {
+            let (began, at) = (Instant::now(), app.now());
+            let result = if doubt { tell_all(&app).await } else { round(&app).await };
+            doubt &= result.is_err();
+            app.loops.ran(Deadlines::NAME, result.is_ok());
+            let wait = match result {
+                Ok(next) => next.map_or(LOOK_AT_LEAST, |at| at.since(app.now())).min(LOOK_AT_LEAST),
+                Err(error) => {
+                    tracing::error!(%error, "deadlines could not be looked at");
+                    RETRY
+                }
+            };
+            tokio::select! {
+                biased;
+                () = app.stopping.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+                () = app.hub.deadlines_changed() => tokio::time::sleep(COALESCE).await,
             }
-        };
-        tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
-            () = app.hub.deadlines_changed() => tokio::time::sleep(COALESCE).await,
+            doubt |= app.now() + SET_BACK < at + began.elapsed();
         }
-        doubt |= app.now() + SET_BACK < at + began.elapsed();
     }
 }
 
@@ -81,19 +91,21 @@ async fn set_aside(app: &Shared, session: SessionId) -> Result<(), Failure> {
 
 /// Tells each of them. Where one could not be told, the others are, and it fails.
 async fn tell(app: &Shared, waiting: Vec<SessionId>) -> Result<Option<Time>, Failure> {
-    let mut result = Ok(());
-    for session in waiting {
-        let told = match observe::tick(app, session).await {
-            // Nothing comes of it before it is mended.
-            Err(error) if error.damage().is_some() => set_aside(app, session).await,
-            told => told.map(|_| ()),
-        };
-        if let Err(error) = told {
-            tracing::error!(%session, %error, "a session could not be told that its time has come");
-            result = Err(error);
-        }
-    }
-    result?;
+    let told = futures::stream::iter(waiting).map(async |session| tell_one(app, session).await);
+    let told: Vec<Result<(), Failure>> = told.buffer_unordered(TOLD_AT_ONCE).collect().await;
+    told.into_iter().collect::<Result<(), Failure>>()?;
     let mut connection = app.store.read().await?;
     Ok(sessions::next_deadline(&mut connection).await?)
+}
+
+async fn tell_one(app: &Shared, session: SessionId) -> Result<(), Failure> {
+    let told = match observe::tick(app, session).await {
+        // Nothing comes of it before it is mended.
+        Err(error) if error.damage().is_some() => set_aside(app, session).await,
+        told => told.map(|_| ()),
+    };
+    if let Err(error) = &told {
+        tracing::error!(%session, %error, "a session could not be told that its time has come");
+    }
+    told
 }

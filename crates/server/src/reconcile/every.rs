@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::app::Shared;
 use crate::hub::lock;
+use crate::supervise::Loop;
 
 /// How exactly times are kept.
 const TICK: Duration = Duration::from_secs(1);
@@ -44,15 +45,23 @@ impl Timed {
     }
 }
 
-/// Runs until the server stops.
-pub async fn run(app: Shared) {
-    loop {
-        tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => return,
-            () = tokio::time::sleep(TICK) => {}
+/// Has workspaces saved by the clock.
+pub struct Every;
+
+impl Loop for Every {
+    const NAME: &'static str = "every";
+    const TRIGGER: &'static str = "every second";
+    const BOUND: &'static str = "all that are due are asked for";
+
+    async fn run(app: Shared) {
+        loop {
+            tokio::select! {
+                biased;
+                () = app.stopping.cancelled() => return,
+                () = tokio::time::sleep(TICK) => {}
+            }
+            app.loops.ran(Every::NAME, true);
+            app.trees.timed.due().into_iter().for_each(|session| app.trees.ask(session, Cause::Every));
         }
-        app.loops.ran("every", true);
-        app.trees.timed.due().into_iter().for_each(|session| app.trees.ask(session, Cause::Every));
     }
 }

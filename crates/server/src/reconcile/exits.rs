@@ -8,23 +8,32 @@ use raworc_runtime::Exit;
 
 use crate::app::Shared;
 use crate::error::Failure;
+use crate::supervise::Loop;
 use crate::verbs::observe;
 
 /// How long the connection of a host that has ended may take to end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Runs until the server stops.
-pub async fn run(app: Shared) {
-    let mut exits = app.runtime.exits();
-    loop {
-        let exit = tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => return,
-            exit = exits.recv() => exit,
-        };
-        let Some(exit) = exit else { return };
-        // Each by itself: one whose remains do not go away must not hold up the truth about others.
-        app.tasks.spawn(gone(app.clone(), exit));
+/// Records the ends of containers.
+pub struct Exits;
+
+impl Loop for Exits {
+    const NAME: &'static str = "exits";
+    const TRIGGER: &'static str = "a container that ended";
+    const BOUND: &'static str = "each by itself";
+
+    async fn run(app: Shared) {
+        let mut exits = app.runtime.exits();
+        loop {
+            let exit = tokio::select! {
+                biased;
+                () = app.stopping.cancelled() => return,
+                exit = exits.recv() => exit,
+            };
+            let Some(exit) = exit else { return };
+            // Each by itself: one whose remains do not go away must not hold up the truth about others.
+            app.tasks.spawn(gone(app.clone(), exit));
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use raworc_workspace::layers::{seal, squash};
 
 use crate::app::Shared;
 use crate::error::Failure;
+use crate::supervise::Loop;
 use crate::trees::{self, Hold};
 
 /// How long to wait before what was still mounted or read is looked at again: longer each time.
@@ -201,24 +202,32 @@ async fn replace(
     write.await
 }
 
-/// Removes layers that nothing needs any more, as they come; runs until the server stops.
-pub async fn run(app: Shared) {
-    let (mut busy, mut pause) = (BTreeSet::new(), AGAIN_MIN);
-    loop {
-        tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => return,
-            waste = app.trees.next_waste() => {
-                busy.extend(waste);
-                pause = AGAIN_MIN;
+/// Removes layers that nothing needs any more.
+pub struct Layers;
+
+impl Loop for Layers {
+    const NAME: &'static str = "layers";
+    const TRIGGER: &'static str = "a layer that may be of no use any more";
+    const BOUND: &'static str = "256 looked up in one go";
+
+    async fn run(app: Shared) {
+        let (mut busy, mut pause) = (BTreeSet::new(), AGAIN_MIN);
+        loop {
+            tokio::select! {
+                biased;
+                () = app.stopping.cancelled() => return,
+                waste = app.trees.next_waste() => {
+                    busy.extend(waste);
+                    pause = AGAIN_MIN;
+                }
+                () = tokio::time::sleep(pause), if !busy.is_empty() => pause = (pause * 2).min(AGAIN_MAX),
             }
-            () = tokio::time::sleep(pause), if !busy.is_empty() => pause = (pause * 2).min(AGAIN_MAX),
-        }
-        let collected = collect(&app, busy.clone()).await;
-        app.loops.ran("layers", collected.is_ok());
-        match collected {
-            Ok(left) => busy = left,
-            Err(error) => tracing::warn!(%error, "layers could not be removed; it is tried again"),
+            let collected = collect(&app, busy.clone()).await;
+            app.loops.ran(Layers::NAME, collected.is_ok());
+            match collected {
+                Ok(left) => busy = left,
+                Err(error) => tracing::warn!(%error, "layers could not be removed; it is tried again"),
+            }
         }
     }
 }

@@ -1,25 +1,37 @@
 //! Finds hosts that were not heard of for too long.
 
+use futures::StreamExt as _;
 use raworc_core::limits::HEARTBEAT_INTERVAL;
 
+use super::TOLD_AT_ONCE;
 use crate::app::Shared;
+use crate::supervise::Loop;
 use crate::verbs::observe;
 
-/// Runs until the server stops.
-pub async fn run(app: Shared) {
-    loop {
-        tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => return,
-            () = tokio::time::sleep(HEARTBEAT_INTERVAL / 2) => {}
-        }
-        app.loops.ran("leases", true);
-        for container in app.hosts.lost() {
-            tracing::warn!(%container, "a host was not heard of for too long");
-            if let Err(error) = observe::host_lost(&app, container).await {
-                tracing::error!(%container, %error, "the loss of a host could not be recorded; trying again");
-                app.hosts.expect(container);
+/// Records hosts that were not heard of for too long.
+pub struct Leases;
+
+impl Loop for Leases {
+    const NAME: &'static str = "leases";
+    const TRIGGER: &'static str = "half the interval of heartbeats";
+    const BOUND: &'static str = "64 at once";
+
+    async fn run(app: Shared) {
+        loop {
+            tokio::select! {
+                biased;
+                () = app.stopping.cancelled() => return,
+                () = tokio::time::sleep(HEARTBEAT_INTERVAL / 2) => {}
             }
+            app.loops.ran(Leases::NAME, true);
+            let told = futures::stream::iter(app.hosts.lost()).for_each_concurrent(TOLD_AT_ONCE, async |container| {
+                tracing::warn!(%container, "a host was not heard of for too long");
+                if let Err(error) = observe::host_lost(&app, container).await {
+                    tracing::error!(%container, %error, "the loss of a host could not be recorded; trying again");
+                    app.hosts.expect(container);
+                }
+            });
+            told.await;
         }
     }
 }

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::hub::lock;
+use crate::supervise::Loop;
 use crate::trees;
 use crate::verbs::observe;
 
@@ -330,18 +331,26 @@ async fn find(app: &Shared, session: SessionId) -> Result<Option<SessionRow>, Fa
     }
 }
 
-/// Runs until the server stops.
-pub async fn run(app: Shared) {
-    let slots = Arc::new(Semaphore::new(LOOKS_MAX));
-    loop {
-        tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => return,
-            () = tokio::time::sleep(INTERVAL / 2) => {}
-        }
-        app.loops.ran("quotas", true);
-        for container in app.trees.quotas.due() {
-            app.tasks.spawn(look_after(app.clone(), Arc::clone(&slots), container));
+/// Looks at what sessions take of the disk.
+pub struct QuotaLooks;
+
+impl Loop for QuotaLooks {
+    const NAME: &'static str = "quotas";
+    const TRIGGER: &'static str = "every half second";
+    const BOUND: &'static str = "4 sessions looked through at once";
+
+    async fn run(app: Shared) {
+        let slots = Arc::new(Semaphore::new(LOOKS_MAX));
+        loop {
+            tokio::select! {
+                biased;
+                () = app.stopping.cancelled() => return,
+                () = tokio::time::sleep(INTERVAL / 2) => {}
+            }
+            app.loops.ran(QuotaLooks::NAME, true);
+            for container in app.trees.quotas.due() {
+                app.tasks.spawn(look_after(app.clone(), Arc::clone(&slots), container));
+            }
         }
     }
 }

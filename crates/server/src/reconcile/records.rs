@@ -17,6 +17,7 @@ use super::sweep;
 use crate::app::Shared;
 use crate::change::{Change, SYSTEM};
 use crate::error::Failure;
+use crate::supervise::Loop;
 
 /// How often it is asked whether another process has changed the database.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -42,22 +43,30 @@ struct Looked {
     missing_at: Option<Instant>,
 }
 
-/// Runs until the server stops.
-pub async fn run(app: Shared) {
-    // In a simulation nobody touches the records.
-    if app.weather.is_some() {
-        return app.stopping.cancelled().await;
-    }
-    loop {
-        let looked = look(&app).await;
-        app.loops.ran("records", looked.is_ok());
-        if let Err(error) = looked {
-            tracing::error!(%error, "the records could not be looked through; trying again");
+/// Looks for damaged records.
+pub struct Records;
+
+impl Loop for Records {
+    const NAME: &'static str = "records";
+    const TRIGGER: &'static str = "every 2 seconds, where another process has changed the database; every hour";
+    const BOUND: &'static str = "one look at a time";
+
+    async fn run(app: Shared) {
+        // In a simulation nobody touches the records.
+        if app.weather.is_some() {
+            return app.stopping.cancelled().await;
         }
-        tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => return,
-            () = tokio::time::sleep(INTERVAL) => {}
+        loop {
+            let looked = look(&app).await;
+            app.loops.ran(Records::NAME, looked.is_ok());
+            if let Err(error) = looked {
+                tracing::error!(%error, "the records could not be looked through; trying again");
+            }
+            tokio::select! {
+                biased;
+                () = app.stopping.cancelled() => return,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
         }
     }
 }

@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use raworc_core::ids::ContainerId;
 use raworc_core::limits::STOP_GRACE;
 use raworc_runtime::ExitReason;
 use raworc_store::{StoreError, idempotency, sessions};
 
-use super::layers;
+use super::{TOLD_AT_ONCE, layers};
 use crate::app::{Shared, blocking};
 use crate::error::Failure;
+use crate::supervise::Loop;
 use crate::verbs::observe;
 
 /// Time between two sweeps.
@@ -20,26 +22,34 @@ const THOROUGH_EVERY: u32 = 60;
 /// How long an `Idempotency-Key` is remembered.
 const KEYS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Runs until the server stops.
-pub async fn run(app: Shared) {
-    let mut sweeps: u32 = 0;
-    loop {
-        if sweeps.is_multiple_of(THOROUGH_EVERY) {
-            leftovers(&app).await;
-            if let Err(error) = layers::collect_all(&app).await {
-                tracing::error!(%error, "layers could not be looked through; a later sweep tries again");
+/// Compares what the records say with what is there.
+pub struct Sweep;
+
+impl Loop for Sweep {
+    const NAME: &'static str = "sweep";
+    const TRIGGER: &'static str = "every minute";
+    const BOUND: &'static str = "one sweep at a time";
+
+    async fn run(app: Shared) {
+        let mut sweeps: u32 = 0;
+        loop {
+            if sweeps.is_multiple_of(THOROUGH_EVERY) {
+                leftovers(&app).await;
+                if let Err(error) = layers::collect_all(&app).await {
+                    tracing::error!(%error, "layers could not be looked through; a later sweep tries again");
+                }
             }
-        }
-        sweeps = sweeps.wrapping_add(1);
-        tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => return,
-            () = tokio::time::sleep(INTERVAL) => {}
-        }
-        let swept = once(&app).await;
-        app.loops.ran("sweep", swept.is_ok());
-        if let Err(error) = swept {
-            tracing::error!(%error, "a sweep failed; the next one tries again");
+            sweeps = sweeps.wrapping_add(1);
+            tokio::select! {
+                biased;
+                () = app.stopping.cancelled() => return,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            let swept = once(&app).await;
+            app.loops.ran(Sweep::NAME, swept.is_ok());
+            if let Err(error) = swept {
+                tracing::error!(%error, "a sweep failed; the next one tries again");
+            }
         }
     }
 }
@@ -80,20 +90,26 @@ pub async fn once(app: &Shared) -> Result<(), Failure> {
     // One that came to be wanted after the first look is no orphan, one that was listed before it was wanted cannot be.
     let after = meant_to_be(app).await?;
     let all: BTreeSet<ContainerId> = there.iter().map(|listed| listed.id).collect();
-    for orphan in all.difference(&after) {
+    let orphans: Vec<ContainerId> = all.difference(&after).copied().collect();
+    let removed = futures::stream::iter(orphans).for_each_concurrent(TOLD_AT_ONCE, async |orphan| {
         tracing::info!(container = %orphan, "removing a container that no session owns");
-        app.hosts.forget(*orphan);
-        if let Err(error) = app.runtime.stop(*orphan, STOP_GRACE).await {
+        app.hosts.forget(orphan);
+        if let Err(error) = app.runtime.stop(orphan, STOP_GRACE).await {
             tracing::warn!(container = %orphan, %error, "it could not be removed; the next sweep tries again");
         }
-    }
+    });
+    removed.await;
     let running = there.iter().filter(|listed| listed.is_running).map(|listed| listed.id).collect();
-    for missing in before.difference(&running) {
-        if is_up(app, *missing).await? {
-            app.hosts.forget(*missing);
-            observe::container_gone(app, *missing, ExitReason::Unknown).await?;
+    let missing: Vec<ContainerId> = before.difference(&running).copied().collect();
+    let told = futures::stream::iter(missing).map(Ok::<_, Failure>);
+    let told = told.try_for_each_concurrent(TOLD_AT_ONCE, async |missing| {
+        if is_up(app, missing).await? {
+            app.hosts.forget(missing);
+            observe::container_gone(app, missing, ExitReason::Unknown).await?;
         }
-    }
+        Ok(())
+    });
+    told.await?;
     // Nothing that is wanted is forgotten, whatever became of the first attempt.
     let wanted = {
         let mut connection = app.store.read().await?;

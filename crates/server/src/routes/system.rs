@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use raworc_api::disk::{DiskUsage, Prune, Pruned};
-use raworc_api::health::{Health, Version};
+use raworc_api::health::{Health, LoopList, Version};
 use raworc_core::permissions::Action;
 use raworc_store::sessions;
 use utoipa_axum::router::OpenApiRouter;
@@ -23,6 +23,7 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(metrics))
         .routes(routes!(document))
         .routes(routes!(disk))
+        .routes(routes!(loops))
         .routes(routes!(prune))
 }
 
@@ -60,6 +61,12 @@ async fn metrics(State(app): State<Shared>, Caller(actor): Caller) -> Result<Res
 #[utoipa::path(get, path = "/system/disk", tag = "system", responses((status = 200, body = DiskUsage), Problems))]
 async fn disk(State(app): State<Shared>, Caller(actor): Caller) -> Result<axum::Json<DiskUsage>, Failure> {
     Ok(axum::Json(disk::usage(&app, &actor).await?))
+}
+
+/// What the server does by itself, over and over, and how it gets on. For administrators.
+#[utoipa::path(get, path = "/system/loops", tag = "system", responses((status = 200, body = LoopList), Problems))]
+async fn loops(State(app): State<Shared>, Caller(actor): Caller) -> Result<axum::Json<LoopList>, Failure> {
+    Ok(axum::Json(verbs::health::loop_list(&app, &actor)?))
 }
 
 /// Remove what nothing needs, and what the body names. For administrators.

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use raworc_api::health::{DamagedRecord, Health, HealthProblem, LoopHealth};
+use raworc_api::health::{DamagedRecord, Health, HealthProblem, LoopHealth, LoopList, LoopStatus};
 use raworc_core::permissions::{Action, Actor, Decision, allow};
 use raworc_store::{StoreError, sessions};
 
-use crate::app::{Shared, blocking};
+use crate::app::{Shared, blocking, permit};
+use crate::error::Failure;
 use crate::reconcile::records;
 use crate::reserve::Room;
+use crate::supervise::Condition;
 
 /// A part that does not answer for so long does not work.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -200,10 +202,25 @@ fn loops(app: &Shared, report: &mut Report) -> BTreeMap<String, LoopHealth> {
         let problem = format!("what the server does by itself does not work: {}", bad.join(", "));
         report.wrong("loops", "failing", problem, "see the server's log; a fault that stays is one to report");
     }
-    let told = all.into_iter().map(|(name, state)| {
-        let last_run_seconds = state.ran_before().map(|before| before.as_secs());
-        let told = LoopHealth { status: state.status().to_owned(), restarts: state.restarts, last_run_seconds };
-        (name.to_owned(), told)
+    all.into_iter().map(|(name, state)| (name.to_owned(), loop_health(state))).collect()
+}
+
+fn loop_health(state: Condition) -> LoopHealth {
+    let last_run_seconds = state.ran_before().map(|before| before.as_secs());
+    LoopHealth { status: state.status().to_owned(), restarts: state.restarts, last_run_seconds }
+}
+
+/// All that the server does by itself.
+///
+/// # Errors
+/// 403 for those who are no administrators.
+pub fn loop_list(app: &Shared, actor: &Actor) -> Result<LoopList, Failure> {
+    permit(actor, Action::ReadServer, "loops", "")?;
+    let items = app.loops.all().into_iter().map(|(name, state)| LoopStatus {
+        name: name.to_owned(),
+        trigger: state.trigger.to_owned(),
+        bound: state.bound.to_owned(),
+        health: loop_health(state),
     });
-    told.collect()
+    Ok(LoopList { items: items.collect() })
 }
