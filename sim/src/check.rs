@@ -14,7 +14,7 @@ use crate::records;
 use crate::world::World;
 
 /// Whether nothing is left to be done: no session is on its way anywhere, and the containers are those that are wanted.
-pub async fn is_settled(world: &World, router: &Router) -> anyhow::Result<bool> {
+pub async fn is_quiescent(world: &World, router: &Router) -> anyhow::Result<bool> {
     let mut wanted = Vec::new();
     for session in sessions(world, router).await? {
         let waits = session["queued_messages"] != 0 && session["paused_at"].is_null();
@@ -28,7 +28,7 @@ pub async fn is_settled(world: &World, router: &Router) -> anyhow::Result<bool> 
     wanted.sort();
     let state = world.state();
     let is_frozen = state.containers.values().any(|model| model.is_frozen || model.is_working());
-    if is_frozen || records::is_saving(&state.truth.records)? {
+    if is_frozen || records::is_saving(&state.oracle.records)? {
         return Ok(false);
     }
     let there: Vec<String> = state.containers.keys().map(ToString::to_string).collect();
@@ -101,16 +101,16 @@ fn tied(world: &World, session: &str, events: &[Value], messages: &[Value]) -> a
     if events.iter().any(|event| event["type"] == "session.rewound") {
         return Ok(());
     }
-    let truth = &mut world.state().truth;
-    for (n, _) in records::ready(&truth.records, session)? {
-        let seq = records::seq(&truth.records, session, n)?;
-        let Some(state) = truth.look_at(session, n)? else { continue };
+    let oracle = &mut world.state().oracle;
+    for (n, _) in records::ready(&oracle.records, session)? {
+        let seq = records::seq(&oracle.records, session, n)?;
+        let Some(state) = oracle.look_at(session, n)? else { continue };
         for message in messages.iter().filter(|message| message["status"] == "done") {
             let mut told = events.iter().filter(|event| event["seq"].as_u64() <= Some(seq));
             let is_end =
                 |event: &Value| event["type"] == "message.finished" && event["data"]["message_id"] == message["id"];
             let is_before = told.any(is_end);
-            let Some(left) = truth.left_by(text(&message["id"])).filter(|_| is_before) else { continue };
+            let Some(left) = oracle.left_by(text(&message["id"])).filter(|_| is_before) else { continue };
             ensure!(left <= state, "{n} belongs to {seq}, shows the state {state}, and {left} was left by {message}");
         }
     }
@@ -122,7 +122,7 @@ fn saved(world: &World, events: &[Value], messages: &[Value]) -> anyhow::Result<
     if events.iter().any(|event| event["type"] == "session.rewound") {
         return Ok(());
     }
-    let truth = &world.state().truth;
+    let oracle = &world.state().oracle;
     let of = |event: &Value, kind: &str, message: &Value| {
         event["type"] == kind && event["data"]["message_id"] == message["id"]
     };
@@ -130,7 +130,7 @@ fn saved(world: &World, events: &[Value], messages: &[Value]) -> anyhow::Result<
     for message in messages.iter().filter(|message| message["status"] == "done") {
         let Some(began) = events.iter().rfind(|event| of(event, "message.started", message)).map(seq) else { continue };
         let ended = events.iter().find(|event| of(event, "message.finished", message)).map(seq).context("no end")?;
-        if !truth.has_changed(text(&message["id"])) {
+        if !oracle.has_changed(text(&message["id"])) {
             continue;
         }
         let next = events.iter().find(|event| event["type"] == "message.started" && seq(event) > ended).map(seq);
@@ -149,19 +149,19 @@ fn saved(world: &World, events: &[Value], messages: &[Value]) -> anyhow::Result<
 /// Every workspace, and every checkpoint, is what it should be; and whatever people were told of is there.
 pub fn workspaces(world: &World) -> anyhow::Result<()> {
     let state = &mut *world.state();
-    let truth = &mut state.truth;
-    ensure!(truth.wrong.is_empty(), "{}", truth.wrong.join("\n"));
-    let sessions = records::sessions(&truth.records)?;
+    let oracle = &mut state.oracle;
+    ensure!(oracle.wrong.is_empty(), "{}", oracle.wrong.join("\n"));
+    let sessions = records::sessions(&oracle.records)?;
     for session in &sessions {
         let id = &session.id;
         if !session.is_purged {
-            truth.look(id, &session.stack).with_context(|| format!("the workspace of {id}"))?;
+            oracle.look(id, &session.stack).with_context(|| format!("the workspace of {id}"))?;
         }
-        let ready = records::ready(&truth.records, id)?;
+        let ready = records::ready(&oracle.records, id)?;
         for (n, _) in &ready {
-            truth.look_at(id, *n).with_context(|| format!("checkpoint {n} of {id}"))?;
+            oracle.look_at(id, *n).with_context(|| format!("checkpoint {n} of {id}"))?;
         }
-        let lost = truth.lost(session, &ready);
+        let lost = oracle.lost(session, &ready);
         ensure!(lost.is_empty(), "checkpoints {lost:?} of {id} are gone, and nobody gave them up");
     }
     Ok(())
@@ -183,7 +183,7 @@ async fn tidy_up(world: &World, router: &Router) -> anyhow::Result<anyhow::Resul
     ensure!(status.is_success(), "{status}: {told}");
     workspaces(world)?;
     mounted.extend(self::mounted(world));
-    Ok(world.state().truth.leaks(&mounted))
+    Ok(world.state().oracle.leaks(&mounted))
 }
 
 fn mounted(world: &World) -> BTreeSet<LayerId> {

@@ -245,7 +245,7 @@ impl Host {
         {
             let mut state = self.world.state();
             *state.executions.entry(message).or_default() += 1;
-            state.truth.begun(&self.id.session.to_string(), &message.to_string());
+            state.oracle.begun(&self.id.session.to_string(), &message.to_string());
         }
         self.has_polled = false;
         self.model(|model| model.job = Some(Job { id: work.id, outputs, ending }));
@@ -257,14 +257,14 @@ impl Host {
         if self.model(|model| model.is_frozen || !model.is_alive()) || self.world.chance(0.3) {
             return;
         }
-        let tree = self.world.state().truth.tree_of(&session);
+        let tree = self.world.state().oracle.tree_of(&session);
         let changes = agent::changes(&self.world, tree);
         let mut state = self.world.state();
         let Some(stack) = state.containers.get(&self.id).map(|model| model.workspace.clone()) else { return };
         let told = format!("{changes:?}");
-        let written = state.truth.write(&session, &stack, changes);
-        state.truth.expect(&format!("what {} writes", self.id), written);
-        let now = state.truth.state_of(&session);
+        let written = state.oracle.write(&session, &stack, changes);
+        state.oracle.expect(&format!("what {} writes", self.id), written);
+        let now = state.oracle.state_of(&session);
         state.tell(&format!("{} has written: state {now}, {told}", self.id));
     }
 
@@ -295,7 +295,7 @@ impl Host {
         });
         let Some(frame) = frame else { return Some(()) };
         if let HostFrame::Report { report: Report::Finished { work: WorkId::Message(message), .. }, .. } = &frame {
-            self.world.state().truth.done(&self.id.session.to_string(), &message.to_string());
+            self.world.state().oracle.done(&self.id.session.to_string(), &message.to_string());
         }
         if self.is_welcome {
             self.send(frame).await?;

@@ -9,15 +9,15 @@
 mod agent;
 mod check;
 mod disk;
-mod haste;
+mod fault_injection;
 mod host;
+mod oracle;
 mod people;
+mod races;
 mod records;
 mod runtime;
 mod tree;
-mod truth;
 mod versions;
-mod weather;
 mod world;
 
 use std::sync::Arc;
@@ -31,9 +31,9 @@ use raworc_workspace::steps;
 use tokio::time::Instant;
 
 use disk::SimDisk;
+use fault_injection::SimFaultInjector;
+use oracle::WorkspaceOracle;
 use runtime::SimRuntime;
-use truth::Truth;
-use weather::SimWeather;
 use world::World;
 
 /// By then everything has settled once nothing goes wrong any more: a start that hangs is given up after a minute.
@@ -49,7 +49,7 @@ const LENGTHS: Lengths = Lengths { merged_at: 4, max: 6, kept: 1 };
 const MEMORY: &str = "/dev/shm";
 
 /// What became of a seed.
-pub struct Story {
+pub struct SeedRun {
     /// What happened, line by line.
     pub trace: Vec<String>,
     /// Whether everything held.
@@ -57,63 +57,63 @@ pub struct Story {
 }
 
 /// Runs one seed.
-pub fn run(seed: u64, is_loud: bool) -> Story {
-    let (ground, truth) = match Ground::new(seed) {
+pub fn run(seed: u64, is_loud: bool) -> SeedRun {
+    let (ground, oracle) = match PersistentState::new(seed) {
         Ok(found) => found,
-        Err(error) => return Story { trace: Vec::new(), result: Err(error) },
+        Err(error) => return SeedRun { trace: Vec::new(), result: Err(error) },
     };
-    let world = World::new(seed, is_loud, truth);
-    weather::watch(&world);
+    let world = World::new(seed, is_loud, oracle);
+    fault_injection::watch(&world);
     let result = live(&world, &ground);
     let _ = steps::watch(None);
     if let Err(error) = &result {
         world.tell(&format!("seed {seed}: {error:#}"));
     }
     let trace = std::mem::take(&mut world.state().trace);
-    Story { trace, result }
+    SeedRun { trace, result }
 }
 
 /// Runs one seed on good days, on which people are in a hurry: what they wish lands between any two steps of what the server does
 /// by itself, and nothing at all may go wrong.
-pub fn run_hasty(seed: u64, is_loud: bool) -> Story {
-    let (ground, truth) = match Ground::new(seed) {
+pub fn run_race(seed: u64, is_loud: bool) -> SeedRun {
+    let (ground, oracle) = match PersistentState::new(seed) {
         Ok(found) => found,
-        Err(error) => return Story { trace: Vec::new(), result: Err(error) },
+        Err(error) => return SeedRun { trace: Vec::new(), result: Err(error) },
     };
-    let world = World::new(seed, is_loud, truth);
+    let world = World::new(seed, is_loud, oracle);
     world.state().has_faults = false;
-    weather::watch(&world);
+    fault_injection::watch(&world);
     let result = hurry(&world, &ground);
     let _ = steps::watch(None);
     if let Err(error) = &result {
         world.tell(&format!("hasty seed {seed}: {error:#}"));
     }
     let trace = std::mem::take(&mut world.state().trace);
-    Story { trace, result }
+    SeedRun { trace, result }
 }
 
-fn hurry(world: &World, ground: &Ground) -> anyhow::Result<()> {
+fn hurry(world: &World, ground: &PersistentState) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
     runtime.block_on(async {
         world.begin(false);
         let engine = start(world, ground).await?;
         let router = engine.router();
-        haste::act(world, &router).await?;
-        haste::went_well(world, &router).await?;
-        settle(world, &engine).await
+        races::act(world, &router).await?;
+        races::went_well(world, &router).await?;
+        quiesce(world, &engine).await
     })
 }
 
 /// What is there while no server runs.
-struct Ground {
+struct PersistentState {
     directory: tempfile::TempDir,
     /// The name of the memory that the records are in.
     memory: String,
 }
 
-impl Ground {
+impl PersistentState {
     /// Layers are in memory, where they may be.
-    fn new(seed: u64) -> anyhow::Result<(Self, Truth)> {
+    fn new(seed: u64) -> anyhow::Result<(Self, WorkspaceOracle)> {
         let directory = match tempfile::tempdir_in(MEMORY) {
             Ok(directory) if tree::can_hold_layers(directory.path()) => directory,
             _ => tempfile::tempdir()?,
@@ -121,12 +121,12 @@ impl Ground {
         let memory = format!("raworc-sim-{}-{seed}-{:p}", std::process::id(), &directory);
         // Keeps the records while no server runs.
         let records = rusqlite::Connection::open(format!("file:/{memory}?vfs=memdb"))?;
-        let truth = Truth::new(raworc_workspace::layers_in(directory.path()), records);
-        Ok((Self { directory, memory }, truth))
+        let oracle = WorkspaceOracle::new(raworc_workspace::layers_in(directory.path()), records);
+        Ok((Self { directory, memory }, oracle))
     }
 }
 
-fn live(world: &World, ground: &Ground) -> anyhow::Result<()> {
+fn live(world: &World, ground: &PersistentState) -> anyhow::Result<()> {
     let servers = 1 + world.below(4);
     for server in 0..servers {
         let is_last = server + 1 == servers;
@@ -141,7 +141,7 @@ fn live(world: &World, ground: &Ground) -> anyhow::Result<()> {
 }
 
 /// One server's life; how long it was.
-async fn serve(world: &World, ground: &Ground, is_last: bool) -> anyhow::Result<Duration> {
+async fn serve(world: &World, ground: &PersistentState, is_last: bool) -> anyhow::Result<Duration> {
     let born = Instant::now();
     let dies = world.begin(!is_last);
     world.tell("a server starts");
@@ -149,7 +149,7 @@ async fn serve(world: &World, ground: &Ground, is_last: bool) -> anyhow::Result<
         let engine = start(world, ground).await?;
         let acts = world.below(if world.chance(0.2) { MANY_ACTS } else { ACTS });
         people::act(world, &engine.router(), acts).await?;
-        if is_last { settle(world, &engine).await } else { Ok(()) }
+        if is_last { quiesce(world, &engine).await } else { Ok(()) }
     };
     if is_last {
         life.await?;
@@ -166,7 +166,7 @@ async fn serve(world: &World, ground: &Ground, is_last: bool) -> anyhow::Result<
     Ok(born.elapsed())
 }
 
-async fn start(world: &World, ground: &Ground) -> anyhow::Result<Arc<Engine>> {
+async fn start(world: &World, ground: &PersistentState) -> anyhow::Result<Arc<Engine>> {
     // A full disk keeps a server from starting; whoever looks after it starts it again.
     for _ in 0..10 {
         let parts = Parts {
@@ -182,7 +182,7 @@ async fn start(world: &World, ground: &Ground) -> anyhow::Result<Arc<Engine>> {
             clock: world.clock(),
             lengths: LENGTHS,
             reserve: None,
-            weather: Some(Arc::new(SimWeather(world.clone()))),
+            fault_injector: Some(Arc::new(SimFaultInjector(world.clone()))),
         };
         let disk = Arc::new(SimDisk(world.clone()));
         match Engine::start(parts, |listener| Store::open_memory(&ground.memory, listener, disk)).await {
@@ -202,14 +202,14 @@ async fn start(world: &World, ground: &Ground) -> anyhow::Result<Arc<Engine>> {
 }
 
 /// Nothing goes wrong any more: everything comes to rest, and then holds.
-async fn settle(world: &World, engine: &Engine) -> anyhow::Result<()> {
+async fn quiesce(world: &World, engine: &Engine) -> anyhow::Result<()> {
     world.state().has_faults = false;
     world.tell("nothing goes wrong from here on");
     let router = engine.router();
     let deadline = Instant::now() + SETTLED;
     let mut since = Instant::now();
     while since.elapsed() < REST {
-        if !check::is_settled(world, &router).await? {
+        if !check::is_quiescent(world, &router).await? {
             since = Instant::now();
         }
         if Instant::now() > deadline {
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn no_wish_between_two_steps_of_a_checkpoint_goes_wrong() {
         for seed in 0..200 {
-            run_hasty(seed, false).result.unwrap_or_else(|error| panic!("hasty seed {seed}: {error:#}"));
+            run_race(seed, false).result.unwrap_or_else(|error| panic!("hasty seed {seed}: {error:#}"));
         }
     }
 

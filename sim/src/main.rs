@@ -23,7 +23,7 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let run: fn(u64, bool) -> raworc_sim::Story = if options.hasty { raworc_sim::run_hasty } else { raworc_sim::run };
+    let run: fn(u64, bool) -> raworc_sim::SeedRun = if options.hasty { raworc_sim::run_race } else { raworc_sim::run };
     let seeds = options.seed.map_or(options.from..options.from + options.seeds, |seed| seed..seed + 1);
     let (first, mut passed, mut steps) = (seeds.start, 0_u64, 0);
     for seed in seeds {

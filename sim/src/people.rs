@@ -94,9 +94,9 @@ pub async fn create(world: &World, router: &Router) -> anyhow::Result<()> {
         let id = session["id"].as_str().context("no id")?.to_owned();
         let mut state = world.state();
         state.tell(&format!("{id} is created"));
-        let first = state.truth.begin(&id);
-        if state.truth.expect("a new session", first) != 0 {
-            state.truth.wrong.push(format!("{id} is new, and not empty"));
+        let first = state.oracle.begin(&id);
+        if state.oracle.expect("a new session", first) != 0 {
+            state.oracle.wrong.push(format!("{id} is new, and not empty"));
         }
         state.people.sessions.push(id);
     }

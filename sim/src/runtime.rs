@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use raworc_core::ids::ContainerId;
-use raworc_runtime::{Company, ContainerSpec, Exit, ExitReason, Hidden, Listed, Runtime, RuntimeError};
+use raworc_runtime::{ContainerSpec, Exit, ExitReason, Hidden, Listed, Occupancy, Runtime, RuntimeError};
 use raworc_workspace::Stack;
 use tokio::sync::mpsc;
 
@@ -126,7 +126,7 @@ impl Runtime for SimRuntime {
         Err(RuntimeError::Other("nothing is mounted in a simulation".into()))
     }
 
-    async fn freeze(&self, id: ContainerId) -> Result<Company, RuntimeError> {
+    async fn freeze(&self, id: ContainerId) -> Result<Occupancy, RuntimeError> {
         self.world.pass(2).await;
         if self.world.fault(0.03) {
             return Err(RuntimeError::Other("it does not stand still".into()));
@@ -135,9 +135,9 @@ impl Runtime for SimRuntime {
         let model = state.containers.get_mut(&id).filter(|model| model.is_there());
         let model = model.ok_or_else(|| RuntimeError::Other("it is gone".into()))?;
         model.is_frozen = true;
-        let company = if model.is_working() { Company::Others } else { Company::Alone };
-        state.tell(&format!("{id} is frozen: {company:?}"));
-        Ok(company)
+        let occupancy = if model.is_working() { Occupancy::OtherProcesses } else { Occupancy::HostOnly };
+        state.tell(&format!("{id} is frozen: {occupancy:?}"));
+        Ok(occupancy)
     }
 
     async fn thaw(&self, id: ContainerId) -> Result<(), RuntimeError> {

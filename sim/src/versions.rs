@@ -38,7 +38,7 @@ pub fn plan(world: &World) -> Value {
 
 async fn save(world: &World, router: &Router, session: &str) -> anyhow::Result<()> {
     let label = world.chance(0.3).then(|| format!("label {}", world.below(100)));
-    let asked = world.state().truth.state_of(session);
+    let asked = world.state().oracle.state_of(session);
     let path = format!("/sessions/{session}/checkpoints");
     let (status, made) = call(world, router, Method::POST, &path, None, &json!({ "label": label })).await?;
     world.tell(&format!("a checkpoint of {session}: {status}, {}", made["status"]));
@@ -46,11 +46,11 @@ async fn save(world: &World, router: &Router, session: &str) -> anyhow::Result<(
         let n = made["n"].as_u64().context("no number")?;
         let mut state = world.state();
         let told = format!("checkpoint {n} of {session}, just taken");
-        let found = state.truth.acknowledge(session, n, label.is_some());
-        if let Some(shown) = state.truth.expect(&told, found)
-            && !state.truth.is_since(session, asked, shown)
+        let found = state.oracle.acknowledge(session, n, label.is_some());
+        if let Some(shown) = state.oracle.expect(&told, found)
+            && !state.oracle.is_since(session, asked, shown)
         {
-            state.truth.wrong.push(format!("{told} shows the state {shown}, and was asked for in {asked}"));
+            state.oracle.wrong.push(format!("{told} shows the state {shown}, and was asked for in {asked}"));
         }
     }
     Ok(())
@@ -65,8 +65,8 @@ async fn look(world: &World, router: &Router, session: &str) -> anyhow::Result<(
     {
         let n = checkpoint["n"].as_u64().context("no number")?;
         let mut state = world.state();
-        let found = state.truth.acknowledge(session, n, !checkpoint["label"].is_null());
-        state.truth.expect(&format!("checkpoint {n} of {session}, listed"), found);
+        let found = state.oracle.acknowledge(session, n, !checkpoint["label"].is_null());
+        state.oracle.expect(&format!("checkpoint {n} of {session}, listed"), found);
     }
     Ok(())
 }
@@ -76,7 +76,7 @@ async fn remix(world: &World, router: &Router, session: &str) -> anyhow::Result<
         return Ok(());
     }
     let n = if world.chance(0.6) { known(world, session) } else { None };
-    let asked = world.state().truth.state_of(session);
+    let asked = world.state().oracle.state_of(session);
     let path = format!("/sessions/{session}/remix");
     let mut body = json!({ "checkpoint": n });
     if world.chance(0.5) {
@@ -92,12 +92,15 @@ async fn remix(world: &World, router: &Router, session: &str) -> anyhow::Result<
     state.tell(&format!("{id} is made from {session}"));
     state.people.remixes += 1;
     state.people.sessions.push(id.clone());
-    let found = state.truth.begin(&id);
-    let first = state.truth.expect(&format!("the remix {id} of {session}"), found);
-    let kept = n.and_then(|n| state.truth.kept.get(&(session.to_owned(), n)).copied());
-    let is_right = kept.map_or_else(|| state.truth.is_since(session, asked, first), |kept| kept.state == first);
+    let found = state.oracle.begin(&id);
+    let first = state.oracle.expect(&format!("the remix {id} of {session}"), found);
+    let kept = n.and_then(|n| state.oracle.kept.get(&(session.to_owned(), n)).copied());
+    let is_right = kept.map_or_else(|| state.oracle.is_since(session, asked, first), |kept| kept.state == first);
     if !is_right {
-        state.truth.wrong.push(format!("the remix {id} of {session} began in {first}, asked for in {asked}, {kept:?}"));
+        state
+            .oracle
+            .wrong
+            .push(format!("the remix {id} of {session} began in {first}, asked for in {asked}, {kept:?}"));
     }
     Ok(())
 }
@@ -106,8 +109,8 @@ async fn go_back(world: &World, router: &Router, session: &str) -> anyhow::Resul
     let Some(n) = known(world, session) else { return Ok(()) };
     {
         let mut state = world.state();
-        if let Some(kept) = state.truth.kept.get(&(session.to_owned(), n)).copied() {
-            state.truth.go_back(session, kept.state);
+        if let Some(kept) = state.oracle.kept.get(&(session.to_owned(), n)).copied() {
+            state.oracle.go_back(session, kept.state);
         }
     }
     let path = format!("/sessions/{session}/checkpoints/{n}/restore");
@@ -118,7 +121,7 @@ async fn go_back(world: &World, router: &Router, session: &str) -> anyhow::Resul
 
 async fn give_up(world: &World, router: &Router, session: &str) -> anyhow::Result<()> {
     let Some(n) = known(world, session) else { return Ok(()) };
-    world.state().truth.given_up.insert((session.to_owned(), n));
+    world.state().oracle.given_up.insert((session.to_owned(), n));
     let path = format!("/sessions/{session}/checkpoints/{n}");
     let (status, _) = call(world, router, Method::DELETE, &path, None, &Value::Null).await?;
     world.tell(&format!("checkpoint {n} of {session} is given up: {status}"));
@@ -135,6 +138,6 @@ async fn prune(world: &World, router: &Router) -> anyhow::Result<()> {
 /// A checkpoint that people know of.
 fn known(world: &World, session: &str) -> Option<u64> {
     let all: Vec<u64> =
-        world.state().truth.kept.keys().filter(|(whose, _)| whose == session).map(|(_, n)| *n).collect();
+        world.state().oracle.kept.keys().filter(|(whose, _)| whose == session).map(|(_, n)| *n).collect();
     if all.is_empty() { None } else { Some(all[world.below(all.len())]) }
 }

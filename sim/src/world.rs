@@ -15,10 +15,10 @@ use raworc_workspace::Stack;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use crate::fault_injection::InjectedFault;
 use crate::host::Model;
+use crate::oracle::WorkspaceOracle;
 use crate::people::People;
-use crate::truth::Truth;
-use crate::weather::Fate;
 
 /// When it all begins: 2030-01-01.
 const BEGINNING: Time = Time(1_893_456_000_000_000);
@@ -55,9 +55,9 @@ pub struct State {
     /// Who uses it.
     pub people: People,
     /// What workspaces should show.
-    pub truth: Truth,
+    pub oracle: WorkspaceOracle,
     /// What becomes of the work on layers that is being done.
-    pub fate: Option<Fate>,
+    pub fate: Option<InjectedFault>,
     /// Whether the present server may die in the middle of it.
     pub is_mortal: bool,
     /// Whether it has.
@@ -68,7 +68,7 @@ pub struct State {
 
 impl World {
     /// A world in which everything follows from `seed`.
-    pub fn new(seed: u64, is_loud: bool, truth: Truth) -> Self {
+    pub fn new(seed: u64, is_loud: bool, oracle: WorkspaceOracle) -> Self {
         Self(Arc::new(Mutex::new(State {
             rng: StdRng::seed_from_u64(seed),
             trace: Vec::new(),
@@ -83,7 +83,7 @@ impl World {
             engine: None,
             exits: None,
             people: People::default(),
-            truth,
+            oracle,
             fate: None,
             is_mortal: false,
             is_dead: false,
@@ -178,10 +178,10 @@ impl State {
         let others = self.containers.iter().filter(|(other, model)| **other != id && model.is_alive());
         if let Some((other, _)) = others.into_iter().find(|(_, model)| model.workspace.writable == workspace.writable) {
             let both = format!("{id} and {other} write to the same layer");
-            self.truth.wrong.push(both);
+            self.oracle.wrong.push(both);
         }
-        let found = self.truth.mount(&id.session.to_string(), workspace);
-        let shown = self.truth.expect(&format!("the workspace of {id}"), found);
+        let found = self.oracle.mount(&id.session.to_string(), workspace);
+        let shown = self.oracle.expect(&format!("the workspace of {id}"), found);
         self.tell(&format!("{id} has its workspace in state {shown}, on {} layers", workspace.layers.len()));
     }
 

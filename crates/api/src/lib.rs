@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod agent;
+pub mod audit;
 pub mod checkpoint;
 pub mod client;
 pub mod disk;

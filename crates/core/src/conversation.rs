@@ -1,4 +1,4 @@
-//! Which part of a log is the conversation, in a session that went back to an earlier point, perhaps more than once.
+//! Computes which parts of a log are the conversation of a session that went back to earlier points.
 
 use std::ops::RangeInclusive;
 

@@ -49,7 +49,7 @@ pub fn run_to_merge(entries: &[u64], kept: usize, may_start: impl Fn(usize) -> b
 /// The first run of layers that could be one, since nothing stands on any of them but on the topmost: what is overwritten in them
 /// is of no use. `is_needed` says of each (the topmost first) whether anything but the layer above it stands on it.
 #[must_use]
-pub fn needless_run(is_needed: &[bool]) -> Option<Range<usize>> {
+pub fn collapsible_run(is_needed: &[bool]) -> Option<Range<usize>> {
     let end = |start: usize| {
         let more = is_needed.get(start + 1..).unwrap_or_default().iter().take_while(|needed| !**needed).count();
         start + 1 + more
@@ -64,11 +64,11 @@ mod tests {
     #[test]
     fn what_nothing_stands_on_is_made_one_with_what_is_above() {
         let (yes, no) = (true, false);
-        assert_eq!(needless_run(&[]), None);
-        assert_eq!(needless_run(&[yes, yes, yes]), None);
-        assert_eq!(needless_run(&[yes, no, no, yes]), Some(0..3));
-        assert_eq!(needless_run(&[yes, yes, no]), Some(1..3));
-        assert_eq!(needless_run(&[no, no]), Some(0..2));
+        assert_eq!(collapsible_run(&[]), None);
+        assert_eq!(collapsible_run(&[yes, yes, yes]), None);
+        assert_eq!(collapsible_run(&[yes, no, no, yes]), Some(0..3));
+        assert_eq!(collapsible_run(&[yes, yes, no]), Some(1..3));
+        assert_eq!(collapsible_run(&[no, no]), Some(0..2));
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub enum Action {
         /// Whose session.
         owner: AccountId,
     },
-    /// Change or use a session: messages, wishes, files, exec.
+    /// Change or use a session: messages, its life, files, exec.
     UseSession {
         /// Whose session.
         owner: AccountId,

@@ -1,16 +1,16 @@
 //! THE state machine of a session. Everything that may happen to one is an [`Event`]; [`step`] decides what it means.
 //!
 //! The five states and their edges ([`State::may_become`]) are the only ones there are. Beside the state stand facts: a
-//! pause, a termination, a deletion are recorded at once, and [`settle`] walks legal edges towards them.
+//! pause, a termination, a deletion are recorded at once, and [`converge`] walks legal edges towards them.
 //!
 //! The `container` of a session says what is wanted of the runtime (`Starting`, `Stopping`) until the runtime or the host
 //! says that it is so. It is stored with the session, so whoever carries it out can begin again after a crash.
 
+mod commands;
 mod refusals;
 #[cfg(test)]
 mod tests;
 mod types;
-mod wishes;
 
 pub use types::*;
 
@@ -29,7 +29,7 @@ pub fn step(session: &Session, event: &Event, now: Time) -> Result<(Session, Vec
     let mut next = Step { session: session.clone(), effects: Vec::new(), now };
     next.doubt_the_future();
     next.apply(event)?;
-    next.settle();
+    next.converge();
     Ok((next.session, next.effects))
 }
 
@@ -136,7 +136,7 @@ impl Step {
         }
     }
 
-    /// A start that has not begun does not take too long.
+    /// What it waits does not count towards the start's timeout.
     fn start_waits(&mut self, generation: Generation) -> Result<(), Refused> {
         self.fence(generation)?;
         if self.session.container != Container::Starting {
@@ -237,8 +237,8 @@ impl Step {
 
     // --- moves ------------------------------------------------------------------------------------------------------
 
-    /// Walks on, along legal edges, as far as the facts ask for and allow without anyone else.
-    fn settle(&mut self) {
+    /// Takes every legal step that the session's facts ask for and that needs no event from outside.
+    fn converge(&mut self) {
         let rewinds = self.session.rewind.is_some();
         let held = self.session.paused_at.is_some() || self.session.terminated.is_some() || rewinds;
         if held && self.session.state == State::Ready {

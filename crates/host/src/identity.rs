@@ -1,4 +1,4 @@
-//! As whom work is started: the agents' user, with one more group that tells which work a process belongs to.
+//! The credentials of work: the agents' user, and one supplementary group that tells which work a process belongs to.
 //!
 //! A process inherits its groups, and without `CAP_SETGID` it can neither add nor leave one: whatever it does to get out of
 //! sight (a session of its own, a parent that ends, another name or environment), its work is found by it.

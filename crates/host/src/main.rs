@@ -6,12 +6,13 @@
 
 mod attachment;
 mod connection;
+mod head_tail;
 mod host;
 mod identity;
 mod interactive;
-mod kept;
 mod launch;
 mod output;
+mod output_spill;
 mod piped;
 mod processes;
 mod queries;
@@ -22,7 +23,6 @@ mod spawn;
 mod streams;
 mod terminal;
 mod utf8;
-mod whole;
 mod works;
 
 use std::fs;

@@ -7,9 +7,9 @@ use raworc_core::limits::OUTPUT_CHUNK_BYTES_MAX;
 use raworc_core::link::Stream;
 use rustix::io::{Errno, read};
 
-use crate::kept::Kept;
+use crate::head_tail::HeadTailBuffer;
+use crate::output_spill::OutputSpill;
 use crate::utf8::Decoder;
-use crate::whole::Whole;
 
 /// Shortest time between two reports of the same work, unless there is enough for a full one.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -33,21 +33,21 @@ pub struct Output {
     pending_bytes: usize,
     /// When a few bytes may be passed on again.
     flush_at: Instant,
-    kept: Kept,
-    whole: Whole,
+    kept: HeadTailBuffer,
+    whole: OutputSpill,
 }
 
 impl Output {
     /// From these descriptors, which do not block; at most `bytes_max` bytes of text, and all of it in a file where that is not
     /// enough.
-    pub fn new(pipes: Vec<(Stream, OwnedFd)>, bytes_max: usize, whole: Whole, now: Instant) -> Self {
+    pub fn new(pipes: Vec<(Stream, OwnedFd)>, bytes_max: usize, whole: OutputSpill, now: Instant) -> Self {
         let pipe = |(stream, descriptor)| Pipe { stream, descriptor, decoder: Decoder::default() };
         Self {
             pipes: pipes.into_iter().map(pipe).collect(),
             pending: Vec::new(),
             pending_bytes: 0,
             flush_at: now,
-            kept: Kept::new(bytes_max),
+            kept: HeadTailBuffer::new(bytes_max),
             whole,
         }
     }
@@ -130,7 +130,7 @@ impl Output {
     /// What is left to pass on when there is no more to come, after what [`Output::take`] has: the end of what was too much.
     pub fn finish(&mut self) -> End {
         // Now it is known how much that is.
-        self.kept.settle();
+        self.kept.trim_to_limit();
         let dropped_bytes = self.kept.left_out_bytes();
         let file = self.whole.finish(dropped_bytes > 0);
         let said = file.as_ref().map(|(path, is_whole)| match is_whole {
@@ -180,7 +180,7 @@ mod tests {
 
     fn output(bytes_max: usize) -> Output {
         let work = raworc_core::link::WorkId::Exec(uuid::Uuid::nil());
-        Output::new(Vec::new(), bytes_max, Whole::new(std::path::Path::new("/nonexistent"), work), Instant::now())
+        Output::new(Vec::new(), bytes_max, OutputSpill::new(std::path::Path::new("/nonexistent"), work), Instant::now())
     }
 
     #[test]

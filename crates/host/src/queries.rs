@@ -87,8 +87,8 @@ fn string(kind: u8, body: &[u8], begin: usize) -> (usize, bool) {
         let end = match body[at..] {
             [BEL, ..] if kind == b']' => 1,
             [ESC, b'\\', ..] | [C1_LEAD, 0x9c, ..] => 2,
-            // Any other escape sequence cancels the string.
-            [ESC, _, ..] => return (begin + at, false),
+            // Any other sequence cancels the string. (So no byte is looked at by two of them.)
+            [ESC, _, ..] | [C1_LEAD, 0x80..=0x9f, ..] => return (begin + at, false),
             _ => continue,
         };
         let text = &body[..at];
@@ -189,6 +189,17 @@ mod tests {
             "\x1bP$q",
         ] {
             assert_eq!(String::from_utf8_lossy(&without_queries(shown.as_bytes())), shown, "{shown:?}");
+        }
+    }
+
+    #[test]
+    fn long_outputs_take_no_long_time() {
+        for part in ["\u{9d}", "\u{90}", "\x1b]", "\x1b_G", "\u{9b}", "\x1b[1;", "\x1b", "\u{9f}\x1b["] {
+            let shown = part.repeat(256 * 1024 / part.len());
+            let begun = std::time::Instant::now();
+            without_queries(shown.as_bytes());
+            // Each part against each other would take minutes.
+            assert!(begun.elapsed().as_secs() < 5, "{part:?}");
         }
     }
 

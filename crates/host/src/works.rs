@@ -10,12 +10,12 @@ use raworc_core::link::{Ending, Report, Stream, Work, WorkId};
 use rustix::event::PollFlags;
 
 use crate::output::{BUFFER_BYTES, Output, discard};
+use crate::output_spill::OutputSpill;
 use crate::processes::{self, Known, Owner};
 use crate::reports::Reports;
 use crate::script::Script;
 use crate::signals::Status;
 use crate::spawn::{Feed, NotStarted, Spawner, Started};
-use crate::whole::Whole;
 
 /// Outputs of ended work that are still read, so that processes left running do not die of writing. Of more than so many
 /// the oldest is closed: descriptors are limited.
@@ -170,7 +170,7 @@ impl Works {
         };
         match started {
             Ok(Started { owner, pipes, feed, script }) => {
-                let whole = Whole::new(&self.workspace, work.id);
+                let whole = OutputSpill::new(&self.workspace, work.id);
                 let running = Running {
                     owner,
                     begun: now,

@@ -18,7 +18,7 @@ use crate::cgroup::Cgroups;
 use crate::protocol::{
     Action, Event, OUTCOME_BYTES_MAX, Outcome, PACKET_BYTES_MAX, Request, Setup, Status, WORKERS_MAX, hierarchies,
 };
-use crate::worker::{Task, Worker, Workshop};
+use crate::worker::{Task, Worker, WorkerContext};
 use crate::{seccomp, stage};
 
 /// Serves the socket that is descriptor 0 until its other end closes.
@@ -43,7 +43,7 @@ pub fn run() -> Result<(), String> {
     Launcher { socket, workshop, workers: Vec::new(), containers, waiting, early }.serve()
 }
 
-fn open(packet: &[u8], lock: Option<OwnedFd>) -> Result<Workshop, String> {
+fn open(packet: &[u8], lock: Option<OwnedFd>) -> Result<WorkerContext, String> {
     let setup: Setup = serde_json::from_slice(packet).map_err(|e| e.to_string())?;
     let profile = serde_json::from_value(setup.seccomp.clone()).map_err(|e| e.to_string())?;
     let filter = seccomp::compile(&profile)?;
@@ -57,12 +57,12 @@ fn open(packet: &[u8], lock: Option<OwnedFd>) -> Result<Workshop, String> {
     } else {
         None
     };
-    Ok(Workshop { setup, stage, cgroups, hierarchies, filter, lock })
+    Ok(WorkerContext { setup, stage, cgroups, hierarchies, filter, lock })
 }
 
 struct Launcher {
     socket: OwnedFd,
-    workshop: Workshop,
+    workshop: WorkerContext,
     workers: Vec<Worker>,
     /// Containers by their first process.
     containers: HashMap<i32, String>,

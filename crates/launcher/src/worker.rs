@@ -15,7 +15,7 @@ use crate::sys::{Fork, fork};
 use crate::{assign, container, external, stage, sys, userns, view};
 
 /// What every worker needs.
-pub struct Workshop {
+pub struct WorkerContext {
     /// The server's words.
     pub setup: Setup,
     /// Where the parts of containers are mounted.
@@ -76,7 +76,7 @@ pub enum Task {
     },
 }
 
-impl Workshop {
+impl WorkerContext {
     /// Forks a worker for `task`. It does not keep the launcher's `socket`.
     pub fn employ(&self, request: u64, task: Task, socket: BorrowedFd<'_>) -> Result<Worker, String> {
         let failed = |e: rustix::io::Errno| e.to_string();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use raworc_runtime::native::rootless;
 
-use crate::commands::{self, account, agent, checkpoint, image, run, serve, session, system, token};
+use crate::commands::{self, account, agent, audit, checkpoint, image, run, serve, session, system, token};
 use crate::config::Global;
 use crate::connect;
 use crate::context::Context;
@@ -69,6 +69,7 @@ enum Command {
     /// Manage the tokens that programs and people log in with.
     #[command(subcommand, visible_alias = "tokens")]
     Token(token::Token),
+    Audit(audit::Audit),
     /// Show whose token is in use.
     #[command(after_help = "Example:\n  raworc me --output json")]
     Me,
@@ -146,6 +147,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<()> {
         Command::Agent(command) => Box::pin(agent::run(context, command)).await,
         Command::Account(command) => Box::pin(account::run(context, command)).await,
         Command::Token(command) => Box::pin(token::run(context, command)).await,
+        Command::Audit(args) => Box::pin(audit::run(context, args)).await,
         Command::System(command) => Box::pin(system::run(context, command)).await,
         Command::Me => account::me(context).await,
         Command::Serve(args) => Box::pin(serve::run(context, &args)).await,

@@ -25,7 +25,7 @@ const WAITING_BYTES_MAX: usize = 1024 * 1024;
 /// How often the server is told that we are there.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// A server that says nothing for so long is gone: it sends something every 15 seconds.
-const QUIET_MAX: Duration = Duration::from_secs(45);
+pub const QUIET_MAX: Duration = Duration::from_secs(45);
 /// Wait before the connection is made again, doubled with each failure.
 const BACKOFF: Duration = Duration::from_millis(100);
 /// Longest such wait.
@@ -44,7 +44,7 @@ pub struct Local {
 }
 
 /// How a connection ended.
-enum Course {
+enum AttachOutcome {
     /// What runs in the terminal has ended.
     Exited { code: i32, reason: Option<String> },
     /// The person has had enough.
@@ -119,14 +119,14 @@ pub async fn run(context: &Context, session: &str, query: OpenTerminal, local: L
         input: standard_input(&[]),
     };
     let course = attachment.stay(sender, receiver, &mut catch).await;
-    if !matches!(course, Course::Exited { .. }) {
+    if !matches!(course, AttachOutcome::Exited { .. }) {
         show(TIDY.as_bytes());
     }
     drop(raw);
     let id = attachment.query.terminal.unwrap_or_default();
     let again = format!("raworc session shell {session} --attach {id}");
     match course {
-        Course::Exited { code, reason } => {
+        AttachOutcome::Exited { code, reason } => {
             if let Some(reason) = reason {
                 context.ui.note(&clean_lines(&reason));
             }
@@ -135,13 +135,13 @@ pub async fn run(context: &Context, session: &str, query: OpenTerminal, local: L
                 status => Err(Failure::Status(status)),
             }
         }
-        Course::Detached => {
+        AttachOutcome::Detached => {
             context.ui.note(&format!("\ndetached; within a minute, this attaches again:\n  {again}"));
             Ok(())
         }
-        Course::Lost => Err(Failure::failed("the connection to the terminal was lost").help(again)),
-        Course::Refused(error) => Err(error.into()),
-        Course::Signalled(status) => Err(Failure::Status(status)),
+        AttachOutcome::Lost => Err(Failure::failed("the connection to the terminal was lost").help(again)),
+        AttachOutcome::Refused(error) => Err(error.into()),
+        AttachOutcome::Signalled(status) => Err(Failure::Status(status)),
     }
 }
 
@@ -215,14 +215,14 @@ struct Attachment<'a> {
 }
 
 impl Attachment<'_> {
-    async fn stay(&mut self, mut sender: Sender, mut receiver: Receiver, signals: &mut Signals) -> Course {
+    async fn stay(&mut self, mut sender: Sender, mut receiver: Receiver, signals: &mut Signals) -> AttachOutcome {
         loop {
             let Self { query, escape, input, .. } = self;
             let course = tokio::select! {
                 course = down(&mut receiver, &mut query.terminal) => course,
                 course = up(&mut sender, input, escape, signals) => course,
             };
-            if !matches!(course, Course::Lost) || self.query.terminal.is_none() {
+            if !matches!(course, AttachOutcome::Lost) || self.query.terminal.is_none() {
                 return course;
             }
             show(b"\r\n[the connection is lost; it is being made again]\r\n");
@@ -236,19 +236,19 @@ impl Attachment<'_> {
     }
 
     /// Attaches again, for as long as the terminal may still be there.
-    async fn again(&mut self, signals: &mut Signals) -> std::result::Result<(Sender, Receiver), Course> {
+    async fn again(&mut self, signals: &mut Signals) -> std::result::Result<(Sender, Receiver), AttachOutcome> {
         let (deadline, mut wait) = (Instant::now() + DETACHED_MAX, BACKOFF);
         let terminal = self.query.terminal.clone();
         self.query = here(OpenTerminal { terminal, watch: self.query.watch, ..OpenTerminal::default() });
         loop {
             let attached = tokio::select! {
                 attached = self.client.open_terminal(self.session, &self.query) => attached,
-                status = signals.ending.recv() => return Err(Course::Signalled(status)),
+                status = signals.ending.recv() => return Err(AttachOutcome::Signalled(status)),
             };
             match attached {
                 Ok(way) => return Ok(way),
-                Err(error) if !is_passing(&error) => return Err(Course::Refused(error)),
-                Err(_) if Instant::now() > deadline => return Err(Course::Lost),
+                Err(error) if !is_passing(&error) => return Err(AttachOutcome::Refused(error)),
+                Err(_) if Instant::now() > deadline => return Err(AttachOutcome::Lost),
                 Err(_) => tokio::time::sleep(wait).await,
             }
             wait = (wait * 2).min(BACKOFF_MAX);
@@ -265,24 +265,24 @@ fn is_passing(error: &ClientError) -> bool {
 }
 
 /// From the session to our terminal.
-async fn down(receiver: &mut Receiver, terminal: &mut Option<String>) -> Course {
+async fn down(receiver: &mut Receiver, terminal: &mut Option<String>) -> AttachOutcome {
     loop {
-        let Ok(received) = timeout(QUIET_MAX, receiver.next()).await else { return Course::Lost };
+        let Ok(received) = timeout(QUIET_MAX, receiver.next()).await else { return AttachOutcome::Lost };
         match received {
             Some(Received::Bytes(bytes)) => show(&bytes),
             Some(Received::Notice(notice)) => {
                 if let Some(problem) = notice.problem {
-                    return Course::Refused(ClientError::Problem(Box::new(problem)));
+                    return AttachOutcome::Refused(ClientError::Problem(Box::new(problem)));
                 }
                 if let Some(code) = notice.exit_code {
-                    return Course::Exited { code, reason: notice.reason };
+                    return AttachOutcome::Exited { code, reason: notice.reason };
                 }
                 *terminal = notice.terminal.or(terminal.take());
             }
             Some(Received::Closed(Some((code, reason)))) if !matches!(code, 1001 | CLOSE_LOST | CLOSE_TOO_SLOW) => {
-                return Course::Refused(ClientError::Protocol(reason));
+                return AttachOutcome::Refused(ClientError::Protocol(reason));
             }
-            Some(Received::Closed(_)) => return Course::Lost,
+            Some(Received::Closed(_)) => return AttachOutcome::Lost,
             None => {}
         }
     }
@@ -294,7 +294,7 @@ async fn up(
     input: &mut mpsc::Receiver<Vec<u8>>,
     escape: &mut Escape,
     signals: &mut Signals,
-) -> Course {
+) -> AttachOutcome {
     let mut pings = interval(PING_INTERVAL);
     let mut typed = Typed { escape, has_more: true, waiting: Vec::new() };
     loop {
@@ -309,7 +309,7 @@ async fn up(
                     Some((columns, rows)) => sender.frame(&ClientFrame::Resize { columns, rows }).await,
                     None => true,
                 },
-                code = signals.ending.recv() => return Course::Signalled(code),
+                code = signals.ending.recv() => return AttachOutcome::Signalled(code),
                 _ = pings.tick() => sender.ping().await,
             }
         } else {
@@ -323,12 +323,12 @@ async fn up(
                             return course;
                         }
                     }
-                    code = signals.ending.recv() => return Course::Signalled(code),
+                    code = signals.ending.recv() => return AttachOutcome::Signalled(code),
                 }
             }
         };
         if !is_there {
-            return Course::Lost;
+            return AttachOutcome::Lost;
         }
     }
 }
@@ -343,16 +343,16 @@ struct Typed<'e> {
 
 impl Typed<'_> {
     /// Takes more of it, or that there is none; how the command goes on, where that was asked for.
-    fn take(&mut self, bytes: Option<Vec<u8>>) -> Option<Course> {
+    fn take(&mut self, bytes: Option<Vec<u8>>) -> Option<AttachOutcome> {
         let Some(bytes) = bytes else {
             self.has_more = false;
             return None;
         };
-        let (typed, wish) = self.escape.typed(&bytes);
+        let (typed, action) = self.escape.typed(&bytes);
         self.waiting.extend(typed);
-        match wish {
-            Some(Wish::Detach) => return Some(Course::Detached),
-            Some(Wish::Help) => show(ESCAPES.as_bytes()),
+        match action {
+            Some(EscapeAction::Detach) => return Some(AttachOutcome::Detached),
+            Some(EscapeAction::Help) => show(ESCAPES.as_bytes()),
             None => {}
         }
         None
@@ -361,7 +361,7 @@ impl Typed<'_> {
 
 /// What a person wants of this side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
+enum EscapeAction {
     Detach,
     Help,
 }
@@ -379,18 +379,18 @@ impl Escape {
     }
 
     /// What is to be passed on of what was typed.
-    fn typed(&mut self, bytes: &[u8]) -> (Vec<u8>, Option<Wish>) {
+    fn typed(&mut self, bytes: &[u8]) -> (Vec<u8>, Option<EscapeAction>) {
         if !self.is_on {
             return (bytes.to_vec(), None);
         }
-        let (mut typed, mut wish) = (Vec::with_capacity(bytes.len() + 1), None);
+        let (mut typed, mut action) = (Vec::with_capacity(bytes.len() + 1), None);
         for &byte in bytes {
             if std::mem::take(&mut self.has_tilde) {
                 self.at_start = matches!(byte, b'\r' | b'\n');
                 match byte {
-                    b'.' => return (typed, Some(Wish::Detach)),
+                    b'.' => return (typed, Some(EscapeAction::Detach)),
                     b'?' => {
-                        wish = Some(Wish::Help);
+                        action = Some(EscapeAction::Help);
                         self.at_start = true;
                     }
                     b'~' => typed.push(b'~'),
@@ -403,7 +403,7 @@ impl Escape {
                 self.at_start = matches!(byte, b'\r' | b'\n');
             }
         }
-        (typed, wish)
+        (typed, action)
     }
 }
 
@@ -413,31 +413,31 @@ mod tests {
 
     #[test]
     fn escapes() {
-        for (typed, passed, wish) in [
+        for (typed, passed, action) in [
             (&b"ls\r"[..], &b"ls\r"[..], None),
-            (b"~.", b"", Some(Wish::Detach)),
-            (b"ls\r~.rest", b"ls\r", Some(Wish::Detach)),
+            (b"~.", b"", Some(EscapeAction::Detach)),
+            (b"ls\r~.rest", b"ls\r", Some(EscapeAction::Detach)),
             (b"a~.", b"a~.", None),
             (b"cd ~.\r", b"cd ~.\r", None),
             (b"~~", b"~", None),
             (b"\r~~.", b"\r~.", None),
-            (b"~?~.", b"", Some(Wish::Detach)),
+            (b"~?~.", b"", Some(EscapeAction::Detach)),
             (b"~/x\r", b"~/x\r", None),
             (b"~", b"", None),
         ] {
-            assert_eq!(Escape::new(true).typed(typed), (passed.to_vec(), wish), "{typed:?}");
+            assert_eq!(Escape::new(true).typed(typed), (passed.to_vec(), action), "{typed:?}");
             // However it is cut.
             let mut escape = Escape::new(true);
             let (mut whole, mut last) = (Vec::new(), None);
             for byte in typed {
-                let (passed, wish) = escape.typed(&[*byte]);
+                let (passed, action) = escape.typed(&[*byte]);
                 whole.extend(passed);
-                last = last.or(wish.filter(|wish| *wish == Wish::Detach));
+                last = last.or(action.filter(|action| *action == EscapeAction::Detach));
                 if last.is_some() {
                     break;
                 }
             }
-            assert_eq!((whole, last), (passed.to_vec(), wish), "{typed:?}");
+            assert_eq!((whole, last), (passed.to_vec(), action), "{typed:?}");
         }
         assert_eq!(Escape::new(false).typed(b"~."), (b"~.".to_vec(), None));
     }

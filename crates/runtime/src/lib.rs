@@ -52,11 +52,11 @@ pub struct Listed {
 
 /// Whether anything but its host runs in a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Company {
+pub enum Occupancy {
     /// Only the host, which has nothing open in the workspace.
-    Alone,
+    HostOnly,
     /// Other processes, which may write to the workspace at any time.
-    Others,
+    OtherProcesses,
 }
 
 /// Limits of one container.
@@ -106,7 +106,7 @@ pub enum RuntimeError {
     Other(String),
 }
 
-/// What a container takes beside what is in its workspace, in bytes on the disk.
+/// Bytes on the disk that a container uses and its workspace does not list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hidden {
     /// What was written outside of its workspace.
@@ -141,7 +141,7 @@ pub trait Runtime: Send + Sync + 'static {
     async fn open_workspace(&self, id: ContainerId) -> Result<OwnedFd, RuntimeError>;
 
     /// Makes everything in a container stand still, until [`Runtime::thaw`].
-    async fn freeze(&self, id: ContainerId) -> Result<Company, RuntimeError>;
+    async fn freeze(&self, id: ContainerId) -> Result<Occupancy, RuntimeError>;
 
     /// Lets everything in a container go on; also one that was frozen by a server that is no more.
     async fn thaw(&self, id: ContainerId) -> Result<(), RuntimeError>;

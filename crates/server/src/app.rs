@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures::future::BoxFuture;
-use raworc_core::ids::AccountId;
+use raworc_api::problem::{Code, Problem};
+use raworc_core::ids::{AccountId, SessionId};
 use raworc_core::layers::Lengths;
 use raworc_core::permissions::{Action, Actor, Decision, allow};
 use raworc_core::time::Time;
 use raworc_runtime::Runtime;
-use raworc_store::Store;
+use raworc_store::{Connection, Store, StoreError};
+use raworc_workspace::{FileError, LayerStore};
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,17 +21,23 @@ use crate::attachments::Attachments;
 use crate::auth::HostTokens;
 use crate::budgets::Budgets;
 use crate::ceilings::Ceilings;
+use crate::checkpoint_queue::CheckpointQueue;
 use crate::error::Failure;
+use crate::garbage_queue::GarbageQueue;
 use crate::hosts::Hosts;
 use crate::hub::Hub;
 use crate::images::Images;
-use crate::keyed::Places;
+use crate::keyed_locks::{KeyedMutex, KeyedSemaphore};
+use crate::layer_pins::LayerPins;
 use crate::metrics::Metrics;
+use crate::reconcile::live_capture::CaptureBases;
+use crate::reconcile::periodic_checkpoints::CheckpointTimers;
+use crate::reconcile::quotas::Quotas;
 use crate::reconcile::records::Looks;
 use crate::registries::Registries;
 use crate::reserve::Reserve;
 use crate::supervise::Loops;
-use crate::trees::Trees;
+use crate::verbs::audit::Refusals;
 
 /// The parts of a running server.
 pub struct App {
@@ -36,12 +45,26 @@ pub struct App {
     pub store: Store,
     /// Containers.
     pub runtime: Arc<dyn Runtime>,
-    /// Files.
-    pub trees: Arc<Trees>,
+    /// The layers of workspaces.
+    pub layer_store: LayerStore,
+    /// Who may change a session's workspace now.
+    pub session_locks: KeyedMutex<SessionId>,
+    /// Sessions that are to be saved.
+    pub checkpoint_queue: CheckpointQueue,
+    /// Sessions that are saved by the clock.
+    pub checkpoint_timers: CheckpointTimers,
+    /// The last copies of workspaces that are written to.
+    pub capture_bases: Arc<CaptureBases>,
+    /// Layers that are being read.
+    pub layer_pins: Arc<LayerPins>,
+    /// Layers that may be of no use any more.
+    pub garbage_queue: Arc<GarbageQueue>,
+    /// Sessions whose use of the disk is limited.
+    pub quotas: Quotas,
     /// What is kept for a full disk, if anything is.
     pub reserve: Option<Reserve>,
     /// What work on them meets, in a simulation.
-    pub weather: Option<Arc<dyn Weather>>,
+    pub fault_injector: Option<Arc<dyn FaultInjector>>,
     /// How many layers workspaces lie on.
     pub lengths: Lengths,
     /// Images on their way.
@@ -63,9 +86,13 @@ pub struct App {
     /// What requests may take of the memory.
     pub budgets: Budgets,
     /// Files that an account may upload at the same time: each holds a thread, for as long as whoever sends it takes.
-    pub uploads: Places<AccountId>,
+    pub uploads: KeyedSemaphore<AccountId>,
+    /// Reads of many rows at the same time.
+    pub scans: Arc<Semaphore>,
     /// Versions that an account may compare at the same time: it takes a thread, and a disk's time.
-    pub comparisons: Places<AccountId>,
+    pub comparisons: KeyedSemaphore<AccountId>,
+    /// What was refused lately, for the audit trail.
+    pub refusals: Refusals,
     /// Everything that has to end before the records are closed.
     pub tasks: TaskTracker,
     /// Ends streams and loops.
@@ -82,6 +109,8 @@ pub struct App {
 
 /// Uploads of one account at the same time.
 pub const UPLOADS_MAX: usize = 32;
+/// Reads of many rows at the same time; more wait. The store has more readers, so that who looks up one row never waits for these.
+pub const SCANS_MAX: usize = 2;
 /// Comparisons of one account at the same time; more wait.
 pub const COMPARISONS_MAX: usize = 2;
 
@@ -96,9 +125,9 @@ pub fn system_clock() -> Clock {
 /// A shared [`App`].
 pub type Shared = Arc<App>;
 
-/// What work on layers meets in a simulation, where a disk takes time and a server may be killed before the work and after it.
+/// Delays work on layers, and has the server die before or after it. Only the simulator has one.
 /// (Inside of it, see [`raworc_workspace::steps`].)
-pub trait Weather: Send + Sync + 'static {
+pub trait FaultInjector: Send + Sync + 'static {
     /// Before some work. Where this never ends, nothing has been done.
     fn before(&self) -> BoxFuture<'_, ()>;
 
@@ -112,11 +141,26 @@ impl App {
     /// # Errors
     /// Where the work panicked.
     pub async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> std::io::Result<T> {
-        let Some(weather) = &self.weather else { return blocking(work).await };
-        weather.before().await;
+        let Some(fault_injector) = &self.fault_injector else { return blocking(work).await };
+        fault_injector.before().await;
         let done = blocking(work).await;
-        weather.after().await;
+        fault_injector.after().await;
         done
+    }
+
+    /// Reads what may be many rows, where nobody else has to wait for it; its place, to be kept for as long as what was read is in memory.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn scan<T: Send + 'static>(
+        &self,
+        work: impl for<'c> FnOnce(&'c mut Connection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+    ) -> Result<(T, OwnedSemaphorePermit), Failure> {
+        let place = Arc::clone(&self.scans).acquire_owned().await;
+        let place = place.map_err(|_| StoreError::Unavailable("the store is closed".into()))?;
+        let mut reader = self.store.read().await?;
+        let found = blocking(move || futures::executor::block_on(work(&mut reader))).await.map_err(FileError::Io)??;
+        Ok((found, place))
     }
 
     /// The time.
@@ -144,10 +188,10 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 pub fn permit(actor: &Actor, action: Action, what: &str, name: &str) -> Result<(), Failure> {
     match allow(actor, action) {
         Decision::Allow => Ok(()),
-        Decision::Forbid => Err(Failure::new(
-            raworc_api::problem::Code::Forbidden,
-            format!("the account {:?} may not do this; ask an administrator", actor.name),
-        )),
-        Decision::Hide => Err(Failure::not_found(what, name)),
+        Decision::Forbid => {
+            let detail = format!("the account {:?} may not do this; ask an administrator", actor.name);
+            Err(Failure::NotAllowed(Box::new(Problem::new(Code::Forbidden, detail))))
+        }
+        Decision::Hide => Err(Failure::NotAllowed(Box::new(Failure::not_found(what, name).into_problem()))),
     }
 }

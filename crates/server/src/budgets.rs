@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::app::blocking;
 use crate::error::Failure;
-use crate::keyed::Places;
+use crate::keyed_locks::KeyedSemaphore;
 
 /// What is as short as this is not counted, in bytes.
 pub const SMALL_BYTES: usize = 16 * 1024;
@@ -54,17 +54,17 @@ pub struct Budgets {
     written: Arc<Semaphore>,
     threads: Arc<Semaphore>,
     waiting: Semaphore,
-    streams: Places<AccountId>,
-    attached: (Arc<Semaphore>, Places<AccountId>),
-    downloads: (Arc<Semaphore>, Places<AccountId>),
-    requests: Places<AccountId>,
+    streams: KeyedSemaphore<AccountId>,
+    attached: (Arc<Semaphore>, KeyedSemaphore<AccountId>),
+    downloads: (Arc<Semaphore>, KeyedSemaphore<AccountId>),
+    requests: KeyedSemaphore<AccountId>,
 }
 
 /// Memory for one purpose.
 #[derive(Debug)]
 pub struct Budget {
     all: Arc<Semaphore>,
-    each: Places<AccountId>,
+    each: KeyedSemaphore<AccountId>,
     each_kib: usize,
     of: &'static str,
 }
@@ -84,10 +84,10 @@ impl Default for Budgets {
             written: Arc::new(Semaphore::new(WRITTEN_MAX)),
             threads: Arc::new(Semaphore::new(THREADS_MAX)),
             waiting: Semaphore::new(WAITING_MAX),
-            streams: Places::new(STREAMS_MAX),
-            attached: (Arc::new(Semaphore::new(ATTACHED_MAX.0)), Places::new(ATTACHED_MAX.1)),
-            downloads: (Arc::new(Semaphore::new(DOWNLOADS_MAX.0)), Places::new(DOWNLOADS_MAX.1)),
-            requests: Places::new(REQUESTS_MAX),
+            streams: KeyedSemaphore::new(STREAMS_MAX),
+            attached: (Arc::new(Semaphore::new(ATTACHED_MAX.0)), KeyedSemaphore::new(ATTACHED_MAX.1)),
+            downloads: (Arc::new(Semaphore::new(DOWNLOADS_MAX.0)), KeyedSemaphore::new(DOWNLOADS_MAX.1)),
+            requests: KeyedSemaphore::new(REQUESTS_MAX),
         }
     }
 }
@@ -205,7 +205,7 @@ impl Budgets {
 
 impl Budget {
     fn new((all, each): (usize, usize), of: &'static str) -> Self {
-        Self { all: Arc::new(Semaphore::new(all)), each: Places::new(each), each_kib: each, of }
+        Self { all: Arc::new(Semaphore::new(all)), each: KeyedSemaphore::new(each), each_kib: each, of }
     }
 
     /// Room for so much, which may be waited for.

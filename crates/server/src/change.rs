@@ -169,6 +169,11 @@ impl<'t> Change<'t> {
         self.transaction.wasted(layers);
     }
 
+    /// Has it made known after the commit that these layers are of no checkpoint of the session any more.
+    pub fn given_up(&mut self, layers: Vec<LayerId>) {
+        self.transaction.given_up(self.row.id, layers);
+    }
+
     /// See [`layers::release`].
     ///
     /// # Errors
@@ -188,7 +193,7 @@ impl<'t> Change<'t> {
         Ok(self.row)
     }
 
-    /// Stores that the log has grown, where nothing else of the session has changed; its readers are told after the commit.
+    /// Stores what only the log and the reports of the host have changed; after the commit, readers are told, and no loop.
     ///
     /// # Errors
     /// Where the store fails.
@@ -207,7 +212,7 @@ impl<'t> Change<'t> {
         sessions::configure(self.transaction.connection(), &mut self.row).await
     }
 
-    /// The same, where something is to follow in the same transaction.
+    /// As [`Change::save`], where something is to follow in the same transaction.
     ///
     /// # Errors
     /// Where the store fails.

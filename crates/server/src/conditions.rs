@@ -62,7 +62,7 @@ pub struct Conditions {
     if_modified_since: Option<i64>,
 }
 
-/// What is there that conditions are about.
+/// The present state of what conditions are about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Present {
     /// Its tag, without quotes, where it has one.
@@ -161,20 +161,31 @@ impl Conditions {
         if self.allow(Some(&present)) { Ok(()) } else { Err(stale()) }
     }
 
-    /// Lets a session of this edition and version be changed, or says why not. A tag of the same edition fits: what has happened in
-    /// the session since is in nobody's way who changes how it is configured.
+    /// Lets the configuration of a session be changed, or says why not. `If-Match` fits where it names any state of this edition: what has
+    /// happened in the session since is in nobody's way who changes how it is configured.
     ///
     /// # Errors
     /// 412.
     pub fn check_edition(&self, edition: i64, version: i64) -> Result<(), Failure> {
-        let same_edition = format!("v{edition}.").into_bytes();
-        let named = [&self.if_match, &self.if_none_match].into_iter().flatten().flat_map(|tags| match tags {
-            Tags::Any => &[],
-            Tags::List(tags) => &tags[..],
-        });
-        let mut fitting = named.filter(|tag| tag.opaque.starts_with(&same_edition));
-        let tag = fitting.next().and_then(|tag| String::from_utf8(tag.opaque.clone()).ok());
-        let present = Present { tag: tag.or_else(|| Some(session_tag(edition, version))), modified: None };
+        let prefix = format!("v{edition}.").into_bytes();
+        let is_fitting = |tag: &&Tag| {
+            let state = tag.opaque.strip_prefix(&prefix[..]);
+            !tag.is_weak && state.is_some_and(|state| !state.is_empty() && state.iter().all(u8::is_ascii_digit))
+        };
+        let fits = match &self.if_match {
+            Some(Tags::List(tags)) => tags.iter().any(|tag| is_fitting(&tag)),
+            Some(Tags::Any) | None => true,
+        };
+        let others = Self { if_match: None, ..self.clone() };
+        if fits { others.check_session(edition, version) } else { Err(stale()) }
+    }
+
+    /// Lets a session of this edition and version be ended, or says why not: `If-Match` fits in this state only.
+    ///
+    /// # Errors
+    /// 412.
+    pub fn check_session(&self, edition: i64, version: i64) -> Result<(), Failure> {
+        let present = Present { tag: Some(session_tag(edition, version)), modified: None };
         if self.allow(Some(&present)) { Ok(()) } else { Err(stale()) }
     }
 }

@@ -70,11 +70,11 @@ pub struct Connection {
     number: u64,
     source: Option<IpAddr>,
     close: CancellationToken,
-    course: Mutex<Course>,
+    course: Mutex<ConnectionState>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Course {
+struct ConnectionState {
     is_known: bool,
     is_working: bool,
     /// It speaks something else than HTTP since, and is closed by those who do.
@@ -89,7 +89,7 @@ struct Course {
     waits: bool,
 }
 
-impl Course {
+impl ConnectionState {
     fn new() -> Self {
         let idle_since = Instant::now();
         Self {
@@ -149,7 +149,7 @@ impl Connections {
             self.evict(&mut table, |_| true).ok_or(Full::All)?;
         }
         let number = self.next.fetch_add(1, Ordering::SeqCst);
-        let (close, course) = (CancellationToken::new(), Mutex::new(Course::new()));
+        let (close, course) = (CancellationToken::new(), Mutex::new(ConnectionState::new()));
         let connection = Arc::new(Connection { number, source, close, course });
         table.insert(number, Arc::clone(&connection));
         self.strangers.fetch_add(1, Ordering::SeqCst);

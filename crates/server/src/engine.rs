@@ -9,20 +9,28 @@ use raworc_core::time::Time;
 use raworc_runtime::Runtime;
 use raworc_store::{Listener, Store, StoreError, agents, settings};
 use raworc_workspace::layers::Marks;
-use raworc_workspace::{Mounter, Workspaces};
+use raworc_workspace::{LayerStore, Mounter};
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::app::{App, COMPARISONS_MAX, Clock, Shared, UPLOADS_MAX, Weather};
+use crate::app::{App, COMPARISONS_MAX, Clock, FaultInjector, SCANS_MAX, Shared, UPLOADS_MAX};
 use crate::budgets::Budgets;
 use crate::ceilings::Ceilings;
+use crate::checkpoint_queue::CheckpointQueue;
+use crate::garbage_queue::GarbageQueue;
 use crate::images::Images;
-use crate::keyed::Places;
+use crate::keyed_locks::{KeyedMutex, KeyedSemaphore};
+use crate::layer_pins::LayerPins;
+use crate::reconcile::live_capture::CaptureBases;
+use crate::reconcile::periodic_checkpoints::CheckpointTimers;
+use crate::reconcile::quotas::Quotas;
 use crate::registries::Registries;
 use crate::reserve::{self, Reserve};
+use crate::verbs::audit::Refusals;
 use crate::{
-    StartError, admin_token, attachments, auth, hosts, hub, link, metrics, reconcile, routes, supervise, trees, verbs,
+    StartError, admin_token, attachments, auth, hosts, hub, link, metrics, reconcile, routes, supervise, verbs,
 };
 
 /// What an engine is made of.
@@ -51,8 +59,8 @@ pub struct Parts<'p> {
     pub lengths: Lengths,
     /// What is kept for a full disk.
     pub reserve: Option<Reserve>,
-    /// What work on layers meets, in a simulation.
-    pub weather: Option<Arc<dyn Weather>>,
+    /// Injects faults into work on layers; none but in a simulation.
+    pub fault_injector: Option<Arc<dyn FaultInjector>>,
 }
 
 /// An engine that runs.
@@ -73,10 +81,10 @@ impl Engine {
         open: impl FnOnce(Listener) -> Result<Store, StoreError>,
     ) -> Result<Self, StartError> {
         let hub = Arc::new(hub::Hub::default());
-        let workspaces = Workspaces::open(parts.data_dir, parts.agent_owner, parts.marks, parts.mounter)
+        let layer_store = LayerStore::open(parts.data_dir, parts.agent_owner, parts.marks, parts.mounter)
             .map_err(|error| StartError::File(parts.data_dir.to_owned(), error))?;
-        let trees = trees::Trees::new(workspaces);
-        let store = open(listener(&hub, &trees))?;
+        let (capture_bases, garbage_queue) = (Arc::new(CaptureBases::default()), Arc::new(GarbageQueue::default()));
+        let store = open(listener(&hub, &capture_bases, &garbage_queue))?;
         let now = (parts.clock)();
         let admin_token = admin_token::find_or_make(&store, &parts.data_dir.join("admin.token"), now).await?;
         let host_secret = first_records(&store, now).await?;
@@ -86,9 +94,16 @@ impl Engine {
         let app: Shared = Arc::new(App {
             store,
             runtime: parts.runtime,
-            trees,
+            layer_store,
+            session_locks: KeyedMutex::default(),
+            checkpoint_queue: CheckpointQueue::default(),
+            checkpoint_timers: CheckpointTimers::default(),
+            capture_bases,
+            layer_pins: Arc::new(LayerPins::default()),
+            garbage_queue,
+            quotas: Quotas::default(),
             reserve: parts.reserve,
-            weather: parts.weather,
+            fault_injector: parts.fault_injector,
             lengths: parts.lengths,
             images,
             registries: parts.registries,
@@ -99,8 +114,10 @@ impl Engine {
             host_tokens: auth::HostTokens::new(&host_secret),
             metrics: metrics::Metrics::default(),
             budgets: Budgets::default(),
-            uploads: Places::new(UPLOADS_MAX),
-            comparisons: Places::new(COMPARISONS_MAX),
+            uploads: KeyedSemaphore::new(UPLOADS_MAX),
+            scans: Arc::new(Semaphore::new(SCANS_MAX)),
+            comparisons: KeyedSemaphore::new(COMPARISONS_MAX),
+            refusals: Refusals::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             started: Instant::now(),
@@ -108,20 +125,20 @@ impl Engine {
             looks: reconcile::records::Looks::default(),
             clock: parts.clock,
         });
-        reconcile::checkpoints::take_up(&app).await?;
+        reconcile::checkpoints::recover(&app).await?;
         reconcile::sweep::once(&app).await?;
         supervise::spawn::<reconcile::backups::Backups>(&app);
         supervise::spawn::<reconcile::checkpoints::Checkpoints>(&app);
         supervise::spawn::<reconcile::containers::Containers>(&app);
         supervise::spawn::<reconcile::deadlines::Deadlines>(&app);
-        supervise::spawn::<reconcile::every::Every>(&app);
+        supervise::spawn::<reconcile::periodic_checkpoints::PeriodicCheckpoints>(&app);
         supervise::spawn::<reconcile::exits::Exits>(&app);
         supervise::spawn::<reconcile::layers::Layers>(&app);
         supervise::spawn::<reconcile::leases::Leases>(&app);
-        supervise::spawn::<reconcile::quotas::QuotaLooks>(&app);
+        supervise::spawn::<reconcile::quotas::QuotaLoop>(&app);
         supervise::spawn::<reconcile::records::Records>(&app);
         supervise::spawn::<reconcile::sweep::Sweep>(&app);
-        supervise::spawn::<reserve::Keeping>(&app);
+        supervise::spawn::<reserve::ReserveLoop>(&app);
         Ok(Self { app, admin_token })
     }
 
@@ -164,12 +181,15 @@ async fn first_records(store: &Store, now: Time) -> Result<String, StartError> {
 }
 
 /// Who hears of commits.
-fn listener(hub: &Arc<hub::Hub>, trees: &Arc<trees::Trees>) -> Listener {
-    let (hub, trees) = (Arc::clone(hub), Arc::clone(trees));
+fn listener(hub: &Arc<hub::Hub>, bases: &Arc<CaptureBases>, garbage: &Arc<GarbageQueue>) -> Listener {
+    let (hub, capture_bases, garbage_queue) = (Arc::clone(hub), Arc::clone(bases), Arc::clone(garbage));
     Arc::new(move |news| {
         hub.notify(&news.sessions);
         hub.notify_readers(&news.logs);
         hub.notify_revoked(&news.revoked);
-        trees.waste(news.wasted);
+        for (session, layers) in &news.given_up {
+            capture_bases.forget_given_up(*session, layers);
+        }
+        garbage_queue.enqueue(news.wasted);
     })
 }

@@ -11,12 +11,19 @@ use raworc_workspace::FileError;
 /// Seconds after which it is worth trying again where a backend is away or busy.
 const RETRY_AFTER_SECONDS: u64 = 1;
 
+/// Marks the answer to a caller who may not, for the audit trail.
+#[derive(Clone, Copy, Debug)]
+pub struct NotAllowed;
+
 /// Why a verb did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// Something the caller can understand.
     #[error(transparent)]
     Problem(Box<Problem>),
+    /// The caller may not; the problem may say that there is no such thing.
+    #[error(transparent)]
+    NotAllowed(Box<Problem>),
     /// The state machine does not allow it.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -49,14 +56,18 @@ impl Failure {
     pub fn damage(&self) -> Option<&Damage> {
         match self {
             Failure::Store(StoreError::Damaged(damage)) => Some(damage),
-            Failure::Store(_) | Failure::Problem(_) | Failure::Refused(_) | Failure::File(_) => None,
+            Failure::Store(_)
+            | Failure::Problem(_)
+            | Failure::NotAllowed(_)
+            | Failure::Refused(_)
+            | Failure::File(_) => None,
         }
     }
 
     /// What is said outside.
     pub fn into_problem(self) -> Problem {
         match self {
-            Failure::Problem(problem) => *problem,
+            Failure::Problem(problem) | Failure::NotAllowed(problem) => *problem,
             Failure::Refused(refused) => refused_problem(refused),
             Failure::Store(error) => store_problem(&error),
             Failure::File(error) => file_problem(&error),
@@ -168,7 +179,12 @@ fn disk_full() -> Problem {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        problem_response(&self.into_problem())
+        let is_allowed = !matches!(self, Failure::NotAllowed(_));
+        let mut response = problem_response(&self.into_problem());
+        if !is_allowed {
+            response.extensions_mut().insert(NotAllowed);
+        }
+        response
     }
 }
 

@@ -22,7 +22,7 @@ const EXEC_REPORTS: usize = 256;
 
 /// Why an exec was not begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotRun {
+pub enum ExecRejection {
     /// No host is connected.
     NoHost,
     /// Too many run already.
@@ -56,12 +56,12 @@ impl Host {
 }
 
 /// A host stands still, and has nothing to answer for.
-pub struct Pause<'h> {
+pub struct LeaseSuspension<'h> {
     hosts: &'h Hosts,
     container: ContainerId,
 }
 
-impl Drop for Pause<'_> {
+impl Drop for LeaseSuspension<'_> {
     fn drop(&mut self) {
         if let Some(host) = lock(&self.hosts.hosts).get_mut(&self.container) {
             host.stopped = host.stopped.saturating_sub(1);
@@ -71,12 +71,12 @@ impl Drop for Pause<'_> {
 }
 
 /// Something that is recorded as begun, or about to be, and of which the host has not been told.
-pub struct Beginning<'h> {
+pub struct StartGuard<'h> {
     hosts: &'h Hosts,
     id: Uuid,
 }
 
-impl Drop for Beginning<'_> {
+impl Drop for StartGuard<'_> {
     fn drop(&mut self) {
         lock(&self.hosts.beginning).remove(&self.id);
     }
@@ -142,40 +142,40 @@ impl Hosts {
     ///
     /// # Errors
     /// Where none is connected.
-    pub fn is_connected(&self, container: ContainerId) -> Result<(), NotRun> {
+    pub fn is_connected(&self, container: ContainerId) -> Result<(), ExecRejection> {
         let hosts = lock(&self.hosts);
-        hosts.get(&container).filter(|host| host.connection.is_some()).map(drop).ok_or(NotRun::NoHost)
+        hosts.get(&container).filter(|host| host.connection.is_some()).map(drop).ok_or(ExecRejection::NoHost)
     }
 
     /// Whether a stream could be attached to now.
     ///
     /// # Errors
     /// Where not.
-    pub fn can_attach(&self, container: ContainerId) -> Result<(), NotRun> {
+    pub fn can_attach(&self, container: ContainerId) -> Result<(), ExecRejection> {
         let hosts = lock(&self.hosts);
-        let host = hosts.get(&container).filter(|host| host.connection.is_some()).ok_or(NotRun::NoHost)?;
-        if host.can_attach { Ok(()) } else { Err(NotRun::Outdated) }
+        let host = hosts.get(&container).filter(|host| host.connection.is_some()).ok_or(ExecRejection::NoHost)?;
+        if host.can_attach { Ok(()) } else { Err(ExecRejection::Outdated) }
     }
 
     /// Has the host dial for one more client of a stream.
     ///
     /// # Errors
     /// Where that is not possible now.
-    pub fn attach(&self, container: ContainerId, attach: Attach) -> Result<(), NotRun> {
+    pub fn attach(&self, container: ContainerId, attach: Attach) -> Result<(), ExecRejection> {
         let mut hosts = lock(&self.hosts);
-        let host = hosts.get_mut(&container).ok_or(NotRun::NoHost)?;
-        let (_, frames) = host.connection.as_ref().ok_or(NotRun::NoHost)?;
+        let host = hosts.get_mut(&container).ok_or(ExecRejection::NoHost)?;
+        let (_, frames) = host.connection.as_ref().ok_or(ExecRejection::NoHost)?;
         let begun = attach.start.is_some().then_some(attach.work);
-        frames.try_send(ServerFrame::Attach(attach)).map_err(|_| NotRun::NoHost)?;
+        frames.try_send(ServerFrame::Attach(attach)).map_err(|_| ExecRejection::NoHost)?;
         // One that is only attached to may just have ended.
         host.streams.extend(begun);
         Ok(())
     }
 
     /// Says that this is about to be recorded as begun: until the host has been told of it, it is not missed there.
-    pub fn beginning(&self, id: Uuid) -> Beginning<'_> {
+    pub fn beginning(&self, id: Uuid) -> StartGuard<'_> {
         lock(&self.beginning).insert(id);
-        Beginning { hosts: self, id }
+        StartGuard { hosts: self, id }
     }
 
     /// Whether the host has yet to be told of this.
@@ -237,12 +237,12 @@ impl Hosts {
         }
     }
 
-    /// The host is about to stand still: its lease does not run until the [`Pause`] ends, and is a full one then.
-    pub fn pause(&self, container: ContainerId) -> Pause<'_> {
+    /// The host is about to stand still: its lease does not run until the [`LeaseSuspension`] ends, and is a full one then.
+    pub fn pause(&self, container: ContainerId) -> LeaseSuspension<'_> {
         if let Some(host) = lock(&self.hosts).get_mut(&container) {
             host.stopped += 1;
         }
-        Pause { hosts: self, container }
+        LeaseSuspension { hosts: self, container }
     }
 
     /// The container is no more: whatever ran in it has ended.
@@ -282,14 +282,19 @@ impl Hosts {
     ///
     /// # Errors
     /// Where that is not possible now.
-    pub fn run_exec(&self, container: ContainerId, id: Uuid, work: Work) -> Result<mpsc::Receiver<Report>, NotRun> {
+    pub fn run_exec(
+        &self,
+        container: ContainerId,
+        id: Uuid,
+        work: Work,
+    ) -> Result<mpsc::Receiver<Report>, ExecRejection> {
         let mut hosts = lock(&self.hosts);
-        let host = hosts.get_mut(&container).ok_or(NotRun::NoHost)?;
+        let host = hosts.get_mut(&container).ok_or(ExecRejection::NoHost)?;
         if host.execs.len() >= EXECS_MAX {
-            return Err(NotRun::TooMany);
+            return Err(ExecRejection::TooMany);
         }
-        let (_, frames) = host.connection.as_ref().ok_or(NotRun::NoHost)?;
-        frames.try_send(ServerFrame::Run(work)).map_err(|_| NotRun::NoHost)?;
+        let (_, frames) = host.connection.as_ref().ok_or(ExecRejection::NoHost)?;
+        frames.try_send(ServerFrame::Run(work)).map_err(|_| ExecRejection::NoHost)?;
         let (sender, receiver) = mpsc::channel(EXEC_REPORTS);
         host.execs.insert(id, sender);
         Ok(receiver)
@@ -302,8 +307,9 @@ impl Hosts {
             return;
         };
         host.execs.remove(&id);
+        host.streams.remove(&id);
         if let Some((_, frames)) = host.connection.as_ref().filter(|_| cancel) {
-            // Where it cannot be told now, it is when it comes back: it then names an exec that nobody knows.
+            // Where it cannot be told now, it is when it comes back: it then names an exec that is no longer recorded.
             let _ = frames.try_send(ServerFrame::Cancel(WorkId::Exec(id)));
         }
     }

@@ -29,10 +29,10 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedSemaphorePermit, RwLock};
 use crate::app::blocking;
 use crate::error::Failure;
 use crate::hub::lock;
-use crate::keyed::{Held, Places, Turns};
+use crate::keyed_locks::{KeyedGuard, KeyedMutex, KeyedSemaphore};
 
 pub use pack::pack;
-pub use unpack::{TakenIn, take_in};
+pub use unpack::{UnpackedImage, unpack_image};
 
 /// How long what a transfer left is kept for the next one.
 const LEFT_FOR: Duration = Duration::from_secs(24 * 3600);
@@ -51,32 +51,32 @@ pub struct Images {
     account_bytes_max: u64,
     /// For each account, shared by its transfers; alone, blobs may be removed.
     passing: Mutex<HashMap<AccountId, Arc<RwLock<()>>>>,
-    places: Places<AccountId>,
-    /// Whoever brings in what others of the same account want at the same time, does it for them, too.
-    pulls: Turns<(AccountId, String)>,
+    places: KeyedSemaphore<AccountId>,
+    /// Pulls of one reference by one account wait for each other, so they share one download.
+    pulls: KeyedMutex<(AccountId, String)>,
 }
 
 /// A transfer under way: nothing is removed from its account's layout.
-pub struct Passage {
+pub struct AccountTransfer {
     layout: Layout,
     passing: Arc<RwLock<()>>,
     way: Way,
 }
 
-/// What a transfer has for as long as anything is done for it, also where nobody waits for it any more.
+/// Holds a transfer's read lock and its permit until all of its work has ended, also after its client has gone.
 #[derive(Clone)]
 pub struct Way {
     _guard: Arc<OwnedRwLockReadGuard<()>>,
     _place: Arc<OwnedSemaphorePermit>,
 }
 
-impl Passage {
+impl AccountTransfer {
     /// Where blobs are.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// To be had by work that goes on when whoever waits for it goes away.
+    /// A clone for work that outlives the request.
     pub fn way(&self) -> Way {
         self.way.clone()
     }
@@ -111,8 +111,8 @@ impl Images {
             format,
             account_bytes_max: account_bytes_max.unwrap_or(half_of_the_disk),
             passing: Mutex::default(),
-            places: Places::new(TRANSFERS_MAX),
-            pulls: Turns::default(),
+            places: KeyedSemaphore::new(TRANSFERS_MAX),
+            pulls: KeyedMutex::default(),
         })
     }
 
@@ -142,7 +142,7 @@ impl Images {
     ///
     /// # Errors
     /// Where its layout cannot be made.
-    pub async fn passing(&self, account: AccountId) -> Result<Passage, Failure> {
+    pub async fn passing(&self, account: AccountId) -> Result<AccountTransfer, Failure> {
         let place = self.places.of(account).acquire_owned().await;
         let place = place.map_err(|error| FileError::Io(std::io::Error::other(error)))?;
         let passing = self.alone(account);
@@ -150,12 +150,12 @@ impl Images {
         let path = self.path(account);
         let layout = blocking(move || Layout::open(&path)).await.map_err(FileError::Io)??;
         let way = Way { _guard: Arc::new(guard), _place: Arc::new(place) };
-        Ok(Passage { layout, passing, way })
+        Ok(AccountTransfer { layout, passing, way })
     }
 
     /// Waits for whoever brings in the same for the same account.
-    pub async fn turn(&self, account: AccountId, reference: String) -> Held<(AccountId, String)> {
-        self.pulls.wait((account, reference)).await
+    pub async fn turn(&self, account: AccountId, reference: String) -> KeyedGuard<(AccountId, String)> {
+        self.pulls.lock((account, reference)).await
     }
 
     fn alone(&self, account: AccountId) -> Arc<RwLock<()>> {

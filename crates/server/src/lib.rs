@@ -1,23 +1,26 @@
 //! The server: verbs that decide and record, loops that carry out, routes that people call. See ARCHITECTURE.md.
 
 mod admin_token;
-mod admission;
 mod app;
 mod attachments;
 mod auth;
 mod budgets;
 mod ceilings;
 mod change;
+mod checkpoint_queue;
 mod conditions;
 mod connections;
 mod credentials;
 pub mod engine;
 mod error;
 mod extract;
+mod fair_semaphore;
+mod garbage_queue;
 mod hosts;
 mod hub;
 mod images;
-mod keyed;
+mod keyed_locks;
+mod layer_pins;
 mod lease;
 mod link;
 mod listen;
@@ -30,9 +33,9 @@ mod relay;
 mod reserve;
 mod routes;
 mod supervise;
-mod trees;
 mod verbs;
 mod view;
+mod workspace_access;
 
 pub use ceilings::Ceilings;
 pub use registries::Registries;
@@ -55,7 +58,7 @@ use tokio::net::TcpListener;
 use engine::Engine;
 use error::Failure;
 
-pub use app::{Clock, Weather};
+pub use app::{Clock, FaultInjector};
 pub use connections::Bounds;
 pub use routes::openapi;
 
@@ -174,7 +177,7 @@ impl Server {
             clock,
             lengths: Lengths::default(),
             reserve: Some(Reserve::of(data_dir)),
-            weather: None,
+            fault_injector: None,
         };
         let engine = Engine::start(parts, |listener| Store::open_sqlite(&records, listener)).await?;
         let (app, router) = (&engine.app, engine.router());

@@ -24,8 +24,8 @@ use uuid::Uuid;
 use crate::app::Shared;
 use crate::attachments::Way;
 use crate::error::Failure;
-use crate::trees;
 use crate::verbs::{observe, store_reports, streams, take_message};
+use crate::workspace_access;
 
 /// A connection says who it is by then.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -165,7 +165,7 @@ async fn hello(app: &Shared, frames: &mut Frames) -> Result<First, Ended> {
         HostFrame::Hello { versions, token, works, features } => {
             let (protocol, container, row) = check(app, versions, &token).await?;
             let can_attach = features.iter().any(|feature| feature == FEATURE_ATTACH);
-            let known = streams::take_stock(app, container, &works).await?;
+            let known = streams::reconcile_streams(app, container, &works).await?;
             app.hosts.describe(container, can_attach, known);
             send(frames, &ServerFrame::Welcome { received: row.host_received, protocol }).await?;
             Ok(First::Host(container, works))
@@ -330,12 +330,12 @@ impl Link {
         // What ran has ended, so it has written all that the checkpoint is to have.
         let has_changed = self.has_changed().await?;
         // Who learns that the message has ended, and asks for the checkpoint, waits for it.
-        self.app.trees.expect(session);
+        self.app.checkpoint_queue.expect(session);
         let ended = store_reports::store_reports(&self.app, self.container, reports, has_changed).await;
         if let Ok(Some(cause)) = ended.as_ref().map(|row| row.as_ref().and_then(|row| row.save_due)) {
-            self.app.trees.ask(session, cause);
+            self.app.checkpoint_queue.enqueue(session, cause);
         }
-        if !self.app.trees.expect_no_more(session) {
+        if !self.app.checkpoint_queue.release_expectation(session) {
             self.app.hub.notify(&[session]);
         }
         Ok(ended.map(|_| ())?)
@@ -348,12 +348,14 @@ impl Link {
             sessions::find(&mut connection, self.container.session).await?
         };
         let Some(row) = row.filter(|row| row.settings.checkpoints.wants(Cause::Message)) else { return Ok(false) };
-        Ok(trees::is_changed(&self.app, &row).await.unwrap_or(true))
+        Ok(workspace_access::is_changed(&self.app, &row).await.unwrap_or(true))
     }
 
     async fn pass_on(&self, n: u64, report: Report) -> Result<(), Ended> {
         let (Report::Output { work, .. } | Report::Finished { work, .. }) = &report;
+        // One that is waited for is told of, and recorded, by who waits.
         if let (WorkId::Exec(id), Report::Finished { ending, duration_micros, .. }) = (work, &report)
+            && self.app.hosts.exec_reports(self.container, *id).is_none()
             && self.app.hosts.has_stream(self.container, *id)
         {
             streams::ended(&self.app, self.container, *id, *ending, *duration_micros).await?;
@@ -438,11 +440,11 @@ impl Link {
     /// Whether what the message before has written is saved. Otherwise its checkpoint would have some of the next one's: a change of the
     /// session tells when it is.
     fn is_saved(&self, row: &SessionRow) -> bool {
-        let is_asked = self.app.trees.is_asked(row.id);
+        let is_asked = self.app.checkpoint_queue.is_pending(row.id);
         if let Some(cause) = row.save_due
             && !is_asked
         {
-            self.app.trees.ask(row.id, cause);
+            self.app.checkpoint_queue.enqueue(row.id, cause);
         }
         row.save_due.is_none() && !is_asked
     }

@@ -27,11 +27,11 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 /// 503 where there is no thread for it.
 pub async fn body(
     app: &Shared,
-    write: impl FnOnce(Patient) -> io::Result<HeaderMap> + Send + 'static,
+    write: impl FnOnce(BlockingBodyWriter) -> io::Result<HeaderMap> + Send + 'static,
 ) -> Result<Body, Failure> {
     let thread = app.budgets.thread().await?;
     let (read, pipe) = tokio::io::duplex(BUFFER_BYTES);
-    let writer = Patient { pipe, runtime: Handle::current() };
+    let writer = BlockingBodyWriter { pipe, runtime: Handle::current() };
     let done = tokio::task::spawn_blocking(move || {
         let _thread = thread;
         write(writer)
@@ -52,12 +52,12 @@ pub async fn body(
 }
 
 /// Writes to whoever reads at the other end, for as long as that goes on.
-pub struct Patient {
+pub struct BlockingBodyWriter {
     pipe: DuplexStream,
     runtime: Handle,
 }
 
-impl Write for Patient {
+impl Write for BlockingBodyWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let write = tokio::time::timeout(IDLE_MAX, self.pipe.write(bytes));
         self.runtime.block_on(write).map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "nobody reads it"))?

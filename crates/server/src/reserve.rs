@@ -38,12 +38,15 @@ const ROOM_FILES: u64 = 1024;
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Keeps the reserve.
-pub struct Keeping;
+pub struct ReserveLoop;
 
-impl Loop for Keeping {
+impl Loop for ReserveLoop {
     const NAME: &'static str = "reserve";
     const TRIGGER: &'static str = "every 2 seconds";
-    const BOUND: &'static str = "one look at a time";
+
+    fn bound() -> String {
+        "one look at a time".to_owned()
+    }
 
     async fn run(app: Shared) {
         let Some(reserve) = app.reserve.clone() else { return };

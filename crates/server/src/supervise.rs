@@ -24,8 +24,9 @@ pub trait Loop: Send + 'static {
     const NAME: &'static str;
     /// What has it do its work, for people.
     const TRIGGER: &'static str;
+
     /// How much it does at the same time or in one go, for people.
-    const BOUND: &'static str;
+    fn bound() -> String;
 
     /// Runs until the server stops.
     fn run(app: Shared) -> impl Future<Output = ()> + Send;
@@ -33,15 +34,15 @@ pub trait Loop: Send + 'static {
 
 /// How all loops get on.
 #[derive(Default)]
-pub struct Loops(Mutex<BTreeMap<&'static str, Condition>>);
+pub struct Loops(Mutex<BTreeMap<&'static str, LoopState>>);
 
 /// How one does.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Condition {
+#[derive(Clone, Debug, Default)]
+pub struct LoopState {
     /// [`Loop::TRIGGER`].
     pub trigger: &'static str,
-    /// [`Loop::BOUND`].
-    pub bound: &'static str,
+    /// [`Loop::bound`].
+    pub bound: String,
     /// How often it was begun anew.
     pub restarts: u32,
     /// When it last ended before its time, or a part of its work did.
@@ -52,7 +53,7 @@ pub struct Condition {
     is_failing: bool,
 }
 
-impl Condition {
+impl LoopState {
     /// Time since it last did its work.
     pub fn ran_before(&self) -> Option<Duration> {
         self.ran.map(|at| at.elapsed())
@@ -82,7 +83,7 @@ impl Loops {
     }
 
     /// All of them, by name.
-    pub fn all(&self) -> BTreeMap<&'static str, Condition> {
+    pub fn all(&self) -> BTreeMap<&'static str, LoopState> {
         lock(&self.0).clone()
     }
 
@@ -97,7 +98,7 @@ impl Loops {
 /// Runs a loop until the server stops.
 pub fn spawn<L: Loop>(app: &Shared) {
     let name = L::NAME;
-    lock(&app.loops.0).insert(name, Condition { trigger: L::TRIGGER, bound: L::BOUND, ..Condition::default() });
+    lock(&app.loops.0).insert(name, LoopState { trigger: L::TRIGGER, bound: L::bound(), ..LoopState::default() });
     let app = app.clone();
     app.tasks.clone().spawn(async move {
         let mut pause = AGAIN_MIN;

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use raworc_api::account::{Account, Token};
 use raworc_api::agent::Agent;
+use raworc_api::audit::AuditEntry;
 use raworc_api::checkpoint::{Backup, Checkpoint, CheckpointPlan, CheckpointStatus};
 use raworc_api::event::Event;
 use raworc_api::image::{Image, ImageCheckpoint, SessionImage};
@@ -17,6 +18,7 @@ use raworc_core::checkpoints::{self, Plan};
 use raworc_core::time::Time;
 use raworc_store::accounts::{AccountRow, TokenRow};
 use raworc_store::agents::AgentRow;
+use raworc_store::audit::AuditRow;
 use raworc_store::checkpoints::{CheckpointRow, Status};
 use raworc_store::events::EventRow;
 use raworc_store::images::ImageRow;
@@ -190,6 +192,19 @@ pub fn event(row: EventRow) -> Event {
         actor: row.actor,
         generation: row.generation,
         data: row.data,
+    }
+}
+
+/// An entry of the audit trail.
+pub fn audit_entry(row: AuditRow) -> AuditEntry {
+    AuditEntry {
+        id: row.id.to_string(),
+        at: row.at.to_timestamp(),
+        actor: row.account,
+        account_id: row.account_id,
+        action: row.action,
+        target: row.target,
+        outcome: row.outcome,
     }
 }
 

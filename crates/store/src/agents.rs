@@ -91,7 +91,7 @@ pub(crate) fn agent(row: &Row<'_>) -> Result<AgentRow, StoreError> {
         Ok(AgentRow {
             id: row.id("id")?,
             definition: definition(row)?,
-            builtin: row.truth("builtin")?,
+            builtin: row.boolean("builtin")?,
             version: row.count("version")?,
             created_at: row.time("created_at")?,
             updated_at: row.time("updated_at")?,

@@ -32,9 +32,9 @@ impl std::fmt::Display for Damage {
 
 /// All that are known.
 #[derive(Debug, Default)]
-pub(crate) struct Damages(Mutex<BTreeMap<(&'static str, String), Damage>>);
+pub(crate) struct DamageRegistry(Mutex<BTreeMap<(&'static str, String), Damage>>);
 
-impl Damages {
+impl DamageRegistry {
     /// Notes what this error says of a record, if it does.
     pub(crate) fn note(&self, error: &StoreError) {
         if let StoreError::Damaged(damage) = error

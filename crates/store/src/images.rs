@@ -65,7 +65,7 @@ pub(crate) fn image(row: &Row<'_>) -> Result<ImageRow, StoreError> {
             id: row.id("id")?,
             owner_id: row.id("owner_id")?,
             owner_name: row.text("owner_name")?,
-            is_shared: row.truth("shared")?,
+            is_shared: row.boolean("shared")?,
             name: row.text("name")?,
             digest: row.text("digest")?,
             layer_id: row.optional_id("layer_id")?,

@@ -46,7 +46,7 @@ pub(crate) fn layer(row: &Row<'_>) -> Result<LayerRow, StoreError> {
             entries: row.count("entries")?,
             own_disk_bytes: row.count("own_disk_bytes")?,
             disk_bytes: row.count("disk_bytes")?,
-            disk_is_exact: row.truth("disk_is_exact")?,
+            disk_is_exact: row.boolean("disk_is_exact")?,
             created_at: row.time("created_at")?,
         })
     })
@@ -264,7 +264,7 @@ pub async fn workspaces(connection: &mut Connection) -> Result<Vec<LayerId>, Sto
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn is_stood_on(connection: &mut Connection, id: LayerId) -> Result<bool, StoreError> {
+pub async fn has_dependents(connection: &mut Connection, id: LayerId) -> Result<bool, StoreError> {
     let found = sql("SELECT (SELECT COUNT(*) FROM layers WHERE parent_id = $1) > 1 \
                      OR EXISTS (SELECT 1 FROM sessions WHERE layer_id = $1 OR image_layer_id = $1) \
                      OR EXISTS (SELECT 1 FROM checkpoints WHERE layer_id = $1) \

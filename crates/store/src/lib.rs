@@ -33,14 +33,14 @@ use futures::future::BoxFuture;
 use rusqlite::ErrorCode;
 use rusqlite_migration::{M, MigrationDefinitionError, Migrations};
 
-use damages::Damages;
+use damages::DamageRegistry;
 use readers::Readers;
 
 pub use damages::Damage;
 pub use readers::Reader;
-pub use scan::Found;
+pub use scan::ScanReport;
 pub use sql::{Batch, Connection, Sound};
-pub use writer::{Job, JobFuture, News, Transaction};
+pub use writer::{CommitNotice, Job, JobFuture, Transaction};
 
 /// What brought the tables to what they are, oldest first. SQLite's `user_version` says how many have been applied.
 const MIGRATIONS: &[M<'_>] = &[
@@ -55,6 +55,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../migrations/0009_streams.sql")),
     M::up(include_str!("../migrations/0010_save_due.sql")),
     M::up(include_str!("../migrations/0011_edition.sql")),
+    M::up(include_str!("../migrations/0012_audit_outcome.sql")),
 ];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -116,7 +117,7 @@ impl From<serde_json::Error> for StoreError {
 }
 
 /// Told, after each commit, what follows from it.
-pub type Listener = Arc<dyn Fn(News) + Send + Sync>;
+pub type Listener = Arc<dyn Fn(CommitNotice) + Send + Sync>;
 
 /// A disk that may be slow or full; what [`Store::open_memory`] has in place of one.
 pub trait Disk: Send + Sync + 'static {
@@ -131,7 +132,7 @@ pub trait Disk: Send + Sync + 'static {
 pub struct Store {
     readers: Arc<Readers>,
     writer: writer::Writer,
-    damages: Arc<Damages>,
+    damages: Arc<DamageRegistry>,
 }
 
 impl Store {
@@ -144,7 +145,7 @@ impl Store {
         let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
         file.and_then(|file| file.set_permissions(Permissions::from_mode(0o600)))
             .map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))?;
-        let damages = Arc::<Damages>::default();
+        let damages = Arc::<DamageRegistry>::default();
         let connection = prepare(path, &damages)?;
         let writer = writer::Writer::start_thread(connection, listener)?;
         Ok(Self { readers: Arc::new(Readers::new(path, &damages)), writer, damages })
@@ -157,7 +158,7 @@ impl Store {
     /// Where the memory does not suffice.
     pub fn open_memory(name: &str, listener: Listener, disk: Arc<dyn Disk>) -> Result<Self, StoreError> {
         let path = PathBuf::from(format!("file:/{name}?vfs=memdb"));
-        let damages = Arc::<Damages>::default();
+        let damages = Arc::<DamageRegistry>::default();
         let connection = prepare(&path, &damages)?;
         let writer = writer::Writer::start_task(connection, listener, disk);
         Ok(Self { readers: Arc::new(Readers::new(&path, &damages)), writer, damages })
@@ -220,7 +221,7 @@ impl Store {
 }
 
 /// A connection to a database with all its tables.
-fn prepare(path: &Path, damages: &Arc<Damages>) -> Result<Connection, StoreError> {
+fn prepare(path: &Path, damages: &Arc<DamageRegistry>) -> Result<Connection, StoreError> {
     let mut connection = open(path)?;
     let failed = |error: &dyn std::fmt::Display| StoreError::Failed(format!("bringing the tables up to date: {error}"));
     Migrations::from_slice(MIGRATIONS).to_latest(&mut connection).map_err(|error| match error {

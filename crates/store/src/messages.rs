@@ -66,7 +66,7 @@ pub(crate) fn message(row: &Row<'_>) -> Result<MessageRow, StoreError> {
             attempts: row.count("attempts")?,
             losses: row.count("losses")?,
             started_seq: row.optional_count("started_seq")?,
-            cancel_wanted: row.truth("cancel_wanted")?,
+            cancel_wanted: row.boolean("cancel_wanted")?,
             error: row.optional_json("error")?,
             usage: row.optional_json("usage")?,
             metadata: row.json("metadata")?,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::damages::Damages;
+use crate::damages::DamageRegistry;
 use crate::{Connection, StoreError, open};
 
 /// Connections at most; who comes after waits.
@@ -15,13 +15,13 @@ const READERS: usize = 4;
 /// All of them.
 pub(crate) struct Readers {
     path: PathBuf,
-    damages: Arc<Damages>,
+    damages: Arc<DamageRegistry>,
     idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
 }
 
 impl Readers {
-    pub(crate) fn new(path: &Path, damages: &Arc<Damages>) -> Self {
+    pub(crate) fn new(path: &Path, damages: &Arc<DamageRegistry>) -> Self {
         Self {
             path: path.to_owned(),
             damages: Arc::clone(damages),

@@ -93,7 +93,7 @@ impl Row<'_> {
     }
 
     /// 0 or 1.
-    pub(crate) fn truth(&self, name: &str) -> Result<bool, StoreError> {
+    pub(crate) fn boolean(&self, name: &str) -> Result<bool, StoreError> {
         match self.integer(name)? {
             0 => Ok(false),
             1 => Ok(true),

@@ -14,7 +14,7 @@ const BATCH: i64 = 256;
 
 /// What a look through all records found.
 #[derive(Clone, Debug, Default)]
-pub struct Found {
+pub struct ScanReport {
     /// What is damaged.
     pub damages: Vec<Damage>,
     /// Sessions whose columns say something else than their machines, and what.
@@ -23,7 +23,8 @@ pub struct Found {
 
 type Look = fn(&Row<'_>) -> Result<(), StoreError>;
 
-/// Every table but `sessions`, and how a record of it is read. (Of `audit` nothing is ever read.)
+/// Every table but `sessions`, and how a record of it is read. (Entries of `audit` repeat nothing and are repeated nowhere: one that is
+/// damaged is left out of a list.)
 const TABLES: [(&str, Look); 12] = [
     ("settings", |row| settings::value_of(row).map(drop)),
     ("accounts", |row| accounts::account(row).map(drop)),
@@ -34,7 +35,7 @@ const TABLES: [(&str, Look); 12] = [
     ("images", |row| images::image(row).and_then(|_| row.record("images", image_content))),
     ("checkpoints", |row| checkpoints::checkpoint(row).map(drop)),
     ("messages", |row| {
-        messages::message(row).and_then(|_| row.record("messages", |row| row.truth("rewound").map(drop)))
+        messages::message(row).and_then(|_| row.record("messages", |row| row.boolean("rewound").map(drop)))
     }),
     ("events", |row| events::event(row).map(drop)),
     ("streams", |row| streams::stream(row).map(drop)),
@@ -91,10 +92,10 @@ impl Store {
     ///
     /// # Errors
     /// Where the store fails.
-    pub async fn look_through(&self) -> Result<Found, StoreError> {
-        let (mut damages, mut found) = (Vec::new(), Found::default());
+    pub async fn look_through(&self) -> Result<ScanReport, StoreError> {
+        let (mut damages, mut found) = (Vec::new(), ScanReport::default());
         for (session, repeated) in self.rows("sessions", set_aside::repeats, &mut damages).await? {
-            if repeated != Repeated::Right {
+            if repeated != Repeated::Consistent {
                 found.repeated.push((session.id, repeated));
             }
         }
@@ -186,6 +187,6 @@ impl Store {
                          WHERE session_id = sessions.id AND typeof(n) = 'integer')")
         .fetch_sound(&mut connection, |row| row.id("id"))
         .await?;
-        Ok(found.rows.into_iter().map(|id| (id, Repeated::Wrong)).collect())
+        Ok(found.rows.into_iter().map(|id| (id, Repeated::Stale)).collect())
     }
 }

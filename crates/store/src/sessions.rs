@@ -17,7 +17,7 @@ use serde_json::Map;
 
 use crate::StoreError;
 use crate::rows::Row;
-use crate::sql::{Batch, Connection, Statement, Value, sql};
+use crate::sql::{Batch, Connection, WhereClause, sql};
 
 /// What a session was told to be like, and that no state machine looks at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -254,59 +254,35 @@ pub async fn list(
     filter: &Filter,
     bounds: (u32, usize),
 ) -> Result<Batch<SessionRow>, StoreError> {
-    let mut where_ = Where::default();
+    let mut conditions = WhereClause::default();
     if let Some(owner) = filter.owner {
-        where_.and("owner_id = ?", [owner.to_string().into()]);
+        conditions.and("owner_id = ?", [owner.to_string().into()]);
     }
     if let Some(name) = &filter.owner_name {
-        where_.and("owner_name = ?", [name.clone().into()]);
+        conditions.and("owner_name = ?", [name.clone().into()]);
     }
     if let Some(state) = filter.state {
-        where_.and("state = ?", [state.as_str().into()]);
+        conditions.and("state = ?", [state.as_str().into()]);
     }
     if let Some(parent) = filter.parent {
-        where_.and("parent_id = ?", [parent.to_string().into()]);
+        conditions.and("parent_id = ?", [parent.to_string().into()]);
     }
     if let Some(text) = &filter.name_contains {
-        where_.and("name LIKE ? ESCAPE '\\'", [format!("%{}%", escape_like(text)).into()]);
+        conditions.and("name LIKE ? ESCAPE '\\'", [format!("%{}%", escape_like(text)).into()]);
     }
     if let Some(name) = &filter.name {
-        where_.and("name = ?", [name.clone().into()]);
+        conditions.and("name = ?", [name.clone().into()]);
     }
     if let Some((at, id)) = filter.after {
         // The first bound is what an index can use; the second breaks ties.
-        where_.and("created_at <= ?", [at.0.into()]);
-        where_.and("(created_at < ? OR id < ?)", [at.0.into(), id.to_string().into()]);
+        conditions.and("created_at <= ?", [at.0.into()]);
+        conditions.and("(created_at < ? OR id < ?)", [at.0.into(), id.to_string().into()]);
     }
     if !filter.include_deleted {
-        where_.and("deleted_at IS NULL", []);
+        conditions.and("deleted_at IS NULL", []);
     }
-    let text = format!("SELECT * FROM sessions{} ORDER BY created_at DESC, id DESC", where_.text);
-    where_.values.into_iter().fold(sql(text), Statement::bind).fetch_batch(connection, bounds, session).await
-}
-
-/// Conditions that grow, with their values; the text never contains anything a caller wrote.
-#[derive(Default)]
-struct Where {
-    text: String,
-    values: Vec<Value>,
-}
-
-impl Where {
-    /// Adds a condition; each `?` in it stands for one of `values`.
-    fn and<const N: usize>(&mut self, condition: &str, values: [Value; N]) {
-        self.text.push_str(if self.text.is_empty() { " WHERE " } else { " AND " });
-        let mut values = values.into_iter();
-        for c in condition.chars() {
-            match (c, if c == '?' { values.next() } else { None }) {
-                ('?', Some(value)) => {
-                    self.values.push(value);
-                    self.text.push_str(&format!("${}", self.values.len()));
-                }
-                _ => self.text.push(c),
-            }
-        }
-    }
+    let listed = conditions.select("SELECT * FROM sessions", "ORDER BY created_at DESC, id DESC");
+    listed.fetch_batch(connection, bounds, session).await
 }
 
 fn escape_like(text: &str) -> String {

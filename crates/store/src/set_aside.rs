@@ -9,7 +9,7 @@ use crate::rows::{Row, word};
 use crate::sessions::{SessionRow, find, session as read, update};
 use crate::sql::{Connection, sql};
 
-/// Whose the session of this id is, whatever else of its record is damaged; none where that is, too.
+/// The owner of a session whose record may be damaged; none where that is damaged, too.
 ///
 /// # Errors
 /// Where the store fails.
@@ -34,9 +34,9 @@ pub(crate) fn repeats(row: &Row<'_>) -> Result<(SessionRow, Repeated), StoreErro
         && row.optional_integer("deadline_at").ok() == Some(session::deadline(machine).map(|at| at.0))
         && row.optional_integer("deleted_at").ok() == Some(machine.deleted_at.map(|at| at.0));
     let repeated = match (is_right, row.text("state").ok().as_deref()) {
-        (true, _) => Repeated::Right,
+        (true, _) => Repeated::Consistent,
         (false, Some(DELETED)) => Repeated::Deleted,
-        (false, _) => Repeated::Wrong,
+        (false, _) => Repeated::Stale,
     };
     Ok((found, repeated))
 }
@@ -45,9 +45,9 @@ pub(crate) fn repeats(row: &Row<'_>) -> Result<(SessionRow, Repeated), StoreErro
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repeated {
     /// The same as the machine.
-    Right,
+    Consistent,
     /// Something else: they are to be written again.
-    Wrong,
+    Stale,
     /// That it was deleted while its record was damaged: that is to be done properly.
     Deleted,
 }

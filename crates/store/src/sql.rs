@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rusqlite::CachedStatement;
 use rusqlite::types::{ToSql, ToSqlOutput};
 
-use crate::damages::Damages;
+use crate::damages::DamageRegistry;
 use crate::rows::Row;
 use crate::{Damage, StoreError};
 
@@ -21,11 +21,11 @@ const STATEMENTS: usize = 128;
 #[derive(Debug)]
 pub struct Connection {
     sqlite: rusqlite::Connection,
-    damages: Arc<Damages>,
+    damages: Arc<DamageRegistry>,
 }
 
 impl Connection {
-    pub(crate) fn new(sqlite: rusqlite::Connection, damages: Arc<Damages>) -> Self {
+    pub(crate) fn new(sqlite: rusqlite::Connection, damages: Arc<DamageRegistry>) -> Self {
         sqlite.set_prepared_statement_cache_capacity(STATEMENTS);
         Self { sqlite, damages }
     }
@@ -244,5 +244,34 @@ impl Statement {
             statement.raw_bind_parameter(place, value)?;
         }
         Ok(statement)
+    }
+}
+/// Conditions that grow, with their values; the text never contains anything a caller wrote.
+#[derive(Default)]
+pub(crate) struct WhereClause {
+    text: String,
+    values: Vec<Value>,
+}
+
+impl WhereClause {
+    /// Adds a condition; each `?` in it stands for one of `values`.
+    pub(crate) fn and<const N: usize>(&mut self, condition: &str, values: [Value; N]) {
+        self.text.push_str(if self.text.is_empty() { " WHERE " } else { " AND " });
+        let mut values = values.into_iter();
+        for c in condition.chars() {
+            match (c, if c == '?' { values.next() } else { None }) {
+                ('?', Some(value)) => {
+                    self.values.push(value);
+                    self.text.push_str(&format!("${}", self.values.len()));
+                }
+                _ => self.text.push(c),
+            }
+        }
+    }
+
+    /// A statement with these conditions: `SELECT … FROM …`, and an `ORDER BY …`.
+    pub(crate) fn select(self, from: &str, order: &str) -> Statement {
+        let text = format!("{from}{} {order}", self.text);
+        self.values.into_iter().fold(sql(text), Statement::bind)
     }
 }

@@ -73,6 +73,14 @@ pub async fn insert(connection: &mut Connection, row: &StreamRow) -> Result<(), 
     Ok(())
 }
 
+/// The one of this id.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn find(connection: &mut Connection, id: Uuid) -> Result<Option<StreamRow>, StoreError> {
+    sql("SELECT * FROM streams WHERE id = $1").bind(id.to_string()).fetch_optional(connection, stream).await
+}
+
 /// Those of a session, the oldest first. What is damaged is set aside.
 ///
 /// # Errors

@@ -26,25 +26,31 @@ pub type JobFuture<'t, T, E> = BoxFuture<'t, Result<T, E>>;
 /// The connection of a job, and what the listener is told after the commit.
 pub struct Transaction {
     connection: Connection,
-    news: News,
+    news: CommitNotice,
 }
 
 /// What follows from a commit, for whoever listens.
 #[derive(Clone, Debug, Default)]
-pub struct News {
+pub struct CommitNotice {
     /// Sessions that changed.
     pub sessions: BTreeSet<SessionId>,
     /// Sessions of which nothing but the log grew.
     pub logs: BTreeSet<SessionId>,
     /// Layers that may be of no use any more.
     pub wasted: BTreeSet<LayerId>,
+    /// Layers of checkpoints that were given up, and whose.
+    pub given_up: Vec<(SessionId, Vec<LayerId>)>,
     /// Accounts whose rights, or whose tokens', became fewer.
     pub revoked: BTreeSet<AccountId>,
 }
 
-impl News {
+impl CommitNotice {
     fn is_empty(&self) -> bool {
-        self.sessions.is_empty() && self.logs.is_empty() && self.wasted.is_empty() && self.revoked.is_empty()
+        self.sessions.is_empty()
+            && self.logs.is_empty()
+            && self.wasted.is_empty()
+            && self.given_up.is_empty()
+            && self.revoked.is_empty()
     }
 }
 
@@ -67,6 +73,11 @@ impl Transaction {
     /// Has the listener told, after the commit, that these layers may be of no use any more. (Before it, they still are.)
     pub fn wasted(&mut self, layers: impl IntoIterator<Item = LayerId>) {
         self.news.wasted.extend(layers);
+    }
+
+    /// Has the listener told, after the commit, that these layers are of no checkpoint of this session any more.
+    pub fn given_up(&mut self, session: SessionId, layers: Vec<LayerId>) {
+        self.news.given_up.push((session, layers));
     }
 
     /// Has the listener told, after the commit, that this account or one of its tokens may do less than before.
@@ -187,7 +198,7 @@ async fn run(
     listener: Listener,
     disk: Option<Arc<dyn Disk>>,
 ) {
-    let mut transaction = Transaction { connection, news: News::default() };
+    let mut transaction = Transaction { connection, news: CommitNotice::default() };
     loop {
         let first = tokio::select! {
             biased;
@@ -247,7 +258,7 @@ async fn run_batch(
         Err(error) => Err(error),
     };
     if result.is_err() {
-        transaction.news = News::default();
+        transaction.news = CommitNotice::default();
         if transaction.connection.is_in_transaction() {
             let _ = statement(transaction, "ROLLBACK").await;
         }

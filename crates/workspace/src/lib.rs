@@ -4,19 +4,19 @@
 //! workspace: no `..`, symbolic link or mount leads out of it, whatever changes while we look. Calls block.
 
 mod files;
+mod layer_store;
 pub mod layers;
 mod mount;
-mod shelf;
 pub mod steps;
 mod trash;
 
 use std::io;
 
-pub use files::{Allows, Entries, Entry, Found, Kind, Moment, Present, Version, Workspace, Write, Written, list};
+pub use files::{Allows, Entries, Entry, Kind, Moment, OpenEntry, Present, Version, Workspace, Write, Written, list};
 pub use files::{Measured, Packed, Packing, Unpacked, Unpacking, measure, unpack_into};
+pub use layer_store::{LayerStore, Space, has_limits, layers_in};
 pub use mount::{LayerMissing, Mounter, Stack};
 use raworc_core::ids::LayerId;
-pub use shelf::{Space, Workspaces, has_limits, layers_in};
 pub use trash::Trash;
 
 /// What can go wrong with a file.

@@ -20,8 +20,8 @@ use rustix::fs::{CWD, Mode, OFlags, lremovexattr, open};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use crate::layer_store::{PLAIN, name};
 use crate::layers::{Marks, links};
-use crate::shelf::{PLAIN, name};
 
 /// The directory below all others, always empty: an overlay wants something below.
 pub(crate) const EMPTY: &str = "empty";

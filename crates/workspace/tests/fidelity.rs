@@ -15,7 +15,7 @@ use raworc_core::ids::LayerId;
 use raworc_oci::{Bounds, Format, Ids, pack, unpack};
 use raworc_workspace::layers::capture::{DOUBTFUL, How};
 use raworc_workspace::layers::{Marks, capture, seal, squash};
-use raworc_workspace::{Mounter, Stack, Workspaces, layers_in};
+use raworc_workspace::{LayerStore, Mounter, Stack, layers_in};
 use tree::{Op, Random, apply, differences, fingerprint};
 use uuid::Uuid;
 
@@ -71,7 +71,7 @@ struct Saved {
 
 struct World {
     directory: tempfile::TempDir,
-    shelf: Workspaces,
+    layer_store: LayerStore,
     plain: PathBuf,
     layers: Vec<LayerId>,
     writable: LayerId,
@@ -102,12 +102,13 @@ impl World {
                 return None;
             }
         };
-        let shelf = Workspaces::open(directory.path(), None, Marks::Trusted, Some(mounter)).unwrap();
+        let layer_store = LayerStore::open(directory.path(), None, Marks::Trusted, Some(mounter)).unwrap();
         let plain = directory.path().join("plain");
         fs::create_dir(&plain).unwrap();
         let began = tree::now();
         let (saved, layers, writable) = (Vec::new(), Vec::new(), new_layer());
-        let mut world = Self { directory, shelf, plain, layers, writable, root: None, copied: None, saved, began };
+        let mut world =
+            Self { directory, layer_store, plain, layers, writable, root: None, copied: None, saved, began };
         world.mount();
         Some(world)
     }
@@ -118,8 +119,8 @@ impl World {
 
     fn mount(&mut self) {
         self.root = None;
-        self.shelf.create(&self.stack()).unwrap();
-        let workspace = self.shelf.mount(&self.stack()).unwrap();
+        self.layer_store.create(&self.stack()).unwrap();
+        let workspace = self.layer_store.mount(&self.stack()).unwrap();
         self.root = Some(workspace.root().try_clone_to_owned().unwrap());
     }
 
@@ -141,7 +142,7 @@ impl World {
             Step::Copy => self.copy(),
             Step::Wake => {
                 self.root = None;
-                self.shelf.gather_resting(&self.stack()).unwrap();
+                self.layer_store.gather_resting(&self.stack()).unwrap();
                 self.look(&self.stack(), &self.plain)?;
                 self.mount();
             }
@@ -156,7 +157,7 @@ impl World {
 
     /// Compares what is seen from outside.
     fn look(&self, stack: &Stack, plain: &Path) -> Result<(), String> {
-        let view = self.shelf.view(stack).unwrap();
+        let view = self.layer_store.view(stack).unwrap();
         let root = view.root().try_clone_to_owned().unwrap();
         self.compare(&path_of(&root), plain)
     }
@@ -179,7 +180,7 @@ impl World {
         let root = before.as_ref().filter(|_| mounted).map(|root| root.try_clone().unwrap());
         // Who looks on keeps the mount.
         let before = before.filter(|_| mounted);
-        let layer = self.shelf.seal(&stack, root, new_layer()).unwrap();
+        let layer = self.layer_store.seal(&stack, root, new_layer()).unwrap();
         self.layers.insert(0, layer);
         self.writable = new_layer();
         self.copied = None;
@@ -189,25 +190,25 @@ impl World {
     }
 
     fn copy(&mut self) {
-        let files = self.shelf.touched(self.writable).unwrap();
-        self.shelf.gather(self.root.as_ref().unwrap(), self.writable, &files).unwrap();
+        let files = self.layer_store.touched(self.writable).unwrap();
+        self.layer_store.gather(self.root.as_ref().unwrap(), self.writable, &files).unwrap();
         let (earlier, before) = self.copied.clone().unzip();
         let [first, second, whole] = [new_layer(), new_layer(), new_layer()];
         let mut listing = before;
         for (layer, is_still) in [(first, false), (second, true)] {
             let how = How { marks: Marks::Trusted, is_still, doubtful: DOUBTFUL };
-            let into = self.shelf.begin(layer).unwrap();
+            let into = self.layer_store.begin(layer).unwrap();
             let new = self.directory.path().join(format!("{}.listing", Uuid::new_v4()));
-            capture::capture(&self.shelf.path(self.writable), &into, &new, listing.as_deref(), how).unwrap();
-            seal::settle(&into, &self.shelf.paths(&self.layers), Marks::Trusted).unwrap();
+            capture::capture(&self.layer_store.path(self.writable), &into, &new, listing.as_deref(), how).unwrap();
+            seal::resolve_redirects(&into, &self.layer_store.paths(&self.layers), Marks::Trusted).unwrap();
             listing = Some(new);
         }
         let below = earlier.unwrap_or_else(|| self.layers.clone());
-        let parts = self.shelf.paths(&[second, first]);
-        let into = self.shelf.begin(whole).unwrap();
-        squash::squash(&parts, &self.shelf.paths(&below), &into, Marks::Trusted).unwrap();
-        self.shelf.look_for_links(whole).unwrap();
-        [first, second].into_iter().for_each(|layer| self.shelf.remove(layer).unwrap());
+        let parts = self.layer_store.paths(&[second, first]);
+        let into = self.layer_store.begin(whole).unwrap();
+        squash::squash(&parts, &self.layer_store.paths(&below), &into, Marks::Trusted).unwrap();
+        self.layer_store.look_for_links(whole).unwrap();
+        [first, second].into_iter().for_each(|layer| self.layer_store.remove(layer).unwrap());
         let layers: Vec<LayerId> = [whole].into_iter().chain(below).collect();
         self.copied = Some((layers.clone(), listing.unwrap()));
         self.save(layers);
@@ -221,10 +222,11 @@ impl World {
         let start = start % (self.layers.len() - 1);
         let end = (start + length).min(self.layers.len());
         let merged = new_layer();
-        let into = self.shelf.begin(merged).unwrap();
-        let (run, lower) = (self.shelf.paths(&self.layers[start..end]), self.shelf.paths(&self.layers[end..]));
+        let into = self.layer_store.begin(merged).unwrap();
+        let (run, lower) =
+            (self.layer_store.paths(&self.layers[start..end]), self.layer_store.paths(&self.layers[end..]));
         squash::squash(&run, &lower, &into, Marks::Trusted).unwrap();
-        self.shelf.look_for_links(merged).unwrap();
+        self.layer_store.look_for_links(merged).unwrap();
         self.layers.splice(start..end, [merged]);
         self.mount();
     }
@@ -251,14 +253,14 @@ impl World {
         let mut taken: Vec<LayerId> = Vec::new();
         for layer in self.layers.iter().rev() {
             let mut archive = Vec::new();
-            let packed = pack(&self.shelf.path(*layer), &format, &mut archive).unwrap();
+            let packed = pack(&self.layer_store.path(*layer), &format, &mut archive).unwrap();
             assert_eq!(packed.skipped.count, 0, "{:?}", packed.skipped);
             let new = new_layer();
-            let into = self.shelf.begin(new).unwrap();
+            let into = self.layer_store.begin(new).unwrap();
             seal::prepare(&into, None, None).unwrap();
             unpack(&archive[..], &into, &format, &bounds, &mut |_| {}).unwrap();
-            squash::trim(&into, &self.shelf.paths(&taken), Marks::Trusted).unwrap();
-            self.shelf.look_for_links(new).unwrap();
+            squash::trim(&into, &self.layer_store.paths(&taken), Marks::Trusted).unwrap();
+            self.layer_store.look_for_links(new).unwrap();
             taken.insert(0, new);
         }
         self.layers = taken;

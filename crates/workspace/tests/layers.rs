@@ -18,7 +18,7 @@ use raworc_core::ids::LayerId;
 use raworc_workspace::layers::capture::How;
 use raworc_workspace::layers::compare::Side;
 use raworc_workspace::layers::{Marks, capture, compare, seal, squash};
-use raworc_workspace::{Mounter, Stack, Workspaces, layers_in, steps};
+use raworc_workspace::{LayerStore, Mounter, Stack, layers_in, steps};
 use rustix::fs::XattrFlags;
 use uuid::Uuid;
 
@@ -178,12 +178,12 @@ fn until_the_clock_advances(directory: &Path) {
 
 struct Shelf {
     _directory: tempfile::TempDir,
-    shelf: Workspaces,
+    layer_store: LayerStore,
     listings: PathBuf,
 }
 
 /// Where mounting is possible: as root, in a directory that can carry an overlay.
-fn shelf() -> Option<Shelf> {
+fn layer_store() -> Option<Shelf> {
     let directory = tempfile::tempdir().unwrap();
     let root = layers_in(directory.path());
     fs::create_dir_all(&root).unwrap();
@@ -194,10 +194,10 @@ fn shelf() -> Option<Shelf> {
             return None;
         }
     };
-    let shelf = Workspaces::open(directory.path(), None, Marks::Trusted, Some(mounter)).unwrap();
+    let layer_store = LayerStore::open(directory.path(), None, Marks::Trusted, Some(mounter)).unwrap();
     let listings = directory.path().join("listings");
     fs::create_dir(&listings).unwrap();
-    Some(Shelf { _directory: directory, shelf, listings })
+    Some(Shelf { _directory: directory, layer_store, listings })
 }
 
 fn path_of(root: impl AsFd) -> PathBuf {
@@ -206,13 +206,13 @@ fn path_of(root: impl AsFd) -> PathBuf {
 
 impl Shelf {
     fn view(&self, layers: &[LayerId]) -> BTreeMap<String, String> {
-        let view = self.shelf.view(&Stack { layers: layers.to_vec(), writable: None }).unwrap();
+        let view = self.layer_store.view(&Stack { layers: layers.to_vec(), writable: None }).unwrap();
         let root = view.root().try_clone_to_owned().unwrap();
         fingerprint(&path_of(&root).join("."))
     }
 
     fn paths(&self, layers: &[LayerId]) -> Vec<PathBuf> {
-        layers.iter().map(|layer| self.shelf.path(*layer)).collect()
+        layers.iter().map(|layer| self.layer_store.path(*layer)).collect()
     }
 
     /// Works on top of `below`; the layers of each save, the newest first. `live`: it is copied while it goes on.
@@ -224,8 +224,8 @@ impl Shelf {
         for (n, ops) in rounds.iter().enumerate() {
             if open.is_none() {
                 let wanted = Stack { layers: stack.clone(), writable: Some(writable) };
-                self.shelf.create(&wanted).unwrap();
-                open = Some(self.shelf.mount(&wanted).unwrap());
+                self.layer_store.create(&wanted).unwrap();
+                open = Some(self.layer_store.mount(&wanted).unwrap());
             }
             let root = path_of(open.as_ref().unwrap().root()).join(".");
             ops.iter().for_each(|op| apply(&root, op));
@@ -233,11 +233,11 @@ impl Shelf {
             let sealed = Stack { layers: stack.clone(), writable: Some(writable) };
             let layer = if live {
                 let mount = open.as_ref().unwrap().root().try_clone_to_owned().unwrap();
-                self.shelf.gather(mount, writable, &self.shelf.touched(writable).unwrap()).unwrap();
+                self.layer_store.gather(mount, writable, &self.layer_store.touched(writable).unwrap()).unwrap();
                 let copy = LayerId(Uuid::new_v4());
                 let new = self.listings.join(format!("{n}-{}", Uuid::new_v4()));
-                let into = self.shelf.begin(copy).unwrap();
-                capture::capture(&self.shelf.path(writable), &into, &new, listing.as_deref(), EXACT).unwrap();
+                let into = self.layer_store.begin(copy).unwrap();
+                capture::capture(&self.layer_store.path(writable), &into, &new, listing.as_deref(), EXACT).unwrap();
                 until_the_clock_advances(&self.listings);
                 listing = Some(new);
                 copy
@@ -247,12 +247,12 @@ impl Shelf {
             };
             // A copy refers to what lies below what it was copied from, not to earlier copies.
             let lower = self.paths(if live { below } else { &stack });
-            let from = self.shelf.path(layer);
+            let from = self.layer_store.path(layer);
             let layer = if live {
-                seal::settle(&from, &lower, Marks::Trusted).unwrap();
+                seal::resolve_redirects(&from, &lower, Marks::Trusted).unwrap();
                 layer
             } else {
-                self.shelf.seal(&sealed, None, LayerId(Uuid::new_v4())).unwrap()
+                self.layer_store.seal(&sealed, None, LayerId(Uuid::new_v4())).unwrap()
             };
             stack.insert(0, layer);
             saved.push((stack.clone(), seen));
@@ -285,19 +285,21 @@ fn told(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Vec<Strin
 }
 
 fn check(rounds: &[Vec<Op>], live: &[Vec<Op>], (start, length): (usize, usize)) {
-    let Some(shelf) = shelf() else { return };
-    let mut saved = shelf.work(&[], rounds, false);
+    let Some(layer_store) = layer_store() else { return };
+    let mut saved = layer_store.work(&[], rounds, false);
     let top = saved.last().map(|(stack, _)| stack.clone()).unwrap_or_default();
-    saved.extend(shelf.work(&top, live, true));
+    saved.extend(layer_store.work(&top, live, true));
     let (mut files, mut bytes, mut disk) = (0_i64, 0_i64, 0_i64);
     for (stack, seen) in &saved {
-        let shown = shelf.view(stack);
+        let shown = layer_store.view(stack);
         assert_eq!(differences(&shown, seen), [] as [String; 0], "{} layers", stack.len());
-        let measured = seal::measure(&shelf.shelf.path(stack[0]), &shelf.paths(&stack[1..]), Marks::Trusted).unwrap();
+        let measured =
+            seal::measure(&layer_store.layer_store.path(stack[0]), &layer_store.paths(&stack[1..]), Marks::Trusted)
+                .unwrap();
         files += measured.files;
         bytes += measured.bytes;
         disk += measured.disk;
-        let exact = seal::shown_usage(&shelf.paths(stack), Marks::Trusted).unwrap();
+        let exact = seal::shown_usage(&layer_store.paths(stack), Marks::Trusted).unwrap();
         assert!(u64::try_from(disk).unwrap() >= exact, "{disk} were counted of {exact}");
         let regular: Vec<i64> = seen
             .values()
@@ -307,7 +309,8 @@ fn check(rounds: &[Vec<Op>], live: &[Vec<Op>], (start, length): (usize, usize)) 
         assert_eq!((files, bytes), (i64::try_from(regular.len()).unwrap(), regular.iter().sum()));
     }
     // However much of it they share, two versions differ in what differs.
-    let open = |layers: &[LayerId]| shelf.shelf.view(&Stack { layers: layers.to_vec(), writable: None }).unwrap();
+    let open =
+        |layers: &[LayerId]| layer_store.layer_store.view(&Stack { layers: layers.to_vec(), writable: None }).unwrap();
     for [(before, old), (after, new)] in
         saved.array_windows().chain([&[saved[0].clone(), saved[saved.len() - 1].clone()]])
     {
@@ -328,30 +331,31 @@ fn check(rounds: &[Vec<Op>], live: &[Vec<Op>], (start, length): (usize, usize)) 
     let start = start % stack.len();
     let end = (start + length).min(stack.len());
     let merged = LayerId(Uuid::new_v4());
-    let into = shelf.shelf.begin(merged).unwrap();
-    squash::squash(&shelf.paths(&stack[start..end]), &shelf.paths(&stack[end..]), &into, Marks::Trusted).unwrap();
+    let into = layer_store.layer_store.begin(merged).unwrap();
+    squash::squash(&layer_store.paths(&stack[start..end]), &layer_store.paths(&stack[end..]), &into, Marks::Trusted)
+        .unwrap();
     let shorter: Vec<LayerId> = stack[..start].iter().copied().chain([merged]).chain(stack[end..].to_vec()).collect();
-    assert_eq!(differences(&shelf.view(&shorter), seen), [] as [String; 0], "{start}..{end} of {}", stack.len());
+    assert_eq!(differences(&layer_store.view(&shorter), seen), [] as [String; 0], "{start}..{end} of {}", stack.len());
     // And it is built on like any other.
-    let more = shelf.work(&shorter, &[vec![Op::Rename(1, 0, 7), Op::Remove(2), Op::Directory(0, 2)]], false);
+    let more = layer_store.work(&shorter, &[vec![Op::Rename(1, 0, 7), Op::Remove(2), Op::Directory(0, 2)]], false);
     for (stack, seen) in &more {
-        assert_eq!(differences(&shelf.view(stack), seen), [] as [String; 0]);
+        assert_eq!(differences(&layer_store.view(stack), seen), [] as [String; 0]);
     }
 }
 
 #[test]
 fn what_is_written_over_layers_goes_where_it_is_told_to() {
-    let Some(shelf) = shelf() else { return };
+    let Some(layer_store) = layer_store() else { return };
     let layer = LayerId(Uuid::new_v4());
-    let below = shelf.shelf.begin(layer).unwrap();
+    let below = layer_store.layer_store.begin(layer).unwrap();
     fs::create_dir(&below).unwrap();
     fs::write(below.join("file"), "below").unwrap();
-    let mounter = Mounter::start(&layers_in(shelf._directory.path()), Marks::Trusted).unwrap();
+    let mounter = Mounter::start(&layers_in(layer_store._directory.path()), Marks::Trusted).unwrap();
     // Nothing in this path is an option, or ends one.
-    let above = shelf.listings.join("a,lowerdir=b:c\\d");
+    let above = layer_store.listings.join("a,lowerdir=b:c\\d");
     fs::create_dir(&above).unwrap();
     let root = mounter.mount_over(&[layer], &above, 7).unwrap();
-    let renamed = shelf.listings.join("renamed");
+    let renamed = layer_store.listings.join("renamed");
     fs::rename(&above, &renamed).unwrap();
     fs::write(path_of(&root).join("file"), "above").unwrap();
     let attributes = fs::metadata(path_of(&root).join(".")).unwrap();

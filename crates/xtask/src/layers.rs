@@ -41,7 +41,7 @@ const KNOW_THE_BACKENDS: [&str; 2] = ["crates/raworc", "crates/runtime"];
 /// Where the runtime is called.
 const CALL_THE_RUNTIME: [&str; 4] = [
     "crates/server/src/reconcile",
-    "crates/server/src/trees.rs",
+    "crates/server/src/workspace_access.rs",
     "crates/server/src/verbs/health.rs",
     "crates/server/src/routes/system.rs",
 ];

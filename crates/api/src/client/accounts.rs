@@ -6,6 +6,7 @@ use reqwest::Method;
 use super::path::Path;
 use super::{Client, Result};
 use crate::account::{Account, CreateAccount, CreateToken, NewToken, Token};
+use crate::audit::{AuditEntry, ListAudit};
 use crate::page::{Page, PageQuery};
 
 impl Client {
@@ -22,6 +23,11 @@ impl Client {
     /// `GET /accounts`.
     pub async fn list_accounts(&self, query: &PageQuery) -> Result<Page<Account>> {
         self.fetch(Path::new("accounts"), query).await
+    }
+
+    /// `GET /audit`.
+    pub async fn list_audit(&self, query: &ListAudit) -> Result<Page<AuditEntry>> {
+        self.fetch(Path::new("audit"), query).await
     }
 
     /// `GET /accounts/{id}`.

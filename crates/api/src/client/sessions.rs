@@ -54,36 +54,36 @@ impl Client {
 
     /// `POST /sessions/{id}/pause`: rest, and do not wake for messages.
     pub async fn pause_session(&self, id: &str) -> Result<Session> {
-        self.wish(id, "pause").await
+        self.lifecycle(id, "pause").await
     }
 
     /// `POST /sessions/{id}/resume`: take up work again, and have a container now.
     pub async fn resume_session(&self, id: &str) -> Result<Session> {
-        self.wish(id, "resume").await
+        self.lifecycle(id, "resume").await
     }
 
     /// `POST /sessions/{id}/terminate`: end it; the workspace is kept.
     pub async fn terminate_session(&self, id: &str) -> Result<Session> {
-        self.wish(id, "terminate").await
+        self.lifecycle(id, "terminate").await
     }
 
     /// `POST /sessions/{id}/restart`: a new container.
     pub async fn restart_session(&self, id: &str) -> Result<Session> {
-        self.wish(id, "restart").await
+        self.lifecycle(id, "restart").await
     }
 
     /// `POST /sessions/{id}/restore`: undo a termination or deletion.
     pub async fn restore_session(&self, id: &str) -> Result<Session> {
-        self.wish(id, "restore").await
+        self.lifecycle(id, "restore").await
     }
 
     /// `POST /sessions/{id}/cancel`: end the running message.
     pub async fn cancel_session(&self, id: &str) -> Result<Session> {
-        self.wish(id, "cancel").await
+        self.lifecycle(id, "cancel").await
     }
 
-    async fn wish(&self, id: &str, wish: &'static str) -> Result<Session> {
-        self.call(self.request(Method::POST, session(id).then(wish))?).await
+    async fn lifecycle(&self, id: &str, lifecycle: &'static str) -> Result<Session> {
+        self.call(self.request(Method::POST, session(id).then(lifecycle))?).await
     }
 
     /// `GET /sessions/{id}/agents`.

@@ -289,7 +289,7 @@ impl World {
 }
 
 fn any_event() -> impl Strategy<Value = u8> {
-    0u8..29
+    0u8..30
 }
 
 fn drive(world: &mut World, choice: u8, seconds: u32) {
@@ -319,6 +319,7 @@ fn drive(world: &mut World, choice: u8, seconds: u32) {
         22 => Event::MessageWithdrawn,
         23 => Event::StartWaits { generation },
         24 => Event::Used,
+        25 => Event::Configured { waiting_timeout: Some(Duration::from_secs(9)), ttl: Some(Duration::from_secs(999)) },
         _ => match world.fair_event() {
             Some(event) => event,
             None => return,

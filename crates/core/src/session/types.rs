@@ -144,7 +144,7 @@ impl Session {
 pub struct Running {
     /// Which.
     pub message: MessageId,
-    /// For the how many-th time, from 1; not counting those that someone wished to end.
+    /// The number of the attempt, from 1. Attempts that someone interrupted do not count.
     pub attempt: u32,
 }
 
@@ -235,7 +235,7 @@ pub enum Event {
     MessageQueued,
     /// Its container is needed (for an exec).
     Wake,
-    /// Something that was done in it beside its messages has ended.
+    /// A command or a terminal has ended, which counts as activity.
     Used,
     /// How long it rests and lives was changed; what is left out stays.
     Configured {

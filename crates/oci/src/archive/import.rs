@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use crate::compress::{Compression, MAGIC_BYTES, decompress};
 use crate::digest::Digesting;
 use crate::image::{Descriptor, Document, choose};
-use crate::layer::read::{Found, Kind, Reader, is_tar_header};
+use crate::layer::read::{Reader, TarEntry, TarEntryKind, is_tar_header};
 use crate::layout::{DOCUMENT_BYTES_MAX, Layout, REF_NAME};
 use crate::{Bounds, Digest, Error, gzip};
 
@@ -83,18 +83,19 @@ pub(super) struct Import<'a, R: Read> {
 }
 
 impl<R: Read + Send> Import<'_, R> {
-    fn entry(&mut self, found: &Found) -> Result<(), Error> {
+    fn entry(&mut self, found: &TarEntry) -> Result<(), Error> {
         let Ok(path) = std::str::from_utf8(&found.path) else { return Ok(()) };
         let path = clean(path);
         if path.len() > NAME_BYTES_MAX || found.link.len() > NAME_BYTES_MAX {
             return Ok(());
         }
-        if matches!(found.kind, Kind::Symlink | Kind::Link) {
+        if matches!(found.kind, TarEntryKind::Symlink | TarEntryKind::Link) {
             let target = String::from_utf8_lossy(&found.link);
-            let target = if found.kind == Kind::Link { clean(&target).to_owned() } else { resolve(path, &target) };
+            let target =
+                if found.kind == TarEntryKind::Link { clean(&target).to_owned() } else { resolve(path, &target) };
             return self.remember(path, target.len(), File::Link(target));
         }
-        if found.kind != Kind::File || found.segments.is_some() {
+        if found.kind != TarEntryKind::File || found.segments.is_some() {
             return Ok(());
         }
         match blob(path) {

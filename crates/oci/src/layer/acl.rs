@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::Ids;
-use super::read::Found;
+use super::read::TarEntry;
 
 /// The attributes, and the records that stand for them.
 pub const LISTS: [(&[u8], &[u8]); 2] =
@@ -48,7 +48,7 @@ pub fn attribute_of(record: &[u8]) -> Option<&'static [u8]> {
 }
 
 /// The lists of an entry, for the kernel; none for one that is not understood.
-pub fn lists(found: &Found, ids: Ids) -> impl Iterator<Item = (&'static [u8], Option<Vec<u8>>)> {
+pub fn lists(found: &TarEntry, ids: Ids) -> impl Iterator<Item = (&'static [u8], Option<Vec<u8>>)> {
     let texts = found.lists.iter().map(move |(name, text)| (*name, from_text(text, ids)));
     // As the kernel has them, with ids of inside: the way of others who write archives.
     let raw = found.attributes.iter().filter_map(move |(name, value)| {

@@ -26,7 +26,7 @@ pub mod entries {
     pub use super::acl;
     pub use super::pack::sparse_name;
     pub use super::pax::{Entry, Records, pad, padding, write_header};
-    pub use super::read::{Found, Kind, Reader};
+    pub use super::read::{Reader, TarEntry, TarEntryKind};
     pub use super::sparse::{Segment, encode, on_disk, segments};
     pub use super::unpack::{HOLE_BYTES, runs_of_data};
 }

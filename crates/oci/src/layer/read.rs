@@ -12,7 +12,7 @@ use crate::digest::{Digest, Digesting};
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum TarEntryKind {
     /// A regular file, sparse or not.
     File,
     /// A further name of a file.
@@ -31,9 +31,9 @@ pub enum Kind {
 
 /// An entry; its data is to be read before the next.
 #[derive(Debug)]
-pub struct Found {
+pub struct TarEntry {
     /// What it is.
-    pub kind: Kind,
+    pub kind: TarEntryKind,
     /// Its path, as the archive has it.
     pub path: Vec<u8>,
     /// Where a link of either kind leads.
@@ -111,7 +111,7 @@ impl<R: Read> Reader<R> {
     ///
     /// # Errors
     /// [`Error::BadArchive`], [`Error::TooLarge`], and whatever reading says.
-    pub fn next_entry(&mut self) -> Result<Option<Found>, Error> {
+    pub fn next_entry(&mut self) -> Result<Option<TarEntry>, Error> {
         let mut extended = Extended::default();
         // Each extended header replaces what others said, so their number is bounded by the length of the tar only.
         loop {
@@ -170,11 +170,11 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    fn entry(&mut self, block: &[u8], size: u64, extended: Extended) -> Result<Found, Error> {
+    fn entry(&mut self, block: &[u8], size: u64, extended: Extended) -> Result<TarEntry, Error> {
         let header = |field: &[u8]| until_nul(field);
         let id = |field: &[u8]| number(field).and_then(|id| u64::try_from(id).ok()).unwrap_or(u64::MAX);
         let path = extended.path.unwrap_or_else(|| ustar_path(block));
-        let mut found = Found {
+        let mut found = TarEntry {
             kind: kind(block[156], &path),
             path,
             link: extended.link.unwrap_or_else(|| header(&block[157..257])),
@@ -188,13 +188,13 @@ impl<R: Read> Reader<R> {
             lists: extended.lists,
         };
         // All tools agree that these have no data, whatever the size says.
-        if !matches!(found.kind, Kind::File | Kind::Other) {
+        if !matches!(found.kind, TarEntryKind::File | TarEntryKind::Other) {
             found.size = 0;
         }
         self.announce(found.size)?;
         if block[156] == b'S' {
             self.old_sparse(block, &mut found)?;
-        } else if found.kind == Kind::File {
+        } else if found.kind == TarEntryKind::File {
             self.pax_sparse(extended.sparse, &mut found)?;
         }
         if found.path.len() > PATH_BYTES_MAX || found.link.len() > PATH_BYTES_MAX {
@@ -203,7 +203,7 @@ impl<R: Read> Reader<R> {
         Ok(found)
     }
 
-    fn pax_sparse(&mut self, sparse: Sparse, found: &mut Found) -> Result<(), Error> {
+    fn pax_sparse(&mut self, sparse: Sparse, found: &mut TarEntry) -> Result<(), Error> {
         if let Some(name) = sparse.name {
             found.path = name;
         }
@@ -263,7 +263,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The map of GNU tar's own format: four segments in the header, 21 in each block that may follow.
-    fn old_sparse(&mut self, header: &[u8], found: &mut Found) -> Result<(), Error> {
+    fn old_sparse(&mut self, header: &[u8], found: &mut TarEntry) -> Result<(), Error> {
         let mut segments = Vec::new();
         let mut more = old_segments(&header[386..482], &mut segments)? && header[482] != 0;
         let data = (self.data, self.padding);
@@ -441,17 +441,17 @@ fn old_segments(fields: &[u8], segments: &mut Vec<Segment>) -> Result<bool, Erro
     Ok(true)
 }
 
-fn kind(flag: u8, path: &[u8]) -> Kind {
+fn kind(flag: u8, path: &[u8]) -> TarEntryKind {
     match flag {
         // Before ustar, a directory was a file whose name ends so.
-        0 if path.ends_with(b"/") => Kind::Directory,
-        0 | b'0' | b'7' | b'S' => Kind::File,
-        b'1' => Kind::Link,
-        b'2' => Kind::Symlink,
-        b'3' | b'4' => Kind::Device,
-        b'5' => Kind::Directory,
-        b'6' => Kind::Fifo,
-        _ => Kind::Other,
+        0 if path.ends_with(b"/") => TarEntryKind::Directory,
+        0 | b'0' | b'7' | b'S' => TarEntryKind::File,
+        b'1' => TarEntryKind::Link,
+        b'2' => TarEntryKind::Symlink,
+        b'3' | b'4' => TarEntryKind::Device,
+        b'5' => TarEntryKind::Directory,
+        b'6' => TarEntryKind::Fifo,
+        _ => TarEntryKind::Other,
     }
 }
 

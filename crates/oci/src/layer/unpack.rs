@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::acl;
 use super::pack::is_content;
-use super::read::{Found, Kind, Reader};
+use super::read::{Reader, TarEntry, TarEntryKind};
 use super::tree::{Node, ROOT, Tree, blocked, is_whiteout, look, times};
 use super::{ATTRIBUTE_BYTES_MAX, Bounds, Format, OPAQUE, Skipped, Unpacked, WHITEOUT, sparse};
 use crate::Error;
@@ -87,8 +87,8 @@ struct Unpacker<'a, R: Read> {
 }
 
 impl<R: Read> Unpacker<'_, R> {
-    fn entry(&mut self, found: &Found) -> Result<(), Error> {
-        if found.kind == Kind::Other {
+    fn entry(&mut self, found: &TarEntry) -> Result<(), Error> {
+        if found.kind == TarEntryKind::Other {
             self.skipped.add(&found.path, "it is of a kind that means nothing in a layer");
             return Ok(());
         }
@@ -105,22 +105,22 @@ impl<R: Read> Unpacker<'_, R> {
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             return self.mark(parent, name, hidden);
         }
-        if found.kind == Kind::Device {
+        if found.kind == TarEntryKind::Device {
             self.skipped.add(&path, "it is a device");
             return Ok(());
         }
         let parent_node = self.tree.make_directories(parent)?;
         match found.kind {
-            Kind::Directory => self.directory(parent_node, name, found),
-            Kind::Link => self.link(parent_node, &path, name, found),
-            Kind::Symlink => self.symlink(parent_node, name, found),
-            Kind::Fifo => self.fifo(parent_node, name, found),
+            TarEntryKind::Directory => self.directory(parent_node, name, found),
+            TarEntryKind::Link => self.link(parent_node, &path, name, found),
+            TarEntryKind::Symlink => self.symlink(parent_node, name, found),
+            TarEntryKind::Fifo => self.fifo(parent_node, name, found),
             _ => self.file(parent_node, name, found),
         }
     }
 
-    fn root(&mut self, found: &Found) -> Result<(), Error> {
-        if found.kind != Kind::Directory {
+    fn root(&mut self, found: &TarEntry) -> Result<(), Error> {
+        if found.kind != TarEntryKind::Directory {
             return Err(Error::BadArchive("something without a name".into()));
         }
         self.describe(ROOT, found)
@@ -128,13 +128,13 @@ impl<R: Read> Unpacker<'_, R> {
 
     /// What AUFS keeps beside files. Of all of it only the files in `.wh..wh.plnk` mean something: hard links of the same tar may
     /// lead to them, so they are kept until its end (Docker and containerd read old images like this).
-    fn foreign_mark(&mut self, path: &[u8], parent: &[u8], name: &[u8], found: &Found) -> Result<(), Error> {
-        if parent == LINK_TARGETS && found.kind == Kind::File {
+    fn foreign_mark(&mut self, path: &[u8], parent: &[u8], name: &[u8], found: &TarEntry) -> Result<(), Error> {
+        if parent == LINK_TARGETS && found.kind == TarEntryKind::File {
             self.has_link_targets = true;
             let node = self.tree.make_directories(parent)?;
             return self.file(node, name, found);
         }
-        if path != LINK_TARGETS || found.kind != Kind::Directory {
+        if path != LINK_TARGETS || found.kind != TarEntryKind::Directory {
             self.skipped.add(path, "it is a mark of another union file system");
         }
         Ok(())
@@ -159,7 +159,7 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(())
     }
 
-    fn directory(&mut self, parent: Node, name: &[u8], found: &Found) -> Result<(), Error> {
+    fn directory(&mut self, parent: Node, name: &[u8], found: &TarEntry) -> Result<(), Error> {
         let node = match self.tree.inside(parent, name) {
             Some(node) => node,
             None => {
@@ -174,7 +174,7 @@ impl<R: Read> Unpacker<'_, R> {
         self.describe(node, found)
     }
 
-    fn describe(&mut self, node: Node, found: &Found) -> Result<(), Error> {
+    fn describe(&mut self, node: Node, found: &TarEntry) -> Result<(), Error> {
         let directory = self.tree.open(node)?;
         remove_attributes(directory.as_fd())?;
         self.attributes(directory.as_fd(), found)?;
@@ -185,7 +185,7 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(())
     }
 
-    fn link(&mut self, parent: Node, path: &[u8], name: &[u8], found: &Found) -> Result<(), Error> {
+    fn link(&mut self, parent: Node, path: &[u8], name: &[u8], found: &TarEntry) -> Result<(), Error> {
         let target = clean(&found.link)?;
         let gone =
             || Error::BadArchive(format!("a hard link to {:?}, which is not in it", String::from_utf8_lossy(&target)));
@@ -206,7 +206,7 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(linkat(&from, target_name, &to, name, AtFlags::empty())?)
     }
 
-    fn symlink(&mut self, parent: Node, name: &[u8], found: &Found) -> Result<(), Error> {
+    fn symlink(&mut self, parent: Node, name: &[u8], found: &TarEntry) -> Result<(), Error> {
         if found.link.is_empty() || found.link.contains(&0) {
             return Err(Error::BadArchive("a symbolic link that leads nowhere".into()));
         }
@@ -216,7 +216,7 @@ impl<R: Read> Unpacker<'_, R> {
         self.own_by_name(&directory, name, found)
     }
 
-    fn fifo(&mut self, parent: Node, name: &[u8], found: &Found) -> Result<(), Error> {
+    fn fifo(&mut self, parent: Node, name: &[u8], found: &TarEntry) -> Result<(), Error> {
         self.tree.make_room(parent, name)?;
         let directory = self.tree.open(parent)?;
         mknodat(&directory, name, FileType::Fifo, Mode::RUSR, 0)?;
@@ -227,13 +227,13 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(utimensat(&directory, name, &times(found.mtime), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    fn own_by_name(&self, directory: &OwnedFd, name: &[u8], found: &Found) -> Result<(), Error> {
+    fn own_by_name(&self, directory: &OwnedFd, name: &[u8], found: &TarEntry) -> Result<(), Error> {
         let (uid, gid) = self.tree.owner(found.uid, found.gid);
         chownat(directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
         Ok(utimensat(directory, name, &times(found.mtime), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    fn file(&mut self, parent: Node, name: &[u8], found: &Found) -> Result<(), Error> {
+    fn file(&mut self, parent: Node, name: &[u8], found: &TarEntry) -> Result<(), Error> {
         if let Some(segments) = &found.segments {
             let left = self.disk_left.checked_sub(sparse::on_disk(segments));
             self.disk_left = left.ok_or_else(|| Error::TooLarge("what sparse files hold".into()))?;
@@ -294,7 +294,7 @@ impl<R: Read> Unpacker<'_, R> {
     /// Gives a file (by its descriptor, or a way to it) its access control lists, and says its mode then. Where one is not understood, or cannot
     /// be kept, the mode gives its group nothing: those bits are of all that the list speaks of. The list for what is made in a directory is
     /// returned, since it would be inherited by all that comes.
-    fn lists(&mut self, found: &Found, path: &str) -> Result<(u32, Option<Vec<u8>>), Error> {
+    fn lists(&mut self, found: &TarEntry, path: &str) -> Result<(u32, Option<Vec<u8>>), Error> {
         let (mut mode, mut of_children) = (found.mode, None);
         for (name, value) in acl::lists(found, self.tree.ids()) {
             let is_kept = match &value {
@@ -312,7 +312,7 @@ impl<R: Read> Unpacker<'_, R> {
         Ok((mode, of_children))
     }
 
-    fn attributes(&mut self, file: BorrowedFd<'_>, found: &Found) -> Result<(), Error> {
+    fn attributes(&mut self, file: BorrowedFd<'_>, found: &TarEntry) -> Result<(), Error> {
         for (name, value) in
             found.attributes.iter().filter(|(name, _)| is_content(name) && acl::record_of(name).is_none())
         {

@@ -74,7 +74,7 @@ pub async fn run(context: &Context, args: Run) -> Result<()> {
     let prompt = input::prompt(&args.prompt)?;
     let mut signals = Signals::catch()?;
     // From here until it is released, no other run ends the server that we use.
-    let use_of_server = UseOfServer::begin(context).await?;
+    let use_of_server = SharedServerGuard::begin(context).await?;
     let (client, own) = find_or_start(context).await?;
     let result = Box::pin(work(context, &client, &args, prompt, &mut signals, own.is_some())).await;
     if let Some(running) = own {
@@ -109,11 +109,11 @@ async fn find_or_start(context: &Context) -> Result<(Client, Option<Running>)> {
 
 /// Held while a run uses the server of a data directory. Runs side by side share one server: whichever started it must
 /// not end it while others use it.
-struct UseOfServer {
+struct SharedServerGuard {
     file: Option<File>,
 }
 
-impl UseOfServer {
+impl SharedServerGuard {
     async fn begin(context: &Context) -> Result<Self> {
         if context.global.url.as_ref().is_some_and(|url| !url.is_empty()) {
             return Ok(Self { file: None });

@@ -3,13 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Instant;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{PATIENCE, TestServer};
+use crate::harness::{PATIENCE, TestServer, eventually};
 use crate::raw::{exchange, request};
 use crate::server_or_skip;
 
@@ -139,6 +138,7 @@ async fn a_member_manages_nothing_but_their_own_tokens() {
         ("DELETE", "/accounts/alice", None, 403),
         ("GET", "/metrics", None, 403),
         ("GET", "/system/loops", None, 403),
+        ("GET", "/audit", None, 403),
         ("GET", "/accounts/bob", None, 404),
         ("GET", "/accounts/admin", None, 404),
         ("GET", "/accounts/bob/tokens", None, 404),
@@ -300,7 +300,7 @@ async fn an_administrator_whose_token_is_lost_gets_a_new_one_at_the_next_start()
 }
 
 #[tokio::test]
-async fn what_is_done_is_in_the_audit_trail_and_what_is_refused_is_not() {
+async fn what_is_done_and_what_is_refused_is_in_the_audit_trail() {
     let server = server_or_skip!();
     let alice = member(&server, "alice").await;
     let (_, session) = call(&server, &alice, "POST", "/sessions", Some(json!({ "name": "s" }))).await;
@@ -322,20 +322,47 @@ async fn what_is_done_is_in_the_audit_trail_and_what_is_refused_is_not() {
         let (seen, answer) = call(&server, &alice, method, path, body).await;
         assert_eq!(seen, status, "{method} {path}: {answer}");
     }
-    let query = "SELECT account, action, target = $id FROM audit ORDER BY at, id";
-    let output = Command::new("sqlite3")
-        .arg("-readonly")
-        .arg(server.data_dir().join("raworc.db"))
-        .args(["-separator", " ", &query.replace("$id", &format!("'{id}'"))])
-        .output();
-    let Ok(output) = output else {
-        eprintln!("SKIPPED: reading the audit trail needs the program sqlite3");
-        return;
+    // Another's session looks as if it were not there, and asking for it is recorded all the same.
+    let (_, other) = server.post("/sessions", json!({})).await;
+    let other = other["id"].as_str().unwrap();
+    assert_eq!(call(&server, &alice, "GET", &format!("/sessions/{other}"), None).await.0, 404);
+    assert_eq!(call(&server, &alice, "GET", "/audit", None).await.0, 403);
+    let entries = async |query: &str| {
+        let (status, page) = server.get(&format!("/audit{query}")).await;
+        assert_eq!(status, 200, "{page}");
+        page["items"].as_array().unwrap().clone()
     };
-    assert!(output.status.success(), "{output:?}");
-    let rows = String::from_utf8(output.stdout).unwrap();
-    let expected = "admin account.create 0\nadmin token.create 0\nalice session.create 1\nalice session.exec 1\n\
-        alice file.written 1\nalice file.deleted 1\nalice session.update 1\nalice session.assign 1\nalice message.send 1\n\
-        alice session.terminate 1\nalice session.delete 1\n";
-    assert_eq!(rows, expected);
+    eventually("what was refused is recorded", async || entries("?outcome=refused").await.len() == 4).await;
+    let told = |entries: &[Value]| {
+        let word = |entry: &Value, name: &str| entry[name].as_str().unwrap().to_owned();
+        let line = |entry: &Value| {
+            let target = word(entry, "target").replace(id, "ID").replace(other, "OTHER");
+            [word(entry, "actor"), word(entry, "action"), target].join(" ")
+        };
+        entries.iter().rev().map(line).collect::<Vec<_>>()
+    };
+    let done = "session.create session.exec file.written file.deleted session.update session.assign message.send \
+                session.terminate session.delete";
+    let expected: Vec<String> = done.split_whitespace().map(|action| format!("alice {action} ID")).collect();
+    assert_eq!(told(&entries("?actor=alice&outcome=done").await), expected);
+    let refused = [
+        "alice POST /agents /agents",
+        "alice DELETE /accounts/{id} /accounts/alice",
+        "alice GET /sessions/{id} /sessions/OTHER",
+        "alice GET /audit /audit",
+    ];
+    assert_eq!(told(&entries("?outcome=refused").await), refused);
+    let all = entries("").await;
+    assert!(told(&all).iter().any(|line| line.starts_with("admin account.create")), "{all:#?}");
+    // In pages, and by time.
+    let (_, first) = server.get("/audit?limit=3").await;
+    let rest = entries(&format!("?cursor={}&limit=500", first["next_cursor"].as_str().unwrap())).await;
+    assert_eq!([first["items"].as_array().unwrap().clone(), rest].concat(), all);
+    let newest = all[0]["at"].as_str().unwrap();
+    assert_eq!(entries(&format!("?after={newest}")).await, [] as [Value; 0]);
+    assert!(entries(&format!("?before={newest}&target={id}&action=session.delete")).await.len() == 1);
+    assert!(server.get("/audit?outcome=maybe").await.0.is_client_error());
+    let output = server.cli(&["audit", "--actor", "alice", "--outcome", "refused", "--since", "1h"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.lines().count() == 5 && text.contains("DELETE /accounts/{id}"), "{text}");
 }

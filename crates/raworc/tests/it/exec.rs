@@ -279,10 +279,10 @@ async fn what_begins_in_the_log_ends_there_whatever_dies() {
     // It ends while no server is there.
     let asked = begin(&server, "two");
     begun(&server, "two").await;
-    server.shell("touch \"$RAWORC_DATA_DIR\"/layers/*/fs/two");
     server.kill();
-    server.start_again();
+    server.shell("touch \"$RAWORC_DATA_DIR\"/layers/*/fs/two");
     assert!(asked.await.unwrap().is_err());
+    server.start_again();
     finished(&server, 2).await;
     // Its container dies.
     let asked = begin(&server, "three");

@@ -15,7 +15,7 @@ use super::cgroup::Cgroups;
 use super::launcher::Launcher;
 use super::layout::{Layout, Slot, remove};
 use super::process::Handle;
-use super::spare::{Spare, Stock};
+use super::spare::{Spare, SparePool};
 use super::workspace::note;
 use super::{blocking, image};
 use crate::{ContainerSpec, Exit, Listed, RuntimeError};
@@ -33,7 +33,7 @@ pub struct Containers {
     /// Takes what was written to their root filesystems.
     pub trash: Trash,
     /// Those that are nobody's yet.
-    pub stock: Stock,
+    pub stock: SparePool,
     /// Where ends are reported.
     pub exits: mpsc::Sender<Exit>,
     /// Those of which anything is there.
@@ -72,7 +72,7 @@ impl Containers {
         cgroups: Cgroups,
         mounter: Mounter,
         trash: Trash,
-        stock: Stock,
+        stock: SparePool,
         exits: mpsc::Sender<Exit>,
     ) -> Self {
         let (owned, gates) = Default::default();

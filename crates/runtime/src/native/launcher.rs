@@ -92,7 +92,8 @@ impl Launcher {
         // Without its record, it ends by itself: its server has.
         let lock = alone(layout.data_dir()).await.map_err(failed)?;
         let (jobs_waiting, told) = (jobs_receiver, Arc::clone(&endings));
-        let keeper = Keeper { program, record, lock, setup, jobs: jobs_waiting, state: state_sender, endings: told };
+        let keeper =
+            LauncherSupervisor { program, record, lock, setup, jobs: jobs_waiting, state: state_sender, endings: told };
         tokio::spawn(keeper.keep());
         let launcher = Self { jobs, state, endings };
         launcher.stage().await?;
@@ -144,7 +145,7 @@ impl Launcher {
 }
 
 /// Keeps a launcher running.
-struct Keeper {
+struct LauncherSupervisor {
     program: PathBuf,
     record: PathBuf,
     /// Locked; each launcher has it, too, and so have its workers that give containers to sessions.
@@ -155,7 +156,7 @@ struct Keeper {
     endings: Endings,
 }
 
-impl Keeper {
+impl LauncherSupervisor {
     async fn keep(mut self) {
         let mut pause = RESTART_PAUSES.0;
         loop {

@@ -34,7 +34,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use crate::{Company, ContainerSpec, Exit, Hidden, Listed, Resources, Runtime, RuntimeError};
+use crate::{ContainerSpec, Exit, Hidden, Listed, Occupancy, Resources, Runtime, RuntimeError};
 
 mod adopt;
 mod bundle;
@@ -61,7 +61,7 @@ use cgroup::Cgroups;
 use containers::Containers;
 use launcher::Launcher;
 use layout::Layout;
-use spare::Stock;
+use spare::SparePool;
 
 /// The ids outside, of users and of groups, that a container has: 0 inside is `base` outside, and so on upwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl NativeRuntime {
             return Err(RuntimeError::Unavailable(message.into()));
         }
         let mounter = config.mounter.clone();
-        let stock = Stock::new(config.spares, config.spare_resources);
+        let stock = SparePool::new(config.spares, config.spare_resources);
         let prepare = move || {
             let layout = Layout::prepare(&config)?;
             layout::directory(&layout.trash(), 0o700)?;
@@ -180,7 +180,7 @@ impl Runtime for NativeRuntime {
         self.containers.open_workspace(id).await
     }
 
-    async fn freeze(&self, id: ContainerId) -> Result<Company, RuntimeError> {
+    async fn freeze(&self, id: ContainerId) -> Result<Occupancy, RuntimeError> {
         self.containers.freeze(id).await
     }
 

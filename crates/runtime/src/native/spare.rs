@@ -37,7 +37,7 @@ pub struct Spare {
 }
 
 /// Those that are kept ready, all with the same resources.
-pub struct Stock {
+pub struct SparePool {
     resources: Resources,
     spares: Mutex<VecDeque<Spare>>,
     changed: Arc<Notify>,
@@ -45,7 +45,7 @@ pub struct Stock {
     wanted: tokio::sync::Mutex<usize>,
 }
 
-impl Stock {
+impl SparePool {
     /// An empty one that [`keep_full`] fills with `size` containers.
     pub fn new(size: usize, resources: Resources) -> Self {
         let wanted = tokio::sync::Mutex::new(size);

@@ -30,7 +30,7 @@ struct TooMany;
 /// # Errors
 /// Where there is more than can be looked through: to open files is cheap, to look at them is not.
 pub fn unlinked(processes: &BTreeSet<i32>) -> io::Result<BTreeMap<u64, u64>> {
-    let mut found = Found { left: LOOKS_MAX, ..Found::default() };
+    let mut found = UnlistedScan { left: LOOKS_MAX, ..UnlistedScan::default() };
     for pid in processes {
         let process = PathBuf::from(format!("/proc/{pid}"));
         found.all_in(&process.join("map_files"))?;
@@ -47,13 +47,13 @@ pub fn unlinked(processes: &BTreeSet<i32>) -> io::Result<BTreeMap<u64, u64>> {
 }
 
 #[derive(Default)]
-struct Found {
+struct UnlistedScan {
     left: usize,
     seen: BTreeSet<(u64, u64)>,
     bytes: BTreeMap<u64, u64>,
 }
 
-impl Found {
+impl UnlistedScan {
     fn count(&mut self) -> io::Result<()> {
         self.left = self.left.checked_sub(1).ok_or_else(|| io::Error::other(TooMany))?;
         Ok(())

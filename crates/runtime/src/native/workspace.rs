@@ -17,7 +17,7 @@ use super::containers::Containers;
 use super::image::WRITTEN;
 use super::layout::{is_file, write_file};
 use super::unlinked::unlinked;
-use crate::{Company, Hidden, RuntimeError};
+use crate::{Hidden, Occupancy, RuntimeError};
 
 /// The record, in a bundle, of what the container's workspace is made of: a line for each layer, the writable one first.
 const WORKSPACE_FILE: &str = "workspace";
@@ -56,12 +56,14 @@ impl Containers {
     }
 
     /// See [`Runtime::freeze`](crate::Runtime::freeze).
-    pub async fn freeze(&self, id: ContainerId) -> Result<Company, RuntimeError> {
+    pub async fn freeze(&self, id: ContainerId) -> Result<Occupancy, RuntimeError> {
         let owned = self.running(id).ok_or_else(|| RuntimeError::Other("the container does not run".into()))?;
         let host = self.process(id)?.pid;
         let frozen = self.cgroups.set_frozen(&owned.slot, true).await.map_err(failed);
         match frozen.and_then(|()| self.cgroups.processes(&owned.slot).map_err(failed)) {
-            Ok(processes) => Ok(if processes.iter().eq([&host]) { Company::Alone } else { Company::Others }),
+            Ok(processes) => {
+                Ok(if processes.iter().eq([&host]) { Occupancy::HostOnly } else { Occupancy::OtherProcesses })
+            }
             Err(error) => {
                 self.thaw(id).await?;
                 Err(error)

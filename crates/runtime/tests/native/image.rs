@@ -9,7 +9,7 @@ use std::process::Command;
 
 use raworc_core::ids::LayerId;
 use raworc_runtime::native::Ids;
-use raworc_runtime::{Company, ContainerSpec, Exit, ExitReason, Root, Runtime, RuntimeError};
+use raworc_runtime::{ContainerSpec, Exit, ExitReason, Occupancy, Root, Runtime, RuntimeError};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use uuid::Uuid;
 
@@ -251,7 +251,7 @@ async fn the_layers_of_an_image_are_known_while_they_are_mounted() {
     }
     // It gets another workspace as any other does.
     let other = machine.container(63, "another script").workspace;
-    assert_eq!(machine.runtime().freeze(spec.id).await.unwrap(), Company::Alone);
+    assert_eq!(machine.runtime().freeze(spec.id).await.unwrap(), Occupancy::HostOnly);
     machine.runtime().remount(spec.id, &other).await.unwrap();
     machine.runtime().thaw(spec.id).await.unwrap();
     let workspace = machine.runtime().open_workspace(spec.id).await.unwrap();

@@ -7,7 +7,7 @@ use raworc_oci::{Descriptor, Error, Layer, Layout, Registry};
 use raworc_store::layers::{self, Archived, LayerRow};
 use raworc_workspace::FileError;
 
-use super::{Passage, Tell, described, layer_of};
+use super::{AccountTransfer, Tell, described, layer_of};
 use crate::app::{Shared, blocking};
 use crate::error::Failure;
 
@@ -18,7 +18,7 @@ use crate::error::Failure;
 /// Where a layer cannot be read.
 pub async fn pack(
     app: &Shared,
-    passage: &Passage,
+    passage: &AccountTransfer,
     chain: &[LayerRow],
     registry: Option<&Registry>,
     tell: &Tell,
@@ -42,14 +42,14 @@ pub async fn pack(
             done_bytes: 0,
             total_bytes: row.changed_bytes,
         });
-        let (layout, format, path) = (layout.clone(), app.images.format, app.trees.shelf.path(row.id));
-        let held = (passage.way(), app.trees.hold([row.id]));
+        let (layout, format, path) = (layout.clone(), app.images.format, app.layer_store.path(row.id));
+        let held = (passage.way(), app.layer_pins.pin([row.id]));
         let work = move || {
             let _held = held;
             Layer::pack(&path, &format, &layout)
         };
         let (layer, done) = match blocking(work).await.map_err(FileError::Io)? {
-            Err(Error::Io(error)) if error.kind() == ErrorKind::NotFound && !app.trees.shelf.path(row.id).is_dir() => {
+            Err(Error::Io(error)) if error.kind() == ErrorKind::NotFound && !app.layer_store.path(row.id).is_dir() => {
                 return Err(FileError::LayerMissing(row.id).into());
             }
             outcome => outcome?,

@@ -14,23 +14,24 @@ use raworc_workspace::{FileError, Stack};
 use super::{Tell, layer_of};
 use crate::app::{Shared, blocking};
 use crate::error::Failure;
-use crate::trees::{self, Hold};
+use crate::layer_pins::LayerPin;
+use crate::workspace_access;
 
 /// Layers of one chain that are kept apart when an image is taken in: some are laid on them later.
 const LAYERS_KEPT: usize = LAYERS_MAX / 2;
 
 /// An image whose layers are here, though no record names them yet.
-pub struct TakenIn {
+pub struct UnpackedImage {
     /// What it lies on that was here before.
     pub known: Option<LayerId>,
     /// Its own layers, the lowest first, and what they are as archives.
     pub new: Vec<(LayerRow, Option<Archived>)>,
     /// Bytes and number of all its files.
     pub size: (u64, u64),
-    _holds: Vec<Hold>,
+    _holds: Vec<LayerPin>,
 }
 
-impl TakenIn {
+impl UnpackedImage {
     /// Its topmost layer.
     pub fn top(&self) -> Option<LayerId> {
         self.new.last().map(|(row, _)| row.id).or(self.known)
@@ -42,13 +43,13 @@ impl TakenIn {
 ///
 /// # Errors
 /// 422 where the image cannot be used.
-pub async fn take_in(
+pub async fn unpack_image(
     app: &Shared,
     layout: &Layout,
     (image, bytes_max): (&Image, u64),
     tell: &Tell,
-) -> Result<TakenIn, Failure> {
-    let mut taken = TakenIn { known: None, new: Vec::new(), size: (0, 0), _holds: Vec::new() };
+) -> Result<UnpackedImage, Failure> {
+    let mut taken = UnpackedImage { known: None, new: Vec::new(), size: (0, 0), _holds: Vec::new() };
     let mut below: Vec<LayerRow> = Vec::new();
     let mut bytes_left = bytes_max;
     for (place, layer) in image.layers.iter().enumerate() {
@@ -64,8 +65,8 @@ pub async fn take_in(
         if below.len() >= LAYERS_KEPT && !taken.new.is_empty() {
             fold(app, &mut taken, &mut below).await?;
         }
-        let id = trees::new_layer();
-        taken._holds.push(app.trees.hold([id]));
+        let id = workspace_access::new_layer();
+        taken._holds.push(app.layer_pins.pin([id]));
         let work = Unpack {
             app: app.clone(),
             layout: layout.clone(),
@@ -78,7 +79,7 @@ pub async fn take_in(
         };
         let unpacked = blocking(move || work.run()).await.map_err(FileError::Io)?;
         if unpacked.is_err() {
-            app.trees.waste(taken.new.iter().map(|(row, _)| row.id).chain([id]));
+            app.garbage_queue.enqueue(taken.new.iter().map(|(row, _)| row.id).chain([id]));
         }
         let (measured, bytes) = unpacked?;
         bytes_left = bytes_left.saturating_sub(bytes);
@@ -98,11 +99,11 @@ async fn known(
     layout: &Layout,
     parent: Option<LayerId>,
     (layer, bytes_max): (&Layer, u64),
-) -> Result<Option<(LayerRow, Hold)>, Failure> {
+) -> Result<Option<(LayerRow, LayerPin)>, Failure> {
     let diff_id = layer.diff_id.to_string();
     let mut connection = app.store.read().await?;
     let Some(found) = layers::find_same(&mut connection, parent, &diff_id).await? else { return Ok(None) };
-    let hold = app.trees.hold([found.id]);
+    let hold = app.layer_pins.pin([found.id]);
     drop(connection);
     // What was given up between the look and the hold may be gone.
     let mut connection = app.store.read().await?;
@@ -152,10 +153,10 @@ struct Unpack {
 
 impl Unpack {
     fn run(self) -> Result<(seal::Change, u64), Failure> {
-        let (format, shelf) = (&self.app.images.format, &self.app.trees.shelf);
+        let (format, layer_store) = (&self.app.images.format, &self.app.layer_store);
         let io = |error: std::io::Error| Failure::from(FileError::from(error));
-        let path = shelf.begin(self.id).map_err(io)?;
-        let paths = shelf.paths(&self.below);
+        let path = layer_store.begin(self.id).map_err(io)?;
+        let paths = layer_store.paths(&self.below);
         let root = format.ids.base;
         seal::prepare(&path, paths.first().map(PathBuf::as_path), Some((root, root))).map_err(io)?;
         let bounds = Bounds { bytes: self.bytes_max, entries: IMAGE_ENTRIES_MAX };
@@ -165,33 +166,33 @@ impl Unpack {
         let unpacked = self.layer.unpack(&self.layout, &path, format, &bounds, &mut progress)?;
         let implied: Vec<PathBuf> = unpacked.implied.into_iter().filter(|path| !path.as_os_str().is_empty()).collect();
         if !implied.is_empty() {
-            let below = shelf.view(&Stack { layers: self.below, writable: None }).map_err(io)?;
+            let below = layer_store.view(&Stack { layers: self.below, writable: None }).map_err(io)?;
             adopt(&path, &implied, below.root()).map_err(io)?;
         }
-        squash::trim(&path, &paths, shelf.marks()).map_err(io)?;
-        shelf.look_for_links(self.id).map_err(io)?;
+        squash::trim(&path, &paths, layer_store.marks()).map_err(io)?;
+        layer_store.look_for_links(self.id).map_err(io)?;
         seal::sync(&path).map_err(io)?;
-        let measured = seal::measure(&path, &paths, shelf.marks()).map_err(io)?;
+        let measured = seal::measure(&path, &paths, layer_store.marks()).map_err(io)?;
         Ok((measured, unpacked.bytes))
     }
 }
 
 /// Makes one layer of all new ones: more do not fit into one mount.
-async fn fold(app: &Shared, taken: &mut TakenIn, below: &mut Vec<LayerRow>) -> Result<(), Failure> {
-    let id = trees::new_layer();
-    taken._holds.push(app.trees.hold([id]));
+async fn fold(app: &Shared, taken: &mut UnpackedImage, below: &mut Vec<LayerRow>) -> Result<(), Failure> {
+    let id = workspace_access::new_layer();
+    taken._holds.push(app.layer_pins.pin([id]));
     let from: Vec<LayerId> = taken.new.iter().rev().map(|(row, _)| row.id).collect();
     let lower: Vec<LayerId> = below[from.len()..].iter().map(|row| row.id).collect();
-    let (shelf, parts) = (app.trees.shelf.clone(), from.clone());
+    let (layer_store, parts) = (app.layer_store.clone(), from.clone());
     let work = move || -> std::io::Result<seal::Change> {
-        let (into, lower) = (shelf.begin(id)?, shelf.paths(&lower));
-        squash::squash(&shelf.paths(&parts), &lower, &into, shelf.marks())?;
-        shelf.look_for_links(id)?;
+        let (into, lower) = (layer_store.begin(id)?, layer_store.paths(&lower));
+        squash::squash(&layer_store.paths(&parts), &lower, &into, layer_store.marks())?;
+        layer_store.look_for_links(id)?;
         seal::sync(&into)?;
-        seal::measure(&into, &lower, shelf.marks())
+        seal::measure(&into, &lower, layer_store.marks())
     };
     let measured = blocking(work).await.flatten().map_err(FileError::from);
-    app.trees.waste(from.iter().copied().chain([id]));
+    app.garbage_queue.enqueue(from.iter().copied().chain([id]));
     below.drain(..from.len());
     let row = lay(app, id, below.first(), measured?);
     taken.new = vec![(row, None)];

@@ -66,7 +66,10 @@ pub struct Backups;
 impl Loop for Backups {
     const NAME: &'static str = "backups";
     const TRIGGER: &'static str = "every second; less often where very many wait";
-    const BOUND: &'static str = "2 at once for each account and registry, 4 for each account";
+
+    fn bound() -> String {
+        format!("{PER_REGISTRY} at once for each account and registry, {PER_ACCOUNT} for each account")
+    }
 
     async fn run(app: Shared) {
         let (running, mut pause) = (Running::default(), TICK);
@@ -91,7 +94,7 @@ impl Loop for Backups {
                 let app = app.clone();
                 app.tasks.clone().spawn(async move {
                     let _place = place;
-                    look_after(&app, due.session).await;
+                    run_backup(&app, due.session).await;
                 });
             }
             // Where very many wait, looking them up takes its time.
@@ -105,7 +108,7 @@ async fn due(app: &Shared) -> Result<Vec<BackupDue>, Failure> {
     Ok(sessions::with_backup_due(&mut connection, app.now()).await?)
 }
 
-async fn look_after(app: &Shared, session: SessionId) {
+async fn run_backup(app: &Shared, session: SessionId) {
     let result = tokio::select! {
         biased;
         // What has been sent is not sent again by the next server.

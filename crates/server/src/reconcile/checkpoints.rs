@@ -5,7 +5,7 @@
 //!
 //! What a session writes to is a layer already, so fixing it is a matter of records: what it wrote becomes a layer that
 //! never changes, and it writes to a new one from then on. A container gets the new one without noticing, if nothing but
-//! its host runs in it. Otherwise it stands still while what changed is copied ([`live`](super::live)).
+//! its host runs in it. Otherwise it stands still while what changed is copied ([`live_capture`](super::live)).
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{AccountId, ContainerId, LayerId, SessionId};
 use raworc_core::time::Time;
-use raworc_runtime::{Company, ExitReason};
+use raworc_runtime::{ExitReason, Occupancy};
 use raworc_store::StoreError;
 use raworc_store::checkpoints::{self, CheckpointRow, Status};
 use raworc_store::sessions::{self, SessionRow};
@@ -21,16 +21,17 @@ use raworc_workspace::layers::seal;
 use raworc_workspace::{FileError, Stack};
 use uuid::Uuid;
 
-use super::trouble::Trouble;
-use super::{layers, live, quotas};
-use crate::admission::Admission;
+use super::save_error::SaveError;
+use super::{admitted, layers, live_capture, quotas};
 use crate::app::Shared;
 use crate::error::Failure;
-use crate::hosts::Pause;
+use crate::fair_semaphore::FairSemaphore;
+use crate::hosts::LeaseSuspension;
+use crate::layer_pins::LayerPin;
 use crate::supervise::{self, Loop};
-use crate::trees::{self, Hold, Turn};
 use crate::verbs::observe;
-use crate::verbs::save::{self, Found, Saved};
+use crate::verbs::save::{self, SaveOutcome, SaveRecord};
+use crate::workspace_access::{self, SessionGuard};
 
 /// Workspaces saved at the same time.
 const SAVES: usize = 4;
@@ -45,7 +46,7 @@ const RETRY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn take_up(app: &Shared) -> Result<(), Failure> {
+pub async fn recover(app: &Shared) -> Result<(), Failure> {
     let (up, open, due) = {
         let mut connection = app.store.read().await?;
         let open = checkpoints::sessions_with_open(&mut connection).await?;
@@ -66,7 +67,7 @@ pub async fn take_up(app: &Shared) -> Result<(), Failure> {
     open.into_iter()
         .chain(due)
         .chain(up.into_iter().map(|container| container.session))
-        .for_each(|session| app.trees.ask(session, Cause::Request));
+        .for_each(|session| app.checkpoint_queue.enqueue(session, Cause::Request));
     Ok(())
 }
 
@@ -91,19 +92,22 @@ pub struct Checkpoints;
 
 impl Loop for Checkpoints {
     const NAME: &'static str = "checkpoints";
-    const TRIGGER: &'static str = "a message that ended, a stop, a request";
-    const BOUND: &'static str = "4 saved at once, 4 brought to the disk at once; accounts in turn";
+    const TRIGGER: &'static str = "a message that ended, a stop, the clock, a request";
+
+    fn bound() -> String {
+        format!("{SAVES} saved and {FINISHES} brought to the disk at once; accounts in turn")
+    }
 
     async fn run(app: Shared) {
-        let places = Places { saves: Admission::new(SAVES), finishes: Admission::new(FINISHES) };
+        let places = Places { saves: FairSemaphore::new(SAVES), finishes: FairSemaphore::new(FINISHES) };
         loop {
             let asked = tokio::select! {
                 biased;
                 () = app.stopping.cancelled() => return,
-                asked = app.trees.next_asked() => asked,
+                asked = app.checkpoint_queue.next_batch() => asked,
             };
             for (session, causes) in asked {
-                app.tasks.spawn(look_after(app.clone(), session, causes, places.clone()));
+                app.tasks.spawn(run_save(app.clone(), session, causes, places.clone()));
             }
         }
     }
@@ -112,82 +116,103 @@ impl Loop for Checkpoints {
 /// How much is done at the same time.
 #[derive(Clone)]
 struct Places {
-    saves: Admission,
-    finishes: Admission,
+    saves: FairSemaphore,
+    finishes: FairSemaphore,
 }
 
-async fn look_after(app: Shared, session: SessionId, causes: BTreeSet<Cause>, places: Places) {
+async fn run_save(app: Shared, session: SessionId, causes: BTreeSet<Cause>, places: Places) {
     let owner = find(&app, session).await.ok().flatten().map_or(AccountId(Uuid::nil()), |row| row.owner_id);
-    let result = {
-        // The session's turn first: who waits for it keeps no place from others.
-        let turn = app.trees.turn(session).await;
-        let _place = places.saves.enter(owner).await;
-        let fixed = supervise::caught(&app, Checkpoints::NAME, fix(&app, &turn, session, &causes)).await;
-        fixed.unwrap_or_else(|| Err(StoreError::Unavailable("a panic".into()).into()))
+    let fixed = {
+        let (guard, _place) = admitted(&app, session, owner, &places.saves).await;
+        caught(&app, fix(&app, &guard, session, &causes)).await
     };
-    app.trees.done(session);
+    if let Err(error) = &fixed
+        && error.damage().is_none()
+    {
+        app.loops.ran(Checkpoints::NAME, false);
+        tracing::error!(%session, %error, "a workspace could not be saved; trying again");
+        // It stays asked for meanwhile: no message comes before what the last one wrote is saved.
+        ask_again(&app, session, causes).await;
+        return app.checkpoint_queue.complete(session);
+    }
+    if fixed.is_err() {
+        // Until its record is mended, nothing of it is saved; messages come all the same.
+        let _ = save::nothing_due(&app, session).await;
+    }
+    app.checkpoint_queue.complete(session);
     // Whoever waits for it, and the host that may have its next message now.
     app.hub.notify(&[session]);
     let place = places.finishes.enter(owner).await;
-    let result = match result {
-        Ok(_) => {
-            let finished = supervise::caught(&app, Checkpoints::NAME, finish_all(&app, session)).await;
-            finished.unwrap_or_else(|| Err(StoreError::Unavailable("a panic".into()).into()))
-        }
-        Err(error) => Err(error),
-    };
-    app.loops.ran(Checkpoints::NAME, result.is_ok());
-    layers::look_after(&app, session).await;
+    let finished = caught(&app, finish_all(&app, session)).await;
+    layers::compact_if_long(&app, session).await;
     drop(place);
-    if let Err(error) = result {
-        if error.damage().is_some() {
-            // It is asked for again when that is mended.
-            tracing::error!(%session, %error, "a workspace could not be saved");
-            return;
-        }
-        tracing::error!(%session, %error, "a workspace could not be saved; trying again");
-        tokio::select! {
-            biased;
-            () = app.stopping.cancelled() => {}
-            () = tokio::time::sleep(RETRY) => causes.into_iter().chain([Cause::Request]).for_each(|cause| app.trees.ask(session, cause)),
+    let result = fixed.and(finished);
+    app.loops.ran(Checkpoints::NAME, result.is_ok());
+    match result {
+        Ok(()) => {}
+        // It is asked for again when that is mended.
+        Err(error) if error.damage().is_some() => tracing::error!(%session, %error, "a workspace could not be saved"),
+        Err(error) => {
+            tracing::error!(%session, %error, "a workspace could not be saved; trying again");
+            ask_again(&app, session, causes).await;
         }
     }
 }
 
-/// Fixes what is to be saved, if anything is; true where something was. What goes wrong with the workspace is recorded.
+async fn caught<T>(app: &Shared, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let done = supervise::caught(app, Checkpoints::NAME, work).await;
+    done.unwrap_or_else(|| Err(StoreError::Unavailable("a panic".into()).into()))
+}
+
+async fn ask_again(app: &Shared, session: SessionId, causes: BTreeSet<Cause>) {
+    tokio::select! {
+        biased;
+        () = app.stopping.cancelled() => {}
+        () = tokio::time::sleep(RETRY) => {
+            causes.into_iter().chain([Cause::Request]).for_each(|cause| app.checkpoint_queue.enqueue(session, cause));
+        }
+    }
+}
+
+/// Captures the workspace where a checkpoint is wanted; true where one was taken. What goes wrong with the workspace is recorded.
 ///
 /// # Errors
 /// Where the store fails: to be tried again.
-pub async fn fix(app: &Shared, _: &Turn, session: SessionId, causes: &BTreeSet<Cause>) -> Result<bool, Failure> {
+pub async fn fix(
+    app: &Shared,
+    _: &SessionGuard,
+    session: SessionId,
+    causes: &BTreeSet<Cause>,
+) -> Result<bool, Failure> {
     let room = match layers::make_room(app, session).await {
-        Err(Failure::File(error)) => Err(Trouble::from(error)),
-        Err(error) if error.damage().is_some() => Err(Trouble::Failure(error)),
+        Err(Failure::File(error)) => Err(SaveError::from(error)),
+        Err(error) if error.damage().is_some() => Err(SaveError::Failure(error)),
         outcome => Ok(outcome?),
     };
     let Some((row, pending)) = load(app, session).await? else { return Ok(false) };
     let container = ContainerId { session, generation: row.machine.generation };
     let was_there = app.runtime.workspace(container).is_some();
-    app.trees.timed.set(session, &row.settings.checkpoints, app.runtime.workspace(container).is_some());
+    app.checkpoint_timers.set(session, &row.settings.checkpoints, app.runtime.workspace(container).is_some());
     if app.runtime.workspace(container).is_some() {
         quotas::watch(app, &row, container).await?;
     }
     let job = Job { app, row: &row, container, causes, began: app.now() };
     let attempt = match (room, app.runtime.workspace(container)) {
-        (Err(trouble), _) => Err(trouble),
+        (Err(save_error), _) => Err(save_error),
         (Ok(()), Some(stack)) => job.fix_running(&stack, &pending).await,
         (Ok(()), None) => job.fix_resting(&pending).await,
     };
     match attempt {
         Ok(done) => Ok(done),
-        Err(Trouble::Failure(failure)) if failure.damage().is_none() => Err(failure),
+        Err(SaveError::Failure(failure)) if failure.damage().is_none() => Err(failure),
         // It was stopped, or has ended, in the middle of it. Who takes note of that saves what it has left.
-        Err(trouble) if was_there && app.runtime.workspace(container).is_none() => {
-            tracing::debug!(%session, %trouble, "a container ended while its workspace was saved; it is saved then");
+        Err(save_error) if was_there && app.runtime.workspace(container).is_none() => {
+            tracing::debug!(%session, %save_error, "a container ended while its workspace was saved; it is saved then");
             Ok(false)
         }
-        Err(trouble) => {
-            tracing::warn!(%session, %trouble, "a checkpoint could not be taken");
-            save::failed(app, session, causes, &trouble.told()).await?;
+        Err(save_error) => {
+            tracing::warn!(%session, %save_error, "a checkpoint could not be taken");
+            save::failed(app, session, causes, &save_error.told()).await?;
             Ok(true)
         }
     }
@@ -217,17 +242,17 @@ pub struct Job<'j> {
 
 /// A container that stands still. Its host says nothing meanwhile, and is not missed.
 #[must_use]
-pub struct Standstill<'j> {
+pub struct FrozenContainer<'j> {
     job: &'j Job<'j>,
     /// Whether anything but its host runs in it.
-    pub company: Company,
+    pub occupancy: Occupancy,
     since: Instant,
-    _pause: Pause<'j>,
+    _pause: LeaseSuspension<'j>,
 }
 
-impl Standstill<'_> {
+impl FrozenContainer<'_> {
     /// Lets it go on; how long it stood still.
-    pub async fn go_on(self) -> Result<Duration, Trouble> {
+    pub async fn go_on(self) -> Result<Duration, SaveError> {
         self.job.app.runtime.thaw(self.job.container).await?;
         Ok(self.since.elapsed())
     }
@@ -235,18 +260,18 @@ impl Standstill<'_> {
 
 impl Job<'_> {
     /// Nothing runs: what was written is a layer as it is.
-    async fn fix_resting(&self, pending: &[CheckpointRow]) -> Result<bool, Trouble> {
-        live::forget(&self.app.trees, self.row.id);
-        let is_changed = trees::is_changed(self.app, self.row).await?;
+    async fn fix_resting(&self, pending: &[CheckpointRow]) -> Result<bool, SaveError> {
+        self.app.capture_bases.forget(self.row.id);
+        let is_changed = workspace_access::is_changed(self.app, self.row).await?;
         if !self.is_wanted(pending, is_changed) {
-            return self.leave(is_changed).await;
+            return self.leave().await;
         }
         if !is_changed {
-            self.record(Found::Unchanged, Duration::ZERO).await?;
+            self.record(SaveOutcome::Unchanged, Duration::ZERO).await?;
             return Ok(true);
         }
-        let (layer, _settled) = self.settle().await?;
-        self.record(Found::Sealed { layer, next: trees::new_layer() }, Duration::ZERO).await?;
+        let (layer, _settled) = self.seal_writable().await?;
+        self.record(SaveOutcome::Sealed { layer, next: workspace_access::new_layer() }, Duration::ZERO).await?;
         self.forget_written(layer).await;
         Ok(true)
     }
@@ -262,36 +287,36 @@ impl Job<'_> {
         }
     }
 
-    async fn fix_running(&self, stack: &Stack, pending: &[CheckpointRow]) -> Result<bool, Trouble> {
+    async fn fix_running(&self, stack: &Stack, pending: &[CheckpointRow]) -> Result<bool, SaveError> {
         if stack.writable != Some(self.row.writable_id) {
             // What it writes to was sealed, though nobody could be told.
             give_up(self.app, self.container).await?;
             return self.fix_resting(pending).await;
         }
-        let is_changed = trees::is_changed(self.app, self.row).await?;
+        let is_changed = workspace_access::is_changed(self.app, self.row).await?;
         if !self.is_wanted(pending, is_changed) {
-            return self.leave(is_changed).await;
+            return self.leave().await;
         }
         if !is_changed {
-            self.record(Found::Unchanged, Duration::ZERO).await?;
+            self.record(SaveOutcome::Unchanged, Duration::ZERO).await?;
             return Ok(true);
         }
-        let stands = self.stand_still().await?;
-        match stands.company {
-            Company::Alone => self.seal_frozen(stands).await?,
-            Company::Others => {
+        let stands = self.freeze_container().await?;
+        match stands.occupancy {
+            Occupancy::HostOnly => self.seal_frozen(stands).await?,
+            Occupancy::OtherProcesses => {
                 stands.go_on().await?;
-                live::copy(self).await?;
+                live_capture::copy(self).await?;
             }
         }
         Ok(true)
     }
 
     /// Freezes the container.
-    pub async fn stand_still(&self) -> Result<Standstill<'_>, Trouble> {
+    pub async fn freeze_container(&self) -> Result<FrozenContainer<'_>, SaveError> {
         let (since, pause) = (Instant::now(), self.app.hosts.pause(self.container));
-        let company = self.app.runtime.freeze(self.container).await?;
-        Ok(Standstill { job: self, company, since, _pause: pause })
+        let occupancy = self.app.runtime.freeze(self.container).await?;
+        Ok(FrozenContainer { job: self, occupancy, since, _pause: pause })
     }
 
     /// The last event of the session that is stored.
@@ -307,22 +332,23 @@ impl Job<'_> {
         !pending.is_empty() || (is_changed && self.causes.iter().chain(&self.row.save_due).any(asks))
     }
 
-    /// Leaves the workspace as it is. Where there is nothing to save, nothing is due.
-    async fn leave(&self, is_changed: bool) -> Result<bool, Trouble> {
-        if !is_changed && self.row.save_due.is_some() {
+    /// Leaves the workspace as it is, and forgets that a checkpoint was due: nothing was written, or the session's plan has changed.
+    async fn leave(&self) -> Result<bool, SaveError> {
+        if self.row.save_due.is_some() {
             save::nothing_due(self.app, self.row.id).await?;
         }
         Ok(false)
     }
 
     /// Records what was found.
-    pub async fn record(&self, found: Found, frozen: Duration) -> Result<(), Failure> {
-        let saved = Saved { found, frozen, began: self.began, newest: self.row.checkpoints };
+    pub async fn record(&self, found: SaveOutcome, frozen: Duration) -> Result<(), Failure> {
+        let newest = self.row.checkpoints;
+        let saved = SaveRecord { found, frozen, began: self.began, newest, is_due: self.row.save_due.is_some() };
         save::record(self.app, self.row.id, saved, self.causes).await
     }
 
     /// What was written becomes a layer, and the container gets another one to write to, and goes on.
-    pub async fn seal_frozen(&self, stands: Standstill<'_>) -> Result<(), Trouble> {
+    pub async fn seal_frozen(&self, stands: FrozenContainer<'_>) -> Result<(), SaveError> {
         let sealed = self.seal(stands.since).await;
         if sealed.is_ok()
             && let Err(error) = self.remount().await
@@ -342,46 +368,48 @@ impl Job<'_> {
         sealed.map(drop)
     }
 
-    async fn seal(&self, since: Instant) -> Result<LayerId, Trouble> {
-        let (layer, _settled) = self.settle().await?;
+    async fn seal(&self, since: Instant) -> Result<LayerId, SaveError> {
+        let (layer, _settled) = self.seal_writable().await?;
         // What it will write to is there before it is settled that it does: where there is no room, nothing has happened.
-        let next = trees::new_layer();
-        let _hold = self.app.trees.hold([next]);
-        let shelf = self.app.trees.shelf.clone();
-        let made = self.app.work(move || shelf.create(&Stack { layers: vec![layer], writable: Some(next) })).await?;
+        let next = workspace_access::new_layer();
+        let _hold = self.app.layer_pins.pin([next]);
+        let layer_store = self.app.layer_store.clone();
+        let made =
+            self.app.work(move || layer_store.create(&Stack { layers: vec![layer], writable: Some(next) })).await?;
         let recorded = match made {
-            Ok(()) => self.record(Found::Sealed { layer, next }, since.elapsed()).await.map_err(Trouble::from),
+            Ok(()) => self.record(SaveOutcome::Sealed { layer, next }, since.elapsed()).await.map_err(SaveError::from),
             Err(error) => Err(error.into()),
         };
-        live::forget(&self.app.trees, self.row.id);
+        self.app.capture_bases.forget(self.row.id);
         if recorded.is_err() {
-            self.app.trees.waste([next]);
+            self.app.garbage_queue.enqueue([next]);
         }
         recorded.map(|()| layer)
     }
 
     /// Gives a container the layer that its session writes to now.
-    async fn remount(&self) -> Result<(), Trouble> {
-        let (stack, _hold) = trees::ready_stack_of(self.app, self.row.id).await?;
+    async fn remount(&self) -> Result<(), SaveError> {
+        let (stack, _hold) = workspace_access::ready_stack_of(self.app, self.row.id).await?;
         quotas::go_on(self.app, self.row.id).await?;
         Ok(self.app.runtime.remount(self.container, &stack).await?)
     }
 
-    async fn without_layer(&self, error: impl std::fmt::Display) -> Trouble {
+    async fn without_layer(&self, error: impl std::fmt::Display) -> SaveError {
         tracing::error!(container = %self.container, %error, "a container could not get its new layer and is stopped");
         match give_up(self.app, self.container).await {
-            Ok(()) => Trouble::Workspace("the container could not get its new layer".into()),
+            Ok(()) => SaveError::Workspace("the container could not get its new layer".into()),
             Err(failure) => failure.into(),
         }
     }
 
     /// The layer that what the session wrote becomes, held: the one that it wrote to, or, where that depends on how it is mounted,
     /// another one that does not.
-    async fn settle(&self) -> Result<(LayerId, Hold), Trouble> {
-        let (stack, _hold) = trees::stack(self.app, self.row.layer_id).await?;
-        let (shelf, written, settled) = (self.app.trees.shelf.clone(), self.row.writable_id, trees::new_layer());
-        let hold = self.app.trees.hold([settled]);
-        let (looked, is_mounted) = (shelf.clone(), self.app.runtime.workspace(self.container).is_some());
+    async fn seal_writable(&self) -> Result<(LayerId, LayerPin), SaveError> {
+        let (stack, _hold) = workspace_access::stack(self.app, self.row.layer_id).await?;
+        let (layer_store, written, settled) =
+            (self.app.layer_store.clone(), self.row.writable_id, workspace_access::new_layer());
+        let hold = self.app.layer_pins.pin([settled]);
+        let (looked, is_mounted) = (layer_store.clone(), self.app.runtime.workspace(self.container).is_some());
         let lacks_names = !self.app.work(move || looked.touched(written)).await.flatten()?.is_empty();
         let root = match is_mounted && lacks_names {
             true => Some(self.app.runtime.open_workspace(self.container).await?),
@@ -389,12 +417,12 @@ impl Job<'_> {
         };
         let work = move || -> std::io::Result<LayerId> {
             // It is not the session that writes to it now.
-            shelf.limit(written, None)?;
-            shelf.seal(&Stack { layers: stack.layers, writable: Some(written) }, root, settled)
+            layer_store.limit(written, None)?;
+            layer_store.seal(&Stack { layers: stack.layers, writable: Some(written) }, root, settled)
         };
         let done = self.app.work(work).await.flatten();
         // If it does not become a layer of the session.
-        self.app.trees.waste([settled]);
+        self.app.garbage_queue.enqueue([settled]);
         Ok((done?, hold))
     }
 }
@@ -413,13 +441,13 @@ async fn finish_all(app: &Shared, session: SessionId) -> Result<(), Failure> {
 }
 
 async fn finish(app: &Shared, session: SessionId, layer: LayerId) -> Result<(), Failure> {
-    let (stack, _hold) = trees::stack(app, Some(layer)).await?;
-    let shelf = app.trees.shelf.clone();
+    let (stack, _hold) = workspace_access::stack(app, Some(layer)).await?;
+    let layer_store = app.layer_store.clone();
     let work = move || {
-        let paths = shelf.paths(&stack.layers);
+        let paths = layer_store.paths(&stack.layers);
         let (own, lower) = paths.split_first().ok_or(std::io::ErrorKind::NotFound)?;
         seal::sync(own)?;
-        seal::measure(own, lower, shelf.marks())
+        seal::measure(own, lower, layer_store.marks())
     };
     match app.work(work).await.flatten() {
         Ok(change) => {
@@ -438,9 +466,9 @@ async fn finish(app: &Shared, session: SessionId, layer: LayerId) -> Result<(), 
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn save_for(app: &Shared, turn: &Turn, session: SessionId, cause: Cause) -> Result<(), Failure> {
-    if fix(app, turn, session, &BTreeSet::from([cause])).await? {
-        app.trees.ask(session, Cause::Request);
+pub async fn save_for(app: &Shared, guard: &SessionGuard, session: SessionId, cause: Cause) -> Result<(), Failure> {
+    if fix(app, guard, session, &BTreeSet::from([cause])).await? {
+        app.checkpoint_queue.enqueue(session, Cause::Request);
     }
     Ok(())
 }

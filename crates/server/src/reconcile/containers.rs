@@ -14,14 +14,14 @@ use raworc_store::StoreError;
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::FileError;
 
-use super::{checkpoints, quotas};
-use crate::admission::{Admission, Place};
+use super::{admitted, checkpoints, quotas};
 use crate::app::Shared;
 use crate::error::Failure;
+use crate::fair_semaphore::{FairPermit, FairSemaphore};
 use crate::hub::lock;
 use crate::supervise::{self, Loop};
-use crate::trees::{self, Turn};
 use crate::verbs::observe;
+use crate::workspace_access::{self, SessionGuard};
 
 /// Containers being started at the same time.
 const STARTS: usize = 16;
@@ -35,8 +35,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How much is done at the same time.
 #[derive(Clone)]
 struct Places {
-    starts: Admission,
-    stops: Admission,
+    starts: FairSemaphore,
+    stops: FairSemaphore,
 }
 
 #[derive(Default)]
@@ -54,11 +54,14 @@ pub struct Containers;
 impl Loop for Containers {
     const NAME: &'static str = "containers";
     const TRIGGER: &'static str = "a session that changed";
-    const BOUND: &'static str = "16 starts and 64 stops at once; accounts in turn";
+
+    fn bound() -> String {
+        format!("{STARTS} starts and {STOPS} stops at once; accounts in turn")
+    }
 
     async fn run(app: Shared) {
         let in_flight = Arc::new(Mutex::new(InFlight::default()));
-        let places = Places { starts: Admission::new(STARTS), stops: Admission::new(STOPS) };
+        let places = Places { starts: FairSemaphore::new(STARTS), stops: FairSemaphore::new(STOPS) };
         match wanted(&app).await {
             Ok(wanted) => wanted.into_iter().for_each(|id| app.hub.look_again(id)),
             Err(error) => tracing::error!(%error, "the containers that are wanted could not be read"),
@@ -72,7 +75,7 @@ impl Loop for Containers {
             for session in changed {
                 let mut state = lock(&in_flight);
                 if state.sessions.insert(session) {
-                    app.tasks.spawn(look_after(app.clone(), session, Arc::clone(&in_flight), places.clone()));
+                    app.tasks.spawn(reconcile_container(app.clone(), session, Arc::clone(&in_flight), places.clone()));
                 } else {
                     state.again.insert(session);
                 }
@@ -86,7 +89,7 @@ async fn wanted(app: &Shared) -> Result<Vec<SessionId>, Failure> {
     Ok(sessions::with_wanted_container(&mut connection).await?)
 }
 
-async fn look_after(app: Shared, session: SessionId, in_flight: Arc<Mutex<InFlight>>, places: Places) {
+async fn reconcile_container(app: Shared, session: SessionId, in_flight: Arc<Mutex<InFlight>>, places: Places) {
     loop {
         let looked = Box::pin(look(&app, session, &in_flight, &places));
         let looked = supervise::caught(&app, Containers::NAME, looked).await;
@@ -110,14 +113,19 @@ async fn look_after(app: Shared, session: SessionId, in_flight: Arc<Mutex<InFlig
 
 /// Why a container is not yet as it is wanted.
 #[derive(Debug, thiserror::Error)]
-enum NotYet {
+enum ReconcileError {
     #[error(transparent)]
     Failure(#[from] Failure),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
 }
 
-async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, places: &Places) -> Result<(), NotYet> {
+async fn look(
+    app: &Shared,
+    session: SessionId,
+    in_flight: &Mutex<InFlight>,
+    places: &Places,
+) -> Result<(), ReconcileError> {
     let row = {
         let mut connection = app.store.read().await.map_err(Failure::from)?;
         match sessions::find(&mut connection, session).await {
@@ -130,7 +138,7 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, pla
     let container = ContainerId { session, generation: row.machine.generation };
     match row.machine.container {
         Container::None if row.machine.rewind.is_some() => {
-            app.trees.ask(session, Cause::Rewind);
+            app.checkpoint_queue.enqueue(session, Cause::Rewind);
             Ok(())
         }
         Container::None | Container::Up => Ok(()),
@@ -138,10 +146,10 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, pla
             if lock(in_flight).started.get(&session) == Some(&container.generation) {
                 return Ok(());
             }
-            let (turn, _place) = admitted(app, &row, container, places).await?;
-            match start(app, turn, &row, container).await {
+            let Some((guard, _place)) = when_wanted(app, &row, container, places).await? else { return Ok(()) };
+            match start(app, guard, &row, container).await {
                 // A full disk passes. What else is wrong with files does not, and someone has to know.
-                Err(NotYet::Failure(Failure::File(error))) if !matches!(error, FileError::DiskFull) => {
+                Err(ReconcileError::Failure(Failure::File(error))) if !matches!(error, FileError::DiskFull) => {
                     tracing::error!(%container, %error, "a container could not be started");
                     let told = match error {
                         FileError::LayerMissing(_) => error.to_string(),
@@ -150,7 +158,7 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, pla
                     observe::start_failed(app, container, FaultCode::StartFailed, told).await?;
                 }
                 // Nor does a record that is damaged.
-                Err(NotYet::Failure(failure)) if failure.damage().is_some() => {
+                Err(ReconcileError::Failure(failure)) if failure.damage().is_some() => {
                     tracing::error!(%container, %failure, "a container could not be started");
                     observe::start_failed(app, container, FaultCode::StartFailed, failure.into_problem().detail)
                         .await?;
@@ -166,44 +174,54 @@ async fn look(app: &Shared, session: SessionId, in_flight: &Mutex<InFlight>, pla
             drop(place);
             lock(in_flight).started.remove(&session);
             app.hosts.forget(container);
-            let turn = app.trees.turn(session).await;
-            match checkpoints::save_for(app, &turn, session, Cause::Stop).await {
+            let guard = app.session_locks.lock(session).await;
+            match checkpoints::save_for(app, &guard, session, Cause::Stop).await {
                 // What it wrote stays where it is, and is saved when that is mended.
                 Err(error) if error.damage().is_some() => {
                     tracing::error!(%container, %error, "a workspace could not be saved");
                 }
                 saved => saved?,
             }
-            drop(turn);
+            drop(guard);
             observe::container_gone(app, container, ExitReason::Unknown).await?;
             Ok(())
         }
     }
 }
 
-/// Waits until the container may be started, and says so where that takes long.
-async fn admitted(
+/// Waits until the container may be started, and says so where that takes long; none where it is not wanted any more.
+async fn when_wanted(
     app: &Shared,
     row: &SessionRow,
     container: ContainerId,
     places: &Places,
-) -> Result<(Turn, Place), Failure> {
-    let mut admitted = pin!(async {
-        // The session's turn first: who waits for it keeps no place from others.
-        let turn = app.trees.turn(row.id).await;
-        (turn, places.starts.enter(row.owner_id).await)
-    });
-    loop {
+) -> Result<Option<(SessionGuard, FairPermit)>, Failure> {
+    let mut admitted = pin!(admitted(app, row.id, row.owner_id, &places.starts));
+    let admitted = loop {
         match tokio::time::timeout(WAITING_TOLD, admitted.as_mut()).await {
-            Ok(admitted) => return Ok(admitted),
-            Err(_) => observe::start_waits(app, container).await?,
-        };
-    }
+            Ok(admitted) => break admitted,
+            Err(_) if observe::start_waits(app, container).await? => {}
+            Err(_) => return Ok(None),
+        }
+    };
+    let now = {
+        let mut connection = app.store.read().await?;
+        sessions::find(&mut connection, row.id).await?
+    };
+    let is_wanted = |row: &SessionRow| {
+        row.machine.generation == container.generation && row.machine.container == Container::Starting
+    };
+    Ok(now.is_some_and(|row| is_wanted(&row)).then_some(admitted))
 }
 
-async fn start(app: &Shared, turn: Turn, row: &SessionRow, container: ContainerId) -> Result<(), NotYet> {
-    checkpoints::save_for(app, &turn, row.id, Cause::Start).await?;
-    let (stack, _hold) = trees::ready_stack_of(app, row.id).await?;
+async fn start(
+    app: &Shared,
+    guard: SessionGuard,
+    row: &SessionRow,
+    container: ContainerId,
+) -> Result<(), ReconcileError> {
+    checkpoints::save_for(app, &guard, row.id, Cause::Start).await?;
+    let (stack, _hold) = workspace_access::ready_stack_of(app, row.id).await?;
     // What it writes to may be another layer since.
     let now = {
         let mut connection = app.store.read().await.map_err(Failure::from)?;
@@ -211,7 +229,7 @@ async fn start(app: &Shared, turn: Turn, row: &SessionRow, container: ContainerI
     };
     let row = now.as_ref().unwrap_or(row);
     let image = match &row.settings.image {
-        Some(image) => Some((trees::image_of(app, row.id).await?, &image.env)),
+        Some(image) => Some((workspace_access::image_of(app, row.id).await?, &image.env)),
         None => None,
     };
     let spec = ContainerSpec {
@@ -232,7 +250,7 @@ async fn start(app: &Shared, turn: Turn, row: &SessionRow, container: ContainerI
     match app.runtime.start(&spec).await {
         Ok(()) => {
             app.metrics.container_start(begun.elapsed());
-            app.trees.timed.set(row.id, &row.settings.checkpoints, true);
+            app.checkpoint_timers.set(row.id, &row.settings.checkpoints, true);
             tracing::debug!(%container, took = ?begun.elapsed(), "a container was started");
             Ok(())
         }

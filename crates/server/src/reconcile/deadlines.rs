@@ -31,7 +31,10 @@ pub struct Deadlines;
 impl Loop for Deadlines {
     const NAME: &'static str = "deadlines";
     const TRIGGER: &'static str = "a session that changed, the next deadline, 5 seconds";
-    const BOUND: &'static str = "256 sessions in one go";
+
+    fn bound() -> String {
+        format!("{ROUND} sessions in one go, {TOLD_AT_ONCE} at once")
+    }
 
     async fn run(app: Shared) {
         // It may have been set back while no server ran.

@@ -20,7 +20,10 @@ pub struct Exits;
 impl Loop for Exits {
     const NAME: &'static str = "exits";
     const TRIGGER: &'static str = "a container that ended";
-    const BOUND: &'static str = "each by itself";
+
+    fn bound() -> String {
+        "each by itself".to_owned()
+    }
 
     async fn run(app: Shared) {
         let mut exits = app.runtime.exits();
@@ -32,6 +35,7 @@ impl Loop for Exits {
             };
             let Some(exit) = exit else { return };
             // Each by itself: one whose remains do not go away must not hold up the truth about others.
+            app.loops.ran(Exits::NAME, true);
             app.tasks.spawn(gone(app.clone(), exit));
         }
     }
@@ -51,7 +55,7 @@ async fn gone(app: Shared, exit: Exit) {
             tracing::error!(container = %exit.id, %error, "the end of a container could not be recorded");
         }
     }
-    app.trees.ask(exit.id.session, Cause::Stop);
+    app.checkpoint_queue.enqueue(exit.id.session, Cause::Stop);
     if let Err(error) = app.runtime.stop(exit.id, Duration::ZERO).await {
         tracing::warn!(container = %exit.id, %error, "what is left of a container could not be removed; the sweep will");
     }

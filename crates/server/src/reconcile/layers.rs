@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use raworc_core::ids::{LayerId, SessionId};
-use raworc_core::layers::{needless_run, run_to_merge};
+use raworc_core::layers::{collapsible_run, run_to_merge};
 use raworc_store::layers::{self, LayerRow};
 use raworc_store::{checkpoints, sessions};
 use raworc_workspace::FileError;
@@ -17,8 +17,9 @@ use raworc_workspace::layers::{seal, squash};
 
 use crate::app::Shared;
 use crate::error::Failure;
+use crate::layer_pins::LayerPin;
 use crate::supervise::Loop;
-use crate::trees::{self, Hold};
+use crate::workspace_access;
 
 /// How long to wait before what was still mounted or read is looked at again: longer each time.
 const AGAIN_MIN: Duration = Duration::from_millis(200);
@@ -27,7 +28,7 @@ const AGAIN_MAX: Duration = Duration::from_secs(60);
 const BATCH: usize = 256;
 
 /// After a session was saved: makes its chains shorter where they are long.
-pub async fn look_after(app: &Shared, session: SessionId) {
+pub async fn compact_if_long(app: &Shared, session: SessionId) {
     if let Err(error) = shorten(app, session, app.lengths.merged_at).await {
         tracing::warn!(%session, %error, "the layers of a workspace could not be made fewer; the next time will try again");
     }
@@ -77,23 +78,23 @@ async fn shorten_once(app: &Shared, session: SessionId, from: usize) -> Result<b
 async fn merge(app: &Shared, chain: &[LayerRow]) -> Result<bool, Failure> {
     let entries: Vec<u64> = chain.iter().map(|layer| layer.entries).collect();
     // A copy that the next one lies on keeps its name.
-    match run_to_merge(&entries, app.lengths.kept, |start| !app.trees.is_held(chain[start].id)) {
+    match run_to_merge(&entries, app.lengths.kept, |start| !app.layer_pins.is_pinned(chain[start].id)) {
         Some(run) => merge_run(app, chain, run).await,
         None => Ok(false),
     }
 }
 
-/// Makes one of all layers, in all chains of workspaces, that nothing stands on: what was overwritten in them takes space no more.
+/// Merges, in every chain, the layers that nothing else refers to, and so frees what was overwritten in them.
 ///
 /// # Errors
 /// Where the store or the disk fails.
-pub async fn tighten_all(app: &Shared) -> Result<(), Failure> {
+pub async fn collapse_all(app: &Shared) -> Result<(), Failure> {
     let tops: BTreeSet<LayerId> = {
         let mut connection = app.store.read().await?;
         layers::workspaces(&mut connection).await?.into_iter().collect()
     };
     for top in tops {
-        match tighten(app, top).await {
+        match collapse(app, top).await {
             Err(error) if error.damage().is_some() => {
                 tracing::warn!(%top, %error, "layers whose records are damaged are kept as they are");
             }
@@ -103,7 +104,7 @@ pub async fn tighten_all(app: &Shared) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn tighten(app: &Shared, mut top: LayerId) -> Result<(), Failure> {
+async fn collapse(app: &Shared, mut top: LayerId) -> Result<(), Failure> {
     loop {
         let (chain, needed) = {
             let mut connection = app.store.read().await?;
@@ -111,12 +112,14 @@ async fn tighten(app: &Shared, mut top: LayerId) -> Result<(), Failure> {
             let chain = layers::chain(&mut connection, Some(top)).await.unwrap_or_default();
             let mut needed = Vec::new();
             for layer in &chain {
-                needed.push(layers::is_stood_on(&mut connection, layer.id).await? || app.trees.is_held(layer.id));
+                needed.push(
+                    layers::has_dependents(&mut connection, layer.id).await? || app.layer_pins.is_pinned(layer.id),
+                );
             }
             (chain, needed)
         };
-        let Some(run) = needless_run(&needed) else { return Ok(()) };
-        if needed[run.start] && app.trees.is_held(chain[run.start].id) {
+        let Some(run) = collapsible_run(&needed) else { return Ok(()) };
+        if needed[run.start] && app.layer_pins.is_pinned(chain[run.start].id) {
             return Ok(());
         }
         let next = chain.get(run.end).map(|layer| layer.id);
@@ -132,19 +135,19 @@ async fn tighten(app: &Shared, mut top: LayerId) -> Result<(), Failure> {
 /// False where it is no run any more.
 async fn merge_run(app: &Shared, chain: &[LayerRow], run: Range<usize>) -> Result<bool, Failure> {
     let (layers, below) = (&chain[run.clone()], &chain[run.end..]);
-    let new = trees::new_layer();
-    let hold = app.trees.hold(chain.iter().map(|layer| layer.id).chain([new]));
-    let shelf = app.trees.shelf.clone();
-    let paths = |rows: &[LayerRow]| shelf.paths(&rows.iter().map(|layer| layer.id).collect::<Vec<_>>());
+    let new = workspace_access::new_layer();
+    let hold = app.layer_pins.pin(chain.iter().map(|layer| layer.id).chain([new]));
+    let layer_store = app.layer_store.clone();
+    let paths = |rows: &[LayerRow]| layer_store.paths(&rows.iter().map(|layer| layer.id).collect::<Vec<_>>());
     let (from, lower) = (paths(layers), paths(below));
     let work = {
-        let shelf = shelf.clone();
+        let layer_store = layer_store.clone();
         move || -> std::io::Result<seal::Change> {
-            let into = shelf.begin(new)?;
-            squash::squash(&from, &lower, &into, shelf.marks())?;
-            shelf.look_for_links(new)?;
+            let into = layer_store.begin(new)?;
+            squash::squash(&from, &lower, &into, layer_store.marks())?;
+            layer_store.look_for_links(new)?;
             seal::sync(&into)?;
-            seal::measure(&into, &lower, shelf.marks())
+            seal::measure(&into, &lower, layer_store.marks())
         }
     };
     let measured = app.work(work).await.map_err(FileError::Io)?.map_err(FileError::from);
@@ -152,14 +155,14 @@ async fn merge_run(app: &Shared, chain: &[LayerRow], run: Range<usize>) -> Resul
         Ok(measured) => replace(app, hold, layers.to_vec(), new, measured).await,
         Err(error) => Err(error.into()),
     };
-    app.trees.waste([new]);
+    app.garbage_queue.enqueue([new]);
     merged
 }
 
 /// Records that a run of layers is another one from now on, unless it is no run any more; whether it was.
 async fn replace(
     app: &Shared,
-    hold: Hold,
+    hold: LayerPin,
     run: Vec<LayerRow>,
     new: LayerId,
     measured: seal::Change,
@@ -208,7 +211,10 @@ pub struct Layers;
 impl Loop for Layers {
     const NAME: &'static str = "layers";
     const TRIGGER: &'static str = "a layer that may be of no use any more";
-    const BOUND: &'static str = "256 looked up in one go";
+
+    fn bound() -> String {
+        format!("{BATCH} looked up in one go")
+    }
 
     async fn run(app: Shared) {
         let (mut busy, mut pause) = (BTreeSet::new(), AGAIN_MIN);
@@ -216,7 +222,7 @@ impl Loop for Layers {
             tokio::select! {
                 biased;
                 () = app.stopping.cancelled() => return,
-                waste = app.trees.next_waste() => {
+                waste = app.garbage_queue.next_batch() => {
                     busy.extend(waste);
                     pause = AGAIN_MIN;
                 }
@@ -232,7 +238,7 @@ impl Loop for Layers {
     }
 }
 
-/// Removes the directories of those of the layers that nothing needs any more; those that nothing will need soon.
+/// Removes the directories of candidates that nothing refers to. Returns those that are still mounted or pinned, for the next time.
 ///
 /// # Errors
 /// Where the store or the disk fails.
@@ -248,7 +254,7 @@ async fn collect(app: &Shared, candidates: BTreeSet<LayerId>) -> Result<BTreeSet
     // whoever looked before holds it until the runtime knows. What is being made is held until it is known.
     let unknown = unknown(app, candidates).await?;
     let (mut busy, free): (BTreeSet<LayerId>, BTreeSet<LayerId>) =
-        unknown.into_iter().partition(|layer| app.trees.is_held(*layer));
+        unknown.into_iter().partition(|layer| app.layer_pins.is_pinned(*layer));
     let listed = match app.runtime.list().await {
         Ok(listed) => listed,
         Err(error) => {
@@ -267,11 +273,11 @@ async fn collect(app: &Shared, candidates: BTreeSet<LayerId>) -> Result<BTreeSet
     busy.extend(mounted);
     // Who looks into a container holds what it had then, while it may have got other layers.
     let (held, free): (BTreeSet<LayerId>, BTreeSet<LayerId>) =
-        free.into_iter().partition(|layer| app.trees.is_held(*layer));
+        free.into_iter().partition(|layer| app.layer_pins.is_pinned(*layer));
     busy.extend(held);
     let unknown = self::unknown(app, free).await?;
-    let shelf = app.trees.shelf.clone();
-    let remove = move || unknown.into_iter().try_for_each(|layer| shelf.remove(layer));
+    let layer_store = app.layer_store.clone();
+    let remove = move || unknown.into_iter().try_for_each(|layer| layer_store.remove(layer));
     app.work(remove).await.map_err(FileError::Io)?.map_err(FileError::from)?;
     Ok(busy)
 }
@@ -284,11 +290,11 @@ async fn collect(app: &Shared, candidates: BTreeSet<LayerId>) -> Result<BTreeSet
 pub async fn remove_replaced(app: &Shared, layer: LayerId) -> Result<(), Failure> {
     let is_in_doubt = layers::are_in_doubt(&mut *app.store.read().await?).await?;
     // In this order, as in `collect`.
-    if is_in_doubt || unknown(app, [layer]).await?.is_empty() || app.trees.is_held(layer) {
+    if is_in_doubt || unknown(app, [layer]).await?.is_empty() || app.layer_pins.is_pinned(layer) {
         return Ok(());
     }
-    let shelf = app.trees.shelf.clone();
-    app.work(move || shelf.remove_names(layer)).await.flatten().map_err(FileError::from)?;
+    let layer_store = app.layer_store.clone();
+    app.work(move || layer_store.remove_names(layer)).await.flatten().map_err(FileError::from)?;
     Ok(())
 }
 
@@ -312,9 +318,9 @@ async fn unknown(app: &Shared, layers: impl IntoIterator<Item = LayerId>) -> Res
 /// # Errors
 /// Where the store or the disk fails.
 pub async fn collect_all(app: &Shared) -> Result<(), Failure> {
-    let shelf = app.trees.shelf.clone();
-    let all = app.work(move || shelf.list()).await.map_err(FileError::Io)?.map_err(FileError::from)?;
+    let layer_store = app.layer_store.clone();
+    let all = app.work(move || layer_store.list()).await.map_err(FileError::Io)?.map_err(FileError::from)?;
     let busy = collect(app, all.into_iter().collect()).await?;
-    app.trees.waste(busy);
+    app.garbage_queue.enqueue(busy);
     Ok(())
 }

@@ -14,7 +14,10 @@ pub struct Leases;
 impl Loop for Leases {
     const NAME: &'static str = "leases";
     const TRIGGER: &'static str = "half the interval of heartbeats";
-    const BOUND: &'static str = "64 at once";
+
+    fn bound() -> String {
+        format!("{TOLD_AT_ONCE} at once")
+    }
 
     async fn run(app: Shared) {
         loop {

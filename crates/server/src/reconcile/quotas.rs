@@ -25,8 +25,8 @@ use crate::app::Shared;
 use crate::error::Failure;
 use crate::hub::lock;
 use crate::supervise::Loop;
-use crate::trees;
 use crate::verbs::observe;
+use crate::workspace_access;
 
 /// Time between two looks at a session, at least.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -201,11 +201,11 @@ impl Quotas {
 /// Where what there is cannot be looked through.
 pub async fn watch(app: &Shared, row: &SessionRow, container: ContainerId) -> Result<(), Failure> {
     let Some(limit) = app.ceilings.disk(row.settings.disk).map(|bytes| bytes.0) else {
-        app.trees.quotas.unset(container);
+        app.quotas.unset(container);
         bound(app, row, None).await?;
         return Ok(());
     };
-    if !app.trees.quotas.has(container, limit) {
+    if !app.quotas.has(container, limit) {
         // What cannot be counted does not keep it from starting: it is over its limit when it is looked at.
         let nothing = Taken { saved: 0, written: 0, elsewhere: 0 };
         let taken = match taken(app, row, container).await {
@@ -216,8 +216,8 @@ pub async fn watch(app: &Shared, row: &SessionRow, container: ContainerId) -> Re
             outcome => outcome?,
         };
         // Where nothing is refused, what was written too much may be above the limit, and is cleaned up all the same.
-        let room = if app.trees.shelf.has_limits() { 0 } else { ROOM_BYTES };
-        let watch = app.trees.quotas.set(container, limit, taken.bytes(), room);
+        let room = if app.layer_store.has_limits() { 0 } else { ROOM_BYTES };
+        let watch = app.quotas.set(container, limit, taken.bytes(), room);
         bound(app, row, Some(taken.left(&watch))).await?;
     }
     Ok(())
@@ -226,7 +226,7 @@ pub async fn watch(app: &Shared, row: &SessionRow, container: ContainerId) -> Re
 /// Why a watched container is not to be started, if it is not. It could write for a moment before it is stopped, as often as
 /// it was started; so one that is very far over its limit is not.
 pub fn refuses(app: &Shared, container: ContainerId) -> Option<String> {
-    let Watch { limit, began_with, .. } = app.trees.quotas.of(container)?;
+    let Watch { limit, began_with, .. } = app.quotas.of(container)?;
     (began_with > limit.saturating_mul(2).saturating_add(START_BYTES)).then(|| {
         format!(
             "the session takes {began_with} bytes of the disk and may take {limit}, which is too far apart for it to clean up \
@@ -241,7 +241,7 @@ pub fn refuses(app: &Shared, container: ContainerId) -> Option<String> {
 /// # Errors
 /// Where the file system refuses.
 pub async fn go_on(app: &Shared, session: SessionId) -> Result<(), Failure> {
-    let Some(watch) = app.trees.quotas.any(session) else { return Ok(()) };
+    let Some(watch) = app.quotas.any(session) else { return Ok(()) };
     let container = watch.container;
     let row = find(app, session).await?.filter(|row| row.machine.generation == container.generation);
     let Some(row) = row else { return Ok(()) };
@@ -253,18 +253,18 @@ pub async fn go_on(app: &Shared, session: SessionId) -> Result<(), Failure> {
         }
         outcome => outcome?,
     };
-    app.trees.quotas.lower(container, taken);
+    app.quotas.lower(container, taken);
     bound(app, &row, Some(taken.left(&watch))).await?;
     Ok(())
 }
 
 /// Has the file system keep what is written to a workspace within so many bytes; false where it cannot.
 async fn bound(app: &Shared, row: &SessionRow, bytes: Option<u64>) -> Result<bool, Failure> {
-    let (shelf, layer) = (app.trees.shelf.clone(), row.writable_id);
-    if !shelf.has_limits() {
+    let (layer_store, layer) = (app.layer_store.clone(), row.writable_id);
+    if !layer_store.has_limits() {
         return Ok(false);
     }
-    Ok(app.work(move || shelf.limit(layer, bytes)).await.flatten().map_err(FileError::from)?)
+    Ok(app.work(move || layer_store.limit(layer, bytes)).await.flatten().map_err(FileError::from)?)
 }
 
 /// What a session takes, in bytes.
@@ -287,13 +287,13 @@ async fn taken(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
     let inexact = below.filter(|layer| layer.entries > 0 && !layer.disk_is_exact);
     // What was sealed just now counts in full until it is measured.
     let fresh = below.filter(|layer| layer.entries == 0).map(|layer| layer.id);
-    let (shelf, layer, runtime) = (app.trees.shelf.clone(), row.writable_id, Arc::clone(&app.runtime));
+    let (layer_store, layer, runtime) = (app.layer_store.clone(), row.writable_id, Arc::clone(&app.runtime));
     let work = move || {
         let hidden = runtime.hidden(container)?;
         // A file system that keeps limits counts files for as long as they are there.
-        let removed = if shelf.has_limits() { 0 } else { hidden.removed };
-        let saved = saved.saturating_add(fresh.map_or(Ok(0), |layer| shelf.written(layer))?);
-        Ok(Taken { saved, written: shelf.written(layer)?.saturating_add(removed), elsewhere: hidden.elsewhere })
+        let removed = if layer_store.has_limits() { 0 } else { hidden.removed };
+        let saved = saved.saturating_add(fresh.map_or(Ok(0), |layer| layer_store.written(layer))?);
+        Ok(Taken { saved, written: layer_store.written(layer)?.saturating_add(removed), elsewhere: hidden.elsewhere })
     };
     let taken = app.work(work).await.flatten().map_err(FileError::from)?;
     let is_too_much = app.ceilings.disk(row.settings.disk).is_some_and(|limit| taken.bytes() > limit.0);
@@ -305,9 +305,9 @@ async fn taken(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
 
 /// Counts exactly what a layer and all below it show, once, and notes it.
 async fn count(app: &Shared, layer: LayerId) -> Result<u64, Failure> {
-    let (stack, _hold) = trees::stack(app, Some(layer)).await?;
-    let shelf = app.trees.shelf.clone();
-    let work = move || seal::shown_usage(&shelf.paths(&stack.layers), shelf.marks());
+    let (stack, _hold) = workspace_access::stack(app, Some(layer)).await?;
+    let layer_store = app.layer_store.clone();
+    let work = move || seal::shown_usage(&layer_store.paths(&stack.layers), layer_store.marks());
     let bytes = app.work(work).await.flatten().map_err(FileError::from)?;
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
@@ -332,12 +332,15 @@ async fn find(app: &Shared, session: SessionId) -> Result<Option<SessionRow>, Fa
 }
 
 /// Looks at what sessions take of the disk.
-pub struct QuotaLooks;
+pub struct QuotaLoop;
 
-impl Loop for QuotaLooks {
+impl Loop for QuotaLoop {
     const NAME: &'static str = "quotas";
     const TRIGGER: &'static str = "every half second";
-    const BOUND: &'static str = "4 sessions looked through at once";
+
+    fn bound() -> String {
+        format!("{LOOKS_MAX} sessions looked through at once")
+    }
 
     async fn run(app: Shared) {
         let slots = Arc::new(Semaphore::new(LOOKS_MAX));
@@ -347,16 +350,16 @@ impl Loop for QuotaLooks {
                 () = app.stopping.cancelled() => return,
                 () = tokio::time::sleep(INTERVAL / 2) => {}
             }
-            app.loops.ran(QuotaLooks::NAME, true);
-            for container in app.trees.quotas.due() {
-                app.tasks.spawn(look_after(app.clone(), Arc::clone(&slots), container));
+            app.loops.ran(QuotaLoop::NAME, true);
+            for container in app.quotas.due() {
+                app.tasks.spawn(check_quota(app.clone(), Arc::clone(&slots), container));
             }
         }
     }
 }
 
-async fn look_after(app: Shared, slots: Arc<Semaphore>, container: ContainerId) {
-    let _looked = Looked { quotas: &app.trees.quotas, container };
+async fn check_quota(app: Shared, slots: Arc<Semaphore>, container: ContainerId) {
+    let _looked = Looked { quotas: &app.quotas, container };
     let Ok(_slot) = slots.acquire().await else { return };
     if let Err(error) = look(&app, container).await {
         tracing::warn!(%container, %error, "what a session takes could not be looked through");
@@ -383,7 +386,7 @@ async fn look(app: &Shared, container: ContainerId) -> Result<(), Failure> {
         wanted && row.machine.generation == container.generation
     };
     let Some(row) = row.filter(is_current) else {
-        app.trees.quotas.forget(container);
+        app.quotas.forget(container);
         return Ok(());
     };
     let began = Instant::now();
@@ -396,11 +399,11 @@ async fn look(app: &Shared, container: ContainerId) -> Result<(), Failure> {
         }
         outcome => outcome?,
     };
-    let is_bounded = match app.trees.quotas.of(container) {
+    let is_bounded = match app.quotas.of(container) {
         Some(watch) => bound(app, &row, Some(taken.left(&watch))).await?,
         None => false,
     };
-    match app.trees.quotas.found(container, taken, is_bounded, began.elapsed()) {
+    match app.quotas.found(container, taken, is_bounded, began.elapsed()) {
         Verdict::Fine => {}
         Verdict::Refused => observe::at_quota(app, container, taken.bytes()).await?,
         Verdict::Over => {

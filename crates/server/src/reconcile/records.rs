@@ -49,11 +49,14 @@ pub struct Records;
 impl Loop for Records {
     const NAME: &'static str = "records";
     const TRIGGER: &'static str = "every 2 seconds, where another process has changed the database; every hour";
-    const BOUND: &'static str = "one look at a time";
+
+    fn bound() -> String {
+        "one look at a time".to_owned()
+    }
 
     async fn run(app: Shared) {
         // In a simulation nobody touches the records.
-        if app.weather.is_some() {
+        if app.fault_injector.is_some() {
             return app.stopping.cancelled().await;
         }
         loop {
@@ -98,7 +101,7 @@ pub async fn look(app: &Shared) -> Result<(), Failure> {
         sweep::soon(app);
         let mut connection = app.store.read().await?;
         for session in checkpoints::sessions_with_open(&mut connection).await? {
-            app.trees.ask(session, Cause::Request);
+            app.checkpoint_queue.enqueue(session, Cause::Request);
         }
     }
     (looked.version, looked.at) = (Some(version), Some(Instant::now()));
@@ -136,8 +139,8 @@ async fn find_missing(app: &Shared) -> Result<Vec<LayerId>, Failure> {
 }
 
 async fn list(app: &Shared) -> Result<BTreeSet<LayerId>, Failure> {
-    let shelf = app.trees.shelf.clone();
-    let all = app.work(move || shelf.list()).await.map_err(FileError::Io)?.map_err(FileError::from)?;
+    let layer_store = app.layer_store.clone();
+    let all = app.work(move || layer_store.list()).await.map_err(FileError::Io)?.map_err(FileError::from)?;
     Ok(all.into_iter().collect())
 }
 

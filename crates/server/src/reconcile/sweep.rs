@@ -28,7 +28,10 @@ pub struct Sweep;
 impl Loop for Sweep {
     const NAME: &'static str = "sweep";
     const TRIGGER: &'static str = "every minute";
-    const BOUND: &'static str = "one sweep at a time";
+
+    fn bound() -> String {
+        format!("one sweep at a time, {TOLD_AT_ONCE} containers at once")
+    }
 
     async fn run(app: Shared) {
         let mut sweeps: u32 = 0;

@@ -32,11 +32,11 @@ use crate::error::Failure;
 use crate::extract::{Caller, Query};
 use crate::lease::Lease;
 use crate::negotiate::{BYTES, JSON, TAR, negotiate};
-use crate::trees;
 use crate::verbs::archives::{self, Incoming};
 use crate::verbs::files::{self, Look, Looked};
 use crate::verbs::find::{self, Purpose};
 use crate::view;
+use crate::workspace_access;
 
 /// How long an upload waits for others to end.
 const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -264,7 +264,7 @@ async fn show(app: Shared, actor: Actor, (at, Query(query), method, headers): As
     } else {
         let look = wanted(&at, query)?;
         let workspace = files::open(&app, &actor, &at.session, version).await?;
-        found(&at.path, trees::read(workspace, move |workspace| look.run(workspace)).await?, &headers)?
+        found(&at.path, workspace_access::read(workspace, move |workspace| look.run(workspace)).await?, &headers)?
     };
     answer.headers_mut().append(header::VARY, HeaderValue::from_static("accept"));
     answer.extensions_mut().insert(OfSession(session));

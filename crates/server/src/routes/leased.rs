@@ -4,22 +4,24 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use raworc_api::PREFIX;
 use raworc_core::ids::SessionId;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::app::Shared;
 use crate::budgets::{Charge, SMALL_BYTES};
 use crate::connections::Tracked;
-use crate::error::Failure;
+use crate::error::{Failure, NotAllowed};
 use crate::extract::Bearer;
 use crate::lease::Lease;
+use crate::verbs::audit;
 
 /// Longest piece of an answer, in bytes.
 const SLICE_BYTES: usize = 16 * 1024;
@@ -50,11 +52,18 @@ pub(super) async fn hold(State(app): State<Shared>, request: Request, next: Next
     let mut request =
         if is_small(request.body()) { request } else { request.map(|body| until(body, &lease, None, false)) };
     request.extensions_mut().insert(lease.clone());
+    let template = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let response = tokio::select! {
         biased;
         response = next.run(request) => response,
         failure = lease.ended() => return over(failure),
     };
+    if response.extensions().get::<NotAllowed>().is_some() {
+        let call =
+            format!("{method} {}", template.as_deref().map_or("", |path| path.strip_prefix(PREFIX).unwrap_or(path)));
+        audit::refused(&app, lease.actor(), call, path.strip_prefix(PREFIX).unwrap_or(&path));
+    }
     // Work whose body broke off because of that says something else.
     if lease.is_over() && !response.status().is_success() {
         return over(lease.ended().await);

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod agents;
+mod audit;
 mod checkpoints;
 mod events;
 mod file_path;
@@ -65,6 +66,7 @@ fn parts() -> OpenApiRouter<Shared> {
             .merge(images::routes())
             .merge(agents::routes())
             .merge(accounts::routes())
+            .merge(audit::routes())
             .merge(system::routes()),
     )
 }

@@ -27,7 +27,7 @@ use crate::extract::{Caller, Json, Path, Query, idempotency_key};
 use crate::verbs::check::page_limit;
 use crate::verbs::find::{self, Purpose};
 use crate::verbs::idempotent::Key;
-use crate::verbs::wish::{self, Wish, wish};
+use crate::verbs::lifecycle::{self, LifecycleAction};
 use crate::verbs::{assign_agents, create_session, update_session};
 use crate::view;
 
@@ -79,20 +79,22 @@ async fn list(
 ) -> Result<Response, Failure> {
     let limit = page_limit(query.limit)?;
     let filter = filter(&actor, query)?;
-    let mut connection = app.store.read().await?;
-    let batch = sessions::list(&mut connection, &filter, (limit, PAGE_BYTES_MAX)).await?;
+    let read = app.scan(move |connection| Box::pin(async move { listed(connection, &filter, limit).await }));
+    let (page, _place) = read.await?;
+    app.budgets.json(page).await
+}
+
+async fn listed(connection: &mut Connection, filter: &Filter, limit: u32) -> Result<Page<Session>, Failure> {
+    let batch = sessions::list(connection, filter, (limit, PAGE_BYTES_MAX)).await?;
     let page = page_of(batch, |row| format!("{}:{}", row.created_at.0, row.id), |row| row);
     let mut items = Vec::with_capacity(page.items.len());
     // Sessions have few different agents, and those may be long.
     let mut known = HashMap::new();
     for row in page.items {
-        let agents = assigned(&mut connection, row.id, &mut known).await?;
+        let agents = assigned(connection, row.id, &mut known).await?;
         items.push(view::session(row, agents));
     }
-    // So few readers are there that what they read together is not much.
-    let answer = app.budgets.json(Page { items, next_cursor: page.next_cursor, damaged: page.damaged }).await;
-    drop(connection);
-    answer
+    Ok(Page { items, next_cursor: page.next_cursor, damaged: page.damaged })
 }
 
 /// The agents of a session as it lists them; `known` are those that were looked up before.
@@ -193,9 +195,9 @@ async fn get_agents(
     Ok(axum::Json(rows.into_iter().map(view::assigned).collect()))
 }
 
-/// A wish of one kind: the handler and its place in the document.
-macro_rules! wishes {
-    ($($(#[$doc:meta])* $name:ident, $method:ident, $path:literal, $wish:ident $(, $status:literal $said:literal)?;)*) => {$(
+/// One action on a session's life: the handler and its place in the document.
+macro_rules! lifecycle_routes {
+    ($($(#[$doc:meta])* $name:ident, $method:ident, $path:literal, $action:ident $(, $status:literal $said:literal)?;)*) => {$(
         $(#[$doc])*
         #[utoipa::path($method, path = $path, tag = "sessions",
             params(("id" = String, Path, description = "Id or name")),
@@ -208,9 +210,9 @@ macro_rules! wishes {
         ) -> Result<Response, Failure> {
             // Only DELETE comes here with any.
             let conditions = Conditions::of(&headers, &Method::DELETE)?;
-            match wish(&app, &actor, id.clone(), Wish::$wish, conditions).await {
-                Err(failure) if Wish::$wish == Wish::Delete && failure.damage().is_some() => {
-                    wish::delete_damaged(&app, &actor, &id, failure).await?;
+            match lifecycle::apply(&app, &actor, id.clone(), LifecycleAction::$action, conditions).await {
+                Err(failure) if LifecycleAction::$action == LifecycleAction::Delete && failure.damage().is_some() => {
+                    lifecycle::delete_damaged(&app, &actor, &id, failure).await?;
                     Ok(StatusCode::NO_CONTENT.into_response())
                 }
                 outcome => show(&app, outcome?).await,
@@ -219,7 +221,7 @@ macro_rules! wishes {
     )*};
 }
 
-wishes! {
+lifecycle_routes! {
     /// Delete a session: end it and hide it. `restore` brings it back.
     delete, delete, "/sessions/{id}", Delete, 204 "Deleted; its record is damaged, so there is nothing to show";
     /// Pause a session: messages queue and do not wake it. A running message goes back to the queue.

@@ -48,10 +48,8 @@ async fn version() -> axum::Json<Version> {
     responses((status = 200, body = String, content_type = "application/openmetrics-text"), Problems))]
 async fn metrics(State(app): State<Shared>, Caller(actor): Caller) -> Result<Response, Failure> {
     permit(&actor, Action::ReadServer, "metrics", "")?;
-    let counts = {
-        let mut connection = app.store.read().await?;
-        sessions::count_by_state(&mut connection).await?
-    };
+    let count = app.scan(|connection| Box::pin(async move { Ok(sessions::count_by_state(connection).await?) }));
+    let (counts, _place) = count.await?;
     let text = app.metrics.text(&counts, app.hosts.connected(), app.runtime.spares(), app.started.elapsed());
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderName};
 use raworc_api::image::LEFT_OUT_HEADER;
 use raworc_core::limits::{ARCHIVE_BYTES_MAX, ARCHIVE_ENTRIES_MAX};
 use raworc_core::permissions::Actor;
-use raworc_workspace::{FileError, Measured, Packing, Present, Unpacked, Unpacking, Workspace, Workspaces, measure};
+use raworc_workspace::{FileError, LayerStore, Measured, Packing, Present, Unpacked, Unpacking, Workspace, measure};
 
 use super::files::{allow, note, open, over_quota, refuse_ended, refuse_over_quota, room, session, to_its_end};
 use super::find::Purpose;
@@ -17,7 +17,7 @@ use crate::app::{Shared, blocking};
 use crate::conditions::Conditions;
 use crate::error::Failure;
 use crate::outgoing;
-use crate::trees::{self, Opened};
+use crate::workspace_access::{self, PinnedWorkspace};
 
 /// How much of an archive is read at once, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -28,7 +28,7 @@ const HEADERS_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Something of a workspace that is to be written as a tar.
 pub struct Outgoing {
-    workspace: Opened,
+    workspace: PinnedWorkspace,
     packing: Packing,
 }
 
@@ -99,18 +99,18 @@ pub async fn unpack(
     let Incoming { path, follow, conditions, content } = incoming;
     let unpacked_at = path.clone();
     // As slowly as it comes, it holds nobody up; and nothing is changed before it is there, and is known to be one.
-    let shelf = app.trees.shelf.clone();
+    let layer_store = app.layer_store.clone();
     let left = room(app, &row).await?;
     let data_max = left.map_or(u64::MAX, |left| left.saturating_mul(2).saturating_add(HEADERS_BYTES));
-    let received = blocking(move || receive(&shelf, content, data_max)).await.map_err(FileError::Io)??;
+    let received = blocking(move || receive(&layer_store, content, data_max)).await.map_err(FileError::Io)??;
     let (archive, measured) = received.ok_or_else(|| over_quota(app, &row))?;
-    let turn = app.trees.turn(row.id).await;
+    let guard = app.session_locks.lock(row.id).await;
     // Others may have written, or raised its limit, before it was our turn.
     let row = session(app, actor, &row.id.to_string(), Purpose::Use).await?;
     refuse_over_quota(app, &row, measured.disk_bytes).await?;
-    let shelf = app.trees.shelf.clone();
+    let layer_store = app.layer_store.clone();
     let work = move |workspace: &Workspace| {
-        shelf.room().charge(measured.disk_bytes)?;
+        layer_store.room().charge(measured.disk_bytes)?;
         let has_begun = Cell::new(false);
         let allows = |present: Option<&Present<'_>>| {
             has_begun.set(allow(&conditions, present)?);
@@ -122,7 +122,7 @@ pub async fn unpack(
     };
     let (in_task, actor) = (app.clone(), actor.clone());
     to_its_end(app, async move {
-        let (outcome, has_begun) = trees::change(&in_task, turn, work).await?;
+        let (outcome, has_begun) = workspace_access::change(&in_task, guard, work).await?;
         if has_begun {
             note(&in_task, &actor, &row, "file.written", &unpacked_at).await?;
         }
@@ -137,8 +137,14 @@ fn unpacking() -> Unpacking {
 }
 
 /// The archive, when it is there and has been looked through; nothing where more than `data_max` bytes of it are not zeros.
-fn receive(shelf: &Workspaces, mut content: impl Read, data_max: u64) -> Result<Option<(File, Measured)>, FileError> {
-    let Some(mut archive) = shelf.spool_sparse(&mut content, ARCHIVE_BYTES_MAX, data_max)? else { return Ok(None) };
+fn receive(
+    layer_store: &LayerStore,
+    mut content: impl Read,
+    data_max: u64,
+) -> Result<Option<(File, Measured)>, FileError> {
+    let Some(mut archive) = layer_store.spool_sparse(&mut content, ARCHIVE_BYTES_MAX, data_max)? else {
+        return Ok(None);
+    };
     let measured = measure(BufReader::with_capacity(BUFFER_BYTES, &archive), &unpacking())?;
     archive.rewind()?;
     Ok(Some((archive, measured)))

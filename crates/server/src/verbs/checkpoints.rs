@@ -1,7 +1,6 @@
 //! Ask for checkpoints, list them, look into them, compare them.
 
 use std::io::Read as _;
-use std::sync::Arc;
 
 use raworc_core::checkpoints::Cause;
 use raworc_core::ids::SessionId;
@@ -14,7 +13,7 @@ use raworc_store::layers::LayerRow;
 use raworc_store::sessions::SessionRow;
 use raworc_store::{Sound, audit};
 use raworc_workspace::layers::compare::{self, Difference};
-use raworc_workspace::{FileError, Found, Kind};
+use raworc_workspace::{FileError, Kind, OpenEntry};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +23,7 @@ use super::save;
 use crate::app::{Shared, blocking};
 use crate::change::Change;
 use crate::error::Failure;
-use crate::trees;
+use crate::workspace_access;
 
 /// Asks for a checkpoint and waits for it, for as long as anyone would; then it may still be `pending`.
 ///
@@ -47,7 +46,7 @@ pub async fn request(
         .write(move |transaction| {
             Box::pin(async move {
                 let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
-                trees::refuse_purged(row.purged_at)?;
+                workspace_access::refuse_purged(row.purged_at)?;
                 audit::append(transaction.connection(), now, &actor, "checkpoint.create", &row.id.to_string()).await?;
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 let wanted = save::new_row(&mut change.row, Cause::Request, label, &actor.name, now);
@@ -57,7 +56,7 @@ pub async fn request(
             })
         })
         .await?;
-    app.trees.ask(row.session_id, Cause::Request);
+    app.checkpoint_queue.enqueue(row.session_id, Cause::Request);
     wait(app, row).await
 }
 
@@ -72,7 +71,7 @@ async fn wait(app: &Shared, row: CheckpointRow) -> Result<CheckpointRow, Failure
             }
         }
     };
-    match tokio::time::timeout(trees::SETTLED_MAX, wait).await {
+    match tokio::time::timeout(workspace_access::SAVE_WAIT_MAX, wait).await {
         Ok(found) => found,
         Err(_) => get_row(app, row.session_id, row.n).await,
     }
@@ -83,7 +82,7 @@ async fn wait(app: &Shared, row: CheckpointRow) -> Result<CheckpointRow, Failure
 /// # Errors
 /// Where none could be taken.
 pub async fn fresh(app: &Shared, actor: &Actor, row: &SessionRow) -> Result<CheckpointRow, Failure> {
-    trees::settled(app, row.id).await;
+    workspace_access::wait_until_saved(app, row.id).await;
     // What is just being brought to the disk may be what is wanted.
     let saving = {
         let mut connection = app.store.read().await?;
@@ -104,7 +103,7 @@ pub async fn fresh(app: &Shared, actor: &Actor, row: &SessionRow) -> Result<Chec
     // Whoever rests or waits has saved what it did; then there is nothing to wait for.
     if let Some(newest) = newest
         && newest.layer_id == row.layer_id
-        && !trees::is_changed(app, &row).await.map_err(FileError::from)?
+        && !workspace_access::is_changed(app, &row).await.map_err(FileError::from)?
     {
         return Ok(newest);
     }
@@ -150,8 +149,8 @@ async fn session(app: &Shared, actor: &Actor, id_or_name: &str) -> Result<Sessio
         find::session(&mut connection, actor, id_or_name, Purpose::Read).await?
     };
     // Who has heard that a message ended sees the checkpoint that was taken then.
-    if app.trees.is_asked(row.id) {
-        trees::settled(app, row.id).await;
+    if app.checkpoint_queue.is_pending(row.id) {
+        workspace_access::wait_until_saved(app, row.id).await;
         let mut connection = app.store.read().await?;
         return find::session(&mut connection, actor, &row.id.to_string(), Purpose::Read).await;
     }
@@ -169,7 +168,7 @@ async fn get_row(app: &Shared, session: SessionId, n: u64) -> Result<CheckpointR
 /// # Errors
 /// 404 where there is none, 409 while it is being taken or the session goes back to it.
 pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String, n: u64) -> Result<(), Failure> {
-    let (actor, now, trees) = (actor.clone(), app.now(), Arc::clone(&app.trees));
+    let (actor, now) = (actor.clone(), app.now());
     app.store
         .write(move |transaction| {
             Box::pin(async move {
@@ -183,7 +182,7 @@ pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String, n: u64) -> 
                     return Err(Failure::new(raworc_api::problem::Code::InvalidState, detail));
                 }
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
-                save::forget(&mut change, &trees, n).await?;
+                save::forget(&mut change, n).await?;
                 change.log("checkpoint.deleted", json!({ "n": n })).await?;
                 change.save().await?;
                 Ok(())
@@ -223,10 +222,14 @@ pub async fn named(app: &Shared, actor: &Actor, row: &SessionRow, version: &str)
 ///
 /// # Errors
 /// 404 where there is none, 409 where it is not ready.
-pub async fn layers(app: &Shared, session: SessionId, n: u64) -> Result<(Vec<LayerRow>, trees::Hold), Failure> {
+pub async fn layers(
+    app: &Shared,
+    session: SessionId,
+    n: u64,
+) -> Result<(Vec<LayerRow>, crate::layer_pins::LayerPin), Failure> {
     loop {
         let top = usable(app, session, n).await?.layer_id;
-        match trees::chain(app, top).await {
+        match workspace_access::chain(app, top).await {
             Ok(found) => return Ok(found),
             // It may have been merged with others just now: then it has another layer than a moment ago.
             Err(_) if usable(app, session, n).await?.layer_id != top => {}
@@ -244,7 +247,7 @@ pub async fn open_version(
     actor: &Actor,
     id_or_name: &str,
     version: &str,
-) -> Result<trees::Opened, Failure> {
+) -> Result<workspace_access::PinnedWorkspace, Failure> {
     let row = session(app, actor, id_or_name).await?;
     let version = parse(app, &row, version).await?;
     open(app, &row, version).await
@@ -324,7 +327,7 @@ pub async fn diff(
             let name = version.map_or_else(|| "empty".to_owned(), |version| version.to_string());
             let opened = match version {
                 Some(version) => open(app, &row, version).await?,
-                None => trees::open_layers(app, Vec::new(), app.trees.hold([])).await?,
+                None => workspace_access::open_layers(app, Vec::new(), app.layer_pins.pin([])).await?,
             };
             (opened, name)
         }
@@ -370,13 +373,13 @@ pub async fn diff(
 /// A file's bytes, if there is such a file; one that is too long for a comparison is no text.
 fn read_text(side: &raworc_workspace::Workspace, path: &str) -> Result<Option<Vec<u8>>, FileError> {
     match side.look(path.as_bytes(), true) {
-        Ok(Found::File(file, version)) if version.size <= TEXT_DIFF_BYTES_MAX => {
+        Ok(OpenEntry::File(file, version)) if version.size <= TEXT_DIFF_BYTES_MAX => {
             let mut bytes = Vec::new();
             file.take(TEXT_DIFF_BYTES_MAX).read_to_end(&mut bytes)?;
             Ok(Some(bytes))
         }
-        Ok(Found::File(..)) => Ok(Some(vec![0])),
-        Ok(Found::Directory(_) | Found::Symlink(..)) | Err(FileError::NotFound) => Ok(None),
+        Ok(OpenEntry::File(..)) => Ok(Some(vec![0])),
+        Ok(OpenEntry::Directory(_) | OpenEntry::Symlink(..)) | Err(FileError::NotFound) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -392,12 +395,12 @@ async fn before(app: &Shared, row: &SessionRow, version: Version) -> Result<Opti
     Ok(kept.into_iter().map(|(n, _)| n).filter(is_older).max())
 }
 
-async fn open(app: &Shared, row: &SessionRow, version: Version) -> Result<trees::Opened, Failure> {
+async fn open(app: &Shared, row: &SessionRow, version: Version) -> Result<workspace_access::PinnedWorkspace, Failure> {
     match version {
-        Version::Now => trees::open_now(app, row).await,
+        Version::Now => workspace_access::open_now(app, row).await,
         Version::Number(n) => {
             let (chain, hold) = layers(app, row.id, n).await?;
-            trees::open_layers(app, chain.into_iter().map(|layer| layer.id).collect(), hold).await
+            workspace_access::open_layers(app, chain.into_iter().map(|layer| layer.id).collect(), hold).await
         }
     }
 }

@@ -33,7 +33,7 @@ use crate::app::{Shared, permit};
 use crate::ceilings::Ceilings;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::trees;
+use crate::workspace_access;
 
 /// The agent of a session that names none.
 pub const DEFAULT_AGENT: &str = "shell";
@@ -318,7 +318,7 @@ pub fn new_row(actor: &Actor, body: &CreateSession, most: &Ceilings, now: Time) 
         parent_checkpoint: None,
         layer_id: None,
         image_layer_id: None,
-        writable_id: trees::new_layer(),
+        writable_id: workspace_access::new_layer(),
         checkpoints: 0,
         rewinds: Vec::new(),
         purged_at: None,

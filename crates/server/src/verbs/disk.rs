@@ -1,7 +1,6 @@
 //! Tell what takes space, and give it back.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use raworc_api::disk::{DiskUsage, LayerUsage, Limits, Prune, Pruned};
@@ -18,7 +17,7 @@ use super::save;
 use crate::app::{Shared, blocking, permit};
 use crate::change::Change;
 use crate::error::Failure;
-use crate::trees;
+use crate::workspace_access;
 
 /// How long a deleted session's container may take to go.
 const GONE_MAX: Duration = Duration::from_secs(15);
@@ -30,11 +29,12 @@ const GONE_MAX: Duration = Duration::from_secs(15);
 pub async fn usage(app: &Shared, actor: &Actor) -> Result<DiskUsage, Failure> {
     permit(actor, Action::ReadServer, "disk", "")?;
     let records_bytes = app.store.bytes().await?;
-    let (all, roots, unused) = {
-        let mut connection = app.store.read().await?;
-        let all = layers::all(&mut connection).await?;
-        (all, layers::roots(&mut connection).await?, unused(&mut connection).await?)
-    };
+    let read = app.scan(|connection| {
+        Box::pin(async move {
+            Ok((layers::all(connection).await?, layers::roots(connection).await?, unused(connection).await?))
+        })
+    });
+    let ((all, roots, unused), _place) = read.await?;
     let unused: BTreeSet<LayerId> = unused.into_iter().filter_map(|image| image.layer_id).collect();
     let by_id: BTreeMap<LayerId, &LayerRow> = all.iter().map(|row| (row.id, row)).collect();
     let below = |wanted: &dyn Fn(&Root) -> bool| reachable(&by_id, roots.iter().filter(|root| wanted(root)));
@@ -55,7 +55,7 @@ pub async fn usage(app: &Shared, actor: &Actor) -> Result<DiskUsage, Failure> {
     };
     let images = app.clone();
     let disk = move || -> Result<(u64, u64, u64), Failure> {
-        let found = images.trees.shelf.space().map_err(FileError::from)?;
+        let found = images.layer_store.space().map_err(FileError::from)?;
         Ok((found.total_bytes, found.free_bytes, images.images.bytes()?))
     };
     let (total_bytes, free_bytes, transfers_bytes) = blocking(disk).await.map_err(FileError::Io)??;
@@ -73,7 +73,7 @@ pub async fn usage(app: &Shared, actor: &Actor) -> Result<DiskUsage, Failure> {
         unused_images: count(&mut kept.difference(&used).filter(|id| !deleted.contains(id) && !imported.contains(id))),
         imported_checkpoints: count(&mut imported.difference(&used).filter(|id| !deleted.contains(id))),
         transfers_bytes,
-        limits: if app.trees.shelf.has_limits() { Limits::FileSystem } else { Limits::Stopping },
+        limits: if app.layer_store.has_limits() { Limits::FileSystem } else { Limits::Stopping },
     })
 }
 
@@ -118,7 +118,7 @@ pub async fn prune(app: &Shared, actor: &Actor, body: Prune) -> Result<Pruned, F
     if body.unused_images {
         pruned.images = remove_unused(app, actor).await?;
     }
-    crate::reconcile::layers::tighten_all(app).await?;
+    crate::reconcile::layers::collapse_all(app).await?;
     let after = layer_bytes(app).await?;
     let images = app.clone();
     let transfers = blocking(move || images.images.collect(true)).await.map_err(FileError::Io)??;
@@ -158,8 +158,8 @@ enum Purged {
 
 /// Gives up the files of a deleted session.
 async fn purge(app: &Shared, actor: &Actor, session: SessionId) -> Result<Purged, Failure> {
-    let (actor, now, trees) = (actor.clone(), app.now(), Arc::clone(&app.trees));
-    let turn = app.trees.turn(session).await;
+    let (actor, now) = (actor.clone(), app.now());
+    let guard = app.session_locks.lock(session).await;
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
             let mut change = Change::load(transaction, session, now, actor.name.clone()).await?;
@@ -172,10 +172,10 @@ async fn purge(app: &Shared, actor: &Actor, session: SessionId) -> Result<Purged
             }
             audit::append(change.connection(), now, &actor, "session.purge", &session.to_string()).await?;
             for (n, _) in checkpoints::all(change.connection(), session).await? {
-                save::forget(&mut change, &trees, n).await?;
+                save::forget(&mut change, n).await?;
             }
             let stood_on = [change.row.layer_id.take(), change.row.image_layer_id.take()];
-            let before = std::mem::replace(&mut change.row.writable_id, trees::new_layer());
+            let before = std::mem::replace(&mut change.row.writable_id, workspace_access::new_layer());
             change.wasted([before]);
             change.row.purged_at = Some(now);
             change.row.save_due = None;
@@ -189,7 +189,7 @@ async fn purge(app: &Shared, actor: &Actor, session: SessionId) -> Result<Purged
         })
     });
     let purged = write.await;
-    drop(turn);
+    drop(guard);
     purged
 }
 

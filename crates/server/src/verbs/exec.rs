@@ -13,7 +13,7 @@ use raworc_core::session::{Container, Event, Refused, State};
 use raworc_core::time::Time;
 use raworc_store::audit;
 use raworc_store::sessions::{self, SessionRow};
-use raworc_store::streams::{Kind, StreamRow};
+use raworc_store::streams::{self, Kind, StreamRow};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -23,7 +23,7 @@ use super::find::{self, Purpose};
 use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::hosts::NotRun;
+use crate::hosts::ExecRejection;
 
 /// Ends an exec that names no timeout.
 const TIMEOUT_SECONDS_DEFAULT: u64 = 60;
@@ -42,39 +42,41 @@ const DIRECTORY_BYTES_MAX: usize = 4095 - WORKSPACE_PATH.len() - 1;
 pub async fn exec(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -> Result<ExecResult, Failure> {
     check(&body)?;
     let id = Uuid::now_v7();
+    // Before anything is recorded: whoever asks may go away at any moment.
+    let mut course = ExecGuard { app, id, container: None, outcome: Err(UnknownExit::Abandoned) };
     let beginning = app.hosts.beginning(id);
     let (session, begun) = begin(app, actor, id_or_name, id, shown(&body.command)).await?;
     let row = match begun {
         Some(row) => row,
         None => begin_later(app, actor, &session, id, shown(&body.command)).await?,
     };
+    course.outcome = Err(UnknownExit::NotStarted);
     let timeout = body.timeout_seconds.unwrap_or(TIMEOUT_SECONDS_DEFAULT);
     let work = work(&session, id, body, timeout);
     let container = ContainerId { session: session.id, generation: row.generation };
-    let mut course = Course { app, row: &row, container, outcome: Err(Unseen::NotStarted) };
+    course.container = Some(container);
     let reports = when_ready(app, session.id, |current| match current == container {
         true => app.hosts.run_exec(container, id, work.clone()),
-        false => Err(NotRun::Replaced),
+        false => Err(ExecRejection::Replaced),
     })
     .await?;
     drop(beginning);
-    course.outcome = Err(Unseen::Abandoned);
+    course.outcome = Err(UnknownExit::Abandoned);
     let outcome = tokio::time::timeout(Duration::from_secs(timeout) + REPORT_GRACE, collect(reports)).await;
     let Ok(Some(result)) = outcome else {
-        course.outcome = Err(Unseen::Lost);
+        course.outcome = Err(UnknownExit::Lost);
         let detail = "the session's container ended while the command ran; see the session's events";
         return Err(Failure::new(Code::InvalidState, detail));
     };
-    course.outcome = Ok(());
-    drop(course);
     let data = json!({ "exit_code": result.exit_code, "duration_seconds": result.duration_seconds });
-    end(app, row, data).await?;
+    end(app, id, data).await?;
+    course.outcome = Ok(());
     Ok(result)
 }
 
 /// Why the end of an exec was not seen.
 #[derive(Clone, Copy, Debug)]
-enum Unseen {
+enum UnknownExit {
     /// It was not started.
     NotStarted,
     /// Whoever asked for it went away; it is ended.
@@ -83,33 +85,35 @@ enum Unseen {
     Lost,
 }
 
-impl Unseen {
+impl UnknownExit {
     fn as_str(self) -> &'static str {
         match self {
-            Unseen::NotStarted => "not_started",
-            Unseen::Abandoned => "abandoned",
-            Unseen::Lost => "lost",
+            UnknownExit::NotStarted => "not_started",
+            UnknownExit::Abandoned => "abandoned",
+            UnknownExit::Lost => "lost",
         }
     }
 }
 
 /// An exec that has begun; ends it, and says so in the log, when whoever asked for it goes away.
-struct Course<'a> {
+struct ExecGuard<'a> {
     app: &'a Shared,
-    row: &'a StreamRow,
-    container: ContainerId,
-    outcome: Result<(), Unseen>,
+    id: Uuid,
+    container: Option<ContainerId>,
+    outcome: Result<(), UnknownExit>,
 }
 
-impl Drop for Course<'_> {
+impl Drop for ExecGuard<'_> {
     fn drop(&mut self) {
-        self.app.hosts.end_exec(self.container, self.row.id, self.outcome.is_err());
+        if let Some(container) = self.container {
+            self.app.hosts.end_exec(container, self.id, self.outcome.is_err());
+        }
         if let Err(unseen) = self.outcome {
-            let (app, row) = (self.app.clone(), self.row.clone());
+            let (app, id) = (self.app.clone(), self.id);
             self.app.tasks.spawn(async move {
-                let (session, data) = (row.session_id, json!({ "exit_code": null, "error": unseen.as_str() }));
-                if let Err(error) = end(&app, row, data).await {
-                    tracing::error!(%session, %error, "the end of an exec could not be recorded");
+                let data = json!({ "exit_code": null, "error": unseen.as_str() });
+                if let Err(error) = end(&app, id, data).await {
+                    tracing::error!(exec = %id, %error, "the end of an exec could not be recorded");
                 }
             });
         }
@@ -268,7 +272,7 @@ pub fn program(command: ExecCommand, stdin: String) -> Program {
 pub async fn when_ready<T>(
     app: &Shared,
     session: SessionId,
-    mut give: impl FnMut(ContainerId) -> Result<T, NotRun>,
+    mut give: impl FnMut(ContainerId) -> Result<T, ExecRejection>,
 ) -> Result<T, Failure> {
     let mut changes = app.hub.subscribe(session);
     let mut connections = app.hosts.connections();
@@ -293,20 +297,20 @@ pub async fn when_ready<T>(
         match row.machine.state {
             State::Ready | State::Busy => match give(container) {
                 Ok(given) => return Ok(given),
-                Err(NotRun::TooMany) => {
+                Err(ExecRejection::TooMany) => {
                     let detail = "too many commands run in this session already; wait for one to end";
                     return Err(Failure::new(Code::Busy, detail));
                 }
-                Err(NotRun::Outdated) => {
+                Err(ExecRejection::Outdated) => {
                     let detail = "the session's container was started by an older version, which cannot do this; \
                                   restart the session first";
                     return Err(Failure::new(Code::InvalidState, detail));
                 }
-                Err(NotRun::Replaced) => {
+                Err(ExecRejection::Replaced) => {
                     let detail = "the session's container has just ended; try again";
                     return Err(Failure::new(Code::InvalidState, detail));
                 }
-                Err(NotRun::NoHost) => {}
+                Err(ExecRejection::NoHost) => {}
             },
             State::Error if row.machine.due_at.is_none() => {
                 return Err(Refused::GivenUp.into());
@@ -358,11 +362,13 @@ fn exit_code(ending: Ending) -> Option<i32> {
     }
 }
 
-async fn end(app: &Shared, row: StreamRow, data: Value) -> Result<(), Failure> {
+/// Records that an exec has ended, where it is recorded that it began.
+async fn end(app: &Shared, id: Uuid, data: Value) -> Result<(), Failure> {
     let now = app.now();
     app.store
         .write(move |transaction| {
             Box::pin(async move {
+                let Some(row) = streams::find(transaction.connection(), id).await? else { return Ok(()) };
                 let mut change = Change::load(transaction, row.session_id, now, row.actor.clone()).await?;
                 change.step(&Event::Used).await?;
                 change.end_stream(&row, data).await?;

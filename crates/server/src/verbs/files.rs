@@ -10,7 +10,7 @@ use raworc_core::limits::FILE_BYTES_MAX;
 use raworc_core::permissions::Actor;
 use raworc_store::sessions::SessionRow;
 use raworc_store::{StoreError, audit};
-use raworc_workspace::{Entries, FileError, Found, Present, Version, Workspace, Write, Written, list};
+use raworc_workspace::{Entries, FileError, OpenEntry, Present, Version, Workspace, Write, Written, list};
 use serde_json::json;
 use tokio::sync::oneshot;
 
@@ -21,8 +21,8 @@ use crate::change::Change;
 use crate::conditions::{self, Conditions};
 use crate::error::Failure;
 use crate::reconcile::quotas;
-use crate::trees;
 use crate::view;
+use crate::workspace_access;
 
 /// What someone wants to see.
 pub struct Look {
@@ -53,9 +53,9 @@ impl Look {
     /// Where there is nothing.
     pub fn run(&self, workspace: &Workspace) -> Result<Looked, FileError> {
         Ok(match workspace.look(&self.path, self.follow)? {
-            Found::File(file, version) => Looked::File(file, version),
-            Found::Symlink(target, version) => Looked::Symlink(target, version),
-            Found::Directory(directory) => {
+            OpenEntry::File(file, version) => Looked::File(file, version),
+            OpenEntry::Symlink(target, version) => Looked::Symlink(target, version),
+            OpenEntry::Directory(directory) => {
                 Looked::Directory(list(&directory, self.after.as_deref(), self.entries_max)?)
             }
         })
@@ -71,10 +71,10 @@ pub async fn open(
     actor: &Actor,
     id_or_name: &str,
     version: Option<&str>,
-) -> Result<trees::Opened, Failure> {
+) -> Result<workspace_access::PinnedWorkspace, Failure> {
     match version {
         Some(version) => checkpoints::open_version(app, actor, id_or_name, version).await,
-        None => trees::open_now(app, &session(app, actor, id_or_name, Purpose::Read).await?).await,
+        None => workspace_access::open_now(app, &session(app, actor, id_or_name, Purpose::Read).await?).await,
     }
 }
 
@@ -108,15 +108,15 @@ pub async fn write(
     let Upload { path, follow, mode, conditions, mut content } = upload;
     let written = path.clone();
     // As slowly as it comes, it holds nobody up; it is put into the workspace when it is there.
-    let shelf = app.trees.shelf.clone();
+    let layer_store = app.layer_store.clone();
     let left = room(app, &row).await?.filter(|left| *left < FILE_BYTES_MAX);
     let bytes_max = left.unwrap_or(FILE_BYTES_MAX);
-    let spooled = blocking(move || shelf.spool(&mut content, bytes_max)).await.map_err(FileError::Io)?;
+    let spooled = blocking(move || layer_store.spool(&mut content, bytes_max)).await.map_err(FileError::Io)?;
     let mut content = match spooled {
         Err(FileError::TooLarge) if left.is_some() => return Err(over_quota(app, &row)),
         spooled => spooled?,
     };
-    let turn = app.trees.turn(row.id).await;
+    let guard = app.session_locks.lock(row.id).await;
     // Others may have written, or raised its limit, before it was our turn.
     let row = session(app, actor, &row.id.to_string(), Purpose::Use).await?;
     refuse_over_quota(app, &row, content.metadata().map_err(FileError::from)?.len()).await?;
@@ -127,7 +127,7 @@ pub async fn write(
     };
     let (in_task, actor) = (app.clone(), actor.clone());
     to_its_end(app, async move {
-        let outcome = trees::change(&in_task, turn, work).await?;
+        let outcome = workspace_access::change(&in_task, guard, work).await?;
         note(&in_task, &actor, &row, "file.written", &written).await?;
         Ok(outcome)
     })
@@ -180,13 +180,13 @@ pub async fn remove(
     let row = session(app, actor, id_or_name, Purpose::Use).await?;
     refuse_ended(&row)?;
     let removed = path.clone();
-    let turn = app.trees.turn(row.id).await;
+    let guard = app.session_locks.lock(row.id).await;
     let work = move |workspace: &Workspace| {
         workspace.remove(&path, &|present: Option<&Present<'_>>| allow(&conditions, present))
     };
     let (in_task, actor) = (app.clone(), actor.clone());
     to_its_end(app, async move {
-        trees::change(&in_task, turn, work).await?;
+        workspace_access::change(&in_task, guard, work).await?;
         note(&in_task, &actor, &row, "file.deleted", &removed).await
     })
     .await

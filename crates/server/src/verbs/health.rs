@@ -11,7 +11,7 @@ use crate::app::{Shared, blocking, permit};
 use crate::error::Failure;
 use crate::reconcile::records;
 use crate::reserve::Room;
-use crate::supervise::Condition;
+use crate::supervise::LoopState;
 
 /// A part that does not answer for so long does not work.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -158,9 +158,9 @@ async fn records(app: &Shared, report: &mut Report) -> Vec<DamagedRecord> {
 }
 
 /// How many containers are up without anyone who would miss their hosts.
-async fn unheard(app: &Shared) -> Result<usize, StoreError> {
-    let mut connection = app.store.read().await?;
-    let up = sessions::containers_up(&mut connection).await?;
+async fn unheard(app: &Shared) -> Result<usize, Failure> {
+    let read = app.scan(|connection| Box::pin(async move { Ok(sessions::containers_up(connection).await?) }));
+    let (up, _place) = read.await?;
     Ok(up.into_iter().filter(|container| !app.hosts.is_expected(*container)).count())
 }
 
@@ -202,10 +202,10 @@ fn loops(app: &Shared, report: &mut Report) -> BTreeMap<String, LoopHealth> {
         let problem = format!("what the server does by itself does not work: {}", bad.join(", "));
         report.wrong("loops", "failing", problem, "see the server's log; a fault that stays is one to report");
     }
-    all.into_iter().map(|(name, state)| (name.to_owned(), loop_health(state))).collect()
+    all.into_iter().map(|(name, state)| (name.to_owned(), loop_health(&state))).collect()
 }
 
-fn loop_health(state: Condition) -> LoopHealth {
+fn loop_health(state: &LoopState) -> LoopHealth {
     let last_run_seconds = state.ran_before().map(|before| before.as_secs());
     LoopHealth { status: state.status().to_owned(), restarts: state.restarts, last_run_seconds }
 }
@@ -219,8 +219,8 @@ pub fn loop_list(app: &Shared, actor: &Actor) -> Result<LoopList, Failure> {
     let items = app.loops.all().into_iter().map(|(name, state)| LoopStatus {
         name: name.to_owned(),
         trigger: state.trigger.to_owned(),
-        bound: state.bound.to_owned(),
-        health: loop_health(state),
+        bound: state.bound.clone(),
+        health: loop_health(&state),
     });
     Ok(LoopList { items: items.collect() })
 }

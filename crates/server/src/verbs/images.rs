@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::portable::Portable;
 use crate::app::{Shared, blocking, permit};
 use crate::error::Failure;
-use crate::images::{Passage, TakenIn, Tell, take_in};
+use crate::images::{AccountTransfer, Tell, UnpackedImage, unpack_image};
 
 /// How often an image is taken in again whose layers were given up meanwhile.
 const TRIES: u32 = 3;
@@ -50,7 +50,7 @@ async fn keep_all(
     actor: &Actor,
     images: Vec<(String, Descriptor)>,
     tell: &Tell,
-    passage: Passage,
+    passage: AccountTransfer,
 ) -> Result<Vec<ImageRow>, Failure> {
     let (task_app, actor, tell) = (app.clone(), actor.clone(), tell.clone());
     let work = async move {
@@ -139,7 +139,7 @@ async fn keep(
     }
     for _ in 0..TRIES {
         let room = app.images.room(&app.store, actor).await?;
-        let taken = take_in(app, layout, (&image, room), tell).await?;
+        let taken = unpack_image(app, layout, (&image, room), tell).await?;
         let row = ImageRow {
             id: ImageId(Uuid::now_v7()),
             owner_id: actor.account,
@@ -160,7 +160,7 @@ async fn keep(
             Ok(None) => {}
             Err(error) => {
                 // Nobody needs what was unpacked for it.
-                app.trees.waste(taken.new.iter().map(|(layer, _)| layer.id));
+                app.garbage_queue.enqueue(taken.new.iter().map(|(layer, _)| layer.id));
                 return Err(error);
             }
         }
@@ -174,7 +174,7 @@ async fn record(
     actor: &Actor,
     row: ImageRow,
     content: Option<String>,
-    taken: &TakenIn,
+    taken: &UnpackedImage,
 ) -> Result<Option<ImageRow>, Failure> {
     let (actor, now) = (actor.clone(), app.now());
     let (known, new) = (taken.known, taken.new.clone());

@@ -33,7 +33,7 @@ pub struct Portable {
     checkpoint: Origin,
     session: Like,
     /// The conversation, in order.
-    messages: Vec<Spoken>,
+    messages: Vec<PortableMessage>,
     /// Older messages that did not fit.
     #[serde(default)]
     left_out: u64,
@@ -82,7 +82,7 @@ struct Plan {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Spoken {
+struct PortableMessage {
     role: Role,
     content: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -140,8 +140,9 @@ impl Portable {
         (messages, older): (Vec<MessageRow>, u64),
     ) -> Self {
         let mut bytes = 0;
-        let length =
-            |message: &MessageRow| serde_json::to_string(&Spoken::of(message, None)).map_or(0, |text| text.len());
+        let length = |message: &MessageRow| {
+            serde_json::to_string(&PortableMessage::of(message, None)).map_or(0, |text| text.len())
+        };
         let fitting = messages.iter().rev().take_while(|message| {
             bytes += length(message) + 32;
             bytes <= MESSAGES_BYTES_MAX
@@ -160,7 +161,10 @@ impl Portable {
                 taken_at: checkpoint.created_at.to_timestamp(),
             },
             session: Like::of(row, agents),
-            messages: messages.iter().map(|message| Spoken::of(message, message.reply_to.and_then(place))).collect(),
+            messages: messages
+                .iter()
+                .map(|message| PortableMessage::of(message, message.reply_to.and_then(place)))
+                .collect(),
             left_out: older + left_out as u64,
         }
     }
@@ -262,7 +266,7 @@ impl From<Like> for CreateSession {
     }
 }
 
-impl Spoken {
+impl PortableMessage {
     fn of(row: &MessageRow, reply_to: Option<usize>) -> Self {
         Self {
             role: row.role,

@@ -20,8 +20,8 @@ use super::portable::{self, Portable};
 use crate::app::{Shared, blocking};
 use crate::change::Change;
 use crate::error::Failure;
-use crate::images::{Passage, Tell, pack};
-use crate::trees::Hold;
+use crate::images::{AccountTransfer, Tell, pack};
+use crate::layer_pins::LayerPin;
 
 /// Says in the manifest what the image is of.
 const TITLE: &str = "org.opencontainers.image.title";
@@ -99,7 +99,7 @@ pub async fn send(
 /// What of a checkpoint goes elsewhere.
 struct Content {
     chain: Vec<LayerRow>,
-    _hold: Hold,
+    _hold: LayerPin,
     portable: serde_json::Value,
     created: String,
     title: String,
@@ -131,7 +131,7 @@ impl Content {
     async fn store(
         &self,
         app: &Shared,
-        passage: &Passage,
+        passage: &AccountTransfer,
         registry: Option<&Registry>,
         tell: &Tell,
     ) -> Result<(Descriptor, u64), Failure> {
@@ -166,7 +166,7 @@ async fn note(app: &Shared, actor: &Actor, row: &SessionRow, pushed: &Pushed) ->
 
 /// A checkpoint that is ready to be written into an archive.
 pub struct Export {
-    passage: Passage,
+    passage: AccountTransfer,
     manifest: Descriptor,
     name: String,
     /// How much of the checkpoint has no form in it.

@@ -24,7 +24,7 @@ use crate::app::{Shared, permit};
 use crate::ceilings::Ceilings;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::trees::refuse_purged;
+use crate::workspace_access::refuse_purged;
 
 /// Makes it: the parent's configuration with what the body changes, its conversation up to the checkpoint, its workspace as
 /// of then. Tokens and secrets are not taken over.

@@ -12,7 +12,7 @@ use super::{checkpoints as versions, save};
 use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::trees;
+use crate::workspace_access;
 
 /// Has a session go back to its checkpoint `n`, workspace and conversation, and waits until it has, for as long as anyone
 /// would. What is there now is saved first. What is worked on or waits is cancelled.
@@ -46,13 +46,13 @@ pub async fn rewind(app: &Shared, actor: &Actor, id_or_name: String, n: u64) -> 
             })
         })
         .await?;
-    app.trees.ask(session, Cause::Rewind);
+    app.checkpoint_queue.enqueue(session, Cause::Rewind);
     wait(app, session).await
 }
 
 async fn wait(app: &Shared, session: raworc_core::ids::SessionId) -> Result<SessionRow, Failure> {
     let mut changes = app.hub.subscribe(session);
-    let until = tokio::time::Instant::now() + trees::SETTLED_MAX;
+    let until = tokio::time::Instant::now() + workspace_access::SAVE_WAIT_MAX;
     loop {
         let row = {
             let mut connection = app.store.read().await?;

@@ -1,7 +1,6 @@
 //! Record what was saved of a workspace.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use raworc_core::checkpoints::{Cause, expired};
@@ -19,13 +18,12 @@ use serde_json::json;
 use crate::app::Shared;
 use crate::change::{Change, SYSTEM};
 use crate::error::Failure;
-use crate::reconcile::live;
-use crate::trees::{self, Trees};
 use crate::verbs::backups;
+use crate::workspace_access;
 
 /// What a look at a workspace brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum SaveOutcome {
     /// Nothing was written since the last time.
     Unchanged,
     /// What the session wrote is a layer now.
@@ -48,24 +46,30 @@ pub enum Found {
 
 /// A look at a workspace.
 #[derive(Clone, Copy, Debug)]
-pub struct Saved {
+pub struct SaveRecord {
     /// What it brought.
-    pub found: Found,
+    pub found: SaveOutcome,
     /// How long the container stood still.
     pub frozen: Duration,
     /// When it began.
     pub began: Time,
     /// The number of the session's newest checkpoint then: one that was asked for later may be meant to have what was written later.
     pub newest: u64,
+    /// Whether one was due then: what became due later may be for what was written later, too.
+    pub is_due: bool,
 }
 
 /// Records it: for every checkpoint that someone waits for, or else as a new one.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn record(app: &Shared, session: SessionId, saved: Saved, causes: &BTreeSet<Cause>) -> Result<(), Failure> {
+pub async fn record(
+    app: &Shared,
+    session: SessionId,
+    saved: SaveRecord,
+    causes: &BTreeSet<Cause>,
+) -> Result<(), Failure> {
     let (now, occasion) = (app.now(), causes.iter().find(|cause| cause.is_occasion()).copied());
-    let trees = Arc::clone(&app.trees);
     app.store
         .write(move |transaction| {
             Box::pin(async move {
@@ -74,7 +78,8 @@ pub async fn record(app: &Shared, session: SessionId, saved: Saved, causes: &BTr
                 let open = checkpoints::open_of(change.connection(), session).await?;
                 let mut pending = pending(&change.row, open);
                 pending.retain(|checkpoint| checkpoint.n <= saved.newest);
-                let cause = change.row.save_due.take().or(occasion);
+                let due = if saved.is_due { change.row.save_due.take() } else { None };
+                let cause = due.or(occasion);
                 if let (true, Some(cause)) = (pending.is_empty(), cause) {
                     let row = new_row(&mut change.row, cause, None, SYSTEM, saved.began);
                     checkpoints::insert(change.connection(), &row).await?;
@@ -82,7 +87,7 @@ pub async fn record(app: &Shared, session: SessionId, saved: Saved, causes: &BTr
                 }
                 let rewind = pending.iter().find(|checkpoint| checkpoint.cause == Cause::Rewind).cloned();
                 for checkpoint in pending {
-                    fix(&mut change, &trees, checkpoint, top, saved).await?;
+                    fix(&mut change, checkpoint, top, saved).await?;
                 }
                 if let Some(rewind) = rewind {
                     go_back(&mut change, &rewind).await?;
@@ -141,11 +146,11 @@ pub fn new_row(row: &mut SessionRow, cause: Cause, label: Option<String>, by: &s
 }
 
 /// Adds what was found to the layers; the topmost one of the workspace as it was then.
-async fn lay(change: &mut Change<'_>, found: Found) -> Result<Option<LayerId>, Failure> {
+async fn lay(change: &mut Change<'_>, found: SaveOutcome) -> Result<Option<LayerId>, Failure> {
     let (id, parent) = match found {
-        Found::Unchanged => return Ok(change.row.layer_id),
-        Found::Sealed { layer, .. } => (layer, change.row.layer_id),
-        Found::Copied { layer, earlier, .. } => (layer, earlier.or(change.row.layer_id)),
+        SaveOutcome::Unchanged => return Ok(change.row.layer_id),
+        SaveOutcome::Sealed { layer, .. } => (layer, change.row.layer_id),
+        SaveOutcome::Copied { layer, earlier, .. } => (layer, earlier.or(change.row.layer_id)),
     };
     // Until it is measured, it is taken to be as large as what it lies on.
     let below = match parent {
@@ -166,7 +171,7 @@ async fn lay(change: &mut Change<'_>, found: Found) -> Result<Option<LayerId>, F
         created_at: change.now,
     };
     layers::insert(change.connection(), &row).await?;
-    if let Found::Sealed { next, .. } = found {
+    if let SaveOutcome::Sealed { next, .. } = found {
         change.row.layer_id = Some(id);
         let before = std::mem::replace(&mut change.row.writable_id, next);
         change.wasted([before]);
@@ -177,23 +182,22 @@ async fn lay(change: &mut Change<'_>, found: Found) -> Result<Option<LayerId>, F
 /// Fixes what a checkpoint is. One whose layer was brought to the disk before is ready at once.
 async fn fix(
     change: &mut Change<'_>,
-    trees: &Trees,
     mut checkpoint: CheckpointRow,
     top: Option<LayerId>,
-    saved: Saved,
+    saved: SaveRecord,
 ) -> Result<(), Failure> {
     if checkpoint.cause != Cause::Rewind {
         checkpoint.seq = match saved.found {
             // What has been told since may be of what was written since.
-            Found::Copied { seq, .. } => seq,
-            Found::Unchanged | Found::Sealed { .. } => change.row.last_seq,
+            SaveOutcome::Copied { seq, .. } => seq,
+            SaveOutcome::Unchanged | SaveOutcome::Sealed { .. } => change.row.last_seq,
         };
     }
     checkpoint.layer_id = top;
     checkpoint.frozen_micros = micros(saved.frozen);
     checkpoint.status = Status::Saving;
     let open = checkpoints::open_of(change.connection(), checkpoint.session_id).await?;
-    let is_saved = saved.found == Found::Unchanged
+    let is_saved = saved.found == SaveOutcome::Unchanged
         && !open.iter().any(|other| other.status == Status::Saving && other.layer_id == top);
     if is_saved {
         let layer = match top {
@@ -201,14 +205,14 @@ async fn fix(
             None => None,
         };
         (checkpoint.bytes, checkpoint.files) = layer.map_or((0, 0), |layer| (layer.bytes, layer.files));
-        return announce(change, trees, checkpoint).await;
+        return announce(change, checkpoint).await;
     }
     checkpoints::update(change.connection(), &checkpoint).await?;
     Ok(())
 }
 
 /// A checkpoint can be used from now on.
-async fn announce(change: &mut Change<'_>, trees: &Trees, mut checkpoint: CheckpointRow) -> Result<(), Failure> {
+async fn announce(change: &mut Change<'_>, mut checkpoint: CheckpointRow) -> Result<(), Failure> {
     checkpoint.status = Status::Ready;
     checkpoint.took_micros = micros(change.now.since(checkpoint.created_at));
     checkpoints::update(change.connection(), &checkpoint).await?;
@@ -223,16 +227,16 @@ async fn announce(change: &mut Change<'_>, trees: &Trees, mut checkpoint: Checkp
     });
     change.log_as(&checkpoint.created_by, "checkpoint.created", data).await?;
     backups::want(change);
-    forget_old(change, trees).await
+    forget_old(change).await
 }
 
 /// Gives up checkpoints that the session's plan keeps no longer.
-async fn forget_old(change: &mut Change<'_>, trees: &Trees) -> Result<(), Failure> {
+async fn forget_old(change: &mut Change<'_>) -> Result<(), Failure> {
     let session = change.row.id;
     let kept = checkpoints::kept(change.connection(), session).await?;
     for n in expired(&kept, change.row.settings.checkpoints.keep_last) {
         if change.row.machine.rewind != Some(n) {
-            forget(change, trees, n).await?;
+            forget(change, n).await?;
         }
     }
     Ok(())
@@ -242,12 +246,12 @@ async fn forget_old(change: &mut Change<'_>, trees: &Trees) -> Result<(), Failur
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn forget(change: &mut Change<'_>, trees: &Trees, n: u64) -> Result<(), Failure> {
+pub async fn forget(change: &mut Change<'_>, n: u64) -> Result<(), Failure> {
     let session = change.row.id;
     let Some(row) = checkpoints::find(change.connection(), session, n).await? else { return Ok(()) };
     checkpoints::delete(change.connection(), session, n).await?;
     let given_up = change.release(row.layer_id).await?;
-    live::forget_given_up(trees, session, &given_up);
+    change.given_up(given_up);
     Ok(())
 }
 
@@ -267,7 +271,7 @@ async fn go_back(change: &mut Change<'_>, saved_as: &CheckpointRow) -> Result<()
     change.row.rewinds.push(rewound);
     // What it lies on so far is kept by the checkpoint that was taken before it goes back.
     change.row.layer_id = target.layer_id;
-    let before = std::mem::replace(&mut change.row.writable_id, trees::new_layer());
+    let before = std::mem::replace(&mut change.row.writable_id, workspace_access::new_layer());
     change.wasted([before]);
     change.log("session.rewound", json!({ "checkpoint": n, "saved_as": saved_as.n })).await?;
     Ok(())
@@ -278,7 +282,7 @@ async fn go_back(change: &mut Change<'_>, saved_as: &CheckpointRow) -> Result<()
 /// # Errors
 /// Where the store fails.
 pub async fn ready(app: &Shared, session: SessionId, layer: LayerId, measured: Measured) -> Result<(), Failure> {
-    let (now, trees) = (app.now(), Arc::clone(&app.trees));
+    let now = app.now();
     app.store
         .write(move |transaction| {
             Box::pin(async move {
@@ -292,7 +296,7 @@ pub async fn ready(app: &Shared, session: SessionId, layer: LayerId, measured: M
                     checkpoint.error = None;
                     (checkpoint.bytes, checkpoint.files) = (sizes.bytes, sizes.files);
                     checkpoint.changed_bytes = sizes.changed_bytes;
-                    announce(&mut change, &trees, checkpoint).await?;
+                    announce(&mut change, checkpoint).await?;
                 }
                 change.save().await?;
                 Ok(())

@@ -399,7 +399,11 @@ async fn finish(app: &Shared, container: ContainerId, id: Uuid, data: Value) -> 
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn take_stock(app: &Shared, container: ContainerId, works: &[WorkId]) -> Result<BTreeSet<Uuid>, Failure> {
+pub async fn reconcile_streams(
+    app: &Shared,
+    container: ContainerId,
+    works: &[WorkId],
+) -> Result<BTreeSet<Uuid>, Failure> {
     let has = move |row: &StreamRow, works: &[WorkId]| {
         row.generation == container.generation && works.contains(&WorkId::Exec(row.id))
     };

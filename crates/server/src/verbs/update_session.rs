@@ -47,7 +47,9 @@ pub async fn update_session(
                 };
                 change.step(&lasting).await?;
                 let fields = apply(&mut change.row, body, now);
-                change.configure().await?;
+                if !fields.is_empty() {
+                    change.configure().await?;
+                }
                 change.log("session.updated", json!({ "fields": fields })).await?;
                 Ok::<_, Failure>(change.save().await?)
             })
@@ -55,7 +57,7 @@ pub async fn update_session(
         .await?;
     if has_plan {
         // Whoever takes checkpoints learns of the plan when it looks.
-        app.trees.ask(row.id, Cause::Request);
+        app.checkpoint_queue.enqueue(row.id, Cause::Request);
     }
     Ok(row)
 }

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use raworc_oci::Error;
-use raworc_oci::entries::{self, Found, HOLE_BYTES, Kind, Reader};
+use raworc_oci::entries::{self, HOLE_BYTES, Reader, TarEntry, TarEntryKind};
 
 use super::pack::PATH_BYTES_MAX;
 use crate::FileError;
@@ -48,7 +48,7 @@ pub fn measure(archive: impl Read, how: &Unpacking) -> Result<Measured, FileErro
     while let Some((found, _)) = source.next()? {
         measured.entries += 1;
         let mut bytes = ENTRY_BYTES_MIN;
-        if found.kind == Kind::File {
+        if found.kind == TarEntryKind::File {
             if i64::try_from(found.size).is_err() {
                 return Err(FileError::TooLarge);
             }
@@ -80,7 +80,7 @@ impl<'a, R: Read> Source<'a, R> {
     }
 
     /// The next entry, and its clean path: empty for the directory itself.
-    pub(super) fn next(&mut self) -> Result<Option<(Found, Vec<u8>)>, FileError> {
+    pub(super) fn next(&mut self) -> Result<Option<(TarEntry, Vec<u8>)>, FileError> {
         let Some(found) = self.reader.next_entry().map_err(bad)? else {
             let cut_off = || FileError::BadArchive("it has no end, so it may have been cut off".into());
             return if self.reader.has_end() { Ok(None) } else { Err(cut_off()) };
@@ -90,17 +90,17 @@ impl<'a, R: Read> Source<'a, R> {
             return Err(FileError::TooLarge);
         }
         let mut path = clean(&found.path)?;
-        if path.is_empty() && found.kind != Kind::Directory {
+        if path.is_empty() && found.kind != TarEntryKind::Directory {
             return Err(bad_path(&found.path, "is no name"));
         }
         let levels = path.split(|byte| *byte == b'/').count();
-        if levels > DEPTH_MAX + usize::from(found.kind != Kind::Directory) {
+        if levels > DEPTH_MAX + usize::from(found.kind != TarEntryKind::Directory) {
             return Err(FileError::TooDeep);
         }
-        if found.kind == Kind::Link {
+        if found.kind == TarEntryKind::Link {
             clean(&found.link)?;
         }
-        if found.kind == Kind::Symlink && (found.link.is_empty() || found.link.contains(&0)) {
+        if found.kind == TarEntryKind::Symlink && (found.link.is_empty() || found.link.contains(&0)) {
             return Err(bad_path(&found.path, "is a link that leads nowhere"));
         }
         if let Some(name) = &self.how.name {
@@ -115,7 +115,7 @@ impl<'a, R: Read> Source<'a, R> {
     /// Gives what a file has to `take`, with where it belongs; what is zeros is no data.
     pub(super) fn content(
         &mut self,
-        found: &Found,
+        found: &TarEntry,
         mut take: impl FnMut(&[u8], u64) -> Result<(), FileError>,
     ) -> Result<(), FileError> {
         let whole = [(0, found.size)];

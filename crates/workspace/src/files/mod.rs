@@ -24,7 +24,7 @@ pub use unpack::{Unpacked, unpack_into};
 pub use write::{Allows, Write, Written};
 
 use crate::FileError;
-use resolve::{Manner, Node, Place, check_path, open_beneath, resolve};
+use resolve::{Node, Place, ResolveOptions, check_path, open_beneath, resolve};
 
 /// Largest file whose version is told by its content, in bytes; that of a larger one by its times and size.
 const DIGESTED_BYTES_MAX: u64 = 1024 * 1024;
@@ -181,7 +181,7 @@ impl Place {
 
 /// What is at a path.
 #[derive(Debug)]
-pub enum Found {
+pub enum OpenEntry {
     /// A regular file, open for reading.
     File(File, Version),
     /// An open directory.
@@ -205,20 +205,20 @@ impl Workspace {
     ///
     /// # Errors
     /// Where there is nothing, or neither a file nor a directory.
-    pub fn look(&self, path: &[u8], follow: bool) -> Result<Found, FileError> {
-        let place = resolve(self.root(), check_path(path)?, Manner { follow, make: None })?;
+    pub fn look(&self, path: &[u8], follow: bool) -> Result<OpenEntry, FileError> {
+        let place = resolve(self.root(), check_path(path)?, ResolveOptions { follow, make: None })?;
         let node = place.node.as_ref().ok_or(FileError::NotFound)?;
         match node.kind() {
             FileType::RegularFile => {
                 let file = place.open_file()?;
                 let version = Version::of(&file)?;
-                Ok(Found::File(file, version))
+                Ok(OpenEntry::File(file, version))
             }
-            FileType::Directory => Ok(Found::Directory(place.open_directory()?)),
+            FileType::Directory => Ok(OpenEntry::Directory(place.open_directory()?)),
             FileType::Symlink => {
                 let target = readlinkat(&node.handle, "", Vec::new())?.into_bytes();
                 let version = Version::of_link(&node.stat, &target);
-                Ok(Found::Symlink(target, version))
+                Ok(OpenEntry::Symlink(target, version))
             }
             // It is not opened: that might wait, or wake who waits at its other end.
             _ => Err(FileError::WrongKind("it is neither a file nor a directory")),

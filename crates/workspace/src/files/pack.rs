@@ -16,7 +16,9 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, fli
 use rustix::io::Errno;
 
 use super::list::{NAME_BYTES, names};
-use super::resolve::{BELOW, BENEATH, HANDLE, Manner, Node, check_path, descend, look_within, open_within, resolve};
+use super::resolve::{
+    BELOW, BENEATH, HANDLE, Node, ResolveOptions, check_path, descend, look_within, open_within, resolve,
+};
 use super::{Place, Workspace, modified};
 use crate::FileError;
 use crate::layers::DEPTH_MAX;
@@ -72,7 +74,7 @@ impl Workspace {
     /// Where there is nothing, or nothing that a tar has.
     pub fn packing(&self, path: &[u8], follow: bool) -> Result<Packing, FileError> {
         let path = check_path(path)?;
-        let place = resolve(self.root(), path, Manner { follow, make: None })?;
+        let place = resolve(self.root(), path, ResolveOptions { follow, make: None })?;
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
         Packing::new(place, name, self.owner.ids(), BENEATH)
     }

@@ -53,7 +53,7 @@ pub(super) struct Place {
 
 /// What is done on the way.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Manner {
+pub(super) struct ResolveOptions {
     /// Whether the last name is followed where it is a link.
     pub(super) follow: bool,
     /// Whether directories of the path that are missing are made, and whose they become.
@@ -161,7 +161,7 @@ pub(super) fn make_directory(
 }
 
 /// Where `path` leads, from `root`.
-pub(super) fn resolve(root: BorrowedFd<'_>, path: &[u8], manner: Manner) -> Result<Place, FileError> {
+pub(super) fn resolve(root: BorrowedFd<'_>, path: &[u8], manner: ResolveOptions) -> Result<Place, FileError> {
     let mut way = Way { root, current: clone(root)?, names: Vec::new(), is_above: false, left: Vec::new(), links: 0 };
     way.push(path, true);
     for _ in 0..STEPS_MAX {
@@ -198,7 +198,7 @@ impl Way<'_> {
     }
 
     /// Goes one name further; the place, where that was the last.
-    fn step(&mut self, name: Vec<u8>, is_asked: bool, manner: Manner) -> Result<Option<Place>, FileError> {
+    fn step(&mut self, name: Vec<u8>, is_asked: bool, manner: ResolveOptions) -> Result<Option<Place>, FileError> {
         if name == b".." {
             self.up()?;
             return Ok(None);

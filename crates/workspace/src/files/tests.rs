@@ -25,14 +25,14 @@ fn fixture() -> Fixture {
 
 fn read(workspace: &Workspace, path: &str) -> Result<String, FileError> {
     match workspace.look(path.as_bytes(), true)? {
-        Found::File(mut file, version) => {
+        OpenEntry::File(mut file, version) => {
             let mut text = String::new();
             file.read_to_string(&mut text)?;
             assert_eq!(text.len() as u64, version.size);
             Ok(text)
         }
-        Found::Directory(directory) => Ok(names(&list(&directory, None, 100)?)),
-        Found::Symlink(..) => panic!("a link was not followed"),
+        OpenEntry::Directory(directory) => Ok(names(&list(&directory, None, 100)?)),
+        OpenEntry::Symlink(..) => panic!("a link was not followed"),
     }
 }
 
@@ -138,7 +138,9 @@ fn links_that_stay_inside_lead_where_they_lead_inside() {
     assert_eq!(fs::read_to_string(inside.join("new")).unwrap(), "x");
     symlink("none/file", inside.join("deep")).unwrap();
     assert!(matches!(write(workspace, "deep", "x"), Err(FileError::NotFound)));
-    assert!(matches!(workspace.look(b"l1", false).unwrap(), Found::Symlink(target, _) if target == b"/workspace/d"));
+    assert!(
+        matches!(workspace.look(b"l1", false).unwrap(), OpenEntry::Symlink(target, _) if target == b"/workspace/d")
+    );
 }
 
 #[test]
@@ -197,7 +199,7 @@ fn pages_have_every_name_once() {
     for page_entries in [1, 7, 250, 252, 1000] {
         let (mut seen, mut after) = (Vec::new(), None);
         loop {
-            let Found::Directory(top) = workspace.look(b"", true).unwrap() else { panic!() };
+            let OpenEntry::Directory(top) = workspace.look(b"", true).unwrap() else { panic!() };
             let page = list(&top, after.as_deref(), page_entries).unwrap();
             assert!(page.entries.len() <= page_entries);
             seen.extend(page.entries.into_iter().map(|entry| entry.name));

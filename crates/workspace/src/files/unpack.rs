@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
 use raworc_oci::Ids;
-use raworc_oci::entries::{Found, Kind, acl};
+use raworc_oci::entries::{TarEntry, TarEntryKind, acl};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::fs::{
     chmodat, chownat, fchmod, fremovexattr, fsetxattr, fstat, futimens, linkat, mknodat, renameat, symlinkat, syncfs,
@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::archive::{Source, Unpacking, bad_path, clean, conflict};
 use super::pack::is_kept;
 use super::resolve::{
-    BELOW, BENEATH, HANDLE, Manner, check_path, descend, look_within, make_directory, open_within, resolve,
+    BELOW, BENEATH, HANDLE, ResolveOptions, check_path, descend, look_within, make_directory, open_within, resolve,
 };
 use super::write::{Allows, New, PLACE_TRIES, temporary_name};
 use super::{Moment, Owner, Present, Workspace};
@@ -54,7 +54,7 @@ impl Workspace {
     ) -> Result<Unpacked, FileError> {
         let path = check_path(path)?;
         // Before directories are made for it.
-        let place = match resolve(self.root(), path, Manner { follow, make: None }) {
+        let place = match resolve(self.root(), path, ResolveOptions { follow, make: None }) {
             Err(FileError::NotFound) => None,
             outcome => Some(outcome?),
         };
@@ -65,7 +65,7 @@ impl Workspace {
         if !allows(place.as_ref().and_then(Present::at).as_ref())? {
             return Err(FileError::Stale);
         }
-        let place = resolve(self.root(), path, Manner { follow, make: Some(self.owner) })?;
+        let place = resolve(self.root(), path, ResolveOptions { follow, make: Some(self.owner) })?;
         let is_new = place.node.is_none();
         let directory = match is_new {
             true => make_directory(place.directory.as_fd(), &place.name, self.owner, BENEATH)?,
@@ -157,7 +157,7 @@ impl<'a> Unpacker<'a> {
     fn all(&mut self, archive: impl Read) -> Result<(), FileError> {
         let mut source = Source::new(archive, self.how);
         while let Some((found, path)) = source.next()? {
-            if matches!(found.kind, Kind::Device | Kind::Other) {
+            if matches!(found.kind, TarEntryKind::Device | TarEntryKind::Other) {
                 self.done.left_out += 1;
                 continue;
             }
@@ -176,14 +176,16 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn entry<R: Read>(&mut self, source: &mut Source<'_, R>, found: &Found, path: Vec<u8>) -> Result<(), FileError> {
+    fn entry<R: Read>(&mut self, source: &mut Source<'_, R>, found: &TarEntry, path: Vec<u8>) -> Result<(), FileError> {
         let (parent, name) = split(&path);
         let at = self.enter(parent)?;
         let here = look_within(at.as_fd(), name, self.reach)?.map(|node| node.kind());
         let is_link = here == Some(FileType::Symlink);
         match (found.kind, here) {
-            (_, None | Some(FileType::Symlink)) | (Kind::Directory, Some(FileType::Directory)) => {}
-            (Kind::Directory, _) => return Err(conflict(&path, "is a directory in the archive, and none here")),
+            (_, None | Some(FileType::Symlink)) | (TarEntryKind::Directory, Some(FileType::Directory)) => {}
+            (TarEntryKind::Directory, _) => {
+                return Err(conflict(&path, "is a directory in the archive, and none here"));
+            }
             (_, Some(FileType::RegularFile)) => {}
             (_, Some(FileType::Directory)) => {
                 return Err(conflict(&path, "is a directory here, and none in the archive"));
@@ -191,11 +193,11 @@ impl<'a> Unpacker<'a> {
             _ => return Err(conflict(&path, "is a pipe, a socket or a device here; delete it first")),
         }
         match found.kind {
-            Kind::Directory => {
+            TarEntryKind::Directory => {
                 let name = name.to_vec();
                 self.directory(&at, &name, path, found, is_link)
             }
-            Kind::File => self.file(source, &at, (name, &path), found, here.is_some()),
+            TarEntryKind::File => self.file(source, &at, (name, &path), found, here.is_some()),
             _ => self.special(&at, (name, &path), found, here.is_some()),
         }
     }
@@ -255,7 +257,7 @@ impl<'a> Unpacker<'a> {
         at: &OwnedFd,
         name: &[u8],
         path: Vec<u8>,
-        found: &Found,
+        found: &TarEntry,
         is_link: bool,
     ) -> Result<(), FileError> {
         if self.inside.len() >= DEPTH_MAX {
@@ -276,7 +278,7 @@ impl<'a> Unpacker<'a> {
         source: &mut Source<'_, R>,
         at: &OwnedFd,
         (name, path): (&[u8], &[u8]),
-        found: &Found,
+        found: &TarEntry,
         mut replaces: bool,
     ) -> Result<(), FileError> {
         // (Without a handle that only names the directory, nothing can be made in it on all file systems.)
@@ -303,7 +305,7 @@ impl<'a> Unpacker<'a> {
         &mut self,
         at: &OwnedFd,
         (name, path): (&[u8], &[u8]),
-        found: &Found,
+        found: &TarEntry,
         replaces: bool,
     ) -> Result<(), FileError> {
         if !replaces {
@@ -312,7 +314,7 @@ impl<'a> Unpacker<'a> {
                 outcome => return outcome,
             }
         }
-        if found.kind == Kind::Link && clean(&found.link)? == path {
+        if found.kind == TarEntryKind::Link && clean(&found.link)? == path {
             return Ok(());
         }
         let temporary = temporary_name();
@@ -323,18 +325,18 @@ impl<'a> Unpacker<'a> {
         outcome
     }
 
-    fn make(&self, at: &OwnedFd, name: &[u8], found: &Found) -> Result<(), FileError> {
+    fn make(&self, at: &OwnedFd, name: &[u8], found: &TarEntry) -> Result<(), FileError> {
         let mode = Mode::from_raw_mode(found.mode & self.how.mode_mask);
         match found.kind {
-            Kind::Link => return self.link(at, name, found),
-            Kind::Symlink => symlinkat(&found.link[..], at, name)?,
+            TarEntryKind::Link => return self.link(at, name, found),
+            TarEntryKind::Symlink => symlinkat(&found.link[..], at, name)?,
             _ => mknodat(at, name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?,
         }
         if let Some(owner) = self.owner.0 {
             let (user, group) = (Uid::from_raw(owner), Gid::from_raw(owner));
             chownat(at, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
         }
-        if found.kind != Kind::Symlink {
+        if found.kind != TarEntryKind::Symlink {
             // By a handle: what has the name now may be a link.
             let pipe = open_within(at.as_fd(), name, HANDLE, self.reach)?;
             if FileType::from_raw_mode(fstat(&pipe)?.st_mode) == FileType::Fifo {
@@ -345,7 +347,7 @@ impl<'a> Unpacker<'a> {
         Ok(utimensat(at, name, &times(found.mtime), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    fn link(&self, at: &OwnedFd, name: &[u8], found: &Found) -> Result<(), FileError> {
+    fn link(&self, at: &OwnedFd, name: &[u8], found: &TarEntry) -> Result<(), FileError> {
         let target = clean(&found.link)?;
         let gone = || bad_path(&found.link, "is what a hard link leads to, and is no file there");
         let (parent, target_name) = split(&target);
@@ -364,7 +366,7 @@ impl<'a> Unpacker<'a> {
 
     /// Gives a file its attributes and its access control list, and says what else it is to be. Where a list cannot be kept, the mode gives
     /// the group nothing: its bits are of all that the list speaks of.
-    fn attributes(&mut self, file: BorrowedFd<'_>, found: &Found) -> Result<Described, FileError> {
+    fn attributes(&mut self, file: BorrowedFd<'_>, found: &TarEntry) -> Result<Described, FileError> {
         let is_list = |name: &[u8]| acl::record_of(name).is_some();
         for (name, value) in found.attributes.iter().filter(|(name, _)| is_kept(name) && !is_list(name)) {
             match fsetxattr(file, &name[..], value, XattrFlags::empty()) {

@@ -12,7 +12,7 @@ use rustix::fs::{fgetxattr, flistxattr, fsetxattr, fsync, futimens, linkat, open
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::resolve::{Manner, Place, check_name, open_beneath, resolve};
+use super::resolve::{Place, ResolveOptions, check_name, open_beneath, resolve};
 use super::{Present, Version, Workspace};
 use crate::FileError;
 use crate::trash::BURY_FAILURES_MAX;
@@ -59,12 +59,12 @@ impl Workspace {
     pub fn write(&self, path: &[u8], content: &mut dyn Read, how: &Write<'_>) -> Result<Written, FileError> {
         let path = check_name(path)?;
         // Before directories are made for it.
-        let place = match resolve(self.root(), path, Manner { follow: how.follow, make: None }) {
+        let place = match resolve(self.root(), path, ResolveOptions { follow: how.follow, make: None }) {
             Err(FileError::NotFound) => None,
             outcome => Some(outcome?),
         };
         self.allow(place.as_ref(), how)?;
-        let manner = Manner { follow: how.follow, make: Some(self.owner) };
+        let manner = ResolveOptions { follow: how.follow, make: Some(self.owner) };
         let mut filled = None;
         for _ in 0..PLACE_TRIES {
             let place = resolve(self.root(), path, manner)?;
@@ -116,7 +116,7 @@ impl Workspace {
     /// # Errors
     /// Where there is nothing, or it is the workspace itself; [`FileError::Stale`] where it is not what the caller expects.
     pub fn remove(&self, path: &[u8], allows: Allows<'_>) -> Result<(), FileError> {
-        let place = resolve(self.root(), check_name(path)?, Manner::default())?;
+        let place = resolve(self.root(), check_name(path)?, ResolveOptions::default())?;
         let present = Present::at(&place).ok_or(FileError::NotFound)?;
         if !allows(Some(&present))? {
             return Err(FileError::Stale);

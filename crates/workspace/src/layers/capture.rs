@@ -97,7 +97,7 @@ struct Part {
     /// Made when there is something to put into it.
     target: Option<OwnedFd>,
     name: CString,
-    /// Where in the layers below what is written to the rest of it is found, if anywhere.
+    /// The path of the rest of this directory in the layers below, if it has any there.
     below: Option<Vec<CString>>,
 }
 

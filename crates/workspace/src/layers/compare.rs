@@ -213,7 +213,7 @@ impl Compare<'_> {
             self.bytes += difference.path.len();
             self.found.push(difference);
         }
-        let inner = |directory: Option<&OwnedFd>, found: &Option<Found>| match (directory, found) {
+        let inner = |directory: Option<&OwnedFd>, found: &Option<StatEntry>| match (directory, found) {
             (Some(directory), Some(found)) if found.kind() == Kind::Directory => {
                 entry::inner(directory, name, depth).map(Some)
             }
@@ -229,8 +229,8 @@ impl Compare<'_> {
 
 /// What is called the same in two trees.
 struct Pair {
-    old: Option<Found>,
-    new: Option<Found>,
+    old: Option<StatEntry>,
+    new: Option<StatEntry>,
     /// See [`sealed`].
     sealed: i64,
 }
@@ -238,7 +238,7 @@ struct Pair {
 impl Pair {
     fn look(before: Option<&OwnedFd>, after: Option<&OwnedFd>, name: &CStr, sealed: i64) -> io::Result<Self> {
         let here = |directory: Option<&OwnedFd>| match directory {
-            Some(directory) => Ok(entry::look(directory, name)?.map(|stat| Found { stat })),
+            Some(directory) => Ok(entry::look(directory, name)?.map(|stat| StatEntry { stat })),
             None => io::Result::Ok(None),
         };
         Ok(Self { old: here(before)?, new: here(after)?, sealed })
@@ -247,7 +247,7 @@ impl Pair {
     /// Whether both show one file or directory of a layer that never changes: nothing else has the number of that and changed at
     /// the same time. That is most of them, and spares opening them.
     fn is_shared(&self) -> bool {
-        let at = |found: &Found| {
+        let at = |found: &StatEntry| {
             let stat = &found.stat;
             (
                 stat.st_ino,
@@ -282,18 +282,18 @@ impl Pair {
                 _ => Change::Changed,
             },
         };
-        let size = |found: &Option<Found>| found.as_ref().and_then(Found::size);
-        let kind = self.new.as_ref().or(self.old.as_ref()).map_or(Kind::Other, Found::kind);
+        let size = |found: &Option<StatEntry>| found.as_ref().and_then(StatEntry::size);
+        let kind = self.new.as_ref().or(self.old.as_ref()).map_or(Kind::Other, StatEntry::kind);
         let (size_before, size_after) = (size(&self.old), size(&self.new));
         Ok(Some(Difference { path: path.to_vec(), change, kind, size_before, size_after }))
     }
 }
 
-struct Found {
+struct StatEntry {
     stat: Stat,
 }
 
-impl Found {
+impl StatEntry {
     fn kind(&self) -> Kind {
         match entry::kind(&self.stat) {
             FileType::RegularFile => Kind::File,

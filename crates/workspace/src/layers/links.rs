@@ -28,7 +28,7 @@ const HANDLE_BYTES: usize = 21;
 
 /// A file in the index of overlayfs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Touched {
+pub struct CopiedUpFile {
     name: String,
     /// The number of the file below. None on a file system whose handles are not known here.
     inode: Option<u64>,
@@ -39,7 +39,7 @@ pub struct Touched {
 ///
 /// # Errors
 /// Where the index cannot be read.
-pub fn touched(work: &Path) -> io::Result<BTreeSet<Touched>> {
+pub fn touched(work: &Path) -> io::Result<BTreeSet<CopiedUpFile>> {
     let mut found = BTreeSet::new();
     let index = work.join(INDEX);
     let entries = match std::fs::read_dir(&index) {
@@ -59,7 +59,7 @@ pub fn touched(work: &Path) -> io::Result<BTreeSet<Touched>> {
             Err(error) => return Err(error.into()),
         };
         if !has_all {
-            found.insert(Touched { name: name.to_string_lossy().into_owned(), inode: inode(&handle) });
+            found.insert(CopiedUpFile { name: name.to_string_lossy().into_owned(), inode: inode(&handle) });
         }
     }
     Ok(found)
@@ -82,7 +82,7 @@ fn inode(handle: &[u8]) -> Option<u64> {
 ///
 /// # Errors
 /// Where the mount cannot be read or changed; [`io::ErrorKind::Unsupported`] where a handle is not known.
-pub fn gather(root: impl AsFd, upper: &Path, files: &BTreeSet<Touched>) -> io::Result<()> {
+pub fn gather(root: impl AsFd, upper: &Path, files: &BTreeSet<CopiedUpFile>) -> io::Result<()> {
     let inodes: Option<BTreeSet<u64>> = files.iter().map(|file| file.inode).collect();
     let inodes = inodes.ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "an unknown kind of file handle"))?;
     if inodes.is_empty() {

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fstat
 
 use super::Marks;
 use super::entry::{self, Mark};
-use super::usage::{self, Once};
+use super::usage::{self, InodeDedup};
 use super::view::View;
 use crate::steps;
 
@@ -80,10 +80,10 @@ pub fn is_changed(writable: &Path, below: Option<&Path>) -> io::Result<bool> {
 ///
 /// # Errors
 /// Where the layer cannot be read, or `into` not be made.
-pub fn settled(layer: &Path, lower: &[PathBuf], into: &Path, marks: Marks) -> io::Result<()> {
+pub fn copy_without_redirects(layer: &Path, lower: &[PathBuf], into: &Path, marks: Marks) -> io::Result<()> {
     std::fs::create_dir(into)?;
     twin(&entry::root(layer)?, &entry::root(into)?, 0, marks)?;
-    settle(into, lower, marks)
+    resolve_redirects(into, lower, marks)
 }
 
 fn twin(from: &OwnedFd, to: &OwnedFd, depth: usize, marks: Marks) -> io::Result<()> {
@@ -111,17 +111,17 @@ fn twin(from: &OwnedFd, to: &OwnedFd, depth: usize, marks: Marks) -> io::Result<
 ///
 /// # Errors
 /// Where the layer cannot be read or changed.
-pub fn settle(layer: &Path, lower: &[PathBuf], marks: Marks) -> io::Result<()> {
-    let settle = Settle { lower, marks };
-    settle.directory(&entry::root(layer)?, Some(&[]), 0)
+pub fn resolve_redirects(layer: &Path, lower: &[PathBuf], marks: Marks) -> io::Result<()> {
+    let resolve_redirects = RedirectResolver { lower, marks };
+    resolve_redirects.directory(&entry::root(layer)?, Some(&[]), 0)
 }
 
-struct Settle<'s> {
+struct RedirectResolver<'s> {
     lower: &'s [PathBuf],
     marks: Marks,
 }
 
-impl Settle<'_> {
+impl RedirectResolver<'_> {
     /// `below` is where the rest of the directory is found, if anywhere.
     fn directory(&self, directory: &OwnedFd, below: Option<&[CString]>, depth: usize) -> io::Result<()> {
         for name in entry::names(directory)? {
@@ -196,7 +196,7 @@ pub fn place(target: &[u8], below: Option<&[CString]>) -> io::Result<Vec<CString
 /// # Errors
 /// Where one cannot be read.
 pub fn measure(layer: &Path, lower: &[PathBuf], marks: Marks) -> io::Result<Change> {
-    let mut measure = Measure { marks, seen: BTreeSet::new(), once: Once::default(), change: Change::default() };
+    let mut measure = Measure { marks, seen: BTreeSet::new(), once: InodeDedup::default(), change: Change::default() };
     measure.directory(&entry::root(layer)?, &View::of(lower)?, 0)?;
     Ok(measure.change)
 }
@@ -206,14 +206,14 @@ pub fn measure(layer: &Path, lower: &[PathBuf], marks: Marks) -> io::Result<Chan
 /// # Errors
 /// Where one cannot be read.
 pub fn shown_usage(layers: &[PathBuf], marks: Marks) -> io::Result<u64> {
-    View::of(layers)?.usage(&mut Once::default(), 0, marks)
+    View::of(layers)?.usage(&mut InodeDedup::default(), 0, marks)
 }
 
 struct Measure {
     marks: Marks,
     /// Files with several names.
     seen: BTreeSet<u64>,
-    once: Once,
+    once: InodeDedup,
     change: Change,
 }
 

@@ -23,9 +23,9 @@ pub fn taken(stat: &Stat) -> u64 {
 
 /// Counts files with several names once.
 #[derive(Debug, Default)]
-pub struct Once(BTreeSet<u64>);
+pub struct InodeDedup(BTreeSet<u64>);
 
-impl Once {
+impl InodeDedup {
     /// What something takes under one of its names.
     pub fn taken(&mut self, stat: &Stat) -> u64 {
         let has_names = stat.st_nlink > 1 && entry::kind(stat) != FileType::Directory;
@@ -43,13 +43,13 @@ pub fn usage(directory: &Path) -> io::Result<u64> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         outcome => outcome?,
     };
-    let mut usage = Usage { once: Once::default(), bytes: 0 };
+    let mut usage = Usage { once: InodeDedup::default(), bytes: 0 };
     usage.directory(&root, 0)?;
     Ok(usage.bytes)
 }
 
 struct Usage {
-    once: Once,
+    once: InodeDedup,
     bytes: u64,
 }
 

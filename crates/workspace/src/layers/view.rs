@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{FileType, Stat};
 
-use super::usage::{ENTRY_BYTES_MIN, Once, taken};
+use super::usage::{ENTRY_BYTES_MIN, InodeDedup, taken};
 use super::{Marks, entry};
 
 /// A directory as a stack shows it: what it is in each layer that has a part in it, the topmost first.
@@ -133,7 +133,7 @@ impl View {
     }
 
     /// Bytes on the disk of all that is shown, those of files with several names once.
-    pub fn usage(&self, once: &mut Once, depth: usize, marks: Marks) -> io::Result<u64> {
+    pub fn usage(&self, once: &mut InodeDedup, depth: usize, marks: Marks) -> io::Result<u64> {
         let mut bytes = 0_u64;
         for (name, shown) in self.entries()? {
             bytes = bytes.saturating_add(once.taken(&shown.stat));

@@ -6,11 +6,12 @@ use raworc_api::client::{ClientError, Received, Sender};
 use raworc_api::terminal::{CHANNEL_STDERR, CHANNEL_STDIN, CHANNEL_STDOUT, ClientFrame, Notice};
 use raworc_api::workspace::Exec;
 use raworc_core::limits::START_BYTES_MAX;
+use tokio::time::timeout;
 
 use crate::context::Context;
 use crate::failure::{EXIT_FAILED, Failure, Result};
 use crate::output::Style;
-use crate::terminal::standard_input;
+use crate::terminal::{QUIET_MAX, standard_input};
 
 /// Of the frame that starts a command, in bytes: what is around the command.
 const FRAME_BYTES: usize = 64;
@@ -25,7 +26,8 @@ pub async fn run(context: &Context, session: &str, body: Exec, feeds: bool) -> R
     // In a task of its own: where our output is not read, the command may still read its input, and the other way round.
     let feeding = tokio::spawn(feed(sender, feeds));
     let status = loop {
-        match receiver.next().await {
+        let received = timeout(QUIET_MAX, receiver.next()).await.unwrap_or(Some(Received::Closed(None)));
+        match received {
             Some(Received::Bytes(bytes)) => write(context, &bytes)?,
             Some(Received::Notice(notice)) => {
                 if let Some(problem) = notice.problem {

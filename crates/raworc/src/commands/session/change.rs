@@ -61,7 +61,7 @@ pub struct Update {
 
 /// What a session can be asked to do.
 #[derive(Clone, Copy, Debug)]
-pub enum Wish {
+pub enum LifecycleVerb {
     /// Rest.
     Pause,
     /// Work again.
@@ -109,24 +109,24 @@ pub async fn update(context: &Context, args: Update) -> Result<()> {
     context.ui.show(&session, |session| show::details(context.ui, session))
 }
 
-/// Asks for one of the wishes.
-pub async fn wish(context: &Context, named: &Named, wish: Wish) -> Result<()> {
+/// Asks for one of these actions.
+pub async fn lifecycle(context: &Context, named: &Named, verb: LifecycleVerb) -> Result<()> {
     let client = context.client()?;
     let id = &named.session;
-    let session: Session = match wish {
-        Wish::Pause => client.pause_session(id).await?,
-        Wish::Resume => client.resume_session(id).await?,
-        Wish::Terminate => client.terminate_session(id).await?,
-        Wish::Restart => client.restart_session(id).await?,
-        Wish::Restore => client.restore_session(id).await?,
-        Wish::Cancel => client.cancel_session(id).await?,
+    let session: Session = match verb {
+        LifecycleVerb::Pause => client.pause_session(id).await?,
+        LifecycleVerb::Resume => client.resume_session(id).await?,
+        LifecycleVerb::Terminate => client.terminate_session(id).await?,
+        LifecycleVerb::Restart => client.restart_session(id).await?,
+        LifecycleVerb::Restore => client.restore_session(id).await?,
+        LifecycleVerb::Cancel => client.cancel_session(id).await?,
     };
-    context.ui.show(&session, |session| format!("{}{}", show::sentence(session), what_next(wish, session.state)))
+    context.ui.show(&session, |session| format!("{}{}", show::sentence(session), what_next(verb, session.state)))
 }
 
 /// Stops a message.
 pub async fn cancel(context: &Context, args: Cancel) -> Result<()> {
-    let Some(message) = args.message else { return wish(context, &args.named, Wish::Cancel).await };
+    let Some(message) = args.message else { return lifecycle(context, &args.named, LifecycleVerb::Cancel).await };
     let cancelled = context.client()?.cancel_message(&args.named.session, &message, WaitQuery::default()).await?;
     let is_over = cancelled.message.status == Status::Cancelled;
     context.ui.show(&cancelled, |cancelled| {
@@ -135,13 +135,15 @@ pub async fn cancel(context: &Context, args: Cancel) -> Result<()> {
     })
 }
 
-/// A wish is recorded at once and carried out a moment later; this is said where the state does not show it yet.
-fn what_next(wish: Wish, state: State) -> &'static str {
-    match (wish, state) {
-        (Wish::Cancel, State::Busy) => "; its message is being cancelled",
-        (Wish::Resume | Wish::Restart, State::Idle | State::Init) => "; its container is being started",
-        (Wish::Pause | Wish::Terminate, State::Busy) => "; its work is being stopped",
-        (Wish::Restore, State::Idle) => "; it wakes with the next message",
+/// An action is recorded at once and carried out a moment later; this is said where the state does not show it yet.
+fn what_next(verb: LifecycleVerb, state: State) -> &'static str {
+    match (verb, state) {
+        (LifecycleVerb::Cancel, State::Busy) => "; its message is being cancelled",
+        (LifecycleVerb::Resume | LifecycleVerb::Restart, State::Idle | State::Init) => {
+            "; its container is being started"
+        }
+        (LifecycleVerb::Pause | LifecycleVerb::Terminate, State::Busy) => "; its work is being stopped",
+        (LifecycleVerb::Restore, State::Idle) => "; it wakes with the next message",
         _ => "",
     }
 }

@@ -89,7 +89,7 @@ pub enum Session {
 
 /// Carries one out.
 pub async fn run(context: &Context, command: Session) -> Result<()> {
-    use change::Wish;
+    use change::LifecycleVerb;
     match command {
         Session::Create(args) => create::run(context, args).await,
         Session::List(args) => look::list(context, args).await,
@@ -99,11 +99,11 @@ pub async fn run(context: &Context, command: Session) -> Result<()> {
         Session::Messages(args) => look::messages(context, args).await,
         Session::Events(args) => log::events(context, args).await,
         Session::Follow(args) => follow::run(context, args).await,
-        Session::Pause(named) => change::wish(context, &named, Wish::Pause).await,
-        Session::Resume(named) => change::wish(context, &named, Wish::Resume).await,
-        Session::Terminate(named) => change::wish(context, &named, Wish::Terminate).await,
-        Session::Restart(named) => change::wish(context, &named, Wish::Restart).await,
-        Session::Restore(named) => change::wish(context, &named, Wish::Restore).await,
+        Session::Pause(named) => change::lifecycle(context, &named, LifecycleVerb::Pause).await,
+        Session::Resume(named) => change::lifecycle(context, &named, LifecycleVerb::Resume).await,
+        Session::Terminate(named) => change::lifecycle(context, &named, LifecycleVerb::Terminate).await,
+        Session::Restart(named) => change::lifecycle(context, &named, LifecycleVerb::Restart).await,
+        Session::Restore(named) => change::lifecycle(context, &named, LifecycleVerb::Restore).await,
         Session::Cancel(args) => change::cancel(context, args).await,
         Session::Remix(args) => remix::run(context, args).await,
         Session::Tree(named) => remix::tree(context, &named.session).await,

@@ -26,6 +26,8 @@ terminal that nobody is attached to ends after a minute. Where the connection is
 
 Where standard input is no terminal, there is none in the session either: the shell reads its commands from it.";
 
+/// A whole id.
+const ID_CHARACTERS: usize = 36;
 /// The script that becomes the shell which reads standard input.
 const BECOME_SHELL: &str = "command -v bash >/dev/null && exec bash; exec sh";
 
@@ -73,8 +75,15 @@ pub async fn run(context: &Context, args: Shell) -> Result<()> {
 
 /// The id of the one open terminal that begins like this.
 async fn find(context: &Context, session: &str, beginning: &str) -> Result<String> {
+    let beginning = beginning.to_ascii_lowercase();
+    if beginning.len() == ID_CHARACTERS {
+        return Ok(beginning);
+    }
+    if beginning.is_empty() {
+        return Err(Failure::usage("--attach wants the id of a terminal, or the beginning of it"));
+    }
     let open = context.client()?.terminals(session).await?.items;
-    let mut found = open.iter().filter(|terminal| terminal.id.starts_with(beginning));
+    let mut found = open.iter().filter(|terminal| terminal.id.starts_with(&beginning));
     let list = || match open.is_empty() {
         true => format!("None is open now; `raworc session shell {session}` opens one."),
         false => {

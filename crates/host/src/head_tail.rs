@@ -12,7 +12,7 @@ const SLACK_BYTES: usize = 64 * 1024;
 const PIECES_MAX: usize = 4096;
 
 /// Beginning and end of what one piece of work writes.
-pub struct Kept {
+pub struct HeadTailBuffer {
     /// Bytes that may still be passed on; none once something was held back.
     head_left: Option<usize>,
     /// Bytes of the end.
@@ -25,7 +25,7 @@ pub struct Kept {
     ends_a_line: bool,
 }
 
-impl Kept {
+impl HeadTailBuffer {
     /// At most `bytes_max` bytes of text, half of them for the end.
     pub fn new(bytes_max: usize) -> Self {
         let tail_max = bytes_max / 2;
@@ -60,7 +60,7 @@ impl Kept {
     }
 
     /// There is no more: what is too much is left out now.
-    pub fn settle(&mut self) {
+    pub fn trim_to_limit(&mut self) {
         self.trim();
     }
 
@@ -71,7 +71,7 @@ impl Kept {
 
     /// What was held back, now that there is no more, with a mark of what is missing before it.
     pub fn finish(&mut self, whole: Option<&str>) -> Vec<(Stream, String)> {
-        self.settle();
+        self.trim_to_limit();
         let mut pieces = Vec::new();
         for stream in [Stream::Stdout, Stream::Stderr] {
             let bytes = self.left_out[place(stream)];
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn what_fits_is_kept_whole() {
-        let mut kept = Kept::new(8);
+        let mut kept = HeadTailBuffer::new(8);
         assert_eq!(kept.add(Stream::Stdout, "abc".into()), "abc");
         assert_eq!(kept.add(Stream::Stderr, "€".into()), "");
         assert_eq!(kept.add(Stream::Stdout, "y".into()), "");
@@ -157,7 +157,7 @@ mod tests {
         for bytes_max in [0, 1, 2, 7, 64, 1000, 300_000] {
             for step in [1, 5, 999, 40_000] {
                 let text: String = (0..200_000).map(|n| letters[(n * 7 + n / 11) % 5]).collect();
-                let (mut kept, mut head, mut at) = (Kept::new(bytes_max), String::new(), 0);
+                let (mut kept, mut head, mut at) = (HeadTailBuffer::new(bytes_max), String::new(), 0);
                 while at < text.len() {
                     let end = text.ceil_char_boundary((at + step).min(text.len()));
                     head += &kept.add(Stream::Stdout, text[at..end].to_owned());
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn many_small_pieces_stay_few_and_in_their_streams() {
-        let mut kept = Kept::new(1 << 20);
+        let mut kept = HeadTailBuffer::new(1 << 20);
         kept.add(Stream::Stdout, "x".repeat(1 << 19));
         for _ in 0..20_000 {
             kept.add(Stream::Stdout, "o".into());

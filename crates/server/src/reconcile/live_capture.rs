@@ -4,22 +4,24 @@
 //! and only what has changed since the one before is copied. Together they are one layer. What a session copied before is
 //! remembered while it writes to the same layer, so that the next copy is of what changed since then.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raworc_core::ids::{LayerId, SessionId};
-use raworc_runtime::Company;
+use raworc_runtime::Occupancy;
 use raworc_workspace::layers::capture::{Captured, How};
-use raworc_workspace::layers::links::Touched;
+use raworc_workspace::layers::links::CopiedUpFile;
 use raworc_workspace::layers::{capture, seal, squash};
 
 use super::checkpoints::Job;
-use super::trouble::Trouble;
-use crate::trees::{self, Hold, Trees};
-use crate::verbs::save::Found;
+use super::save_error::SaveError;
+use crate::hub::lock;
+use crate::layer_pins::LayerPin;
+use crate::verbs::save::SaveOutcome;
+use crate::workspace_access;
 
 /// Rounds in which everything goes on, at most.
 const MOVING_MAX: usize = 4;
@@ -29,7 +31,7 @@ const SHORT_BYTES: u64 = 16 << 20;
 
 /// The last copy of what a session writes.
 #[derive(Clone)]
-pub struct Copied {
+pub struct CaptureBase {
     /// What it writes to: a copy of something else says nothing.
     pub writable: LayerId,
     /// The copy, which lies on earlier ones of the same.
@@ -37,26 +39,26 @@ pub struct Copied {
     /// What was seen then.
     pub listing: PathBuf,
     /// Files that had all of their names in what is written to then; it does not become fewer.
-    gathered: BTreeSet<Touched>,
+    gathered: BTreeSet<CopiedUpFile>,
     /// The next copy lies on this one.
-    _hold: Arc<Hold>,
+    _hold: Arc<LayerPin>,
 }
 
 /// Saves the workspace of a container in which not only its host runs.
-pub async fn copy(job: &Job<'_>) -> Result<(), Trouble> {
-    let layers = [(); MOVING_MAX + 2].map(|()| trees::new_layer());
-    let hold = job.app.trees.hold(layers);
+pub async fn copy(job: &Job<'_>) -> Result<(), SaveError> {
+    let layers = [(); MOVING_MAX + 2].map(|()| workspace_access::new_layer());
+    let hold = job.app.layer_pins.pin(layers);
     let result = copy_to(job, layers).await;
     drop(hold);
     // What did not become a layer of the session.
-    job.app.trees.waste(layers);
+    job.app.garbage_queue.enqueue(layers);
     result
 }
 
-async fn copy_to(job: &Job<'_>, layers: [LayerId; MOVING_MAX + 2]) -> Result<(), Trouble> {
+async fn copy_to(job: &Job<'_>, layers: [LayerId; MOVING_MAX + 2]) -> Result<(), SaveError> {
     let (app, row) = (job.app, job.row);
     let [rounds @ .., whole] = &layers;
-    let before = app.trees.copied(row.id).filter(|copied| copied.writable == row.writable_id);
+    let before = app.capture_bases.get(row.id).filter(|copied| copied.writable == row.writable_id);
     let mut listing = before.as_ref().map(|copied| copied.listing.clone());
     let mut gathered = before.as_ref().map(|copied| copied.gathered.clone()).unwrap_or_default();
     gather(job, &mut gathered.clone()).await?;
@@ -69,14 +71,14 @@ async fn copy_to(job: &Job<'_>, layers: [LayerId; MOVING_MAX + 2]) -> Result<(),
             break;
         }
     }
-    let stands = job.stand_still().await?;
-    if stands.company == Company::Alone {
+    let stands = job.freeze_container().await?;
+    if stands.occupancy == Occupancy::HostOnly {
         // They have ended meanwhile.
         return job.seal_frozen(stands).await;
     }
     let last = match gather(job, &mut gathered).await {
         Ok(()) => round(job, rounds[done], listing, true).await,
-        Err(trouble) => Err(trouble),
+        Err(save_error) => Err(save_error),
     };
     // What is told from now on may be of what was written after it.
     let seq = job.last_seq().await;
@@ -84,31 +86,47 @@ async fn copy_to(job: &Job<'_>, layers: [LayerId; MOVING_MAX + 2]) -> Result<(),
     let ((listing, _), seq) = (last?, seq?);
     let earlier = before.map(|copied| copied.layer);
     join(job, &rounds[..=done], *whole, earlier).await?;
-    let copied = Copied {
+    let copied = CaptureBase {
         writable: row.writable_id,
         layer: *whole,
         listing,
         gathered,
-        _hold: Arc::new(app.trees.hold([*whole])),
+        _hold: Arc::new(app.layer_pins.pin([*whole])),
     };
-    job.record(Found::Copied { layer: copied.layer, earlier, seq }, frozen).await?;
-    drop_listing(app.trees.set_copied(row.id, Some(copied)));
+    job.record(SaveOutcome::Copied { layer: copied.layer, earlier, seq }, frozen).await?;
+    app.capture_bases.set(row.id, copied);
     Ok(())
 }
 
-/// The next copy is of everything: nothing runs any more, or what a session writes to is a layer itself now.
-pub fn forget(trees: &Trees, session: SessionId) {
-    drop_listing(trees.set_copied(session, None));
-}
+/// The last copy of what each session is writing, where it was copied while something went on running.
+#[derive(Default)]
+pub struct CaptureBases(Mutex<HashMap<SessionId, CaptureBase>>);
 
-/// The next copy cannot lie on one that was given up.
-pub fn forget_given_up(trees: &Trees, session: SessionId, given_up: &[LayerId]) {
-    if trees.copied(session).is_some_and(|copied| given_up.contains(&copied.layer)) {
-        forget(trees, session);
+impl CaptureBases {
+    /// That of a session.
+    fn get(&self, session: SessionId) -> Option<CaptureBase> {
+        lock(&self.0).get(&session).cloned()
+    }
+
+    /// Notes a newer one.
+    fn set(&self, session: SessionId, base: CaptureBase) {
+        drop_listing(lock(&self.0).insert(session, base));
+    }
+
+    /// The next copy is of everything: nothing runs any more, or what the session writes to is a layer itself now.
+    pub fn forget(&self, session: SessionId) {
+        drop_listing(lock(&self.0).remove(&session));
+    }
+
+    /// The next copy cannot lie on one that was given up.
+    pub fn forget_given_up(&self, session: SessionId, given_up: &[LayerId]) {
+        if self.get(session).is_some_and(|base| given_up.contains(&base.layer)) {
+            self.forget(session);
+        }
     }
 }
 
-fn drop_listing(before: Option<Copied>) {
+fn drop_listing(before: Option<CaptureBase>) {
     if let Some(before) = before {
         let _ = std::fs::remove_file(before.listing);
     }
@@ -116,14 +134,14 @@ fn drop_listing(before: Option<Copied>) {
 
 /// Gives files that are written to all of their names there, but for those that have them already. What the container does meanwhile may
 /// keep one from being found; when it stands still, nothing does.
-async fn gather(job: &Job<'_>, gathered: &mut BTreeSet<Touched>) -> Result<(), Trouble> {
-    let (shelf, writable) = (job.app.trees.shelf.clone(), job.row.writable_id);
-    let found = job.app.work(move || shelf.touched(writable)).await??;
-    let files: BTreeSet<Touched> = found.difference(gathered).cloned().collect();
+async fn gather(job: &Job<'_>, gathered: &mut BTreeSet<CopiedUpFile>) -> Result<(), SaveError> {
+    let (layer_store, writable) = (job.app.layer_store.clone(), job.row.writable_id);
+    let found = job.app.work(move || layer_store.touched(writable)).await??;
+    let files: BTreeSet<CopiedUpFile> = found.difference(gathered).cloned().collect();
     if !files.is_empty() {
         let root = job.app.runtime.open_workspace(job.container).await?;
-        let (shelf, wanted) = (job.app.trees.shelf.clone(), files.clone());
-        job.app.work(move || shelf.gather(root, writable, &wanted)).await??;
+        let (layer_store, wanted) = (job.app.layer_store.clone(), files.clone());
+        job.app.work(move || layer_store.gather(root, writable, &wanted)).await??;
     }
     gathered.extend(files);
     Ok(())
@@ -135,15 +153,15 @@ async fn round(
     layer: LayerId,
     before: Option<PathBuf>,
     is_still: bool,
-) -> Result<(PathBuf, Captured), Trouble> {
-    let (shelf, from) = (job.app.trees.shelf.clone(), job.row.writable_id);
+) -> Result<(PathBuf, Captured), SaveError> {
+    let (layer_store, from) = (job.app.layer_store.clone(), job.row.writable_id);
     // In a simulation time is made up, and what the file system says of it means nothing.
-    let doubtful = if job.app.weather.is_some() { Duration::MAX } else { capture::DOUBTFUL };
-    let how = How { marks: shelf.marks(), is_still, doubtful };
+    let doubtful = if job.app.fault_injector.is_some() { Duration::MAX } else { capture::DOUBTFUL };
+    let how = How { marks: layer_store.marks(), is_still, doubtful };
     let copy = move || -> io::Result<(PathBuf, Captured)> {
-        let into = shelf.begin(layer)?;
-        let listing = shelf.beside(from, &format!("{}.listing", layer.0.as_simple()));
-        let captured = capture::capture(&shelf.path(from), &into, &listing, before.as_deref(), how)?;
+        let into = layer_store.begin(layer)?;
+        let listing = layer_store.beside(from, &format!("{}.listing", layer.0.as_simple()));
+        let captured = capture::capture(&layer_store.path(from), &into, &listing, before.as_deref(), how)?;
         Ok((listing, captured))
     };
     Ok(job.app.work(copy).await??)
@@ -151,16 +169,17 @@ async fn round(
 
 /// Makes one layer of `rounds` (the first one first), to lie on an earlier copy or what the workspace does. What was copied
 /// refers to what lies below what the session writes to, whatever earlier copies there are.
-async fn join(job: &Job<'_>, rounds: &[LayerId], whole: LayerId, earlier: Option<LayerId>) -> Result<(), Trouble> {
-    let (stack, _hold): (_, Hold) = trees::stack_of(job.app, job.row.id).await?;
-    let (below, _held): (_, Hold) = trees::stack(job.app, earlier.or(job.row.layer_id)).await?;
-    let shelf = job.app.trees.shelf.clone();
+async fn join(job: &Job<'_>, rounds: &[LayerId], whole: LayerId, earlier: Option<LayerId>) -> Result<(), SaveError> {
+    let (stack, _hold): (_, LayerPin) = workspace_access::stack_of(job.app, job.row.id).await?;
+    let (below, _held): (_, LayerPin) = workspace_access::stack(job.app, earlier.or(job.row.layer_id)).await?;
+    let layer_store = job.app.layer_store.clone();
     let newest_first: Vec<LayerId> = rounds.iter().rev().copied().collect();
     let work = move || -> io::Result<()> {
-        let (lower, parts, marks) = (shelf.paths(&stack.layers), shelf.paths(&newest_first), shelf.marks());
-        parts.iter().try_for_each(|part| seal::settle(part, &lower, marks))?;
-        squash::squash(&parts, &shelf.paths(&below.layers), &shelf.begin(whole)?, marks)?;
-        shelf.look_for_links(whole)
+        let (lower, parts, marks) =
+            (layer_store.paths(&stack.layers), layer_store.paths(&newest_first), layer_store.marks());
+        parts.iter().try_for_each(|part| seal::resolve_redirects(part, &lower, marks))?;
+        squash::squash(&parts, &layer_store.paths(&below.layers), &layer_store.begin(whole)?, marks)?;
+        layer_store.look_for_links(whole)
     };
     Ok(job.app.work(work).await??)
 }

@@ -4,24 +4,24 @@ use std::io;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use raworc_server::Weather;
+use raworc_server::FaultInjector;
 use raworc_workspace::steps::{self, Step};
 
 use crate::world::World;
 
 /// What work on layers meets.
-pub struct SimWeather(pub World);
+pub struct SimFaultInjector(pub World);
 
 /// What becomes of a piece of work.
 #[derive(Clone, Copy, Debug)]
-pub struct Fate {
+pub struct InjectedFault {
     /// So many steps are still taken.
     steps: usize,
     /// Then the server is dead; otherwise the disk is full for a moment.
     is_death: bool,
 }
 
-impl Weather for SimWeather {
+impl FaultInjector for SimFaultInjector {
     fn before(&self) -> BoxFuture<'_, ()> {
         async move {
             alive(&self.0).await;
@@ -30,7 +30,8 @@ impl Weather for SimWeather {
             let (is_full, is_death) = (self.0.fault(0.04), self.0.fault(0.015));
             let steps = self.0.below(if self.0.chance(0.5) { 5 } else { 50 });
             let mut state = self.0.state();
-            state.fate = (is_full || (is_death && state.is_mortal)).then_some(Fate { steps, is_death: !is_full });
+            state.fate =
+                (is_full || (is_death && state.is_mortal)).then_some(InjectedFault { steps, is_death: !is_full });
         }
         .boxed()
     }
@@ -64,10 +65,10 @@ fn meet(world: &World, step: Step<'_>) -> io::Result<()> {
         return Err(io::Error::other("the server is dead"));
     }
     match (step, &mut state.fate) {
-        (Step::Flushed(layer), _) => state.truth.flushed(layer),
+        (Step::Flushed(layer), _) => state.oracle.flushed(layer),
         (Step::Change, None) => {}
         (Step::Change, Some(fate)) if fate.steps > 0 => fate.steps -= 1,
-        (Step::Change, Some(Fate { is_death: false, .. })) => {
+        (Step::Change, Some(InjectedFault { is_death: false, .. })) => {
             state.fate = None;
             state.tell("the disk is full in the middle of something");
             return Err(rustix::io::Errno::NOSPC.into());

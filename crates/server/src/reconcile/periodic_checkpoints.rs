@@ -17,9 +17,9 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Sessions with a container that are saved by the clock, and when the next time is.
 #[derive(Default)]
-pub struct Timed(Mutex<HashMap<SessionId, (Duration, Instant)>>);
+pub struct CheckpointTimers(Mutex<HashMap<SessionId, (Duration, Instant)>>);
 
-impl Timed {
+impl CheckpointTimers {
     /// Notes the plan of a session; its clock starts now, or goes on where the plan is the same.
     pub fn set(&self, session: SessionId, plan: &Plan, is_running: bool) {
         let every = plan.every.filter(|_| is_running && plan.policy == Policy::Every);
@@ -46,12 +46,15 @@ impl Timed {
 }
 
 /// Has workspaces saved by the clock.
-pub struct Every;
+pub struct PeriodicCheckpoints;
 
-impl Loop for Every {
+impl Loop for PeriodicCheckpoints {
     const NAME: &'static str = "every";
     const TRIGGER: &'static str = "every second";
-    const BOUND: &'static str = "all that are due are asked for";
+
+    fn bound() -> String {
+        "all that are due are asked for".to_owned()
+    }
 
     async fn run(app: Shared) {
         loop {
@@ -60,8 +63,11 @@ impl Loop for Every {
                 () = app.stopping.cancelled() => return,
                 () = tokio::time::sleep(TICK) => {}
             }
-            app.loops.ran(Every::NAME, true);
-            app.trees.timed.due().into_iter().for_each(|session| app.trees.ask(session, Cause::Every));
+            app.loops.ran(PeriodicCheckpoints::NAME, true);
+            app.checkpoint_timers
+                .due()
+                .into_iter()
+                .for_each(|session| app.checkpoint_queue.enqueue(session, Cause::Every));
         }
     }
 }

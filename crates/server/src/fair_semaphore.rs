@@ -12,33 +12,33 @@ use crate::hub::lock;
 
 /// Places for one kind of work.
 #[derive(Clone, Debug)]
-pub struct Admission(Arc<Mutex<State>>);
+pub struct FairSemaphore(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
     free: usize,
     /// Accounts that wait, the next one first; each has at least one waiting.
-    queues: VecDeque<(AccountId, VecDeque<oneshot::Sender<Place>>)>,
+    queues: VecDeque<(AccountId, VecDeque<oneshot::Sender<FairPermit>>)>,
 }
 
 /// A place; another's when it is dropped.
 #[derive(Debug)]
 #[must_use]
-pub struct Place(Admission);
+pub struct FairPermit(FairSemaphore);
 
-impl Admission {
+impl FairSemaphore {
     /// So many places.
     pub fn new(places: usize) -> Self {
         Self(Arc::new(Mutex::new(State { free: places, queues: VecDeque::new() })))
     }
 
     /// Waits for a place.
-    pub async fn enter(&self, account: AccountId) -> Place {
+    pub async fn enter(&self, account: AccountId) -> FairPermit {
         let waiting = {
             let mut state = lock(&self.0);
             if state.free > 0 {
                 state.free -= 1;
-                return Place(self.clone());
+                return FairPermit(self.clone());
             }
             let (sender, receiver) = oneshot::channel();
             match state.queues.iter_mut().find(|(other, _)| *other == account) {
@@ -56,30 +56,22 @@ impl Admission {
 
     /// Gives a place to the next account that waits.
     fn leave(&self) {
-        loop {
-            let next = {
-                let mut state = lock(&self.0);
-                let Some((account, mut queue)) = state.queues.pop_front() else {
-                    state.free += 1;
-                    return;
-                };
-                let next = queue.pop_front();
-                if !queue.is_empty() {
-                    state.queues.push_back((account, queue));
+        let mut state = lock(&self.0);
+        while let Some((account, mut queue)) = state.queues.pop_front() {
+            while let Some(next) = queue.pop_front() {
+                match next.send(FairPermit(self.clone())) {
+                    Ok(()) if queue.is_empty() => return,
+                    Ok(()) => return state.queues.push_back((account, queue)),
+                    // It no longer waits: the place is given to another one here, not by being dropped.
+                    Err(place) => mem::forget(place),
                 }
-                next
-            };
-            let Some(next) = next else { continue };
-            match next.send(Place(self.clone())) {
-                Ok(()) => return,
-                // It no longer waits: the place is given to another one here, not by being dropped.
-                Err(place) => mem::forget(place),
             }
         }
+        state.free += 1;
     }
 }
 
-impl Drop for Place {
+impl Drop for FairPermit {
     fn drop(&mut self) {
         self.0.leave();
     }
@@ -98,10 +90,11 @@ mod tests {
 
     #[test]
     fn accounts_that_wait_are_served_in_turn() {
-        let admission = Admission::new(2);
-        let mut inside: Vec<Place> = (0..2).map(|_| admission.enter(account(1)).now_or_never().unwrap()).collect();
+        let fair_semaphore = FairSemaphore::new(2);
+        let mut inside: Vec<FairPermit> =
+            (0..2).map(|_| fair_semaphore.enter(account(1)).now_or_never().unwrap()).collect();
         let names = [1, 1, 1, 2, 1, 3, 2];
-        let mut waiting: Vec<_> = names.iter().map(|n| (*n, Box::pin(admission.enter(account(*n))))).collect();
+        let mut waiting: Vec<_> = names.iter().map(|n| (*n, Box::pin(fair_semaphore.enter(account(*n))))).collect();
         // Each is asked once, so that it waits.
         assert!(waiting.iter_mut().all(|(_, place)| place.now_or_never().is_none()));
         let mut served = Vec::new();
@@ -118,24 +111,29 @@ mod tests {
         }
         assert_eq!(served, [1, 2, 3, 1, 2, 1, 1]);
         drop(inside);
-        assert_eq!(lock(&admission.0).free, 2);
+        assert_eq!(lock(&fair_semaphore.0).free, 2);
     }
 
     #[test]
     fn who_no_longer_waits_takes_no_place() {
-        let admission = Admission::new(1);
-        let first = admission.enter(account(1)).now_or_never().unwrap();
-        let mut gone = Box::pin(admission.enter(account(1)));
-        let mut late = Box::pin(admission.enter(account(2)));
-        let mut given = Box::pin(admission.enter(account(3)));
+        let fair_semaphore = FairSemaphore::new(1);
+        let first = fair_semaphore.enter(account(1)).now_or_never().unwrap();
+        let mut gone = Box::pin(fair_semaphore.enter(account(1)));
+        let mut late = Box::pin(fair_semaphore.enter(account(2)));
+        let mut given = Box::pin(fair_semaphore.enter(account(3)));
         for waiting in [&mut gone, &mut late, &mut given] {
             assert!(waiting.as_mut().now_or_never().is_none());
         }
+        let mut other = Box::pin(fair_semaphore.enter(account(1)));
+        assert!(other.as_mut().now_or_never().is_none());
         drop(gone);
         drop(first);
+        let other = other.as_mut().now_or_never();
+        assert!(other.is_some(), "who no longer waits does not use up the turn of its account");
+        drop(other);
         // The second one has its place by now, though nobody asked it yet; it goes on to the third.
         drop(late);
         assert!(given.now_or_never().is_some());
-        assert_eq!(lock(&admission.0).free, 1);
+        assert_eq!(lock(&fair_semaphore.0).free, 1);
     }
 }

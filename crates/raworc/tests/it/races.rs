@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::TestServer;
 use crate::server_or_skip;
 
-/// How often each wish is raced.
+/// How often each action is raced.
 const TIMES: usize = 12;
 /// A container that cannot end is killed after its grace, three seconds: no wake waits for that.
 const WAKE_MAX: Duration = Duration::from_millis(2_500);

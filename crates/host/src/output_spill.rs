@@ -22,7 +22,7 @@ const HELD_BYTES_MAX: usize = OUTPUT_BYTES_MAX;
 const IGNORE: &[u8] = b"*\n";
 
 /// What work has written so far.
-pub struct Whole {
+pub struct OutputSpill {
     workspace: PathBuf,
     name: String,
     state: State,
@@ -37,7 +37,7 @@ enum State {
     Failed,
 }
 
-impl Whole {
+impl OutputSpill {
     /// Of this work, which has written nothing yet.
     pub fn new(workspace: &Path, work: WorkId) -> Self {
         let (WorkId::Message(MessageId(id)) | WorkId::Exec(id)) = work;

@@ -18,7 +18,7 @@ use crate::tree::{self, Change, Entry, Overlay, Tree};
 pub const NUMBER: &str = "number";
 
 /// All that is true of workspaces, and where it is looked up what is there.
-pub struct Truth {
+pub struct WorkspaceOracle {
     /// The directory of all layers.
     pub layers: PathBuf,
     /// What the server has recorded.
@@ -54,7 +54,7 @@ pub struct Kept {
     pub has_label: bool,
 }
 
-impl Truth {
+impl WorkspaceOracle {
     /// Of nothing yet.
     pub fn new(layers: PathBuf, records: Connection) -> Self {
         Self {

@@ -7,7 +7,7 @@ use crate::error::Failure;
 
 /// What kept a workspace from being saved.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
+pub enum SaveError {
     /// The records: to be tried again.
     #[error(transparent)]
     Failure(#[from] Failure),
@@ -25,7 +25,7 @@ pub enum Trouble {
     Workspace(String),
 }
 
-impl Trouble {
+impl SaveError {
     /// What is said of it outside.
     pub fn told(&self) -> String {
         match self {
@@ -43,19 +43,19 @@ impl Trouble {
     }
 }
 
-impl From<raworc_runtime::RuntimeError> for Trouble {
+impl From<raworc_runtime::RuntimeError> for SaveError {
     fn from(error: raworc_runtime::RuntimeError) -> Self {
         Self::Workspace(error.to_string())
     }
 }
 
-impl From<std::io::Error> for Trouble {
+impl From<std::io::Error> for SaveError {
     fn from(error: std::io::Error) -> Self {
         FileError::from(error).into()
     }
 }
 
-impl From<FileError> for Trouble {
+impl From<FileError> for SaveError {
     fn from(error: FileError) -> Self {
         match error {
             FileError::DiskFull => Self::DiskFull,
@@ -66,7 +66,7 @@ impl From<FileError> for Trouble {
     }
 }
 
-impl From<raworc_store::StoreError> for Trouble {
+impl From<raworc_store::StoreError> for SaveError {
     fn from(error: raworc_store::StoreError) -> Self {
         Self::Failure(error.into())
     }

@@ -12,11 +12,11 @@ use crate::change::Change;
 use crate::conditions::Conditions;
 use crate::error::Failure;
 use crate::reconcile::sweep;
-use crate::trees::refuse_purged;
+use crate::workspace_access::refuse_purged;
 
 /// What someone wants of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum LifecycleAction {
     /// Rest, and do not wake for messages.
     Pause,
     /// Go on, and have a container now.
@@ -33,28 +33,28 @@ pub enum Wish {
     Cancel,
 }
 
-impl Wish {
+impl LifecycleAction {
     fn event(self) -> Event {
         match self {
-            Wish::Pause => Event::Pause,
-            Wish::Resume => Event::Resume,
-            Wish::Terminate => Event::Terminate(TerminationReason::Manual),
-            Wish::Delete => Event::Delete,
-            Wish::Restore => Event::Restore,
-            Wish::Restart => Event::Restart,
-            Wish::Cancel => Event::Cancel,
+            LifecycleAction::Pause => Event::Pause,
+            LifecycleAction::Resume => Event::Resume,
+            LifecycleAction::Terminate => Event::Terminate(TerminationReason::Manual),
+            LifecycleAction::Delete => Event::Delete,
+            LifecycleAction::Restore => Event::Restore,
+            LifecycleAction::Restart => Event::Restart,
+            LifecycleAction::Cancel => Event::Cancel,
         }
     }
 
     fn action(self) -> &'static str {
         match self {
-            Wish::Pause => "session.pause",
-            Wish::Resume => "session.resume",
-            Wish::Terminate => "session.terminate",
-            Wish::Delete => "session.delete",
-            Wish::Restore => "session.restore",
-            Wish::Restart => "session.restart",
-            Wish::Cancel => "session.cancel",
+            LifecycleAction::Pause => "session.pause",
+            LifecycleAction::Resume => "session.resume",
+            LifecycleAction::Terminate => "session.terminate",
+            LifecycleAction::Delete => "session.delete",
+            LifecycleAction::Restore => "session.restore",
+            LifecycleAction::Restart => "session.restart",
+            LifecycleAction::Cancel => "session.cancel",
         }
     }
 }
@@ -71,7 +71,8 @@ pub async fn delete_damaged(app: &Shared, actor: &Actor, id_or_name: &str, failu
     let (actor, now) = (actor.clone(), app.now());
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
-            audit::append(transaction.connection(), now, &actor, Wish::Delete.action(), &id.to_string()).await?;
+            audit::append(transaction.connection(), now, &actor, LifecycleAction::Delete.action(), &id.to_string())
+                .await?;
             set_aside::delete_damaged(transaction.connection(), id, now).await?;
             transaction.changed(id);
             Ok::<_, Failure>(())
@@ -83,15 +84,15 @@ pub async fn delete_damaged(app: &Shared, actor: &Actor, id_or_name: &str, failu
     Ok(())
 }
 
-/// Records a wish; the session as it now is.
+/// Records what is asked of a session's life; the session as it now is.
 ///
 /// # Errors
 /// 409 where the state forbids it, 412 where the session is not what the conditions say.
-pub async fn wish(
+pub async fn apply(
     app: &Shared,
     actor: &Actor,
     id_or_name: String,
-    wish: Wish,
+    action: LifecycleAction,
     conditions: Conditions,
 ) -> Result<SessionRow, Failure> {
     let (actor, now) = (actor.clone(), app.now());
@@ -99,13 +100,13 @@ pub async fn wish(
         .write(move |transaction| {
             Box::pin(async move {
                 let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
-                conditions.check_edition(row.edition, row.version)?;
-                audit::append(transaction.connection(), now, &actor, wish.action(), &row.id.to_string()).await?;
-                if wish == Wish::Restore {
+                conditions.check_session(row.edition, row.version)?;
+                audit::append(transaction.connection(), now, &actor, action.action(), &row.id.to_string()).await?;
+                if action == LifecycleAction::Restore {
                     refuse_purged(row.purged_at)?;
                 }
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
-                change.step(&wish.event()).await?;
+                change.step(&action.event()).await?;
                 Ok(change.save().await?)
             })
         })

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::FileError;
 use crate::files::Workspace;
-use crate::layers::links::Touched;
+use crate::layers::links::CopiedUpFile;
 use crate::layers::{ENTRY_BYTES_MIN, Marks, links, seal, usage};
 use crate::mount::{EMPTY, LayerMissing, Mounter, Stack};
 use crate::steps;
@@ -36,7 +36,7 @@ const OWN_FILES_MAX: u64 = 16;
 
 /// All layers of a server, and `trash/` for what is being removed. Calls block.
 #[derive(Clone, Debug)]
-pub struct Workspaces {
+pub struct LayerStore {
     root: PathBuf,
     trash: Trash,
     owner: Option<u32>,
@@ -60,7 +60,7 @@ pub(crate) fn name(layer: LayerId) -> String {
     layer.0.as_simple().to_string()
 }
 
-impl Workspaces {
+impl LayerStore {
     /// Layers below `data_dir`; new files belong to the user and group `owner` (the agents' id outside). Without a mounter,
     /// nothing can be looked into.
     ///
@@ -72,13 +72,13 @@ impl Workspaces {
         let trash = Trash::open(&data_dir.join("trash"))?;
         let projects = Projects::of(&root).map(Arc::new);
         let workspaces = Self { root, trash, owner, marks, mounter, projects };
-        workspaces.take_over(&data_dir.join("workspaces"))?;
+        workspaces.migrate_legacy(&data_dir.join("workspaces"))?;
         Ok(workspaces)
     }
 
     /// Workspaces used to be plain directories, `workspaces/SESSION`: each becomes what its session writes to, whose layer
     /// has the session's id then.
-    fn take_over(&self, old: &Path) -> io::Result<()> {
+    fn migrate_legacy(&self, old: &Path) -> io::Result<()> {
         let Ok(entries) = fs::read_dir(old) else { return Ok(()) };
         for entry in entries {
             let path = entry?.path();
@@ -203,11 +203,11 @@ impl Workspaces {
         keeps_links && !layers.iter().all(|layer| self.directory(*layer).join(PLAIN).exists())
     }
 
-    /// Files of which only some names are in what is written to (see [`links`]).
+    /// Lists copied-up files that lack some of their names in the writable layer (see [`links`]).
     ///
     /// # Errors
     /// Where the index cannot be read.
-    pub fn touched(&self, writable: LayerId) -> io::Result<BTreeSet<Touched>> {
+    pub fn touched(&self, writable: LayerId) -> io::Result<BTreeSet<CopiedUpFile>> {
         links::touched(&self.directory(writable).join("work"))
     }
 
@@ -215,7 +215,7 @@ impl Workspaces {
     ///
     /// # Errors
     /// Where it cannot be read or changed.
-    pub fn gather(&self, root: impl AsFd, writable: LayerId, files: &BTreeSet<Touched>) -> io::Result<()> {
+    pub fn gather(&self, root: impl AsFd, writable: LayerId, files: &BTreeSet<CopiedUpFile>) -> io::Result<()> {
         links::gather(root, &self.path(writable), files)
     }
 
@@ -252,7 +252,7 @@ impl Workspaces {
             return Ok(writable);
         }
         let into = self.begin(settled)?;
-        seal::settled(&from, &self.paths(&stack.layers), &into, self.marks)?;
+        seal::copy_without_redirects(&from, &self.paths(&stack.layers), &into, self.marks)?;
         self.look_for_links(settled)?;
         Ok(settled)
     }

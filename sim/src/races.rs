@@ -1,4 +1,4 @@
-//! People in a hurry: as soon as a message is answered they wish something else, while the server saves what it has left.
+//! Clients that race the server: as soon as a message is answered they ask for something else, while the server saves what it has left.
 
 use std::time::Duration;
 
