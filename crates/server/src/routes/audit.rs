@@ -23,7 +23,7 @@ pub(super) fn routes() -> OpenApiRouter<Shared> {
 }
 
 /// Who did what to what, and who was refused; newest first. For administrators.
-#[utoipa::path(get, path = "/audit", tag = "accounts", params(ListAudit),
+#[utoipa::path(get, path = "/audit", tag = "audit", params(ListAudit),
     responses((status = 200, body = Page<AuditEntry>), Problems))]
 async fn list(
     State(app): State<Shared>,
