@@ -88,21 +88,24 @@ fn string(kind: u8, body: &[u8], begin: usize) -> (usize, bool) {
             [BEL, ..] if kind == b']' => 1,
             [ESC, b'\\', ..] | [C1_LEAD, 0x9c, ..] => 2,
             // Any other sequence cancels the string. (So no byte is looked at by two of them.)
-            [ESC, _, ..] | [C1_LEAD, 0x80..=0x9f, ..] => return (begin + at, false),
+            [ESC, _, ..] | [C1_LEAD, 0x80..=0x9f, ..] => 0,
             _ => continue,
         };
-        let text = &body[..at];
-        let is_query = match kind {
-            // Settings (DECRQSS) and terminfo (XTGETTCAP).
-            b'P' => text.starts_with(b"$q") || text.starts_with(b"+q"),
-            // Colours, the clipboard, fonts.
-            b']' => text.split(|byte| *byte == b';').any(|part| part == b"?"),
-            // Graphics (kitty), which are answered unless they say that they should not be.
-            _ => text.starts_with(b"G"),
-        };
-        return (begin + at + end, is_query);
+        // (Some terminals answer what is cancelled, too.)
+        return (begin + at + end, string_is_query(kind, &body[..at]));
     }
     (1, false)
+}
+
+fn string_is_query(kind: u8, text: &[u8]) -> bool {
+    match kind {
+        // Settings (DECRQSS) and terminfo (XTGETTCAP).
+        b'P' => text.starts_with(b"$q") || text.starts_with(b"+q"),
+        // Colours, the clipboard, fonts.
+        b']' => text.split(|byte| *byte == b';').any(|part| part == b"?"),
+        // Graphics (kitty), which are answered unless they say that they should not be.
+        _ => text.starts_with(b"G"),
+    }
 }
 
 #[cfg(test)]

@@ -159,8 +159,14 @@ impl App {
         let place = Arc::clone(&self.scans).acquire_owned().await;
         let place = place.map_err(|_| StoreError::Unavailable("the store is closed".into()))?;
         let mut reader = self.store.read().await?;
-        let found = blocking(move || futures::executor::block_on(work(&mut reader))).await.map_err(FileError::Io)??;
-        Ok((found, place))
+        // The place is given back when the reader is, also where nobody waits for what it reads any more.
+        let read = move || {
+            let found = futures::executor::block_on(work(&mut reader));
+            drop(reader);
+            (found, place)
+        };
+        let (found, place) = blocking(read).await.map_err(FileError::Io)?;
+        Ok((found?, place))
     }
 
     /// The time.

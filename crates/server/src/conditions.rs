@@ -176,7 +176,9 @@ impl Conditions {
             Some(Tags::List(tags)) => tags.iter().any(|tag| is_fitting(&tag)),
             Some(Tags::Any) | None => true,
         };
-        let others = Self { if_match: None, ..self.clone() };
+        // RFC 9110, 13.1.4: where there is `If-Match`, the date says nothing.
+        let since = self.if_unmodified_since.filter(|_| self.if_match.is_none());
+        let others = Self { if_match: None, if_unmodified_since: since, ..self.clone() };
         if fits { others.check_session(edition, version) } else { Err(stale()) }
     }
 

@@ -1,5 +1,5 @@
-//! Admission: work of one kind is done at most so many times at once, and accounts that wait for a place get one in turn, so that
-//! one account's burst holds up another's single session by one place only.
+//! A semaphore whose permits go to the accounts that wait for one in turn, so that one account's burst holds up another's single session
+//! by one permit only.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -54,7 +54,14 @@ impl FairSemaphore {
         }
     }
 
-    /// Gives a place to the next account that waits.
+    /// A permit, where one is free: then nobody waits.
+    pub fn try_enter(&self) -> Option<FairPermit> {
+        let mut state = lock(&self.0);
+        state.free = state.free.checked_sub(1)?;
+        Some(FairPermit(self.clone()))
+    }
+
+    /// Gives a permit to the next account that waits.
     fn leave(&self) {
         let mut state = lock(&self.0);
         while let Some((account, mut queue)) = state.queues.pop_front() {

@@ -5,7 +5,7 @@
 //!
 //! What a session writes to is a layer already, so fixing it is a matter of records: what it wrote becomes a layer that
 //! never changes, and it writes to a new one from then on. A container gets the new one without noticing, if nothing but
-//! its host runs in it. Otherwise it stands still while what changed is copied ([`live_capture`](super::live)).
+//! its host runs in it. Otherwise it stands still while what changed is copied ([`live_capture`](super::live_capture)).
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -123,7 +123,7 @@ struct Places {
 async fn run_save(app: Shared, session: SessionId, causes: BTreeSet<Cause>, places: Places) {
     let owner = find(&app, session).await.ok().flatten().map_or(AccountId(Uuid::nil()), |row| row.owner_id);
     let fixed = {
-        let (guard, _place) = admitted(&app, session, owner, &places.saves).await;
+        let (guard, _place) = admitted(&app.session_locks, session, owner, &places.saves).await;
         caught(&app, fix(&app, &guard, session, &causes)).await
     };
     if let Err(error) = &fixed
@@ -152,9 +152,10 @@ async fn run_save(app: Shared, session: SessionId, causes: BTreeSet<Cause>, plac
         Ok(()) => {}
         // It is asked for again when that is mended.
         Err(error) if error.damage().is_some() => tracing::error!(%session, %error, "a workspace could not be saved"),
+        // What it was for is captured already, and only has to reach the disk.
         Err(error) => {
             tracing::error!(%session, %error, "a workspace could not be saved; trying again");
-            ask_again(&app, session, causes).await;
+            ask_again(&app, session, BTreeSet::new()).await;
         }
     }
 }
@@ -193,10 +194,12 @@ pub async fn fix(
     let container = ContainerId { session, generation: row.machine.generation };
     let was_there = app.runtime.workspace(container).is_some();
     app.checkpoint_timers.set(session, &row.settings.checkpoints, app.runtime.workspace(container).is_some());
-    if app.runtime.workspace(container).is_some() {
-        quotas::watch(app, &row, container).await?;
-    }
     let job = Job { app, row: &row, container, causes, began: app.now() };
+    // What goes wrong with files is told; only the records are tried again.
+    let room = match (room, was_there) {
+        (Ok(()), true) => quotas::watch(app, &row, container).await.map_err(SaveError::from),
+        (room, _) => room,
+    };
     let attempt = match (room, app.runtime.workspace(container)) {
         (Err(save_error), _) => Err(save_error),
         (Ok(()), Some(stack)) => job.fix_running(&stack, &pending).await,
@@ -204,7 +207,7 @@ pub async fn fix(
     };
     match attempt {
         Ok(done) => Ok(done),
-        Err(SaveError::Failure(failure)) if failure.damage().is_none() => Err(failure),
+        Err(SaveError::Failure(failure @ Failure::Store(_))) if failure.damage().is_none() => Err(failure),
         // It was stopped, or has ended, in the middle of it. Who takes note of that saves what it has left.
         Err(save_error) if was_there && app.runtime.workspace(container).is_none() => {
             tracing::debug!(%session, %save_error, "a container ended while its workspace was saved; it is saved then");
@@ -225,7 +228,7 @@ async fn load(app: &Shared, session: SessionId) -> Result<Option<(SessionRow, Ve
     Ok(Some((row, pending)))
 }
 
-/// One session's turn.
+/// One session that is being saved.
 #[derive(Clone, Copy)]
 pub struct Job<'j> {
     /// The server.

@@ -196,7 +196,7 @@ async fn when_wanted(
     container: ContainerId,
     places: &Places,
 ) -> Result<Option<(SessionGuard, FairPermit)>, Failure> {
-    let mut admitted = pin!(admitted(app, row.id, row.owner_id, &places.starts));
+    let mut admitted = pin!(admitted(&app.session_locks, row.id, row.owner_id, &places.starts));
     let admitted = loop {
         match tokio::time::timeout(WAITING_TOLD, admitted.as_mut()).await {
             Ok(admitted) => break admitted,

@@ -29,6 +29,15 @@ const MOVING_MAX: usize = 4;
 const SHORT_ENTRIES: u64 = 1000;
 const SHORT_BYTES: u64 = 16 << 20;
 
+/// The file of what a copy has seen; removed with the last who reads it.
+struct Listing(PathBuf);
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// The last copy of what a session writes.
 #[derive(Clone)]
 pub struct CaptureBase {
@@ -37,7 +46,7 @@ pub struct CaptureBase {
     /// The copy, which lies on earlier ones of the same.
     pub layer: LayerId,
     /// What was seen then.
-    pub listing: PathBuf,
+    listing: Arc<Listing>,
     /// Files that had all of their names in what is written to then; it does not become fewer.
     gathered: BTreeSet<CopiedUpFile>,
     /// The next copy lies on this one.
@@ -110,12 +119,14 @@ impl CaptureBases {
 
     /// Notes a newer one.
     fn set(&self, session: SessionId, base: CaptureBase) {
-        drop_listing(lock(&self.0).insert(session, base));
+        let before = lock(&self.0).insert(session, base);
+        drop(before);
     }
 
     /// The next copy is of everything: nothing runs any more, or what the session writes to is a layer itself now.
     pub fn forget(&self, session: SessionId) {
-        drop_listing(lock(&self.0).remove(&session));
+        let before = lock(&self.0).remove(&session);
+        drop(before);
     }
 
     /// The next copy cannot lie on one that was given up.
@@ -123,12 +134,6 @@ impl CaptureBases {
         if self.get(session).is_some_and(|base| given_up.contains(&base.layer)) {
             self.forget(session);
         }
-    }
-}
-
-fn drop_listing(before: Option<CaptureBase>) {
-    if let Some(before) = before {
-        let _ = std::fs::remove_file(before.listing);
     }
 }
 
@@ -151,18 +156,24 @@ async fn gather(job: &Job<'_>, gathered: &mut BTreeSet<CopiedUpFile>) -> Result<
 async fn round(
     job: &Job<'_>,
     layer: LayerId,
-    before: Option<PathBuf>,
+    before: Option<Arc<Listing>>,
     is_still: bool,
-) -> Result<(PathBuf, Captured), SaveError> {
+) -> Result<(Arc<Listing>, Captured), SaveError> {
     let (layer_store, from) = (job.app.layer_store.clone(), job.row.writable_id);
     // In a simulation time is made up, and what the file system says of it means nothing.
     let doubtful = if job.app.fault_injector.is_some() { Duration::MAX } else { capture::DOUBTFUL };
     let how = How { marks: layer_store.marks(), is_still, doubtful };
-    let copy = move || -> io::Result<(PathBuf, Captured)> {
+    let copy = move || -> io::Result<(Arc<Listing>, Captured)> {
         let into = layer_store.begin(layer)?;
-        let listing = layer_store.beside(from, &format!("{}.listing", layer.0.as_simple()));
-        let captured = capture::capture(&layer_store.path(from), &into, &listing, before.as_deref(), how)?;
-        Ok((listing, captured))
+        let listing = Listing(layer_store.beside(from, &format!("{}.listing", layer.0.as_simple())));
+        let captured = capture::capture(
+            &layer_store.path(from),
+            &into,
+            &listing.0,
+            before.as_ref().map(|before| &*before.0),
+            how,
+        )?;
+        Ok((Arc::new(listing), captured))
     };
     Ok(job.app.work(copy).await??)
 }

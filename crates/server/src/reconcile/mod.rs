@@ -16,27 +16,56 @@ pub mod sweep;
 
 use raworc_core::ids::{AccountId, SessionId};
 
-use crate::app::Shared;
 use crate::fair_semaphore::{FairPermit, FairSemaphore};
+use crate::keyed_locks::KeyedMutex;
 use crate::workspace_access::SessionGuard;
 
-/// Waits for the right to work on a session: its turn, and a place among what is done at the same time. While it waits for one of the two,
-/// it keeps the other from nobody.
+/// Waits for the right to work on a session: its lock, and a permit of what is done at the same time. While it waits for one of the two,
+/// it keeps the other from nobody; what it has waited for, it keeps where the other is free.
 async fn admitted(
-    app: &Shared,
+    locks: &KeyedMutex<SessionId>,
     session: SessionId,
     owner: AccountId,
-    fair_semaphore: &FairSemaphore,
+    semaphore: &FairSemaphore,
 ) -> (SessionGuard, FairPermit) {
     loop {
-        let place = fair_semaphore.enter(owner).await;
-        if let Some(guard) = app.session_locks.try_lock(session) {
-            return (guard, place);
+        let permit = semaphore.enter(owner).await;
+        if let Some(guard) = locks.try_lock(session) {
+            return (guard, permit);
         }
-        drop(place);
-        drop(app.session_locks.lock(session).await);
+        drop(permit);
+        let guard = locks.lock(session).await;
+        if let Some(permit) = semaphore.try_enter() {
+            return (guard, permit);
+        }
     }
 }
 
 /// Sessions that a loop tells something at the same time: their commits become one.
 const TOLD_AT_ONCE: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn two_that_wait_for_one_session_do_not_pass_it_to_and_fro() {
+        let (locks, session, owner) =
+            (KeyedMutex::default(), SessionId(uuid::Uuid::nil()), AccountId(uuid::Uuid::nil()));
+        let first = locks.lock(session).await;
+        let waiting = [FairSemaphore::new(1), FairSemaphore::new(1)].map(|semaphore| {
+            let locks = locks.clone();
+            tokio::spawn(async move { drop(admitted(&locks, session, owner, &semaphore).await) })
+        });
+        let pass = async || {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        };
+        pass().await;
+        assert!(waiting.iter().all(|one| !one.is_finished()));
+        drop(first);
+        pass().await;
+        assert!(waiting.iter().all(tokio::task::JoinHandle::is_finished));
+    }
+}

@@ -41,6 +41,6 @@ async fn list(
         before: query.before.map(Into::into),
         cursor: query.cursor.map(|cursor| cursor.parse().map_err(wrong)).transpose()?,
     };
-    let batch = audit::list(&app, &actor, filter, limit).await?;
+    let (batch, _place) = audit::list(&app, &actor, filter, limit).await?;
     app.budgets.json(page_of(batch, |row| row.id.to_string(), view::audit_entry)).await
 }

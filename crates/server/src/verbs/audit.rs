@@ -9,6 +9,7 @@ use raworc_core::limits::PAGE_BYTES_MAX;
 use raworc_core::permissions::{Action, Actor};
 use raworc_store::Batch;
 use raworc_store::audit::{self, AuditRow, Filter};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::app::{Shared, permit};
@@ -40,12 +41,15 @@ impl Refusals {
 ///
 /// # Errors
 /// 403 where the actor is no administrator.
-pub async fn list(app: &Shared, actor: &Actor, filter: Filter, limit: u32) -> Result<Batch<AuditRow>, Failure> {
+pub async fn list(
+    app: &Shared,
+    actor: &Actor,
+    filter: Filter,
+    limit: u32,
+) -> Result<(Batch<AuditRow>, OwnedSemaphorePermit), Failure> {
     permit(actor, Action::ReadServer, "audit", "")?;
     let bounds = (limit, PAGE_BYTES_MAX);
-    let read = app.scan(move |connection| Box::pin(async move { Ok(audit::list(connection, &filter, bounds).await?) }));
-    let (batch, _place) = read.await?;
-    Ok(batch)
+    app.scan(move |connection| Box::pin(async move { Ok(audit::list(connection, &filter, bounds).await?) })).await
 }
 
 /// Records that `actor` was refused a call.

@@ -42,76 +42,66 @@ const DIRECTORY_BYTES_MAX: usize = 4095 - WORKSPACE_PATH.len() - 1;
 pub async fn exec(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -> Result<ExecResult, Failure> {
     check(&body)?;
     let id = Uuid::now_v7();
-    // Before anything is recorded: whoever asks may go away at any moment.
-    let mut course = ExecGuard { app, id, container: None, outcome: Err(UnknownExit::Abandoned) };
+    // Before anything is recorded: the client may go away at any moment.
+    let mut guard = ExecGuard { app, id, container: None, is_finished: false, end: Some(unseen("abandoned")) };
     let beginning = app.hosts.beginning(id);
-    let (session, begun) = begin(app, actor, id_or_name, id, shown(&body.command)).await?;
+    let begun = begin(app, actor, id_or_name, id, shown(&body.command)).await;
+    if begun.is_err() {
+        guard.end = None;
+    }
+    let (session, begun) = begun?;
     let row = match begun {
         Some(row) => row,
         None => begin_later(app, actor, &session, id, shown(&body.command)).await?,
     };
-    course.outcome = Err(UnknownExit::NotStarted);
+    guard.end = Some(unseen("not_started"));
     let timeout = body.timeout_seconds.unwrap_or(TIMEOUT_SECONDS_DEFAULT);
     let work = work(&session, id, body, timeout);
     let container = ContainerId { session: session.id, generation: row.generation };
-    course.container = Some(container);
+    guard.container = Some(container);
     let reports = when_ready(app, session.id, |current| match current == container {
         true => app.hosts.run_exec(container, id, work.clone()),
         false => Err(ExecRejection::Replaced),
     })
     .await?;
     drop(beginning);
-    course.outcome = Err(UnknownExit::Abandoned);
+    guard.end = Some(unseen("abandoned"));
     let outcome = tokio::time::timeout(Duration::from_secs(timeout) + REPORT_GRACE, collect(reports)).await;
     let Ok(Some(result)) = outcome else {
-        course.outcome = Err(UnknownExit::Lost);
+        guard.end = Some(unseen("lost"));
         let detail = "the session's container ended while the command ran; see the session's events";
         return Err(Failure::new(Code::InvalidState, detail));
     };
     let data = json!({ "exit_code": result.exit_code, "duration_seconds": result.duration_seconds });
+    (guard.is_finished, guard.end) = (true, Some(data.clone()));
     end(app, id, data).await?;
-    course.outcome = Ok(());
+    guard.end = None;
     Ok(result)
 }
 
-/// Why the end of an exec was not seen.
-#[derive(Clone, Copy, Debug)]
-enum UnknownExit {
-    /// It was not started.
-    NotStarted,
-    /// Whoever asked for it went away; it is ended.
-    Abandoned,
-    /// Its container ended first.
-    Lost,
+/// The end of an exec that was not seen, and why.
+fn unseen(why: &str) -> Value {
+    json!({ "exit_code": null, "error": why })
 }
 
-impl UnknownExit {
-    fn as_str(self) -> &'static str {
-        match self {
-            UnknownExit::NotStarted => "not_started",
-            UnknownExit::Abandoned => "abandoned",
-            UnknownExit::Lost => "lost",
-        }
-    }
-}
-
-/// An exec that has begun; ends it, and says so in the log, when whoever asked for it goes away.
+/// An exec that has begun. Dropped before its end is recorded, it ends the exec where that still runs, and records the end.
 struct ExecGuard<'a> {
     app: &'a Shared,
     id: Uuid,
     container: Option<ContainerId>,
-    outcome: Result<(), UnknownExit>,
+    is_finished: bool,
+    /// What is still to be recorded of its end.
+    end: Option<Value>,
 }
 
 impl Drop for ExecGuard<'_> {
     fn drop(&mut self) {
         if let Some(container) = self.container {
-            self.app.hosts.end_exec(container, self.id, self.outcome.is_err());
+            self.app.hosts.end_exec(container, self.id, !self.is_finished);
         }
-        if let Err(unseen) = self.outcome {
+        if let Some(data) = self.end.take() {
             let (app, id) = (self.app.clone(), self.id);
             self.app.tasks.spawn(async move {
-                let data = json!({ "exit_code": null, "error": unseen.as_str() });
                 if let Err(error) = end(&app, id, data).await {
                     tracing::error!(exec = %id, %error, "the end of an exec could not be recorded");
                 }

@@ -1,4 +1,4 @@
-//! Wishes: pause, resume, terminate, delete, restore, restart, cancel. Recorded at once; the machine walks towards them.
+//! Actions on a session's life: pause, resume, terminate, delete, restore, restart, cancel. Recorded at once; the machine walks towards them.
 
 use raworc_core::ids::SessionId;
 use raworc_core::permissions::{Actor, Role};
