@@ -14,7 +14,7 @@ use crate::world::World;
 
 /// Messages after whose answers they do so.
 const ROUNDS: usize = 12;
-/// Wishes land within so many milliseconds, which is what the steps of a checkpoint take.
+/// Clients ask within so many milliseconds, which is what the steps of a checkpoint take.
 const SOON: u64 = 12;
 /// Nobody waits longer for a container: whatever is tried again is so after a second.
 const WAKE_MAX: Duration = Duration::from_millis(900);
@@ -60,7 +60,7 @@ async fn update(world: &World, router: &Router, session: &str) -> anyhow::Result
     Ok(())
 }
 
-/// Whatever was wished before, the session works again.
+/// Whatever was asked for before, the session works again.
 async fn bring_back(world: &World, router: &Router, session: &str) -> anyhow::Result<()> {
     for path in ["restore", "resume"] {
         call(world, router, Method::POST, &format!("/sessions/{session}/{path}"), None, &Value::Null).await?;

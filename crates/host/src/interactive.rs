@@ -101,7 +101,7 @@ impl Running {
     }
 
     /// Ends it: a terminal is hung up, other work gets SIGTERM; SIGKILL comes at `kill_at`.
-    pub fn end(&mut self, why: Ending, kill_at: Instant) {
+    pub fn end(&mut self, why: Ending, mut kill_at: Instant) {
         if self.end.is_some() {
             return;
         }
@@ -109,7 +109,10 @@ impl Running {
         match &mut self.way {
             // The kernel sends SIGHUP to those whom it controls. What left it (nohup, tmux) goes on in the background.
             Way::Terminal(terminal) => {
+                let begun = Instant::now();
                 *terminal = None;
+                // The kernel may take its time; programs get theirs after that.
+                kill_at += begun.elapsed();
                 owner.tag = None;
             }
             Way::Piped(piped) => {

@@ -1,7 +1,7 @@
 //! Conditional requests and ranges, as RFC 9110 has them (sections 13 and 14).
 //!
 //! What only reads is answered first and judged by the `ETag` and `Last-Modified` of its answer. What changes something is
-//! judged where it changes it, in the same turn or transaction; a call that cannot do that refuses conditions.
+//! judged where it changes it, under the same lock or in the same transaction; a call that cannot do that refuses conditions.
 
 mod range;
 

@@ -246,6 +246,7 @@ impl Statement {
         Ok(statement)
     }
 }
+
 /// Conditions that grow, with their values; the text never contains anything a caller wrote.
 #[derive(Default)]
 pub(crate) struct WhereClause {

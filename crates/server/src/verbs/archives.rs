@@ -105,7 +105,7 @@ pub async fn unpack(
     let received = blocking(move || receive(&layer_store, content, data_max)).await.map_err(FileError::Io)??;
     let (archive, measured) = received.ok_or_else(|| over_quota(app, &row))?;
     let guard = app.session_locks.lock(row.id).await;
-    // Others may have written, or raised its limit, before it was our turn.
+    // Others may have written, or raised its limit, before the lock was ours.
     let row = session(app, actor, &row.id.to_string(), Purpose::Use).await?;
     refuse_over_quota(app, &row, measured.disk_bytes).await?;
     let layer_store = app.layer_store.clone();

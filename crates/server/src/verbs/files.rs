@@ -117,7 +117,7 @@ pub async fn write(
         spooled => spooled?,
     };
     let guard = app.session_locks.lock(row.id).await;
-    // Others may have written, or raised its limit, before it was our turn.
+    // Others may have written, or raised its limit, before the lock was ours.
     let row = session(app, actor, &row.id.to_string(), Purpose::Use).await?;
     refuse_over_quota(app, &row, content.metadata().map_err(FileError::from)?.len()).await?;
     let work = move |workspace: &Workspace| {
