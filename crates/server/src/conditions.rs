@@ -168,12 +168,12 @@ impl Conditions {
     /// 412.
     pub fn check_edition(&self, edition: i64, version: i64) -> Result<(), Failure> {
         let prefix = format!("v{edition}.").into_bytes();
-        let is_fitting = |tag: &&Tag| {
+        let is_fitting = |tag: &Tag| {
             let state = tag.opaque.strip_prefix(&prefix[..]);
             !tag.is_weak && state.is_some_and(|state| !state.is_empty() && state.iter().all(u8::is_ascii_digit))
         };
         let fits = match &self.if_match {
-            Some(Tags::List(tags)) => tags.iter().any(|tag| is_fitting(&tag)),
+            Some(Tags::List(tags)) => tags.iter().any(is_fitting),
             Some(Tags::Any) | None => true,
         };
         // RFC 9110, 13.1.4: where there is `If-Match`, the date says nothing.

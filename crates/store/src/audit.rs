@@ -76,21 +76,11 @@ pub async fn append(
     insert(connection, now, actor, (action, target, AuditOutcome::Done)).await
 }
 
-/// Adds an entry of what was refused.
+/// Adds an entry: an action, its target, and what came of it.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn append_refused(
-    connection: &mut Connection,
-    now: Time,
-    actor: &Actor,
-    action: &str,
-    target: &str,
-) -> Result<(), StoreError> {
-    insert(connection, now, actor, (action, target, AuditOutcome::Refused)).await
-}
-
-async fn insert(
+pub async fn insert(
     connection: &mut Connection,
     now: Time,
     actor: &Actor,

@@ -82,8 +82,8 @@ impl Client {
         self.lifecycle(id, "cancel").await
     }
 
-    async fn lifecycle(&self, id: &str, lifecycle: &'static str) -> Result<Session> {
-        self.call(self.request(Method::POST, session(id).then(lifecycle))?).await
+    async fn lifecycle(&self, id: &str, action: &'static str) -> Result<Session> {
+        self.call(self.request(Method::POST, session(id).then(action))?).await
     }
 
     /// `GET /sessions/{id}/agents`.

@@ -52,17 +52,17 @@ pub(super) async fn hold(State(app): State<Shared>, request: Request, next: Next
     let mut request =
         if is_small(request.body()) { request } else { request.map(|body| until(body, &lease, None, false)) };
     request.extensions_mut().insert(lease.clone());
-    let template = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let (method, uri, matched) =
+        (request.method().clone(), request.uri().clone(), request.extensions().get::<MatchedPath>().cloned());
     let response = tokio::select! {
         biased;
         response = next.run(request) => response,
         failure = lease.ended() => return over(failure),
     };
     if response.extensions().get::<NotAllowed>().is_some() {
-        let call =
-            format!("{method} {}", template.as_deref().map_or("", |path| path.strip_prefix(PREFIX).unwrap_or(path)));
-        audit::refused(&app, lease.actor(), call, path.strip_prefix(PREFIX).unwrap_or(&path));
+        let below = |path: &str| path.strip_prefix(PREFIX).unwrap_or(path).to_owned();
+        let call = format!("{method} {}", matched.as_ref().map_or_else(String::new, |path| below(path.as_str())));
+        audit::refused(&app, lease.actor(), call, &below(uri.path()));
     }
     // Work whose body broke off because of that says something else.
     if lease.is_over() && !response.status().is_success() {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use raworc_api::audit::AuditOutcome;
 use raworc_core::ids::AccountId;
 use raworc_core::limits::PAGE_BYTES_MAX;
 use raworc_core::permissions::{Action, Actor};
@@ -62,7 +63,8 @@ pub fn refused(app: &Shared, actor: &Actor, call: String, path: &str) {
     app.tasks.spawn(async move {
         let write = in_task.store.write(move |transaction| {
             Box::pin(async move {
-                audit::append_refused(transaction.connection(), now, &actor, &call, &target).await?;
+                let entry = (call.as_str(), target.as_str(), AuditOutcome::Refused);
+                audit::insert(transaction.connection(), now, &actor, entry).await?;
                 Ok::<_, Failure>(())
             })
         });

@@ -52,7 +52,12 @@ pub async fn exec(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -
     let (session, begun) = begun?;
     let row = match begun {
         Some(row) => row,
-        None => begin_later(app, actor, &session, id, shown(&body.command)).await?,
+        None => {
+            let up = when_ready(app, session.id, |up| app.hosts.is_connected(up).map(|()| up)).await?;
+            let row = stream(up, id, shown(&body.command), actor, app.now());
+            super::streams::record(app, row.clone(), json!({})).await?;
+            row
+        }
     };
     guard.end = Some(unseen("not_started"));
     let timeout = body.timeout_seconds.unwrap_or(TIMEOUT_SECONDS_DEFAULT);
@@ -177,7 +182,9 @@ async fn begin(
                 change.step(&Event::Wake).await?;
                 let begun = match change.row.machine.container {
                     Container::Up => {
-                        let row = stream(&change.row, id, command, &actor, now);
+                        let container =
+                            ContainerId { session: change.row.id, generation: change.row.machine.generation };
+                        let row = stream(container, id, command, &actor, now);
                         change.begin_stream(&row, json!({})).await?;
                         Some(row)
                     }
@@ -189,33 +196,10 @@ async fn begin(
         .await
 }
 
-/// Waits for the session's container, and records that the command begins in it.
-async fn begin_later(
-    app: &Shared,
-    actor: &Actor,
-    session: &SessionRow,
-    id: Uuid,
-    command: String,
-) -> Result<StreamRow, Failure> {
-    when_ready(app, session.id, |container| app.hosts.is_connected(container)).await?;
-    let (actor, session, now) = (actor.clone(), session.id, app.now());
-    app.store
-        .write(move |transaction| {
-            Box::pin(async move {
-                let mut change = Change::load(transaction, session, now, actor.name.clone()).await?;
-                let row = stream(&change.row, id, command, &actor, now);
-                change.begin_stream(&row, json!({})).await?;
-                change.save().await?;
-                Ok(row)
-            })
-        })
-        .await
-}
-
-/// A command, in the session's current container.
-fn stream(session: &SessionRow, id: Uuid, command: String, actor: &Actor, now: Time) -> StreamRow {
-    let (generation, actor) = (session.machine.generation, actor.name.clone());
-    StreamRow { id, session_id: session.id, generation, kind: Kind::Exec, command, actor, opened_at: now }
+/// A command, in this container.
+fn stream(container: ContainerId, id: Uuid, command: String, actor: &Actor, now: Time) -> StreamRow {
+    let ContainerId { session: session_id, generation } = container;
+    StreamRow { id, session_id, generation, kind: Kind::Exec, command, actor: actor.name.clone(), opened_at: now }
 }
 
 fn work(session: &SessionRow, id: Uuid, body: Exec, timeout_seconds: u64) -> Work {

@@ -234,7 +234,11 @@ async fn open_now(
         opened_at: app.now(),
     };
     let _beginning = app.hosts.beginning(id);
-    record(app, row, wanted.size).await?;
+    let mut data = json!({ "attached": true });
+    if let Some(Size { columns, rows }) = wanted.size {
+        (data["columns"], data["rows"]) = (json!(columns), json!(rows));
+    }
+    record(app, row, data).await?;
     let start = Interactive {
         program: wanted.command.map(|command| exec::program(command, String::new())),
         env: exec::environment(&session, wanted.env),
@@ -274,17 +278,16 @@ async fn wake(app: &Shared, actor: &Actor, id_or_name: String, kind: Kind) -> Re
         .await
 }
 
-/// Records that a stream begins, before anyone begins it.
-async fn record(app: &Shared, row: StreamRow, size: Option<Size>) -> Result<(), Failure> {
+/// Records that a stream or a command begins, before anyone begins it.
+///
+/// # Errors
+/// As [`Change::begin_stream`].
+pub async fn record(app: &Shared, row: StreamRow, data: Value) -> Result<(), Failure> {
     let now = app.now();
     app.store
         .write(move |transaction| {
             Box::pin(async move {
                 let mut change = Change::load(transaction, row.session_id, now, row.actor.clone()).await?;
-                let mut data = json!({ "attached": true });
-                if let Some(Size { columns, rows }) = size {
-                    (data["columns"], data["rows"]) = (json!(columns), json!(rows));
-                }
                 change.begin_stream(&row, data).await?;
                 change.save().await?;
                 Ok(())

@@ -5,7 +5,7 @@ use raworc_core::session;
 use super::SessionRow;
 use crate::StoreError;
 use crate::rows::{bigint, word};
-use crate::sql::{Connection, sql};
+use crate::sql::{Connection, Statement, sql};
 
 /// Adds a session.
 ///
@@ -55,7 +55,7 @@ pub async fn insert(connection: &mut Connection, row: &SessionRow) -> Result<(),
 /// # Errors
 /// [`StoreError::Conflict`] where someone else changed the session since it was read.
 pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result<(), StoreError> {
-    let done = sql(
+    let statement = sql(
         "UPDATE sessions SET machine = $1, state = $2, container = $3, deadline_at = $4, deleted_at = $5, last_seq = $6, \
          host_received = $7, version = $8, messages_ended = $9, busy_micros = $10, updated_at = $11, layer_id = $12, \
          writable_id = $13, checkpoints = $14, rewinds = $15, backup_at = $16, backup = $17, image_layer_id = $18, \
@@ -80,12 +80,8 @@ pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result
     .bind(serde_json::to_string(&row.backup)?)
     .bind(row.image_layer_id.map(|id| id.to_string()))
     .bind(row.purged_at.map(|at| at.0))
-    .bind(row.save_due.map(word).transpose()?)
-    .bind(row.id.to_string())
-    .bind(row.version)
-    .execute(connection)
-    .await?;
-    counted_up(done, row)
+    .bind(row.save_due.map(word).transpose()?);
+    run(statement, connection, row).await
 }
 
 /// Stores that the log has grown, and which reports of the host it has; the rest of the session is left as it is.
@@ -93,18 +89,14 @@ pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result
 /// # Errors
 /// As [`update`].
 pub async fn update_log(connection: &mut Connection, row: &mut SessionRow) -> Result<(), StoreError> {
-    let done = sql(
+    let statement = sql(
         "UPDATE sessions SET last_seq = $1, host_received = $2, version = $3, updated_at = $4 WHERE id = $5 AND version = $6",
     )
     .bind(bigint(row.last_seq))
     .bind(bigint(row.host_received))
     .bind(row.version + 1)
-    .bind(row.updated_at.0)
-    .bind(row.id.to_string())
-    .bind(row.version)
-    .execute(connection)
-    .await?;
-    counted_up(done, row)
+    .bind(row.updated_at.0);
+    run(statement, connection, row).await
 }
 
 /// Stores what people configure, and counts the edition and the version up.
@@ -112,21 +104,20 @@ pub async fn update_log(connection: &mut Connection, row: &mut SessionRow) -> Re
 /// # Errors
 /// As [`update`].
 pub async fn configure(connection: &mut Connection, row: &mut SessionRow) -> Result<(), StoreError> {
-    let done =
+    let statement =
         sql("UPDATE sessions SET name = $1, settings = $2, edition = $3, version = $4 WHERE id = $5 AND version = $6")
             .bind(row.name.clone())
             .bind(serde_json::to_string(&row.settings)?)
             .bind(row.edition + 1)
-            .bind(row.version + 1)
-            .bind(row.id.to_string())
-            .bind(row.version)
-            .execute(connection)
-            .await?;
+            .bind(row.version + 1);
+    run(statement, connection, row).await?;
     row.edition += 1;
-    counted_up(done, row)
+    Ok(())
 }
 
-fn counted_up(done: usize, row: &mut SessionRow) -> Result<(), StoreError> {
+/// Runs an update that ends in the session's id and version, and counts the version up.
+async fn run(statement: Statement, connection: &mut Connection, row: &mut SessionRow) -> Result<(), StoreError> {
+    let done = statement.bind(row.id.to_string()).bind(row.version).execute(connection).await?;
     if done == 0 {
         return Err(StoreError::Conflict);
     }
