@@ -3,7 +3,7 @@
 use clap::Args;
 use raworc_api::client;
 use raworc_api::page::{Page, PageQuery};
-use raworc_core::limits::PAGE_ROWS_MAX;
+use raworc_core::limits::{PAGE_ROWS_DEFAULT, PAGE_ROWS_MAX};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -25,24 +25,33 @@ pub struct Paging {
 }
 
 impl Paging {
-    /// As a query without filters.
-    pub fn query(&self) -> PageQuery {
-        let limit = if self.all { Some(PAGE_ROWS_MAX) } else { self.limit };
-        PageQuery { limit, cursor: self.cursor.clone() }
-    }
-
-    /// Fetches one page, or with `--all` one after the other.
+    /// Fetches as many rows as are asked for, in as many pages as the server needs for them.
     pub async fn fetch<T>(&self, fetch: impl AsyncFn(PageQuery) -> client::Result<Page<T>>) -> Result<Page<T>> {
-        let mut query = self.query();
-        let mut page = fetch(query.clone()).await?;
-        while self.all && page.next_cursor.is_some() {
-            query.cursor = page.next_cursor.take();
-            let more = fetch(query.clone()).await?;
-            page.items.extend(more.items);
-            page.next_cursor = more.next_cursor;
-            page.damaged.extend(more.damaged);
+        let rows = if self.all { None } else { Some(self.limit.unwrap_or(PAGE_ROWS_DEFAULT)) };
+        gather(rows, self.cursor.clone(), fetch).await
+    }
+}
+
+/// Fetches pages from `cursor` on until there are `rows` of them, or, where that is none, until the end of the list. A server ends a
+/// page early where its rows are large.
+pub async fn gather<T>(
+    rows: Option<u32>,
+    mut cursor: Option<String>,
+    fetch: impl AsyncFn(PageQuery) -> client::Result<Page<T>>,
+) -> Result<Page<T>> {
+    let mut gathered = Page { items: Vec::new(), next_cursor: None, damaged: Vec::new() };
+    loop {
+        let missing = rows.map(|rows| rows.saturating_sub(u32::try_from(gathered.items.len()).unwrap_or(u32::MAX)));
+        let limit = Some(missing.unwrap_or(PAGE_ROWS_MAX).min(PAGE_ROWS_MAX));
+        let page = fetch(PageQuery { limit, cursor: cursor.take() }).await?;
+        gathered.items.extend(page.items);
+        gathered.damaged.extend(page.damaged);
+        gathered.next_cursor = page.next_cursor;
+        let is_enough = rows.is_some_and(|rows| gathered.items.len() >= rows as usize);
+        if is_enough || gathered.next_cursor.is_none() {
+            return Ok(gathered);
         }
-        Ok(page)
+        cursor.clone_from(&gathered.next_cursor);
     }
 }
 

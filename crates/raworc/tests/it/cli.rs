@@ -126,3 +126,28 @@ async fn messages_and_commands_end_with_the_same_statuses() {
     assert!(String::from_utf8_lossy(&output.stdout).ends_with("130\n"), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("Cancelled message"), "{output:?}");
 }
+
+#[tokio::test]
+async fn lists_have_as_many_rows_as_are_asked_for_however_large() {
+    let server = server_or_skip!();
+    let id = server.session(json!({ "name": "wordy" })).await;
+    // The server ends a page at 1 MiB; as JSON, each of these takes more than that.
+    let script = format!("true # {}", "\u{1}".repeat(300_000));
+    for _ in 0..3 {
+        server.send(&id, &script).await;
+    }
+    let rows = |arguments: &[&str]| {
+        let output = server.cli(arguments);
+        let page: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        (page["items"].as_array().unwrap().clone(), page["next_cursor"].clone())
+    };
+    let (events, more) = rows(&["session", "events", "wordy", "--limit", "500", "--output", "json"]);
+    let last = server.get(&format!("/sessions/{id}")).await.1["last_seq"].clone();
+    assert_eq!((events.last().unwrap()["seq"].clone(), more), (last, Value::Null));
+    let newest = rows(&["session", "events", "wordy", "--tail", "7", "--output", "json"]).0;
+    assert_eq!(newest[..], events[events.len() - 7..]);
+    let (first, more) = rows(&["session", "events", "wordy", "--limit", "7", "--output", "json"]);
+    assert_eq!((&first[..], more), (&events[..7], json!("7")));
+    let (messages, more) = rows(&["session", "messages", "wordy", "--output", "json"]);
+    assert_eq!((messages.len(), more), (6, Value::Null));
+}

@@ -2,8 +2,11 @@
 
 use clap::Args;
 use raworc_api::event::{Event, ListEvents};
+use raworc_api::page::PageQuery;
+use raworc_core::limits::PAGE_ROWS_DEFAULT;
 use serde_json::{Map, Value};
 
+use crate::commands::list;
 use crate::context::Context;
 use crate::failure::Result;
 use crate::output::table;
@@ -39,8 +42,13 @@ pub async fn events(context: &Context, args: Events) -> Result<()> {
         Some(count) => Some(client.get_session(&args.session).await?.last_seq.saturating_sub(u64::from(count))),
         None => args.after,
     };
-    let query = ListEvents { after, limit: args.tail.or(args.limit) };
-    let page = client.list_events(&args.session, &query).await?;
+    let count = args.tail.or(args.limit).unwrap_or(PAGE_ROWS_DEFAULT);
+    // The cursor of events is the number of the last one.
+    let fetch = async |query: PageQuery| {
+        let after = query.cursor.and_then(|seq| seq.parse().ok());
+        client.list_events(&args.session, &ListEvents { after, limit: query.limit }).await
+    };
+    let page = list::gather(Some(count), after.map(|seq| seq.to_string()), fetch).await?;
     if context.ui.is_json() {
         return context.ui.json(&page);
     }
