@@ -2,11 +2,13 @@
 //! changes, and nothing is lost when it comes late.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use raworc_core::ids::{AccountId, SessionId};
 use tokio::sync::{Notify, watch};
+
+use crate::sync::lock;
 
 /// Hands out notices.
 #[derive(Default)]
@@ -94,9 +96,4 @@ impl Hub {
     pub async fn deadlines_changed(&self) {
         self.deadlines.notified().await;
     }
-}
-
-/// A lock that cannot be poisoned in a way that matters: what it guards is whole after every statement.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,8 +16,9 @@ use std::time::Duration;
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, open, statvfs};
 use rustix::io::Errno;
 
-use crate::app::{Shared, blocking};
-use crate::supervise::Loop;
+use crate::app::Shared;
+use crate::loops::supervise::Loop;
+use crate::sync::blocking;
 
 /// What it takes, as bytes of one file, and as empty files.
 const BYTES: u64 = 16 << 20;

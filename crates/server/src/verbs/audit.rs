@@ -13,9 +13,10 @@ use raworc_store::audit::{self, AuditRow, Filter};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use crate::app::{Shared, permit};
+use crate::app::Shared;
 use crate::error::Failure;
-use crate::hub::lock;
+use crate::policy::permit;
+use crate::sync::lock;
 
 /// Refusals of one account that are recorded in a [`PERIOD`]: who is refused over and over does not fill the disk with it.
 const REFUSALS_MAX: u32 = 60;

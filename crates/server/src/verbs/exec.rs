@@ -23,7 +23,7 @@ use super::find::{self, Purpose};
 use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::hosts::ExecRejection;
+use crate::link::hosts::ExecRejection;
 
 /// Ends an exec that names no timeout.
 const TIMEOUT_SECONDS_DEFAULT: u64 = 60;

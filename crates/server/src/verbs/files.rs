@@ -16,13 +16,14 @@ use tokio::sync::oneshot;
 
 use super::checkpoints;
 use super::find::{self, Purpose};
-use crate::app::{Shared, blocking};
+use crate::app::Shared;
 use crate::change::Change;
 use crate::conditions::{self, Conditions};
 use crate::error::Failure;
-use crate::reconcile::quotas;
+use crate::layers::workspace_access;
+use crate::loops::quotas;
+use crate::sync::blocking;
 use crate::view;
-use crate::workspace_access;
 
 /// What someone wants to see.
 pub struct Look {

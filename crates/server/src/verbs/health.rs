@@ -7,11 +7,13 @@ use raworc_api::health::{DamagedRecord, Health, HealthProblem, LoopHealth, LoopL
 use raworc_core::permissions::{Action, Actor, Decision, allow};
 use raworc_store::{StoreError, sessions};
 
-use crate::app::{Shared, blocking, permit};
+use crate::app::Shared;
 use crate::error::Failure;
-use crate::reconcile::records;
+use crate::loops::records;
+use crate::loops::supervise::LoopState;
+use crate::policy::permit;
 use crate::reserve::Room;
-use crate::supervise::LoopState;
+use crate::sync::blocking;
 
 /// A part that does not answer for so long does not work.
 const PATIENCE: Duration = Duration::from_secs(5);

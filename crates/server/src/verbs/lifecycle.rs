@@ -11,8 +11,8 @@ use crate::app::Shared;
 use crate::change::Change;
 use crate::conditions::Conditions;
 use crate::error::Failure;
-use crate::reconcile::sweep;
-use crate::workspace_access::refuse_purged;
+use crate::layers::workspace_access::refuse_purged;
+use crate::loops::sweep;
 
 /// What someone wants of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

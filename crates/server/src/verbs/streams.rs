@@ -22,10 +22,10 @@ use super::check::Checks;
 use super::exec;
 use super::find::{self, Purpose};
 use crate::app::Shared;
-use crate::attachments::Way;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::lease::Lease;
+use crate::link::attachments::Way;
+use crate::policy::lease::Lease;
 
 /// How long a host may take to dial.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);

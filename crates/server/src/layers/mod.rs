@@ -1,0 +1,5 @@
+//! The layers that workspaces lie on: who reads them, what they take of the disk, and when they go.
+
+pub mod garbage_queue;
+pub mod pins;
+pub mod workspace_access;
