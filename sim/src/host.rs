@@ -238,7 +238,9 @@ impl Host {
 
     fn start(&mut self, work: &Work) {
         let WorkId::Turn(turn) = work.id else { return };
-        let Some(message) = work.env.get("RAWORC_MESSAGE_ID").and_then(|id| id.parse::<MessageId>().ok()) else { return };
+        let Some(message) = work.env.get("RAWORC_MESSAGE_ID").and_then(|id| id.parse::<MessageId>().ok()) else {
+            return;
+        };
         if self.model(|model| model.works().contains(&work.id) || model.job.is_some()) {
             return;
         }

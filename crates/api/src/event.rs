@@ -108,7 +108,8 @@ mod tests {
         for (kind, (name, schema)) in kinds.iter().zip(&schemas) {
             let schema = serde_json::to_value(schema).unwrap();
             assert_eq!(schema["properties"]["type"]["enum"], json!([kind.name]), "{name}");
-            let fields = |data: &Value| data["properties"].as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>());
+            let fields =
+                |data: &Value| data["properties"].as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>());
             let (told, mut known) = (fields(&schema["properties"]["data"]), fields(&kind.data));
             assert_eq!(told.unwrap_or_default(), known.take().unwrap_or_default(), "{name}");
         }

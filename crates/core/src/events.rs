@@ -6,8 +6,7 @@
 //! read as well.
 //!
 //! What begins has an end: `message.started` is followed by one `message.requeued` or `message.finished` with the same `turn_id`,
-//! `exec.started` by `exec.finished`, `terminal.opened` by `terminal.closed`, `session.rewinding` by `session.rewound` or
-//! `session.rewind_failed`.
+//! `exec.started` by `exec.finished`, `terminal.opened` by `terminal.closed`.
 
 #[macro_use]
 mod schema;

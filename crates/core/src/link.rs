@@ -342,7 +342,9 @@ mod tests {
         let (text, turn) = ("00000000-0000-0000-0000-000000000001", WorkId::Turn(TurnId(Uuid::from_u128(1))));
         let said = [
             format!(r#"{{"hello":{{"protocol":1,"oldest_protocol":1,"token":"t","works":[{{"message":"{text}"}}]}}}}"#),
-            format!(r#"{{"report":{{"n":1,"report":{{"output":{{"work":{{"message":"{text}"}},"stream":"stdout","text":"a"}}}}}}}}"#),
+            format!(
+                r#"{{"report":{{"n":1,"report":{{"output":{{"work":{{"message":"{text}"}},"stream":"stdout","text":"a"}}}}}}}}"#
+            ),
             format!(
                 r#"{{"report":{{"n":2,"report":{{"finished":{{"work":{{"message":"{text}"}},"ending":{{"exited":0}},"duration_micros":1,"dropped_bytes":0}}}}}}}}"#
             ),

@@ -370,10 +370,7 @@ impl<'t> Change<'t> {
         let why = fault.map_or("the container was lost", |fault| fault.message.as_str());
         MessageError {
             code: code.into(),
-            message: format!(
-                "the container died {} times while working on it; the last time: {why}",
-                running.attempt
-            ),
+            message: format!("the container died {} times while working on it; the last time: {why}", running.attempt),
         }
     }
 }

@@ -71,7 +71,8 @@ fn data_is_written_to_the_letter() {
         output_bytes_dropped: 0,
         output_file: None,
     };
-    let finished = |turn_id, result| MessageFinished { message_id, turn_id, status: Outcome::Done, error: None, result };
+    let finished =
+        |turn_id, result| MessageFinished { message_id, turn_id, status: Outcome::Done, error: None, result };
     let end = StreamEnd { exit_code: None, duration_seconds: None, signal: None, error: Some(StreamError::TimedOut) };
     let cases: [(LogEvent, Value); 6] = [
         (SessionPaused {}.into(), json!({})),
@@ -87,10 +88,7 @@ fn data_is_written_to_the_letter() {
             ExecFinished { exec_id: uuid::Uuid::from_u128(1), end }.into(),
             json!({ "exec_id": message, "exit_code": null, "error": "timed_out" }),
         ),
-        (
-            CheckpointFailed { n: None, cause: None, error: "e".into() }.into(),
-            json!({ "cause": null, "error": "e" }),
-        ),
+        (CheckpointFailed { n: None, cause: None, error: "e".into() }.into(), json!({ "cause": null, "error": "e" })),
         (
             MessageQueued { message_id, role: Speaker::User, agent: None, content: "c".into() }.into(),
             json!({ "message_id": message, "role": "user", "agent": null, "content": "c" }),

@@ -95,10 +95,7 @@ fn situations() -> Vec<(&'static str, Session)> {
         ("READY long unused", Session { last_activity_at: NOW - TIMEOUT, ..ready.clone() }),
         ("READY expired", Session { expires_at: Some(NOW), ..ready }),
         ("BUSY", busy.clone()),
-        (
-            "BUSY last attempt",
-            Session { running: Some(a_turn(1, MESSAGE_ATTEMPTS_MAX)), ..busy },
-        ),
+        ("BUSY last attempt", Session { running: Some(a_turn(1, MESSAGE_ATTEMPTS_MAX)), ..busy }),
         ("IDLE", idle.clone()),
         ("IDLE stopping", Session { container: Container::Stopping, ..idle.clone() }),
         ("IDLE stopping, queued", Session { container: Container::Stopping, queued: 1, ..idle.clone() }),
@@ -314,9 +311,7 @@ impl World {
             (Container::None, _) if s.rewind.is_some() => Some(Event::Rewound),
             (Container::Starting, _) => Some(Event::HostPolled { generation }),
             (Container::Stopping, _) => Some(Event::ContainerGone { generation, fault: fault() }),
-            (Container::Up, State::Busy) => {
-                Some(Event::MessageFinished { generation, turn: s.running.unwrap().turn })
-            }
+            (Container::Up, State::Busy) => Some(Event::MessageFinished { generation, turn: s.running.unwrap().turn }),
             (Container::Up, State::Ready) => self.first_queued().map(|(message, tries)| {
                 let running = Running { turn: turn(message, tries + 1), message, attempt: tries + 1 };
                 Event::MessageTaken { generation, running }

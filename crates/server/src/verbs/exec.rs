@@ -46,7 +46,8 @@ pub async fn exec(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -
     check(&body)?;
     let id = Uuid::now_v7();
     // Before anything is recorded: the client may go away at any moment.
-    let mut guard = ExecGuard { app, id, container: None, is_finished: false, end: Some(unseen(StreamError::Abandoned)) };
+    let mut guard =
+        ExecGuard { app, id, container: None, is_finished: false, end: Some(unseen(StreamError::Abandoned)) };
     let beginning = app.hosts.beginning(id);
     let begun = begin(app, actor, id_or_name, id, shown(&body.command)).await;
     if begun.is_err() {

@@ -191,9 +191,10 @@ async fn answer(
 }
 
 fn damaged() -> MessageError {
-    let message = "the record of the message is damaged, so that its answer could not be stored; what was written is in the \
+    let message =
+        "the record of the message is damaged, so that its answer could not be stored; what was written is in the \
                    session's events"
-        .into();
+            .into();
     MessageError { code: "record_damaged".into(), message }
 }
 
