@@ -1,6 +1,6 @@
 //! What must hold when the bad days are over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, bail, ensure};
 use axum::Router;
@@ -65,6 +65,7 @@ pub async fn invariants(world: &World, router: &Router) -> anyhow::Result<()> {
             all(world, router, &format!("/sessions/{id}/messages"), "cursor", |message| message["seq"].to_string())
                 .await?;
         edges(&events).with_context(|| format!("the log of {id}"))?;
+        turns(world, &events).with_context(|| format!("the turns of {id}"))?;
         let inherited: Vec<&Value> = events.iter().filter(|event| event["type"] == "message.inherited").collect();
         let is_own = |message: &&Value| !inherited.iter().any(|event| event["data"]["message_id"] == message["id"]);
         for message in messages.iter().filter(|message| message["role"] == "user").filter(is_own) {
@@ -205,6 +206,38 @@ fn edges(events: &[Value]) -> anyhow::Result<()> {
             ensure!(from == state && from.may_become(to), "{from} → {to} in {state}");
             state = to;
         }
+    }
+    Ok(())
+}
+
+/// Every turn that began has exactly one end, what is told of it lies between the two, and no host began it twice.
+fn turns(world: &World, events: &[Value]) -> anyhow::Result<()> {
+    // Those that go on, and their messages.
+    let (mut open, mut known) = (BTreeMap::new(), BTreeSet::new());
+    for event in events {
+        let data = &event["data"];
+        let (turn, message) = (text(&data["turn_id"]), text(&data["message_id"]));
+        match text(&event["type"]) {
+            "message.started" => {
+                ensure!(known.insert(turn) && !turn.is_empty(), "begins again: {event}");
+                open.insert(turn, message);
+            }
+            "message.delta" => ensure!(open.get(turn) == Some(&message), "of no turn that goes on: {event}"),
+            "message.added" => {
+                ensure!(open.get(turn) == Some(&text(&data["reply_to"])), "of no turn that goes on: {event}");
+            }
+            "message.requeued" => ensure!(open.remove(turn) == Some(message), "ends no turn: {event}"),
+            "message.finished" if data["turn_id"].is_null() => {
+                ensure!(open.values().all(|other| *other != message), "its turn goes on: {event}");
+            }
+            "message.finished" => ensure!(open.remove(turn) == Some(message), "ends no turn: {event}"),
+            _ => {}
+        }
+    }
+    ensure!(open.is_empty(), "turns without an end: {open:?}");
+    for turn in known {
+        let executions = world.state().turns.get(&turn.parse()?).copied().unwrap_or(0);
+        ensure!(executions <= 1, "hosts began the turn {turn} {executions} times");
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use futures::{SinkExt as _, StreamExt as _};
-use raworc_core::ids::ContainerId;
+use raworc_core::ids::{ContainerId, MessageId};
 use raworc_core::limits::{FRAME_BYTES_MAX, HEARTBEAT_INTERVAL};
 use raworc_core::link::{Ending, HostFrame, PROTOCOLS, Report, ServerFrame, Stream, Versions, Work, WorkId};
 use raworc_runtime::ExitReason;
@@ -41,6 +41,7 @@ pub struct Model {
 
 struct Job {
     id: WorkId,
+    message: MessageId,
     outputs: usize,
     ending: Ending,
 }
@@ -236,7 +237,10 @@ impl Host {
     }
 
     fn start(&mut self, work: &Work) {
-        let WorkId::Message(message) = work.id else { return };
+        let WorkId::Turn(turn) = work.id else { return };
+        let Some(message) = work.env.get("RAWORC_MESSAGE_ID").and_then(|id| id.parse::<MessageId>().ok()) else {
+            return;
+        };
         if self.model(|model| model.works().contains(&work.id) || model.job.is_some()) {
             return;
         }
@@ -245,10 +249,11 @@ impl Host {
         {
             let mut state = self.world.state();
             *state.executions.entry(message).or_default() += 1;
+            *state.turns.entry(turn).or_default() += 1;
             state.oracle.begun(&self.id.session.to_string(), &message.to_string());
         }
         self.has_polled = false;
-        self.model(|model| model.job = Some(Job { id: work.id, outputs, ending }));
+        self.model(|model| model.job = Some(Job { id: work.id, message, outputs, ending }));
     }
 
     /// Some files are changed, unless everything stands still.
@@ -270,7 +275,7 @@ impl Host {
 
     /// The next thing that the job says.
     async fn work(&mut self) -> Option<()> {
-        let is_frozen = self.model(|model| model.is_frozen);
+        let (is_frozen, message) = self.model(|model| (model.is_frozen, model.job.as_ref().map(|job| job.message)));
         let left = if self.world.chance(0.2) { 1 + self.world.below(3) } else { 0 };
         let frame = self.model(|model| {
             if is_frozen {
@@ -294,7 +299,7 @@ impl Host {
             Some(model.report(Report::Output { work, stream: Stream::Stdout, text }))
         });
         let Some(frame) = frame else { return Some(()) };
-        if let HostFrame::Report { report: Report::Finished { work: WorkId::Message(message), .. }, .. } = &frame {
+        if let (HostFrame::Report { report: Report::Finished { .. }, .. }, Some(message)) = (&frame, message) {
             self.world.state().oracle.done(&self.id.session.to_string(), &message.to_string());
         }
         if self.is_welcome {

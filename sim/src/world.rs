@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use raworc_core::ids::{ContainerId, MessageId};
+use raworc_core::ids::{ContainerId, MessageId, TurnId};
 use raworc_core::time::Time;
 use raworc_runtime::{Exit, ExitReason};
 use raworc_server::Clock;
@@ -48,6 +48,8 @@ pub struct State {
     pub containers: BTreeMap<ContainerId, Model>,
     /// How often a host began to work on a message.
     pub executions: BTreeMap<MessageId, u32>,
+    /// How often a host began a turn.
+    pub turns: BTreeMap<TurnId, u32>,
     /// The present server.
     pub engine: Option<Arc<Engine>>,
     /// Where it hears of ends.
@@ -80,6 +82,7 @@ impl World {
             has_faults: true,
             containers: BTreeMap::new(),
             executions: BTreeMap::new(),
+            turns: BTreeMap::new(),
             engine: None,
             exits: None,
             people: People::default(),

@@ -1,6 +1,7 @@
 //! Messages.
 
 use jiff::Timestamp;
+use raworc_core::events;
 use raworc_core::ids::{MessageId, SessionId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -33,6 +34,16 @@ pub enum Role {
     System,
 }
 
+impl From<Role> for events::Speaker {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::User => events::Speaker::User,
+            Role::Agent => events::Speaker::Agent,
+            Role::System => events::Speaker::System,
+        }
+    }
+}
+
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -55,6 +66,16 @@ impl Status {
         match self {
             Status::Queued | Status::Processing => false,
             Status::Done | Status::Failed | Status::Cancelled => true,
+        }
+    }
+}
+
+impl From<events::Outcome> for Status {
+    fn from(outcome: events::Outcome) -> Self {
+        match outcome {
+            events::Outcome::Done => Status::Done,
+            events::Outcome::Failed => Status::Failed,
+            events::Outcome::Cancelled => Status::Cancelled,
         }
     }
 }
@@ -101,10 +122,17 @@ pub struct Message {
 /// Why a message did not end well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MessageError {
-    /// `exit_status`, `signal`, `timeout`, `not_started`, `cancelled`, `session_ended`, `host_died` or `out_of_memory`.
+    /// `exit_status`, `signal`, `timeout`, `not_started`, `cancelled`, `session_ended`, `host_died`, `out_of_memory`,
+    /// `disk_quota_exceeded` or `record_damaged`.
     pub code: String,
     /// What happened.
     pub message: String,
+}
+
+impl From<MessageError> for events::MessageError {
+    fn from(MessageError { code, message }: MessageError) -> Self {
+        Self { code, message }
+    }
 }
 
 /// How an answer came about.

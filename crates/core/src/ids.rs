@@ -34,6 +34,8 @@ id!(/// An agent definition in the registry.
     AgentId);
 id!(/// A message of a conversation.
     MessageId);
+id!(/// A turn: one attempt of one agent at one message. It is what a host runs, reports on and cancels.
+    TurnId);
 id!(/// A person or program that may use the server.
     AccountId);
 id!(/// A bearer token of an account (its record, not its secret).

@@ -4,6 +4,7 @@
 
 pub mod checkpoints;
 pub mod conversation;
+pub mod events;
 pub mod ids;
 pub mod layers;
 pub mod limits;

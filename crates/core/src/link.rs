@@ -8,7 +8,7 @@
 //! hello {token, works}          →
 //!                               ←       welcome {received}      (or refused: the host exits)
 //! report n > received, again    →
-//! poll                          →                               "give me work": the session is READY
+//! poll                          →                               "give me a turn": the session is READY
 //!                               ←       run {work}              the session is BUSY
 //! report {n, output …}          →
 //!                               ←       ack {n}                 stored: the host may forget up to n
@@ -30,7 +30,7 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::ids::MessageId;
+use crate::ids::TurnId;
 
 /// The versions of these frames that this build speaks, so that a server of another build goes on with the containers that run. Host and
 /// server speak the newest one that both know. A version gains only fields that have a default, and frames that a side gets only where it
@@ -66,8 +66,13 @@ pub const FEATURE_ATTACH: &str = "attach";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkId {
-    /// A message of the conversation: at most one at a time.
-    Message(MessageId),
+    /// A turn: an attempt at a message of the conversation; at most one at a time.
+    ///
+    /// The frames call it `message`, as they did when a host was told the message's id. To a host an id is only a name for what it
+    /// runs, so hosts of every build run turns without a new version of the frames, and what one of an older build reports is as
+    /// surely of one turn. A turn that such a build began has its message's id (see [`crate::session::Running`]).
+    #[serde(rename = "message")]
+    Turn(TurnId),
     /// A command from outside the conversation; any number side by side.
     Exec(Uuid),
 }
@@ -259,7 +264,7 @@ pub enum HostFrame {
         /// The attachment that was asked for.
         attachment: Uuid,
     },
-    /// No message is being worked on: send one. Sent once after `welcome` (where none runs) and after each message.
+    /// No turn is going on: send one. Sent once after `welcome` (where none runs) and after each turn.
     Poll,
     /// Something to store.
     Report {
@@ -331,9 +336,41 @@ mod tests {
         assert_eq!(welcome, ServerFrame::Welcome { received: 3, protocol: 1 });
     }
 
+    /// To the letter what hosts of earlier builds say and understand: containers outlive the build that started them.
+    #[test]
+    fn hosts_of_earlier_builds_run_turns() {
+        let (text, turn) = ("00000000-0000-0000-0000-000000000001", WorkId::Turn(TurnId(Uuid::from_u128(1))));
+        let said = [
+            format!(r#"{{"hello":{{"protocol":1,"oldest_protocol":1,"token":"t","works":[{{"message":"{text}"}}]}}}}"#),
+            format!(
+                r#"{{"report":{{"n":1,"report":{{"output":{{"work":{{"message":"{text}"}},"stream":"stdout","text":"a"}}}}}}}}"#
+            ),
+            format!(
+                r#"{{"report":{{"n":2,"report":{{"finished":{{"work":{{"message":"{text}"}},"ending":{{"exited":0}},"duration_micros":1,"dropped_bytes":0}}}}}}}}"#
+            ),
+        ];
+        let of = |line: &String| match serde_json::from_str(line).unwrap() {
+            HostFrame::Hello { works, .. } => works[0],
+            HostFrame::Report { report: Report::Output { work, .. } | Report::Finished { work, .. }, .. } => work,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(said.each_ref().map(of), [turn; 3]);
+        let cancel = serde_json::to_string(&ServerFrame::Cancel(turn)).unwrap();
+        assert_eq!(cancel, format!(r#"{{"cancel":{{"message":"{text}"}}}}"#));
+        let program = Program::Shell { script: "ls".into() };
+        let (env, directory) = (BTreeMap::new(), "/workspace".to_owned());
+        let run = Work { id: turn, program, env, directory, timeout_seconds: None, output_bytes_max: 9 };
+        assert_eq!(
+            serde_json::to_string(&ServerFrame::Run(run)).unwrap(),
+            format!(
+                r#"{{"run":{{"id":{{"message":"{text}"}},"program":{{"shell":{{"script":"ls"}}}},"env":{{}},"directory":"/workspace","timeout_seconds":null,"output_bytes_max":9}}}}"#
+            )
+        );
+    }
+
     #[test]
     fn frames_look_like_this() {
-        let id = WorkId::Message(MessageId(Uuid::from_u128(1)));
+        let id = WorkId::Turn(TurnId(Uuid::from_u128(1)));
         let frames = [
             serde_json::to_string(&HostFrame::Hello {
                 versions: Versions::OURS,

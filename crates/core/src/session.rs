@@ -16,7 +16,7 @@ pub use types::*;
 
 use std::time::Duration;
 
-use crate::ids::{Generation, MessageId};
+use crate::ids::{Generation, TurnId};
 use crate::limits::{MESSAGE_ATTEMPTS_MAX, RESTART_BACKOFF, RESTARTS_MAX, STABLE, START_TIMEOUT};
 use crate::time::Time;
 
@@ -81,7 +81,7 @@ impl Step {
             Event::Rewound => self.rewound(),
             Event::HostPolled { generation } => self.host_polled(*generation),
             Event::MessageTaken { generation, running } => self.message_taken(*generation, *running),
-            Event::MessageFinished { generation, message } => self.message_finished(*generation, *message),
+            Event::MessageFinished { generation, turn } => self.message_finished(*generation, *turn),
             Event::StartWaits { generation } => self.start_waits(*generation),
             Event::StartFailed { generation, fault } => self.start_failed(*generation, fault),
             Event::ContainerGone { generation, fault } => self.container_gone(*generation, fault),
@@ -122,10 +122,10 @@ impl Step {
         Ok(())
     }
 
-    fn message_finished(&mut self, generation: Generation, message: MessageId) -> Result<(), Refused> {
+    fn message_finished(&mut self, generation: Generation, turn: TurnId) -> Result<(), Refused> {
         self.fence(generation)?;
         match self.session.running {
-            Some(running) if running.message == message => {
+            Some(running) if running.turn == turn => {
                 self.session.running = None;
                 self.session.restarts = 0;
                 self.session.last_activity_at = self.now;
@@ -178,7 +178,7 @@ impl Step {
             return Err(Refused::Fenced);
         }
         if let Some(running) = self.session.running.take() {
-            self.effects.push(Effect::FailRunning(running.message));
+            self.effects.push(Effect::FailRunning(running));
             self.go(State::Ready, Reason::DiskQuota);
         }
         self.rest(Reason::DiskQuota);
@@ -337,8 +337,8 @@ impl Step {
     fn requeue(&mut self, running: Running, reason: Reason) {
         self.session.running = None;
         self.session.queued += 1;
-        self.effects.push(Effect::Requeue { message: running.message, is_lost: false });
-        self.effects.push(Effect::TellCancel(running.message));
+        self.effects.push(Effect::Requeue { running, is_lost: false });
+        self.effects.push(Effect::TellCancel(running));
         self.go(State::Ready, reason);
     }
 
@@ -349,11 +349,11 @@ impl Step {
         };
         if running.attempt < MESSAGE_ATTEMPTS_MAX {
             self.session.queued += 1;
-            self.effects.push(Effect::Requeue { message: running.message, is_lost: true });
+            self.effects.push(Effect::Requeue { running, is_lost: true });
         } else {
             // The culprit is dealt with: what comes after it starts with a clean record.
             self.session.restarts = 0;
-            self.effects.push(Effect::GiveUp(running.message));
+            self.effects.push(Effect::GiveUp(running));
         }
     }
 

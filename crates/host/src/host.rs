@@ -205,7 +205,7 @@ impl Host {
         if is_known || self.stopping.is_some() {
             return;
         }
-        if matches!(work.id, WorkId::Message(_)) {
+        if matches!(work.id, WorkId::Turn(_)) {
             self.polled = false;
         }
         self.works.start(work, now, &mut self.spawner, &mut self.reports);
@@ -216,7 +216,7 @@ impl Host {
         if self.connection.is_welcomed() {
             let Self { reports, connection, .. } = self;
             reports.send(|line| connection.send(line));
-            if !self.polled && !self.works.has_message() && self.stopping.is_none() {
+            if !self.polled && !self.works.has_turn() && self.stopping.is_none() {
                 self.polled = true;
                 self.send(&HostFrame::Poll);
             }

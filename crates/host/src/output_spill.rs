@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use raworc_core::ids::MessageId;
+use raworc_core::ids::TurnId;
 use raworc_core::limits::{OUTPUT_BYTES_MAX, OUTPUT_FILE_BYTES_MAX, OUTPUT_FILES_MAX};
 use raworc_core::link::{OUTPUT_DIRECTORY, WorkId};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, mkdirat, open, openat, unlinkat};
@@ -40,7 +40,7 @@ enum State {
 impl OutputSpill {
     /// Of this work, which has written nothing yet.
     pub fn new(workspace: &Path, work: WorkId) -> Self {
-        let (WorkId::Message(MessageId(id)) | WorkId::Exec(id)) = work;
+        let (WorkId::Turn(TurnId(id)) | WorkId::Exec(id)) = work;
         Self { workspace: workspace.to_owned(), name: format!("{id}.log"), state: State::Held(Vec::new()) }
     }
 

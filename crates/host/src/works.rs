@@ -110,9 +110,9 @@ impl Works {
         self.running.keys().copied()
     }
 
-    /// Whether a message is being worked on.
-    pub fn has_message(&self) -> bool {
-        self.ids().any(|id| matches!(id, WorkId::Message(_)))
+    /// Whether a turn is going on.
+    pub fn has_turn(&self) -> bool {
+        self.ids().any(|id| matches!(id, WorkId::Turn(_)))
     }
 
     /// How the processes of each are found.
@@ -160,8 +160,8 @@ impl Works {
 
     /// Starts work; says so where it cannot.
     pub fn start(&mut self, work: &Work, now: Instant, spawner: &mut Spawner, reports: &mut Reports) {
-        let is_message = matches!(work.id, WorkId::Message(_));
-        let started = if is_message && self.has_message() {
+        let is_turn = matches!(work.id, WorkId::Turn(_));
+        let started = if is_turn && self.has_turn() {
             Err(NotStarted::here("another message is being worked on"))
         } else if self.running.len() > EXECS_MAX {
             Err(NotStarted::here("too many commands run at the same time"))

@@ -2,16 +2,20 @@
 
 use raworc_api::message::{MessageError, Status};
 use raworc_api::problem::Code;
-use raworc_core::ids::{LayerId, MessageId, SessionId};
+use raworc_core::events::{
+    ExecFinished, ExecStarted, LogEvent, MessageFinished, MessageRequeued, Outcome, SessionDeleted, SessionFailed,
+    SessionPaused, SessionRestarted, SessionRestored, SessionResumed, SessionStartWaiting, SessionStateChanged,
+    SessionTerminated, StreamEnd, StreamError, StreamStart, TerminalClosed, TerminalOpened, TurnResult,
+};
+use raworc_core::ids::{LayerId, MessageId, SessionId, TurnId};
 use raworc_core::limits::{EXECS_MAX, TERMINALS_MAX};
-use raworc_core::session::{self, Container, Effect, Event, Note};
+use raworc_core::session::{self, Container, Effect, Event, Note, Running};
 use raworc_core::time::Time;
 use raworc_store::events::EventRow;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::{self, SessionRow};
 use raworc_store::streams::{self, StreamRow};
 use raworc_store::{Connection, StoreError, Transaction, events, layers};
-use serde_json::{Map, Value, json};
 
 use crate::error::Failure;
 
@@ -82,7 +86,7 @@ impl<'t> Change<'t> {
     ///
     /// # Errors
     /// 409 where its container is no longer up, 429 where too many run.
-    pub async fn begin_stream(&mut self, row: &StreamRow, mut data: Value) -> Result<(), Failure> {
+    pub async fn begin_stream(&mut self, row: &StreamRow, start: StreamStart) -> Result<(), Failure> {
         let machine = &self.row.machine;
         if machine.generation != row.generation || machine.container != Container::Up {
             let detail = "the session's container has just ended; try again";
@@ -90,18 +94,17 @@ impl<'t> Change<'t> {
         }
         let others = streams::of_session(self.connection(), row.session_id).await?.rows;
         let count = others.iter().filter(|other| other.kind == row.kind).count();
-        let (most, event, name) = match row.kind {
-            streams::Kind::Terminal => (TERMINALS_MAX, "terminal.opened", "terminal_id"),
-            streams::Kind::Exec => (EXECS_MAX, "exec.started", "exec_id"),
+        let (id, command) = (row.id, row.command.clone());
+        let (most, event): (usize, LogEvent) = match row.kind {
+            streams::Kind::Terminal => (TERMINALS_MAX, TerminalOpened { terminal_id: id, command, start }.into()),
+            streams::Kind::Exec => (EXECS_MAX, ExecStarted { exec_id: id, command, start }.into()),
         };
         if count >= most {
             let detail = format!("{most} of these are open in this session already; wait for one to end, or close one");
             return Err(Failure::new(Code::Busy, detail));
         }
         streams::insert(self.connection(), row).await?;
-        data["command"] = json!(row.command);
-        data[name] = json!(row.id);
-        self.log_as(&row.actor, event, data).await?;
+        self.log_as(&row.actor, event).await?;
         Ok(())
     }
 
@@ -112,7 +115,7 @@ impl<'t> Change<'t> {
     pub async fn end_streams(&mut self, is_lost: impl Fn(&StreamRow) -> bool) -> Result<(), StoreError> {
         let session = self.row.id;
         for row in streams::of_session(self.connection(), session).await?.rows.into_iter().filter(is_lost) {
-            self.end_stream(&row, json!({ "exit_code": null, "error": "lost" })).await?;
+            self.end_stream(&row, unseen(StreamError::Lost)).await?;
         }
         Ok(())
     }
@@ -121,44 +124,41 @@ impl<'t> Change<'t> {
     ///
     /// # Errors
     /// Where the store fails.
-    pub async fn end_stream(&mut self, row: &StreamRow, mut data: Value) -> Result<(), StoreError> {
+    pub async fn end_stream(&mut self, row: &StreamRow, end: StreamEnd) -> Result<(), StoreError> {
         if !streams::remove(self.connection(), row.id).await? {
             return Ok(());
         }
-        let (kind, name) = match row.kind {
-            streams::Kind::Terminal => ("terminal.closed", "terminal_id"),
-            streams::Kind::Exec => ("exec.finished", "exec_id"),
+        let event: LogEvent = match row.kind {
+            streams::Kind::Terminal => TerminalClosed { terminal_id: row.id, end }.into(),
+            streams::Kind::Exec => ExecFinished { exec_id: row.id, end }.into(),
         };
-        data[name] = json!(row.id);
-        self.log_as(&row.actor, kind, data).await.map(|_| ())
+        self.log_as(&row.actor, event).await.map(|_| ())
     }
 
     /// Adds to the log; the new entry's `seq`.
     ///
     /// # Errors
     /// Where the store fails.
-    pub async fn log(&mut self, kind: &str, data: Value) -> Result<u64, StoreError> {
+    pub async fn log(&mut self, event: impl Into<LogEvent>) -> Result<u64, StoreError> {
         let actor = self.actor.clone();
-        self.log_as(&actor, kind, data).await
+        self.log_as(&actor, event).await
     }
 
     /// Adds to the log in someone else's name.
     ///
     /// # Errors
     /// Where the store fails.
-    pub async fn log_as(&mut self, actor: &str, kind: &str, data: Value) -> Result<u64, StoreError> {
+    pub async fn log_as(&mut self, actor: &str, event: impl Into<LogEvent>) -> Result<u64, StoreError> {
+        let event = event.into();
         self.row.last_seq += 1;
         let row = EventRow {
             session_id: self.row.id,
             seq: self.row.last_seq,
-            kind: kind.to_owned(),
+            kind: event.kind().to_owned(),
             at: self.now,
             actor: actor.to_owned(),
             generation: self.row.machine.generation,
-            data: match data {
-                Value::Object(map) => map,
-                _ => Map::new(),
-            },
+            data: event.data()?,
         };
         events::insert(self.transaction.connection(), &row).await?;
         Ok(self.row.last_seq)
@@ -223,78 +223,106 @@ impl<'t> Change<'t> {
         Ok(self.transaction)
     }
 
-    /// Brings a user message to its end.
+    /// Brings a user message to its end, and with it the turn that was going on.
     ///
     /// # Errors
     /// Where the store fails.
     pub async fn finish_message(
         &mut self,
         message: &mut MessageRow,
-        status: Status,
-        error: Option<MessageError>,
-        mut facts: Map<String, Value>,
+        (status, error): (Outcome, Option<MessageError>),
+        turn: Option<TurnId>,
+        result: Option<TurnResult>,
     ) -> Result<(), StoreError> {
-        message.status = status;
-        message.error = error;
+        message.status = status.into();
+        message.error = error.clone();
         message.finished_at = Some(self.now);
         self.row.messages_ended += 1;
-        facts.insert("message_id".into(), json!(message.id));
-        facts.insert("status".into(), json!(message.status));
-        facts.insert("error".into(), json!(message.error));
-        message.finished_seq = Some(self.log("message.finished", Value::Object(facts)).await?);
+        let error = error.map(Into::into);
+        let event = MessageFinished { message_id: message.id, turn_id: turn, status, error, result };
+        message.finished_seq = Some(self.log(event).await?);
         messages::update(self.transaction.connection(), message).await
+    }
+
+    /// Brings a turn and its message to their end before the host has reported one. Where the record of the message is damaged or gone,
+    /// the turn has its end in the log all the same.
+    async fn end_turn(&mut self, running: Running, status: Outcome, error: MessageError) -> Result<(), StoreError> {
+        match self.message(running.message).await? {
+            Some(mut message) => {
+                self.finish_message(&mut message, (status, Some(error)), Some(running.turn), None).await
+            }
+            None => self.tell_end(running, status, error).await,
+        }
+    }
+
+    /// Tells the end of a turn whose message cannot be changed.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub async fn tell_end(
+        &mut self,
+        Running { turn, message, .. }: Running,
+        status: Outcome,
+        error: MessageError,
+    ) -> Result<(), StoreError> {
+        let error = Some(error.into());
+        let event = MessageFinished { message_id: message, turn_id: Some(turn), status, error, result: None };
+        self.log(event).await.map(|_| ())
+    }
+
+    /// A turn has ended, and its message waits again; one that was to be cancelled has ended instead.
+    async fn requeue(&mut self, running: Running, is_lost: bool) -> Result<(), Failure> {
+        let Running { turn, message: id, attempt } = running;
+        let mut found = self.message(id).await?;
+        if let Some(message) = found.as_mut().filter(|message| message.cancel_wanted) {
+            // It would have ended; it is not begun again.
+            let end = (Outcome::Cancelled, Some(cancelled()));
+            self.finish_message(message, end, Some(turn), None).await?;
+            let (next, _) = session::step(&self.row.machine, &Event::MessageWithdrawn, self.now)?;
+            self.row.machine = next;
+            return Ok(());
+        }
+        let mut attempts = attempt;
+        if let Some(message) = &mut found {
+            message.losses += u32::from(is_lost);
+            message.status = Status::Queued;
+            attempts = message.attempts;
+            messages::update(self.connection(), message).await?;
+        }
+        self.log(MessageRequeued { message_id: id, turn_id: Some(turn), attempts }).await?;
+        Ok(())
     }
 
     async fn carry_out(&mut self, before: &session::Session, effect: Effect) -> Result<(), Failure> {
         match effect {
             Effect::StateChanged { from, to, reason } => {
-                let data = json!({ "from": from, "to": to, "reason": reason.as_str() });
-                self.log("session.state_changed", data).await?;
+                self.log(SessionStateChanged { from, to, reason }).await?;
             }
             Effect::Noted(note) => self.note(note).await?,
             Effect::Failed(fault) => {
                 let restarts_at = self.row.machine.due_at.map(|at| at.to_timestamp());
-                let data = json!({ "code": fault.code, "message": fault.message, "restarts_at": restarts_at });
-                self.log("session.failed", data).await?;
+                self.log(SessionFailed { code: fault.code, message: fault.message, restarts_at }).await?;
             }
-            Effect::Requeue { message: id, is_lost } => {
-                let Some(mut message) = self.message(id).await? else { return Ok(()) };
-                if message.cancel_wanted {
-                    // It would have ended; it is not begun again.
-                    self.finish_message(&mut message, Status::Cancelled, Some(cancelled()), Map::new()).await?;
-                    let (next, _) = session::step(&self.row.machine, &Event::MessageWithdrawn, self.now)?;
-                    self.row.machine = next;
-                    return Ok(());
-                }
-                message.losses += u32::from(is_lost);
-                message.status = Status::Queued;
-                messages::update(self.connection(), &message).await?;
-                self.log("message.requeued", json!({ "message_id": id, "attempts": message.attempts })).await?;
-            }
-            Effect::GiveUp(id) => {
-                let Some(mut message) = self.message(id).await? else { return Ok(()) };
-                let (status, error) = match message.cancel_wanted {
-                    true => (Status::Cancelled, cancelled()),
-                    false => (Status::Failed, self.gave_up(&message)),
+            Effect::Requeue { running, is_lost } => self.requeue(running, is_lost).await?,
+            Effect::GiveUp(running) => {
+                let message = self.message(running.message).await?;
+                let (status, error) = match message.is_some_and(|message| message.cancel_wanted) {
+                    true => (Outcome::Cancelled, cancelled()),
+                    false => (Outcome::Failed, self.gave_up(running)),
                 };
-                self.finish_message(&mut message, status, Some(error), Map::new()).await?;
+                self.end_turn(running, status, error).await?;
             }
-            Effect::FailRunning(id) => {
-                let Some(mut message) = self.message(id).await? else { return Ok(()) };
-                self.finish_message(&mut message, Status::Failed, Some(over_quota()), Map::new()).await?;
-            }
-            Effect::CancelRunning(id) => {
-                let Some(mut message) = self.message(id).await? else { return Ok(()) };
-                self.finish_message(&mut message, Status::Cancelled, Some(session_ended()), Map::new()).await?;
-            }
+            Effect::FailRunning(running) => self.end_turn(running, Outcome::Failed, over_quota()).await?,
+            Effect::CancelRunning(running) => self.end_turn(running, Outcome::Cancelled, session_ended()).await?,
             Effect::CancelQueued => {
                 let session = self.row.id;
                 for mut message in messages::queued(self.connection(), session, before.queued).await? {
-                    self.finish_message(&mut message, Status::Cancelled, Some(session_ended()), Map::new()).await?;
+                    let end = (Outcome::Cancelled, Some(session_ended()));
+                    self.finish_message(&mut message, end, None, None).await?;
                 }
             }
-            Effect::TellCancel(id) => {
-                let Some(mut message) = self.message(id).await? else { return Ok(()) };
+            Effect::TellCancel(running) => {
+                let Some(mut message) = self.message(running.message).await? else { return Ok(()) };
                 if message.status == Status::Processing {
                     message.cancel_wanted = true;
                     messages::update(self.connection(), &message).await?;
@@ -305,16 +333,16 @@ impl<'t> Change<'t> {
     }
 
     async fn note(&mut self, note: Note) -> Result<(), StoreError> {
-        let (kind, data) = match note {
-            Note::Paused => ("session.paused", json!({})),
-            Note::Resumed => ("session.resumed", json!({})),
-            Note::Terminated(reason) => ("session.terminated", json!({ "reason": reason })),
-            Note::Deleted => ("session.deleted", json!({})),
-            Note::Restored => ("session.restored", json!({})),
-            Note::Restarted => ("session.restarted", json!({})),
-            Note::StartWaits => ("session.start_waiting", json!({})),
+        let event: LogEvent = match note {
+            Note::Paused => SessionPaused {}.into(),
+            Note::Resumed => SessionResumed {}.into(),
+            Note::Terminated(reason) => SessionTerminated { reason }.into(),
+            Note::Deleted => SessionDeleted {}.into(),
+            Note::Restored => SessionRestored {}.into(),
+            Note::Restarted => SessionRestarted {}.into(),
+            Note::StartWaits => SessionStartWaiting {}.into(),
         };
-        self.log(kind, data).await.map(|_| ())
+        self.log(event).await.map(|_| ())
     }
 
     /// A message that the machine speaks of. None where its record is damaged or gone: the session goes on without it.
@@ -333,7 +361,7 @@ impl<'t> Change<'t> {
         Ok(found)
     }
 
-    fn gave_up(&self, message: &MessageRow) -> MessageError {
+    fn gave_up(&self, running: Running) -> MessageError {
         let fault = self.row.machine.error.as_ref();
         let code = match fault.map(|fault| fault.code) {
             Some(session::FaultCode::OutOfMemory) => "out_of_memory",
@@ -342,12 +370,14 @@ impl<'t> Change<'t> {
         let why = fault.map_or("the container was lost", |fault| fault.message.as_str());
         MessageError {
             code: code.into(),
-            message: format!(
-                "the container died {} times while working on it; the last time: {why}",
-                message.losses + 1
-            ),
+            message: format!("the container died {} times while working on it; the last time: {why}", running.attempt),
         }
     }
+}
+
+/// The end of a command or a terminal that was not seen, and why.
+pub fn unseen(why: StreamError) -> StreamEnd {
+    StreamEnd { exit_code: None, duration_seconds: None, signal: None, error: Some(why) }
 }
 
 fn over_quota() -> MessageError {

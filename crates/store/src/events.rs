@@ -1,5 +1,6 @@
 //! The log of a session. Only ever added to.
 
+use raworc_core::events::{LogEvent, RecordDamaged};
 use raworc_core::ids::{Generation, SessionId};
 use raworc_core::time::Time;
 use serde_json::{Map, Value};
@@ -7,9 +8,6 @@ use serde_json::{Map, Value};
 use crate::StoreError;
 use crate::rows::{Row, bigint};
 use crate::sql::{Batch, Connection, sql};
-
-/// The kind of what is shown in the place of an entry that is damaged.
-pub const DAMAGED: &str = "record.damaged";
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,11 +48,11 @@ fn shown(row: &Row<'_>) -> Result<EventRow, StoreError> {
         StoreError::Damaged(damage) => Ok(EventRow {
             session_id: row.id("session_id")?,
             seq: row.count("seq")?,
-            kind: DAMAGED.to_owned(),
+            kind: RecordDamaged::KIND.to_owned(),
             at: row.time("at").unwrap_or(Time(0)),
             actor: "system".to_owned(),
             generation: row.count("generation").unwrap_or(0),
-            data: Map::from_iter([("column".to_owned(), Value::String(damage.column))]),
+            data: LogEvent::from(RecordDamaged { column: damage.column }).data()?,
         }),
         error => Err(error),
     })
@@ -78,7 +76,7 @@ pub async fn insert(connection: &mut Connection, row: &EventRow) -> Result<(), S
     Ok(())
 }
 
-/// Entries after `after`, in order: at most so many, and about so many bytes; see [`DAMAGED`].
+/// Entries after `after`, in order: at most so many, and about so many bytes; see [`RecordDamaged`].
 ///
 /// # Errors
 /// Where the store fails.

@@ -6,6 +6,7 @@
 //! ```
 
 mod errors;
+mod events;
 mod house;
 mod invariants;
 mod layers;
@@ -23,7 +24,7 @@ type Faults = Vec<String>;
 type Check = fn(&House) -> anyhow::Result<Faults>;
 
 /// Every check, by the name it is reported under.
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 12] = [
     ("layers", layers::order),
     ("backends", layers::backends),
     ("containers", layers::containers),
@@ -32,6 +33,7 @@ const CHECKS: [(&str, Check); 11] = [
     ("sizes", text::sizes),
     ("addresses", text::addresses),
     ("errors", errors::pages),
+    ("events", events::are_listed),
     ("openapi", openapi::is_current),
     ("links", links::resolve),
     ("invariants", invariants::are_held),

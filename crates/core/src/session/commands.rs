@@ -72,8 +72,8 @@ impl Step {
     /// Cancels the running message and those that wait.
     pub(super) fn drop_work(&mut self, reason: Reason) {
         if let Some(running) = self.session.running.take() {
-            self.effects.push(Effect::CancelRunning(running.message));
-            self.effects.push(Effect::TellCancel(running.message));
+            self.effects.push(Effect::CancelRunning(running));
+            self.effects.push(Effect::TellCancel(running));
             self.go(State::Ready, reason);
         }
         if self.session.queued > 0 {
@@ -134,7 +134,7 @@ impl Step {
 
     pub(super) fn cancel(&mut self) -> Result<(), Refused> {
         let running = self.session.running.ok_or(Refused::NothingRuns)?;
-        self.effects.push(Effect::TellCancel(running.message));
+        self.effects.push(Effect::TellCancel(running));
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::ids::MessageId;
 use crate::limits::{LEASE, RESTARTS_MAX};
 
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -21,6 +22,48 @@ fn fault() -> Fault {
     Fault { code: FaultCode::ContainerKilled, message: "killed by signal 9".into() }
 }
 
+/// One of its own for each attempt.
+fn turn(message: MessageId, attempt: u32) -> TurnId {
+    TurnId(Uuid::from_u128((message.0.as_u128() << 32) | u128::from(attempt)))
+}
+
+fn a_turn(number: u32, attempt: u32) -> Running {
+    Running { turn: turn(message(number), attempt), message: message(number), attempt }
+}
+
+/// The turns that this event and its effects bring to an end.
+fn ends(event: &Event, effects: &[Effect]) -> Vec<TurnId> {
+    let finished = if let Event::MessageFinished { turn, .. } = event { Some(*turn) } else { None };
+    let others = effects.iter().filter_map(|effect| match effect {
+        Effect::Requeue { running, .. }
+        | Effect::GiveUp(running)
+        | Effect::FailRunning(running)
+        | Effect::CancelRunning(running) => Some(running.turn),
+        Effect::StateChanged { .. }
+        | Effect::Noted(_)
+        | Effect::Failed(_)
+        | Effect::CancelQueued
+        | Effect::TellCancel(_) => None,
+    });
+    finished.into_iter().chain(others).collect()
+}
+
+/// The turn that went on before and does not any more.
+fn ended_turns(before: &Session, after: &Session) -> Vec<TurnId> {
+    let turn = |session: &Session| session.running.map(|running| running.turn);
+    turn(before).filter(|ended| turn(after) != Some(*ended)).into_iter().collect()
+}
+
+#[test]
+fn a_turn_of_an_older_build_is_known_by_its_message() {
+    let id = message(7);
+    let stored = format!(r#"{{"message":"{id}","attempt":2}}"#);
+    let read: Running = serde_json::from_str(&stored).unwrap();
+    assert_eq!(read, Running { turn: TurnId(id.0), message: id, attempt: 2 });
+    let again: Running = serde_json::from_str(&serde_json::to_string(&a_turn(1, 2)).unwrap()).unwrap();
+    assert_eq!(again, a_turn(1, 2));
+}
+
 /// Every situation worth a row: (name, session).
 fn situations() -> Vec<(&'static str, Session)> {
     let new = Session::new(TIMEOUT, None, NOW - Duration::from_secs(1));
@@ -31,7 +74,7 @@ fn situations() -> Vec<(&'static str, Session)> {
         started_at: Some(NOW - Duration::from_secs(1)),
         ..new.clone()
     };
-    let running = Some(Running { message: message(1), attempt: 1 });
+    let running = Some(a_turn(1, 1));
     let busy = Session { state: State::Busy, running, queued: 1, ..ready.clone() };
     let idle = Session { state: State::Idle, container: Container::None, ..ready.clone() };
     let error = Session {
@@ -52,10 +95,7 @@ fn situations() -> Vec<(&'static str, Session)> {
         ("READY long unused", Session { last_activity_at: NOW - TIMEOUT, ..ready.clone() }),
         ("READY expired", Session { expires_at: Some(NOW), ..ready }),
         ("BUSY", busy.clone()),
-        (
-            "BUSY last attempt",
-            Session { running: Some(Running { message: message(1), attempt: MESSAGE_ATTEMPTS_MAX }), ..busy },
-        ),
+        ("BUSY last attempt", Session { running: Some(a_turn(1, MESSAGE_ATTEMPTS_MAX)), ..busy }),
         ("IDLE", idle.clone()),
         ("IDLE stopping", Session { container: Container::Stopping, ..idle.clone() }),
         ("IDLE stopping, queued", Session { container: Container::Stopping, queued: 1, ..idle.clone() }),
@@ -89,8 +129,9 @@ fn events(generation: Generation) -> Vec<(&'static str, Event)> {
         ("rewound", Event::Rewound),
         ("host polled", Event::HostPolled { generation }),
         ("old host polled", Event::HostPolled { generation: generation - 1 }),
-        ("message taken", Event::MessageTaken { generation, running: Running { message: message(2), attempt: 1 } }),
-        ("message finished", Event::MessageFinished { generation, message: message(1) }),
+        ("message taken", Event::MessageTaken { generation, running: a_turn(2, 1) }),
+        ("message finished", Event::MessageFinished { generation, turn: turn(message(1), 1) }),
+        ("turn before finished", Event::MessageFinished { generation, turn: turn(message(1), 0) }),
         ("used", Event::Used),
         ("configured", Event::Configured { waiting_timeout: Some(Duration::from_secs(9)), ttl: None }),
         ("start waits", Event::StartWaits { generation }),
@@ -190,7 +231,11 @@ impl World {
             Event::MessageTaken { running, .. } => {
                 self.messages.insert(running.message, (Status::Processing, running.attempt));
             }
-            Event::MessageFinished { message, .. } => self.messages.get_mut(message).unwrap().0 = Status::Ended,
+            Event::MessageFinished { turn, .. } => {
+                let running = before.running.expect("only a turn that goes on has an end");
+                assert_eq!(running.turn, *turn, "no turn ends another one");
+                self.messages.get_mut(&running.message).unwrap().0 = Status::Ended;
+            }
             Event::MessageWithdrawn => {
                 let (id, _) = self.first_queued().expect("only what waits is withdrawn");
                 self.messages.get_mut(&id).unwrap().0 = Status::Ended;
@@ -205,14 +250,16 @@ impl World {
                     assert!(from.may_become(*to), "{from}→{to} is not an edge");
                     state = *to;
                 }
-                Effect::Requeue { message: id, .. } => self.messages.get_mut(id).unwrap().0 = Status::Queued,
-                Effect::GiveUp(id) => {
-                    let entry = self.messages.get_mut(id).unwrap();
+                Effect::Requeue { running, .. } => {
+                    self.messages.get_mut(&running.message).unwrap().0 = Status::Queued;
+                }
+                Effect::GiveUp(running) => {
+                    let entry = self.messages.get_mut(&running.message).unwrap();
                     assert!(entry.1 >= MESSAGE_ATTEMPTS_MAX, "given up too early");
                     entry.0 = Status::Ended;
                 }
-                Effect::FailRunning(id) | Effect::CancelRunning(id) => {
-                    self.messages.get_mut(id).unwrap().0 = Status::Ended
+                Effect::FailRunning(running) | Effect::CancelRunning(running) => {
+                    self.messages.get_mut(&running.message).unwrap().0 = Status::Ended;
                 }
                 Effect::CancelQueued => {
                     let rewinds = matches!(event, Event::Rewind { .. });
@@ -223,6 +270,7 @@ impl World {
             }
         }
         assert_eq!(state, after.state, "every change of state is seen");
+        assert_eq!(ends(event, &effects), ended_turns(&before, &after), "a turn that is over has exactly one end");
         self.session = after;
         self.check(&before, event);
     }
@@ -263,11 +311,9 @@ impl World {
             (Container::None, _) if s.rewind.is_some() => Some(Event::Rewound),
             (Container::Starting, _) => Some(Event::HostPolled { generation }),
             (Container::Stopping, _) => Some(Event::ContainerGone { generation, fault: fault() }),
-            (Container::Up, State::Busy) => {
-                Some(Event::MessageFinished { generation, message: s.running.unwrap().message })
-            }
+            (Container::Up, State::Busy) => Some(Event::MessageFinished { generation, turn: s.running.unwrap().turn }),
             (Container::Up, State::Ready) => self.first_queued().map(|(message, tries)| {
-                let running = Running { message, attempt: tries + 1 };
+                let running = Running { turn: turn(message, tries + 1), message, attempt: tries + 1 };
                 Event::MessageTaken { generation, running }
             }),
             (Container::None | Container::Up, _) => s.due_at.map(|_| Event::Tick { active_inside: false }),

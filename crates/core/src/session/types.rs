@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Generation, MessageId};
+use crate::ids::{Generation, MessageId, TurnId};
 use crate::time::Time;
 
 /// The five states.
@@ -80,7 +80,7 @@ pub struct Session {
     pub generation: Generation,
     /// What is wanted of the newest container.
     pub container: Container,
-    /// The message being worked on: in BUSY there is one, elsewhere none.
+    /// The turn that is going on: in BUSY there is one, elsewhere none.
     pub running: Option<Running>,
     /// Messages that wait.
     pub queued: u32,
@@ -139,13 +139,30 @@ impl Session {
     }
 }
 
-/// A message a host works on.
+/// The turn that a host works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredRunning")]
 pub struct Running {
-    /// Which.
+    /// Which: the one that the host knows it by. One attempt, so that what is reported of it is never taken for another's.
+    pub turn: TurnId,
+    /// The message that it is to answer.
     pub message: MessageId,
     /// The number of the attempt, from 1. Attempts that someone interrupted do not count.
     pub attempt: u32,
+}
+
+/// As it is stored. Before turns had ids, a host knew one by its message's id, and goes on doing so.
+#[derive(Deserialize)]
+struct StoredRunning {
+    turn: Option<TurnId>,
+    message: MessageId,
+    attempt: u32,
+}
+
+impl From<StoredRunning> for Running {
+    fn from(StoredRunning { turn, message, attempt }: StoredRunning) -> Self {
+        Self { turn: turn.unwrap_or(TurnId(message.0)), message, attempt }
+    }
 }
 
 /// When and why a session was ended.
@@ -201,6 +218,18 @@ pub enum FaultCode {
 }
 
 impl FaultCode {
+    /// All of them.
+    pub const ALL: [FaultCode; 8] = [
+        FaultCode::StartFailed,
+        FaultCode::StartTimeout,
+        FaultCode::HostLost,
+        FaultCode::ContainerExited,
+        FaultCode::ContainerKilled,
+        FaultCode::OutOfMemory,
+        FaultCode::ContainerGone,
+        FaultCode::DiskQuotaExceeded,
+    ];
+
     /// As written outside.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -276,15 +305,15 @@ pub enum Event {
     MessageTaken {
         /// Of this container.
         generation: Generation,
-        /// The message.
+        /// The turn that begins.
         running: Running,
     },
-    /// The host reported the end of its message.
+    /// The host reported the end of its turn, and with it the message ended.
     MessageFinished {
         /// Of this container.
         generation: Generation,
-        /// The message.
-        message: MessageId,
+        /// The turn.
+        turn: TurnId,
     },
     /// Its container is not being started yet: others are, or something else is done with its workspace.
     StartWaits {
@@ -338,23 +367,23 @@ pub enum Effect {
     Noted(Note),
     /// The session failed; to be seen in the log.
     Failed(Fault),
-    /// The message goes back to the head of the queue.
+    /// The turn has ended, and its message goes back to the head of the queue.
     Requeue {
-        /// Which.
-        message: MessageId,
+        /// Which turn.
+        running: Running,
         /// Its container died under it; otherwise someone wished it.
         is_lost: bool,
     },
-    /// The message failed: its host died under it too often.
-    GiveUp(MessageId),
-    /// The running message failed: the session took more of the disk than it may.
-    FailRunning(MessageId),
-    /// The running message is cancelled.
-    CancelRunning(MessageId),
+    /// The turn has ended and its message failed: its host died under it too often.
+    GiveUp(Running),
+    /// The turn has ended and its message failed: the session took more of the disk than it may.
+    FailRunning(Running),
+    /// The turn has ended and its message is cancelled.
+    CancelRunning(Running),
     /// All queued messages are cancelled.
     CancelQueued,
-    /// The host is to be told to end this message. A hint: whoever reconnects a host tells it again.
-    TellCancel(MessageId),
+    /// The host is to be told to end this turn. A hint: whoever reconnects a host tells it again.
+    TellCancel(Running),
 }
 
 /// Notes in the log; each becomes the event `session.…` of its name.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use raworc_core::ids::MessageId;
+use raworc_core::ids::TurnId;
 use raworc_core::link::{Ending, HostFrame, PROTOCOLS, Program, Report, ServerFrame, Stream, Versions, Work, WorkId};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -244,7 +244,7 @@ impl Connection {
 }
 
 pub fn message(number: u128) -> WorkId {
-    WorkId::Message(MessageId(Uuid::from_u128(number)))
+    WorkId::Turn(TurnId(Uuid::from_u128(number)))
 }
 
 /// An exec of an id that no other test uses: files in `/tmp` are named after it.

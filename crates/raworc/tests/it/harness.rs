@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use raworc_core::events::LogEvent;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -277,6 +278,7 @@ impl TestServer {
             assert_eq!(status, 200, "{page}");
             let items = page["items"].as_array().unwrap().clone();
             if items.is_empty() {
+                check_log(&events);
                 return events;
             }
             events.extend(items);
@@ -445,6 +447,33 @@ impl Drop for TestServer {
         }
         if self.has_disk {
             let _ = umount2(&self.data_dir(), MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+/// Every log says only what is declared, and every turn in it that began has at most one end, with all that is told of it before.
+fn check_log(events: &[Value]) {
+    let mut open: BTreeMap<String, String> = BTreeMap::new();
+    let mut begun = BTreeSet::new();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for event in events {
+        let (kind, data) = (event["type"].as_str().unwrap(), event["data"].as_object().unwrap());
+        let Some(known) = LogEvent::read(kind, data) else { panic!("no event that is declared: {event:#}") };
+        assert_eq!(&known.data().unwrap(), data, "a field that is not declared: {event:#}");
+        let (turn, message) = (text(&event["data"]["turn_id"]), text(&event["data"]["message_id"]));
+        match kind {
+            "message.started" => {
+                assert!(begun.insert(turn.clone()) && !turn.is_empty(), "no turn of its own: {event:#}");
+                open.insert(turn, message);
+            }
+            "message.delta" => assert_eq!(open.get(&turn), Some(&message), "of a turn that is over: {event:#}"),
+            "message.added" => assert_eq!(open.get(&turn), Some(&text(&event["data"]["reply_to"])), "{event:#}"),
+            "message.requeued" => assert_eq!(open.remove(&turn), Some(message), "ends no turn: {event:#}"),
+            "message.finished" if turn.is_empty() => {
+                assert!(open.values().all(|other| *other != message), "its turn goes on: {event:#}");
+            }
+            "message.finished" => assert_eq!(open.remove(&turn), Some(message), "ends no turn: {event:#}"),
+            _ => {}
         }
     }
 }

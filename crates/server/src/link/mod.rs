@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use futures::{FutureExt, SinkExt, StreamExt};
 use raworc_core::checkpoints::Cause;
-use raworc_core::ids::{ContainerId, MessageId};
+use raworc_core::ids::{ContainerId, TurnId};
 use raworc_core::limits::FRAME_BYTES_MAX;
 use raworc_core::link::{FEATURE_ATTACH, HostFrame, Report, ServerFrame, Versions, WorkId};
-use raworc_core::session::{Container, State};
+use raworc_core::session::{Container, Running, State};
 use raworc_store::messages::MessageRow;
 use raworc_store::sessions::SessionRow;
 use raworc_store::{agents, messages, sessions};
@@ -222,8 +222,8 @@ struct Link {
     frames: Frames,
     /// The host waits for a message.
     polled: bool,
-    /// Messages it was told to end.
-    cancelled: BTreeSet<MessageId>,
+    /// Turns it was told to end.
+    cancelled: BTreeSet<TurnId>,
 }
 
 impl Link {
@@ -257,10 +257,10 @@ impl Link {
 
     /// Ends work that the host still does but that nobody wants any more.
     async fn cancel_unknown(&mut self, works: Vec<WorkId>) -> Result<(), Ended> {
-        let running = load(&self.app, self.container).await?.machine.running.map(|running| running.message);
+        let running = load(&self.app, self.container).await?.machine.running.map(|running| running.turn);
         for work in works {
             let wanted = match work {
-                WorkId::Message(id) => running == Some(id),
+                WorkId::Turn(id) => running == Some(id),
                 WorkId::Exec(id) => {
                     self.app.hosts.exec_reports(self.container, id).is_some()
                         || self.app.hosts.has_stream(self.container, id)
@@ -303,12 +303,12 @@ impl Link {
             }
         }
         let last = batch.last().map_or(n, |(n, _)| *n);
-        let (of_message, of_execs): (Vec<_>, Vec<_>) = batch.into_iter().partition(|(_, report)| {
+        let (of_turn, of_execs): (Vec<_>, Vec<_>) = batch.into_iter().partition(|(_, report)| {
             let (Report::Output { work, .. } | Report::Finished { work, .. }) = report;
-            matches!(work, WorkId::Message(_))
+            matches!(work, WorkId::Turn(_))
         });
-        if !of_message.is_empty() {
-            self.store(of_message).await?;
+        if !of_turn.is_empty() {
+            self.store(of_turn).await?;
         }
         for (n, report) in of_execs {
             self.pass_on(n, report).await?;
@@ -369,7 +369,7 @@ impl Link {
         Ok(())
     }
 
-    /// The host wants a message: the session is READY, or the host never got the one it is to work on.
+    /// The host wants a turn: the session is READY, or the host never got the one it is to work on.
     async fn poll(&mut self) -> Result<(), Ended> {
         let row = load(&self.app, self.container).await?;
         let is_known =
@@ -381,9 +381,9 @@ impl Link {
         self.look().await
     }
 
-    /// The message was given to the host, which waits for one: the connection or the server broke in between, or an
+    /// The turn was given to the host, which waits for one: the connection or the server broke in between, or an
     /// earlier connection took it at the same time and could not pass it on.
-    async fn send_again(&mut self, row: &SessionRow, message: &MessageRow) -> Result<(), Ended> {
+    async fn send_again(&mut self, row: &SessionRow, turn: TurnId, message: &MessageRow) -> Result<(), Ended> {
         let agent = {
             let mut connection = self.app.store.read().await?;
             match &message.agent {
@@ -393,10 +393,10 @@ impl Link {
             }
         };
         if let Some(agent) = agent {
-            let work = take_message::work(row, message, &agent);
+            let work = take_message::work(row, turn, message, &agent);
             send(&mut self.frames, &ServerFrame::Run(work)).await?;
             // A host that did not have it has not heard that it is to end, either.
-            self.cancelled.remove(&message.id);
+            self.cancelled.remove(&turn);
         }
         Ok(())
     }
@@ -407,7 +407,9 @@ impl Link {
             let mut connection = self.app.store.read().await?;
             let row = sessions::find(&mut connection, self.container.session).await?.ok_or(Ended::Gone)?;
             let running = match row.machine.running {
-                Some(running) => messages::find(&mut connection, row.id, running.message).await?,
+                Some(Running { turn, message, .. }) => {
+                    messages::find(&mut connection, row.id, message).await?.map(|message| (turn, message))
+                }
                 None => None,
             };
             (row, running)
@@ -415,13 +417,13 @@ impl Link {
         if row.machine.generation != self.container.generation {
             return Err(Ended::Refused("fenced"));
         }
-        if let Some(message) = running {
+        if let Some((turn, message)) = running {
             if self.polled && row.machine.state == State::Busy {
                 self.polled = false;
-                self.send_again(&row, &message).await?;
+                self.send_again(&row, turn, &message).await?;
             }
-            if message.cancel_wanted && self.cancelled.insert(message.id) {
-                send(&mut self.frames, &ServerFrame::Cancel(WorkId::Message(message.id))).await?;
+            if message.cancel_wanted && self.cancelled.insert(turn) {
+                send(&mut self.frames, &ServerFrame::Cancel(WorkId::Turn(turn))).await?;
             }
         } else if self.polled
             && row.machine.state == State::Ready

@@ -1,8 +1,8 @@
 //! Record how backups get on.
 
 use raworc_core::checkpoints::backup_retry;
+use raworc_core::events::{CheckpointBackedUp, CheckpointBackupFailed};
 use raworc_core::ids::SessionId;
-use serde_json::json;
 
 use crate::app::Shared;
 use crate::change::{Change, SYSTEM};
@@ -37,8 +37,7 @@ pub async fn done(
                 change.row.backup_at = None;
                 want_newer(&mut change).await?;
             }
-            let data = json!({ "n": n, "reference": reference, "digest": digest });
-            change.log("checkpoint.backed_up", data).await?;
+            change.log(CheckpointBackedUp { n, reference, digest }).await?;
             change.save().await?;
             Ok::<_, Failure>(())
         })
@@ -100,7 +99,7 @@ pub async fn failed(
             backup.error = Some(error.clone());
             change.row.backup_at = Some(now + backup_retry(change.row.backup.failures));
             if is_first {
-                change.log("checkpoint.backup_failed", json!({ "n": n, "error": error })).await?;
+                change.log(CheckpointBackupFailed { n, error }).await?;
             }
             change.save().await?;
             Ok::<_, Failure>(())

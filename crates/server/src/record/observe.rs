@@ -1,9 +1,9 @@
 //! Tell a session what was observed of its container. What comes too late is dropped.
 
+use raworc_core::events::{EnforcedBy, SessionDiskQuotaExceeded};
 use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::session::{Event, Fault, FaultCode, Session};
 use raworc_runtime::ExitReason;
-use serde_json::json;
 
 use crate::app::Shared;
 use crate::change::{Change, SYSTEM};
@@ -74,8 +74,8 @@ pub async fn over_quota(app: &Shared, container: ContainerId, used_bytes: Option
                 if !apply(&mut change, Event::OverQuota { generation: container.generation }).await? {
                     return Ok(false);
                 }
-                let data = json!({ "used_bytes": used_bytes, "limit_bytes": limit_bytes, "enforced_by": "stopping" });
-                change.log("session.disk_quota_exceeded", data).await?;
+                let enforced_by = EnforcedBy::Stopping;
+                change.log(SessionDiskQuotaExceeded { used_bytes, limit_bytes, enforced_by }).await?;
                 change.save().await?;
                 Ok(true)
             })
@@ -97,9 +97,8 @@ pub async fn at_quota(app: &Shared, container: ContainerId, used_bytes: u64) -> 
                     return Ok(());
                 }
                 let limit_bytes = change.row.settings.disk;
-                let data =
-                    json!({ "used_bytes": used_bytes, "limit_bytes": limit_bytes, "enforced_by": "file_system" });
-                change.log("session.disk_quota_exceeded", data).await?;
+                let (used_bytes, enforced_by) = (Some(used_bytes), EnforcedBy::FileSystem);
+                change.log(SessionDiskQuotaExceeded { used_bytes, limit_bytes, enforced_by }).await?;
                 change.save().await?;
                 Ok(())
             })

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use raworc_core::checkpoints::{Cause, expired};
 use raworc_core::conversation::{Rewound, standing};
+use raworc_core::events::{
+    CheckpointCreated, CheckpointDelayed, CheckpointFailed, SessionRewindFailed, SessionRewound,
+};
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::session::{Container, Event};
 use raworc_core::time::Time;
@@ -13,7 +16,6 @@ use raworc_store::layers::{self, LayerRow};
 use raworc_store::messages;
 use raworc_store::sessions::SessionRow;
 use raworc_workspace::layers::seal::Change as Measured;
-use serde_json::json;
 
 use super::backups;
 use crate::app::Shared;
@@ -216,16 +218,16 @@ async fn announce(change: &mut Change<'_>, mut checkpoint: CheckpointRow) -> Res
     checkpoint.status = Status::Ready;
     checkpoint.took_micros = micros(change.now.since(checkpoint.created_at));
     checkpoints::update(change.connection(), &checkpoint).await?;
-    let data = json!({
-        "n": checkpoint.n,
-        "label": checkpoint.label,
-        "cause": checkpoint.cause,
-        "seq": checkpoint.seq,
-        "size_bytes": checkpoint.bytes,
-        "changed_bytes": checkpoint.changed_bytes,
-        "files": checkpoint.files,
-    });
-    change.log_as(&checkpoint.created_by, "checkpoint.created", data).await?;
+    let created = CheckpointCreated {
+        n: checkpoint.n,
+        label: checkpoint.label.clone(),
+        cause: checkpoint.cause,
+        seq: checkpoint.seq,
+        size_bytes: checkpoint.bytes,
+        changed_bytes: checkpoint.changed_bytes,
+        files: checkpoint.files,
+    };
+    change.log_as(&checkpoint.created_by, created).await?;
     backups::want(change);
     forget_old(change).await
 }
@@ -262,7 +264,7 @@ async fn go_back(change: &mut Change<'_>, saved_as: &CheckpointRow) -> Result<()
     let target = checkpoints::find(change.connection(), session, n).await?;
     change.step(&Event::Rewound).await?;
     let Some(target) = target else {
-        change.log("session.rewind_failed", json!({ "checkpoint": n, "error": "it is gone" })).await?;
+        change.log(SessionRewindFailed { checkpoint: n, error: "it is gone".into() }).await?;
         return Ok(());
     };
     let rewound = Rewound { at: saved_as.seq + 1, to: target.seq };
@@ -273,7 +275,7 @@ async fn go_back(change: &mut Change<'_>, saved_as: &CheckpointRow) -> Result<()
     change.row.layer_id = target.layer_id;
     let before = std::mem::replace(&mut change.row.writable_id, workspace_access::new_layer());
     change.wasted([before]);
-    change.log("session.rewound", json!({ "checkpoint": n, "saved_as": saved_as.n })).await?;
+    change.log(SessionRewound { checkpoint: n, saved_as: saved_as.n }).await?;
     Ok(())
 }
 
@@ -320,10 +322,10 @@ pub async fn delayed(app: &Shared, session: SessionId, layer: LayerId) -> Result
             });
             for mut checkpoint in of_layer {
                 let error = "the server's disk does not take it; it is tried again until it does".to_owned();
-                let data = json!({ "n": checkpoint.n, "error": error });
+                let delayed = CheckpointDelayed { n: checkpoint.n, error: error.clone() };
                 checkpoint.error = Some(error);
                 checkpoints::update(change.connection(), &checkpoint).await?;
-                change.log_as(&checkpoint.created_by, "checkpoint.delayed", data).await?;
+                change.log_as(&checkpoint.created_by, delayed).await?;
             }
             change.save().await?;
             Ok::<_, Failure>(())
@@ -374,14 +376,15 @@ pub async fn failed(app: &Shared, session: SessionId, causes: &BTreeSet<Cause>, 
                 // It is told, and what was not saved is with the next one.
                 change.row.save_due = None;
                 if open.is_empty() {
-                    change.log("checkpoint.failed", json!({ "cause": cause, "error": error })).await?;
+                    change.log(CheckpointFailed { n: None, cause, error: error.clone() }).await?;
                 }
                 for mut checkpoint in open {
                     checkpoint.status = Status::Failed;
                     checkpoint.error = Some(error.clone());
                     checkpoints::update(change.connection(), &checkpoint).await?;
-                    let data = json!({ "n": checkpoint.n, "cause": checkpoint.cause, "error": error });
-                    change.log_as(&checkpoint.created_by, "checkpoint.failed", data).await?;
+                    let (n, cause) = (Some(checkpoint.n), Some(checkpoint.cause));
+                    let failed = CheckpointFailed { n, cause, error: error.clone() };
+                    change.log_as(&checkpoint.created_by, failed).await?;
                     if checkpoint.cause == Cause::Rewind {
                         give_up_rewind(&mut change, &error).await?;
                     }
@@ -395,10 +398,10 @@ pub async fn failed(app: &Shared, session: SessionId, causes: &BTreeSet<Cause>, 
 
 /// A session that cannot save what it has does not go back: nothing is lost, and it is not held up.
 async fn give_up_rewind(change: &mut Change<'_>, error: &str) -> Result<(), Failure> {
-    let n = change.row.machine.rewind;
+    let Some(checkpoint) = change.row.machine.rewind else { return Ok(()) };
     match change.step(&Event::Rewound).await {
         Ok(()) => {
-            change.log("session.rewind_failed", json!({ "checkpoint": n, "error": error })).await?;
+            change.log(SessionRewindFailed { checkpoint, error: error.to_owned() }).await?;
             Ok(())
         }
         // Its container is still there: it is tried again when that has gone.

@@ -1,14 +1,15 @@
-//! Store what a host reports of its message, each report once.
+//! Store what a host reports of its turn, each report once.
 
 use raworc_api::message::{MessageError, MessageUsage, Role, Status};
 use raworc_core::checkpoints::Cause;
+use raworc_core::events::{LogEvent, MessageAdded, MessageDelta, Outcome, Speaker, TurnResult};
 use raworc_core::ids::{ContainerId, MessageId};
-use raworc_core::link::{Ending, Report, Stream, WorkId};
-use raworc_core::session::Event;
+use raworc_core::link::{Ending, Report, WorkId};
+use raworc_core::session::{Event, Running};
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::SessionRow;
 use raworc_store::{StoreError, events};
-use serde_json::{Map, Value, json};
+use serde_json::Map;
 use uuid::Uuid;
 
 use crate::app::Shared;
@@ -19,7 +20,7 @@ use crate::error::Failure;
 const MICROS: f64 = 1e6;
 
 /// Stores numbered reports of one container's host; those that are stored already, or of an older container, or of a
-/// message that is no longer worked on, are dropped. The session, where its message ended with them; `has_changed` says
+/// turn that is over, are dropped. The session, where its message ended with them; `has_changed` says
 /// whether there is anything to save of its workspace then.
 ///
 /// # Errors
@@ -78,23 +79,20 @@ fn merge(reports: Vec<(u64, Report)>, received: u64) -> Vec<(u64, Report)> {
 }
 
 async fn store(change: &mut Change<'_>, container: ContainerId, report: Report) -> Result<(), Failure> {
-    let running = change.row.machine.running.map(|running| running.message);
+    let (Report::Output { work, .. } | Report::Finished { work, .. }) = &report;
+    // Of a turn that is over, whose message may be on its next one, or of an exec: nothing to keep.
+    let Some(running) = change.row.machine.running.filter(|running| *work == WorkId::Turn(running.turn)) else {
+        return Ok(());
+    };
     match report {
-        Report::Output { work: WorkId::Message(id), stream, text } if running == Some(id) => {
-            let stream = match stream {
-                Stream::Stdout => "stdout",
-                Stream::Stderr => "stderr",
-            };
-            change.log("message.delta", json!({ "message_id": id, "stream": stream, "text": text })).await?;
+        Report::Output { stream, text, .. } => {
+            let (message_id, turn_id) = (running.message, Some(running.turn));
+            change.log(MessageDelta { message_id, turn_id, stream, text }).await?;
         }
-        Report::Finished { work: WorkId::Message(id), ending, duration_micros, dropped_bytes, output_file }
-            if running == Some(id) =>
-        {
+        Report::Finished { ending, duration_micros, dropped_bytes, output_file, .. } => {
             let end = End { ending, duration_micros, dropped_bytes, output_file };
-            finish(change, container, id, end).await?;
+            finish(change, container, running, end).await?;
         }
-        // Of a message that was cancelled or requeued meanwhile, or of an exec: nothing to keep.
-        Report::Output { .. } | Report::Finished { .. } => {}
     }
     Ok(())
 }
@@ -106,11 +104,13 @@ struct End {
     output_file: Option<String>,
 }
 
-async fn finish(change: &mut Change<'_>, container: ContainerId, id: MessageId, end: End) -> Result<(), Failure> {
-    let Some(mut message) = change.message(id).await? else {
-        return change.step(&Event::MessageFinished { generation: container.generation, message: id }).await;
+async fn finish(change: &mut Change<'_>, container: ContainerId, running: Running, end: End) -> Result<(), Failure> {
+    let finished = Event::MessageFinished { generation: container.generation, turn: running.turn };
+    let Some(mut message) = change.message(running.message).await? else {
+        change.tell_end(running, Outcome::Failed, damaged()).await?;
+        return change.step(&finished).await;
     };
-    let (status, error) = judge(end.ending);
+    let outcome = judge(end.ending);
     let usage = MessageUsage {
         exit_code: if let Ending::Exited(code) = end.ending { Some(code) } else { None },
         signal: if let Ending::Signalled(signal) = end.ending { Some(signal) } else { None },
@@ -119,34 +119,53 @@ async fn finish(change: &mut Change<'_>, container: ContainerId, id: MessageId, 
         output_file: end.output_file,
     };
     change.row.busy_micros = change.row.busy_micros.saturating_add(end.duration_micros);
-    let reply = answer(change, &message, &usage).await?;
-    let mut facts = Map::new();
-    facts.insert("reply_id".into(), json!(reply));
-    facts.insert("exit_code".into(), json!(usage.exit_code));
-    if let Some(signal) = usage.signal {
-        facts.insert("signal".into(), json!(signal));
-    }
-    if let Some(file) = &usage.output_file {
-        facts.insert("output_file".into(), json!(file));
-    }
-    facts.insert("duration_seconds".into(), json!(usage.duration_seconds));
-    facts.insert("output_bytes_dropped".into(), json!(usage.output_bytes_dropped));
-    change.finish_message(&mut message, status, error, facts).await?;
-    change.step(&Event::MessageFinished { generation: container.generation, message: id }).await
+    let reply_id = answer(change, running, &message, &usage).await?;
+    let result = TurnResult {
+        reply_id,
+        exit_code: usage.exit_code,
+        signal: usage.signal,
+        duration_seconds: usage.duration_seconds,
+        output_bytes_dropped: usage.output_bytes_dropped,
+        output_file: usage.output_file,
+    };
+    change.finish_message(&mut message, outcome, Some(running.turn), Some(result)).await?;
+    change.step(&finished).await
 }
 
-/// Adds the agent's answer to the conversation: all it wrote, in the order it came.
-async fn answer(change: &mut Change<'_>, message: &MessageRow, usage: &MessageUsage) -> Result<MessageId, StoreError> {
+/// Adds the agent's answer to the conversation: all that it wrote in this turn, in the order it came.
+async fn answer(
+    change: &mut Change<'_>,
+    running: Running,
+    message: &MessageRow,
+    usage: &MessageUsage,
+) -> Result<MessageId, StoreError> {
     let session = change.row.id;
     let since = message.started_seq.unwrap_or(message.seq);
-    let deltas = events::data_of_kind(change.connection(), session, "message.delta", since).await?;
-    let content: String = deltas.iter().filter_map(|data| data.get("text").and_then(Value::as_str)).collect();
+    let mut content = String::new();
+    for data in events::data_of_kind(change.connection(), session, MessageDelta::KIND, since).await? {
+        match LogEvent::read(MessageDelta::KIND, &data) {
+            // A turn that an older build began has none of its own.
+            Some(LogEvent::MessageDelta(delta)) if delta.turn_id.is_none_or(|turn| turn == running.turn) => {
+                content.push_str(&delta.text);
+            }
+            _ => {}
+        }
+    }
     let started = events::batch(change.connection(), session, since.saturating_sub(1), (1, usize::MAX)).await?.rows;
-    let agent = started.first().and_then(|event| event.data.get("agent")).and_then(Value::as_str).map(str::to_owned);
+    let agent = started.first().and_then(|event| match LogEvent::read(&event.kind, &event.data) {
+        Some(LogEvent::MessageStarted(started)) => started.agent,
+        _ => None,
+    });
     let id = MessageId(Uuid::now_v7());
     let actor = format!("agent:{}", agent.as_deref().unwrap_or_default());
-    let data = json!({ "message_id": id, "role": Role::Agent, "reply_to": message.id, "agent": agent });
-    let seq = change.log_as(&actor, "message.added", data).await?;
+    let added = MessageAdded {
+        message_id: id,
+        turn_id: Some(running.turn),
+        role: Speaker::Agent,
+        reply_to: message.id,
+        agent: agent.clone(),
+    };
+    let seq = change.log_as(&actor, added).await?;
     let row = MessageRow {
         id,
         session_id: session,
@@ -171,11 +190,19 @@ async fn answer(change: &mut Change<'_>, message: &MessageRow, usage: &MessageUs
     Ok(id)
 }
 
+fn damaged() -> MessageError {
+    let message =
+        "the record of the message is damaged, so that its answer could not be stored; what was written is in the \
+                   session's events"
+            .into();
+    MessageError { code: "record_damaged".into(), message }
+}
+
 /// What an ending means for the message.
-fn judge(ending: Ending) -> (Status, Option<MessageError>) {
-    let failed = |code: &str, message: String| (Status::Failed, Some(MessageError { code: code.into(), message }));
+fn judge(ending: Ending) -> (Outcome, Option<MessageError>) {
+    let failed = |code: &str, message: String| (Outcome::Failed, Some(MessageError { code: code.into(), message }));
     match ending {
-        Ending::Exited(0) => (Status::Done, None),
+        Ending::Exited(0) => (Outcome::Done, None),
         Ending::Exited(137) => {
             let why = "the script exited with status 137: something in it was killed, often for the memory limit";
             failed("exit_status", why.into())
@@ -185,17 +212,20 @@ fn judge(ending: Ending) -> (Status, Option<MessageError>) {
         Ending::Signalled(signal) => failed("signal", format!("signal {signal} ended the script")),
         Ending::TimedOut => failed("timeout", "it took longer than the agent's timeout_seconds".into()),
         Ending::NotStarted => failed("not_started", "the agent's program could not be started; see its output".into()),
-        Ending::Cancelled => (Status::Cancelled, Some(cancelled())),
+        Ending::Cancelled => (Outcome::Cancelled, Some(cancelled())),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use raworc_core::ids::TurnId;
+    use raworc_core::link::Stream;
+
     use super::*;
 
     #[test]
     fn neighbouring_texts_are_joined_and_stored_ones_dropped() {
-        let work = WorkId::Message(MessageId(Uuid::nil()));
+        let work = WorkId::Turn(TurnId(Uuid::nil()));
         let out = |stream, text: &str| Report::Output { work, stream, text: text.into() };
         let reports = vec![
             (1, out(Stream::Stdout, "old")),

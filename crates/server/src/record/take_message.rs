@@ -1,10 +1,11 @@
-//! Give the next message of a session to its host.
+//! Give the next message of a session to its host: a turn begins.
 
 use std::collections::BTreeMap;
 
 use raworc_api::agent::AgentRuntime;
 use raworc_api::message::{MessageError, Status};
-use raworc_core::ids::ContainerId;
+use raworc_core::events::{MessageStarted, Outcome};
+use raworc_core::ids::{ContainerId, TurnId};
 use raworc_core::limits::OUTPUT_BYTES_MAX;
 use raworc_core::link::{Program, WORKSPACE_PATH, Work, WorkId};
 use raworc_core::session::{Event, Running, State};
@@ -12,7 +13,7 @@ use raworc_store::Sound;
 use raworc_store::agents::{self, AgentRow};
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::SessionRow;
-use serde_json::{Map, json};
+use uuid::Uuid;
 
 use crate::app::Shared;
 use crate::change::{Change, SYSTEM};
@@ -50,7 +51,8 @@ async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<
         return Ok(None);
     };
     message.attempts += 1;
-    let running = Running { message: message.id, attempt: message.losses + 1 };
+    let turn = TurnId(Uuid::now_v7());
+    let running = Running { turn, message: message.id, attempt: message.losses + 1 };
     change.step(&Event::MessageTaken { generation: container.generation, running }).await?;
     let Sound { rows: assigned, damaged } = agents::assigned(change.connection(), session).await?;
     let agent = match &message.agent {
@@ -59,14 +61,15 @@ async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<
         None => assigned.into_iter().next().filter(|_| damaged.is_empty()),
     };
     let name = agent.as_ref().map(|agent| agent.definition.name.clone());
-    let data = json!({ "message_id": message.id, "attempt": message.attempts, "agent": name });
-    message.started_seq = Some(change.log("message.started", data).await?);
+    let attempt = message.attempts;
+    let started = MessageStarted { message_id: message.id, turn_id: Some(turn), attempt, agent: name };
+    message.started_seq = Some(change.log(started).await?);
     message.status = Status::Processing;
     messages::update(change.connection(), &message).await?;
     match agent {
-        Some(agent) => Ok(Some(work(&change.row, &message, &agent))),
+        Some(agent) => Ok(Some(work(&change.row, turn, &message, &agent))),
         None => {
-            fail_without_agent(change, container, &mut message, !damaged.is_empty()).await?;
+            fail_without_agent(change, container, turn, &mut message, !damaged.is_empty()).await?;
             Ok(None)
         }
     }
@@ -76,6 +79,7 @@ async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<
 async fn fail_without_agent(
     change: &mut Change<'_>,
     container: ContainerId,
+    turn: TurnId,
     message: &mut MessageRow,
     is_damaged: bool,
 ) -> Result<(), Failure> {
@@ -88,12 +92,12 @@ async fn fail_without_agent(
         format!("the session no longer has the agent {name:?}; assign it and send the message again")
     };
     let error = MessageError { code: "not_started".into(), message: why };
-    change.finish_message(message, Status::Failed, Some(error), Map::new()).await?;
-    change.step(&Event::MessageFinished { generation: container.generation, message: message.id }).await
+    change.finish_message(message, (Outcome::Failed, Some(error)), Some(turn), None).await?;
+    change.step(&Event::MessageFinished { generation: container.generation, turn }).await
 }
 
-/// What the host is to do for a message.
-pub fn work(session: &SessionRow, message: &MessageRow, agent: &AgentRow) -> Work {
+/// What the host is to do in a turn.
+pub fn work(session: &SessionRow, turn: TurnId, message: &MessageRow, agent: &AgentRow) -> Work {
     let mut env: BTreeMap<String, String> = session.settings.env.clone();
     env.extend(agent.definition.config.env.clone());
     env.insert("RAWORC_SESSION_ID".into(), session.id.to_string());
@@ -103,7 +107,7 @@ pub fn work(session: &SessionRow, message: &MessageRow, agent: &AgentRow) -> Wor
         AgentRuntime::Shell => Program::Shell { script: message.content.clone() },
     };
     Work {
-        id: WorkId::Message(message.id),
+        id: WorkId::Turn(turn),
         program,
         env,
         directory: WORKSPACE_PATH.to_owned(),

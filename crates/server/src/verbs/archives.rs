@@ -11,7 +11,7 @@ use raworc_core::limits::{ARCHIVE_BYTES_MAX, ARCHIVE_ENTRIES_MAX};
 use raworc_core::permissions::Actor;
 use raworc_workspace::{FileError, LayerStore, Measured, Packing, Present, Unpacked, Unpacking, Workspace, measure};
 
-use super::files::{allow, note, open, over_quota, refuse_ended, refuse_over_quota, room, session, to_its_end};
+use super::files::{Noted, allow, note, open, over_quota, refuse_ended, refuse_over_quota, room, session, to_its_end};
 use super::find::Purpose;
 use crate::app::Shared;
 use crate::conditions::Conditions;
@@ -125,7 +125,7 @@ pub async fn unpack(
     to_its_end(app, async move {
         let (outcome, has_begun) = workspace_access::change(&in_task, guard, work).await?;
         if has_begun {
-            note(&in_task, &actor, &row, "file.written", &unpacked_at).await?;
+            note(&in_task, &actor, &row, Noted::Written, &unpacked_at).await?;
         }
         outcome.map_err(|error| if has_begun { half_done(error) } else { error.into() })
     })

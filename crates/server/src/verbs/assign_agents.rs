@@ -1,9 +1,9 @@
 //! Change which agents a session has.
 
+use raworc_core::events::SessionUpdated;
 use raworc_core::permissions::Actor;
 use raworc_store::agents::{self, AgentRow};
 use raworc_store::audit;
-use serde_json::json;
 
 use super::find::{self, Purpose};
 use crate::app::Shared;
@@ -30,8 +30,8 @@ pub async fn assign_agents(
                 agents::assign(transaction.connection(), row.id, &ids).await?;
                 audit::append(transaction.connection(), now, &actor, "session.assign", &row.id.to_string()).await?;
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
-                let names: Vec<&str> = found.iter().map(|agent| agent.definition.name.as_str()).collect();
-                change.log("session.updated", json!({ "fields": ["agents"], "agents": names })).await?;
+                let names = found.iter().map(|agent| agent.definition.name.clone()).collect();
+                change.log(SessionUpdated { fields: vec!["agents".into()], agents: Some(names) }).await?;
                 change.configure().await?;
                 change.save().await?;
                 Ok(found)

@@ -2,12 +2,12 @@
 
 use raworc_api::message::Status;
 use raworc_api::problem::Code;
+use raworc_core::events::Outcome;
 use raworc_core::ids::MessageId;
 use raworc_core::permissions::Actor;
 use raworc_core::session::Event;
 use raworc_store::audit;
 use raworc_store::messages::{self, MessageRow};
-use serde_json::Map;
 
 use super::find::{self, Purpose};
 use crate::app::Shared;
@@ -42,7 +42,8 @@ pub async fn cancel_message(
                 audit::append(transaction.connection(), now, &actor, "message.cancel", &row.id.to_string()).await?;
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 if message.status == Status::Queued {
-                    change.finish_message(&mut message, Status::Cancelled, Some(cancelled()), Map::new()).await?;
+                    let end = (Outcome::Cancelled, Some(cancelled()));
+                    change.finish_message(&mut message, end, None, None).await?;
                     change.step(&Event::MessageWithdrawn).await?;
                 } else {
                     change.step(&Event::Cancel).await?;

@@ -3,6 +3,7 @@
 use std::io::Read as _;
 
 use raworc_core::checkpoints::Cause;
+use raworc_core::events::CheckpointDeleted;
 use raworc_core::ids::SessionId;
 use raworc_core::limits::{DIFFERENCES_MAX, TEXT_DIFF_BYTES_MAX};
 use raworc_core::names;
@@ -14,7 +15,6 @@ use raworc_store::sessions::SessionRow;
 use raworc_store::{Sound, audit};
 use raworc_workspace::layers::compare::{self, Difference};
 use raworc_workspace::{FileError, Kind, OpenEntry};
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::check::Checks;
@@ -184,7 +184,7 @@ pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String, n: u64) -> 
                 }
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 save::forget(&mut change, n).await?;
-                change.log("checkpoint.deleted", json!({ "n": n })).await?;
+                change.log(CheckpointDeleted { n }).await?;
                 change.save().await?;
                 Ok(())
             })

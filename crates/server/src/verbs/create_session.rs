@@ -6,6 +6,7 @@ use std::time::Duration;
 use raworc_api::problem::{Code, Problem};
 use raworc_api::session::CreateSession;
 use raworc_core::checkpoints::{Cause, Plan};
+use raworc_core::events::{ImageName, MessageInherited, SessionCreated};
 use raworc_core::ids::{ImageId, MessageId, SessionId};
 use raworc_core::limits::{
     MESSAGE_BYTES_MAX, NAME_CHARACTERS_MAX, TTL_SECONDS, WAITING_TIMEOUT_DEFAULT, WAITING_TIMEOUT_SECONDS,
@@ -21,7 +22,6 @@ use raworc_store::images::ImageRow;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::{self, BackupState, ImageUsed, SessionRow, Settings};
 use raworc_store::{Connection, agents, audit};
-use serde_json::json;
 use uuid::Uuid;
 
 use super::check::{Checks, backup, disk, plan, resources_or_default};
@@ -122,16 +122,16 @@ pub async fn create_session(
 
 async fn log_created(change: &mut Change<'_>, agents: &[AgentRow]) -> Result<(), Failure> {
     let settings = &change.row.settings;
-    let mut data = json!({
-        "name": change.row.name,
-        "agents": agents.iter().map(|agent| agent.definition.name.as_str()).collect::<Vec<_>>(),
-    });
-    for (key, used) in [("image", &settings.image), ("from", &settings.from)] {
-        if let Some(used) = used {
-            data[key] = json!({ "name": used.name, "digest": used.digest });
-        }
-    }
-    change.log("session.created", data).await?;
+    let name_of = |used: &ImageUsed| ImageName { name: used.name.clone(), digest: used.digest.clone() };
+    let created = SessionCreated {
+        name: change.row.name.clone(),
+        agents: agents.iter().map(|agent| agent.definition.name.clone()).collect(),
+        image: settings.image.as_ref().map(name_of),
+        from: settings.from.as_ref().map(name_of),
+        parent_session_id: None,
+        parent_checkpoint: None,
+    };
+    change.log(created).await?;
     Ok(())
 }
 
@@ -213,8 +213,8 @@ impl Conversation {
             let id = MessageId(Uuid::now_v7());
             self.ids.insert(message.id, id);
             let from = (message.session_id != change.row.id).then_some(message.id);
-            let data = json!({ "message_id": id, "role": message.role, "from": from, "agent": message.agent });
-            message.seq = change.log("message.inherited", data).await?;
+            let (role, agent) = (message.role.into(), message.agent.clone());
+            message.seq = change.log(MessageInherited { message_id: id, role, from, agent }).await?;
             message.id = id;
             message.session_id = change.row.id;
             message.reply_to = message.reply_to.and_then(|id| self.ids.get(&id).copied());

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use raworc_api::disk::{DiskUsage, LayerUsage, Limits, Prune, Pruned};
+use raworc_core::events::SessionPurged;
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::permissions::{Action, Actor};
 use raworc_core::session::Container;
@@ -11,7 +12,6 @@ use raworc_store::images::ImageRow;
 use raworc_store::layers::{self, LayerRow, Root};
 use raworc_store::{Connection, agents, audit, checkpoints, images, sessions};
 use raworc_workspace::FileError;
-use serde_json::json;
 
 use crate::app::Shared;
 use crate::change::Change;
@@ -182,7 +182,7 @@ async fn purge(app: &Shared, actor: &Actor, session: SessionId) -> Result<Purged
             change.row.purged_at = Some(now);
             change.row.save_due = None;
             change.row.backup_at = None;
-            change.log("session.purged", json!({})).await?;
+            change.log(SessionPurged {}).await?;
             let transaction = change.save_first().await?;
             for layer in stood_on {
                 layers::release(transaction, layer).await?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use raworc_api::problem::Code;
 use raworc_api::workspace::{Exec, ExecCommand, ExecResult};
+use raworc_core::events::{StreamEnd, StreamError, StreamStart};
 use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::limits::{EXEC_OUTPUT_BYTES_MAX, EXEC_TIMEOUT_MAX, MESSAGE_BYTES_MAX, START_TIMEOUT};
 use raworc_core::link::{Ending, Program, Report, Stream, WORKSPACE_PATH, Work, WorkId};
@@ -14,14 +15,13 @@ use raworc_core::time::Time;
 use raworc_store::audit;
 use raworc_store::sessions::{self, SessionRow};
 use raworc_store::streams::{self, Kind, StreamRow};
-use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::check::Checks;
 use super::find::{self, Purpose};
 use crate::app::Shared;
-use crate::change::Change;
+use crate::change::{Change, unseen};
 use crate::error::Failure;
 use crate::link::hosts::ExecRejection;
 
@@ -35,6 +35,9 @@ const WORDS_BYTES_MAX: usize = 128 * 1024 - 1;
 /// Longest directory that a command starts in, in bytes; with the workspace before it, Linux takes it (`PATH_MAX`).
 const DIRECTORY_BYTES_MAX: usize = 4095 - WORKSPACE_PATH.len() - 1;
 
+/// What a command begins with that is waited for.
+const NOT_ATTACHED: StreamStart = StreamStart { attached: None, columns: None, rows: None };
+
 /// Runs a command and answers when it has ended. Wakes a session that rests.
 ///
 /// # Errors
@@ -43,7 +46,8 @@ pub async fn exec(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -
     check(&body)?;
     let id = Uuid::now_v7();
     // Before anything is recorded: the client may go away at any moment.
-    let mut guard = ExecGuard { app, id, container: None, is_finished: false, end: Some(unseen("abandoned")) };
+    let mut guard =
+        ExecGuard { app, id, container: None, is_finished: false, end: Some(unseen(StreamError::Abandoned)) };
     let beginning = app.hosts.beginning(id);
     let begun = begin(app, actor, id_or_name, id, shown(&body.command)).await;
     if begun.is_err() {
@@ -55,11 +59,11 @@ pub async fn exec(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -
         None => {
             let up = when_ready(app, session.id, |up| app.hosts.is_connected(up).map(|()| up)).await?;
             let row = stream(up, id, shown(&body.command), actor, app.now());
-            super::streams::record(app, row.clone(), json!({})).await?;
+            super::streams::record(app, row.clone(), NOT_ATTACHED).await?;
             row
         }
     };
-    guard.end = Some(unseen("not_started"));
+    guard.end = Some(unseen(StreamError::NotStarted));
     let timeout = body.timeout_seconds.unwrap_or(TIMEOUT_SECONDS_DEFAULT);
     let work = work(&session, id, body, timeout);
     let container = ContainerId { session: session.id, generation: row.generation };
@@ -70,23 +74,19 @@ pub async fn exec(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -
     })
     .await?;
     drop(beginning);
-    guard.end = Some(unseen("abandoned"));
+    guard.end = Some(unseen(StreamError::Abandoned));
     let outcome = tokio::time::timeout(Duration::from_secs(timeout) + REPORT_GRACE, collect(reports)).await;
     let Ok(Some(result)) = outcome else {
-        guard.end = Some(unseen("lost"));
+        guard.end = Some(unseen(StreamError::Lost));
         let detail = "the session's container ended while the command ran; see the session's events";
         return Err(Failure::new(Code::InvalidState, detail));
     };
-    let data = json!({ "exit_code": result.exit_code, "duration_seconds": result.duration_seconds });
-    (guard.is_finished, guard.end) = (true, Some(data.clone()));
-    end(app, id, data).await?;
+    let (exit_code, duration_seconds) = (result.exit_code, Some(result.duration_seconds));
+    let seen = StreamEnd { exit_code, duration_seconds, signal: None, error: None };
+    (guard.is_finished, guard.end) = (true, Some(seen.clone()));
+    end(app, id, seen).await?;
     guard.end = None;
     Ok(result)
-}
-
-/// The end of an exec that was not seen, and why.
-fn unseen(why: &str) -> Value {
-    json!({ "exit_code": null, "error": why })
 }
 
 /// An exec that has begun. Dropped before its end is recorded, it ends the exec where that still runs, and records the end.
@@ -96,7 +96,7 @@ struct ExecGuard<'a> {
     container: Option<ContainerId>,
     is_finished: bool,
     /// What is still to be recorded of its end.
-    end: Option<Value>,
+    end: Option<StreamEnd>,
 }
 
 impl Drop for ExecGuard<'_> {
@@ -104,10 +104,10 @@ impl Drop for ExecGuard<'_> {
         if let Some(container) = self.container {
             self.app.hosts.end_exec(container, self.id, !self.is_finished);
         }
-        if let Some(data) = self.end.take() {
+        if let Some(seen) = self.end.take() {
             let (app, id) = (self.app.clone(), self.id);
             self.app.tasks.spawn(async move {
-                if let Err(error) = end(&app, id, data).await {
+                if let Err(error) = end(&app, id, seen).await {
                     tracing::error!(exec = %id, %error, "the end of an exec could not be recorded");
                 }
             });
@@ -185,7 +185,7 @@ async fn begin(
                         let container =
                             ContainerId { session: change.row.id, generation: change.row.machine.generation };
                         let row = stream(container, id, command, &actor, now);
-                        change.begin_stream(&row, json!({})).await?;
+                        change.begin_stream(&row, NOT_ATTACHED).await?;
                         Some(row)
                     }
                     Container::None | Container::Starting | Container::Stopping => None,
@@ -337,7 +337,7 @@ fn exit_code(ending: Ending) -> Option<i32> {
 }
 
 /// Records that an exec has ended, where it is recorded that it began.
-async fn end(app: &Shared, id: Uuid, data: Value) -> Result<(), Failure> {
+async fn end(app: &Shared, id: Uuid, seen: StreamEnd) -> Result<(), Failure> {
     let now = app.now();
     app.store
         .write(move |transaction| {
@@ -345,7 +345,7 @@ async fn end(app: &Shared, id: Uuid, data: Value) -> Result<(), Failure> {
                 let Some(row) = streams::find(transaction.connection(), id).await? else { return Ok(()) };
                 let mut change = Change::load(transaction, row.session_id, now, row.actor.clone()).await?;
                 change.step(&Event::Used).await?;
-                change.end_stream(&row, data).await?;
+                change.end_stream(&row, seen).await?;
                 change.save().await?;
                 Ok(())
             })

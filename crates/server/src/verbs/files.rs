@@ -5,13 +5,13 @@ use std::future::Future;
 use std::io::Read;
 
 use raworc_api::problem::Code;
+use raworc_core::events::{FileDeleted, FileWritten, LogEvent};
 use raworc_core::ids::ContainerId;
 use raworc_core::limits::FILE_BYTES_MAX;
 use raworc_core::permissions::Actor;
 use raworc_store::sessions::SessionRow;
 use raworc_store::{StoreError, audit};
 use raworc_workspace::{Entries, FileError, OpenEntry, Present, Version, Workspace, Write, Written, list};
-use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::checkpoints;
@@ -129,7 +129,7 @@ pub async fn write(
     let (in_task, actor) = (app.clone(), actor.clone());
     to_its_end(app, async move {
         let outcome = workspace_access::change(&in_task, guard, work).await?;
-        note(&in_task, &actor, &row, "file.written", &written).await?;
+        note(&in_task, &actor, &row, Noted::Written, &written).await?;
         Ok(outcome)
     })
     .await
@@ -188,7 +188,7 @@ pub async fn remove(
     let (in_task, actor) = (app.clone(), actor.clone());
     to_its_end(app, async move {
         workspace_access::change(&in_task, guard, work).await?;
-        note(&in_task, &actor, &row, "file.deleted", &removed).await
+        note(&in_task, &actor, &row, Noted::Deleted, &removed).await
     })
     .await
 }
@@ -238,25 +238,32 @@ pub(super) fn refuse_ended(row: &SessionRow) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What was done to a file from outside.
+#[derive(Clone, Copy)]
+pub(super) enum Noted {
+    Written,
+    Deleted,
+}
+
 pub(super) async fn note(
     app: &Shared,
     actor: &Actor,
     row: &SessionRow,
-    kind: &'static str,
+    what: Noted,
     path: &[u8],
 ) -> Result<(), Failure> {
-    let path = view::name(path.strip_prefix(b"/").unwrap_or(path));
-    let mut data = json!({ "path": path.0 });
-    if let Some(bytes) = path.1 {
-        data["path_bytes"] = bytes.into();
-    }
+    let (path, path_bytes) = view::name(path.strip_prefix(b"/").unwrap_or(path));
+    let event: LogEvent = match what {
+        Noted::Written => FileWritten { path, path_bytes }.into(),
+        Noted::Deleted => FileDeleted { path, path_bytes }.into(),
+    };
     let (actor, now, session) = (actor.clone(), app.now(), row.id);
     app.store
         .write(move |transaction| {
             Box::pin(async move {
-                audit::append(transaction.connection(), now, &actor, kind, &session.to_string()).await?;
+                audit::append(transaction.connection(), now, &actor, event.kind(), &session.to_string()).await?;
                 let mut change = Change::load(transaction, session, now, actor.name).await?;
-                change.log(kind, data).await?;
+                change.log(event).await?;
                 change.save().await?;
                 Ok(())
             })

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use raworc_api::image::{PushCheckpoint, Pushed, TransferProgress};
 use raworc_core::conversation::standing;
+use raworc_core::events::CheckpointPushed;
 use raworc_core::ids::AccountId;
 use raworc_core::permissions::Actor;
 use raworc_oci::{Descriptor, Digest, Error, Image, Reference, Registry};
@@ -12,7 +13,6 @@ use raworc_store::layers::LayerRow;
 use raworc_store::sessions::SessionRow;
 use raworc_store::{agents, audit, messages};
 use raworc_workspace::FileError;
-use serde_json::json;
 
 use super::checkpoints as versions;
 use super::find::{self, Purpose};
@@ -153,12 +153,13 @@ impl Content {
 async fn note(app: &Shared, actor: &Actor, row: &SessionRow, pushed: &Pushed) -> Result<(), Failure> {
     let (actor, now, session) = (actor.clone(), app.now(), row.id);
     let Pushed { n, reference, digest, left_out } = pushed;
-    let data = json!({ "n": n, "reference": reference, "digest": digest, "left_out": left_out });
+    let (reference, digest) = (reference.clone(), digest.clone());
+    let event = CheckpointPushed { n: *n, reference, digest, left_out: *left_out };
     let write = app.store.write(move |transaction| {
         Box::pin(async move {
             audit::append(transaction.connection(), now, &actor, "checkpoint.push", &session.to_string()).await?;
             let mut change = Change::load(transaction, session, now, actor.name).await?;
-            change.log("checkpoint.pushed", data).await?;
+            change.log(event).await?;
             change.save().await?;
             Ok::<_, Failure>(())
         })

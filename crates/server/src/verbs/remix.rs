@@ -4,12 +4,12 @@ use std::ops::RangeInclusive;
 
 use raworc_api::session::{CreateSession, RemixSession};
 use raworc_core::conversation::standing;
+use raworc_core::events::SessionCreated;
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::limits::{PAGE_BYTES_MAX, PAGE_ROWS_MAX};
 use raworc_core::permissions::{Action, Actor};
 use raworc_store::sessions::{self, SessionRow};
 use raworc_store::{Connection, agents, audit, checkpoints, messages};
-use serde_json::json;
 
 use super::checkpoints as versions;
 use super::create_session::{
@@ -95,12 +95,15 @@ pub async fn remix(
                     key.remember(transaction.connection(), &actor, row.id.to_string(), now).await?;
                 }
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
-                let names: Vec<&str> = agents.iter().map(|agent| agent.definition.name.as_str()).collect();
-                let data = json!({
-                    "name": change.row.name, "agents": names,
-                    "parent_session_id": parent.id, "parent_checkpoint": from.n,
-                });
-                change.log("session.created", data).await?;
+                let created = SessionCreated {
+                    name: change.row.name.clone(),
+                    agents: agents.iter().map(|agent| agent.definition.name.clone()).collect(),
+                    image: None,
+                    from: None,
+                    parent_session_id: Some(parent.id),
+                    parent_checkpoint: Some(from.n),
+                };
+                change.log(created).await?;
                 copy(&mut change, parent.id, &standing(from.seq, &parent.rewinds)).await?;
                 let size = (from.bytes, from.files);
                 let inherited = Inherited { label: from.label.clone(), by: from.created_by.clone(), size };

@@ -1,11 +1,11 @@
 //! Go back to a checkpoint.
 
 use raworc_core::checkpoints::Cause;
+use raworc_core::events::SessionRewinding;
 use raworc_core::permissions::Actor;
 use raworc_core::session::Event;
 use raworc_store::sessions::{self, SessionRow};
 use raworc_store::{audit, checkpoints};
-use serde_json::json;
 
 use super::checkpoints as versions;
 use super::find::{self, Purpose};
@@ -39,7 +39,7 @@ pub async fn rewind(app: &Shared, actor: &Actor, id_or_name: String, n: u64) -> 
                 let mut change = Change::begin(transaction, row, now, actor.name.clone());
                 // What is there now, up to this point of the conversation.
                 let saved = save::new_row(&mut change.row, Cause::Rewind, None, &actor.name, now);
-                change.log("session.rewinding", json!({ "checkpoint": n, "saved_as": saved.n })).await?;
+                change.log(SessionRewinding { checkpoint: n, saved_as: saved.n }).await?;
                 change.step(&Event::Rewind { checkpoint: n }).await?;
                 checkpoints::insert(change.connection(), &saved).await?;
                 change.save().await?;

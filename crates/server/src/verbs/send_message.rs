@@ -2,13 +2,14 @@
 
 use raworc_api::message::{Role, SendMessage, Status};
 use raworc_api::problem::Problem;
+use raworc_core::events::{MessageQueued, Speaker};
 use raworc_core::ids::MessageId;
 use raworc_core::limits::MESSAGE_BYTES_MAX;
 use raworc_core::permissions::Actor;
 use raworc_core::session::Event;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::{agents, audit};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::check::Checks;
@@ -82,8 +83,8 @@ pub async fn send_message(
 pub async fn queue(change: &mut Change<'_>, new: NewMessage) -> Result<MessageRow, Failure> {
     change.step(&Event::MessageQueued).await?;
     let id = MessageId(Uuid::now_v7());
-    let data = json!({ "message_id": id, "role": Role::User, "agent": new.agent, "content": new.content });
-    let seq = change.log("message.queued", data).await?;
+    let (agent, content) = (new.agent.clone(), new.content.clone());
+    let seq = change.log(MessageQueued { message_id: id, role: Speaker::User, agent, content }).await?;
     let message = MessageRow {
         id,
         session_id: change.row.id,

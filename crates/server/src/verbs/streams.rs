@@ -6,6 +6,7 @@ use std::time::Duration;
 use raworc_api::problem::{Code, Problem};
 use raworc_api::terminal::OpenTerminal;
 use raworc_api::workspace::{Exec, ExecCommand};
+use raworc_core::events::{StreamEnd, StreamError, StreamStart};
 use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::limits::DETACHED_MAX;
 use raworc_core::link::{Attach, Ending, Interactive, Size, WorkId};
@@ -14,7 +15,6 @@ use raworc_core::session::Event;
 use raworc_store::sessions::SessionRow;
 use raworc_store::streams::{self, Kind, StreamRow};
 use raworc_store::{Sound, StoreError, audit};
-use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -22,7 +22,7 @@ use super::check::Checks;
 use super::exec;
 use super::find::{self, Purpose};
 use crate::app::Shared;
-use crate::change::Change;
+use crate::change::{Change, unseen};
 use crate::error::Failure;
 use crate::link::attachments::Way;
 use crate::policy::lease::Lease;
@@ -234,11 +234,8 @@ async fn open_now(
         opened_at: app.now(),
     };
     let _beginning = app.hosts.beginning(id);
-    let mut data = json!({ "attached": true });
-    if let Some(Size { columns, rows }) = wanted.size {
-        (data["columns"], data["rows"]) = (json!(columns), json!(rows));
-    }
-    record(app, row, data).await?;
+    let (columns, rows) = wanted.size.map(|Size { columns, rows }| (columns, rows)).unzip();
+    record(app, row, StreamStart { attached: Some(true), columns, rows }).await?;
     let start = Interactive {
         program: wanted.command.map(|command| exec::program(command, String::new())),
         env: exec::environment(&session, wanted.env),
@@ -253,7 +250,7 @@ async fn open_now(
         Ok(way) => Ok(Attached { id, session: session.id, container, way }),
         Err(failure) => {
             app.hosts.end_stream(container, id);
-            finish(app, container, id, json!({ "exit_code": null, "error": "not_started" })).await?;
+            finish(app, container, id, unseen(StreamError::NotStarted)).await?;
             Err(failure)
         }
     }
@@ -282,13 +279,13 @@ async fn wake(app: &Shared, actor: &Actor, id_or_name: String, kind: Kind) -> Re
 ///
 /// # Errors
 /// As [`Change::begin_stream`].
-pub async fn record(app: &Shared, row: StreamRow, data: Value) -> Result<(), Failure> {
+pub async fn record(app: &Shared, row: StreamRow, start: StreamStart) -> Result<(), Failure> {
     let now = app.now();
     app.store
         .write(move |transaction| {
             Box::pin(async move {
                 let mut change = Change::load(transaction, row.session_id, now, row.actor.clone()).await?;
-                change.begin_stream(&row, data).await?;
+                change.begin_stream(&row, start).await?;
                 change.save().await?;
                 Ok(())
             })
@@ -361,18 +358,19 @@ pub async fn ended(
     ending: Ending,
     duration_micros: u64,
 ) -> Result<(), Failure> {
-    let mut data = json!({ "exit_code": null, "duration_seconds": duration_micros as f64 / 1e6 });
+    let duration_seconds = Some(duration_micros as f64 / 1e6);
+    let mut end = StreamEnd { exit_code: None, duration_seconds, signal: None, error: None };
     match ending {
-        Ending::Exited(code) => data["exit_code"] = json!(code),
-        Ending::Signalled(signal) => data["signal"] = json!(signal),
-        Ending::Cancelled => data["error"] = json!("closed"),
-        Ending::TimedOut => data["error"] = json!("timed_out"),
-        Ending::NotStarted => data["error"] = json!("not_started"),
+        Ending::Exited(code) => end.exit_code = Some(code),
+        Ending::Signalled(signal) => end.signal = Some(signal),
+        Ending::Cancelled => end.error = Some(StreamError::Closed),
+        Ending::TimedOut => end.error = Some(StreamError::TimedOut),
+        Ending::NotStarted => end.error = Some(StreamError::NotStarted),
     }
-    finish(app, container, id, data).await
+    finish(app, container, id, end).await
 }
 
-async fn finish(app: &Shared, container: ContainerId, id: Uuid, data: Value) -> Result<(), Failure> {
+async fn finish(app: &Shared, container: ContainerId, id: Uuid, end: StreamEnd) -> Result<(), Failure> {
     let now = app.now();
     let finished: Result<(), Failure> = app
         .store
@@ -382,7 +380,7 @@ async fn finish(app: &Shared, container: ContainerId, id: Uuid, data: Value) -> 
                 let mut change = Change::load(transaction, container.session, now, actor).await?;
                 let rows = streams::of_session(change.connection(), container.session).await?.rows;
                 if let Some(row) = rows.iter().find(|row| row.id == id) {
-                    change.end_stream(row, data).await?;
+                    change.end_stream(row, end).await?;
                     change.step(&Event::Used).await?;
                     change.save().await?;
                 }

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use raworc_api::session::UpdateSession;
 use raworc_core::checkpoints::Cause;
+use raworc_core::events::SessionUpdated;
 use raworc_core::limits::{TTL_SECONDS, WAITING_TIMEOUT_SECONDS};
 use raworc_core::names;
 use raworc_core::permissions::Actor;
 use raworc_core::session::Event;
 use raworc_store::audit;
 use raworc_store::sessions::{BackupState, SessionRow};
-use serde_json::json;
 
 use super::check::{Checks, backup, disk, plan};
 use super::find::{self, Purpose};
@@ -50,7 +50,8 @@ pub async fn update_session(
                 if !fields.is_empty() {
                     change.configure().await?;
                 }
-                change.log("session.updated", json!({ "fields": fields })).await?;
+                let fields = fields.into_iter().map(str::to_owned).collect();
+                change.log(SessionUpdated { fields, agents: None }).await?;
                 Ok::<_, Failure>(change.save().await?)
             })
         })
