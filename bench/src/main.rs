@@ -1,6 +1,7 @@
 //! `cargo run --release -p raworc-bench`: measures Raworc on this machine, over HTTP as a client would, and what else is
 //! installed here that starts containers, in the same run. docs/performance.md says what each line means.
 
+mod conversations;
 mod durable;
 mod http;
 mod latency;
@@ -32,7 +33,7 @@ struct Options {
     /// How often each thing that takes milliseconds is done.
     #[arg(long, default_value_t = 100, value_name = "N")]
     rounds: usize,
-    /// Only these: latency, workspaces, registry, burst, durable, memory, idle, scale.
+    /// Only these: latency, workspaces, conversations, registry, burst, durable, memory, idle, scale.
     #[arg(long, value_delimiter = ',', value_name = "PART,…")]
     only: Vec<String>,
     /// Leave the server's data here, and use what is there; otherwise in a temporary directory.
@@ -79,6 +80,11 @@ async fn measure(
     if options.wants("workspaces") {
         let server = Server::start(program, data_dir, &["--spares", "2"]).await?;
         workspaces::measure(&server, options.rounds, report).await?;
+        server.stop().await?;
+    }
+    if options.wants("conversations") {
+        let server = Server::start(program, data_dir, &["--spares", "2"]).await?;
+        conversations::measure(&server, options.rounds, report).await?;
         server.stop().await?;
     }
     if options.wants("registry") {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, bail, ensure};
 use axum::Router;
 use axum::http::Method;
+use raworc_core::conversation::{Rewound, standing};
 use raworc_core::ids::LayerId;
 use raworc_core::session::State;
 use serde_json::{Value, json};
@@ -71,6 +72,9 @@ pub async fn invariants(world: &World, router: &Router) -> anyhow::Result<()> {
         for message in messages.iter().filter(|message| message["role"] == "user").filter(is_own) {
             told_once(world, message, &events, &messages).with_context(|| format!("{message:#}"))?;
         }
+        if let Some(parent) = session["parent_session_id"].as_str() {
+            inherits(world, router, &session, parent, &events, &messages).await?;
+        }
         if session["purged_at"].is_null() {
             tied(world, id, &events, &messages).with_context(|| format!("the checkpoints of {id}"))?;
             if session["checkpoints"]["policy"] == "each_message" {
@@ -94,6 +98,66 @@ pub async fn invariants(world: &World, router: &Router) -> anyhow::Result<()> {
         ensure!(messages.iter().all(|message| message["status"] != "processing"), "a message of {id} is stuck");
     }
     Ok(())
+}
+
+/// The conversation of a remix begins with what the parent's was at the checkpoint that it is made from, as the parent's log tells it:
+/// what had ended by then, without what had been taken back.
+async fn inherits(
+    world: &World,
+    router: &Router,
+    session: &Value,
+    parent: &str,
+    events: &[Value],
+    messages: &[Value],
+) -> anyhow::Result<()> {
+    let of_parent = format!("/sessions/{parent}");
+    let log = all(world, router, &format!("{of_parent}/events"), "after", |event| event["seq"].to_string()).await?;
+    let Some(expected) = standing_at(&log, &session["parent_checkpoint"]) else { return Ok(()) };
+    let inherited: Vec<&Value> = events.iter().filter(|event| event["type"] == "message.inherited").collect();
+    let from: Vec<&str> = inherited.iter().map(|event| text(&event["data"]["from"])).collect();
+    ensure!(from == expected, "{session:#} has inherited {from:?} of {expected:?}");
+    for (place, event) in inherited.into_iter().enumerate() {
+        let message = messages.get(place).context("a message that was inherited is gone")?;
+        let is_it = message["id"] == event["data"]["message_id"] && message["seq"] == event["seq"];
+        ensure!(is_it && message["session_id"] == session["id"], "{message} is not what {event} tells");
+        let path = format!("{of_parent}/messages/{}", text(&event["data"]["from"]));
+        let (_, original) = call(world, router, Method::GET, &path, None, &Value::Null).await?;
+        for field in ["role", "content", "status", "agent", "error", "created_at"] {
+            ensure!(message[field] == original[field], "{message} is not what {original} is");
+        }
+    }
+    Ok(())
+}
+
+/// What stood at checkpoint `n` of a session with this log, in order; nothing where the log does not say which point that is.
+fn standing_at<'l>(log: &'l [Value], n: &Value) -> Option<Vec<&'l str>> {
+    let of = |event: &Value, kind: &str| event["type"] == kind;
+    let seq = |event: &Value| event["seq"].as_u64();
+    let point = |n: &Value| {
+        let told = log.iter().find(|event| of(event, "checkpoint.created") && event["data"]["n"] == *n);
+        // A remix has its first one from the beginning.
+        let first = || log.iter().rfind(|event| of(event, "message.inherited")).filter(|_| *n == 1).and_then(seq);
+        told.and_then(|event| event["data"]["seq"].as_u64()).or_else(first)
+    };
+    let mut rewinds = Vec::new();
+    for event in log.iter().filter(|event| of(event, "session.rewound")) {
+        rewinds.push(Rewound { at: point(&event["data"]["saved_as"])? + 1, to: point(&event["data"]["checkpoint"])? });
+    }
+    let mut stood = Vec::new();
+    for range in standing(point(n)?, &rewinds) {
+        let part: Vec<&Value> = log.iter().filter(|event| seq(event).is_some_and(|seq| range.contains(&seq))).collect();
+        for event in &part {
+            let id = &event["data"]["message_id"];
+            let has_ended = || part.iter().any(|end| of(end, "message.finished") && end["data"]["message_id"] == *id);
+            if of(event, "message.inherited")
+                || of(event, "message.added")
+                || of(event, "message.queued") && has_ended()
+            {
+                stood.push(text(id));
+            }
+        }
+    }
+    Some(stood)
 }
 
 /// A checkpoint has what every message has left that is done by its point in the conversation. (Where a session has gone back,

@@ -22,6 +22,8 @@ pub const ARCHIVE_ENTRIES_MAX: u64 = 4_000_000;
 pub const LISTING_ENTRIES_MAX: usize = 10_000;
 /// Messages that wait in one session's queue.
 pub const QUEUED_MESSAGES_MAX: u32 = 1_000;
+/// Parts of others' conversations that a remix shares; one that would share more has a copy.
+pub const CONVERSATION_SEGMENTS_MAX: usize = 256;
 /// Agents assigned to one session.
 pub const AGENTS_PER_SESSION_MAX: usize = 16;
 /// Environment variables of a session.

@@ -11,6 +11,7 @@ use raworc_core::ids::{LayerId, MessageId, SessionId, TurnId};
 use raworc_core::limits::{EXECS_MAX, TERMINALS_MAX};
 use raworc_core::session::{self, Container, Effect, Event, Note, Running};
 use raworc_core::time::Time;
+use raworc_store::conversation::{Segment, SegmentRow};
 use raworc_store::events::EventRow;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::{self, SessionRow};
@@ -162,6 +163,12 @@ impl<'t> Change<'t> {
         };
         events::insert(self.transaction.connection(), &row).await?;
         Ok(self.row.last_seq)
+    }
+
+    /// A part of another session's conversation, as this one shares it from the place `seq` on.
+    pub fn segment(&self, seq: u64, segment: Segment) -> SegmentRow {
+        let generation = self.row.machine.generation;
+        SegmentRow { session_id: self.row.id, seq, segment, generation, actor: self.actor.clone(), at: self.now }
     }
 
     /// Has these layers looked at after the commit: their directories are removed if nothing needs them.

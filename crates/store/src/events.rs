@@ -6,6 +6,7 @@ use raworc_core::time::Time;
 use serde_json::{Map, Value};
 
 use crate::StoreError;
+use crate::conversation;
 use crate::rows::{Row, bigint};
 use crate::sql::{Batch, Connection, sql};
 
@@ -86,11 +87,25 @@ pub async fn batch(
     after: u64,
     bounds: (u32, usize),
 ) -> Result<Batch<EventRow>, StoreError> {
+    let (mut batch, mut after) = (Batch::empty(), after);
+    for segment in conversation::of_session(connection, session, after).await?.rows {
+        if after.saturating_add(1) < segment.seq {
+            let before = "SELECT * FROM events WHERE session_id = $1 AND seq > $2 AND seq < $3 ORDER BY seq";
+            let query = sql(before).bind(session.to_string()).bind(bigint(after)).bind(bigint(segment.seq));
+            query.extend_batch(connection, &mut batch, bounds, shown).await?;
+        }
+        segment.extend_log(connection, &mut batch, after, bounds).await?;
+        if batch.has_more {
+            return Ok(batch);
+        }
+        after = after.max(segment.last_seq());
+    }
     sql("SELECT * FROM events WHERE session_id = $1 AND seq > $2 ORDER BY seq")
         .bind(session.to_string())
         .bind(bigint(after))
-        .fetch_batch(connection, bounds, shown)
-        .await
+        .extend_batch(connection, &mut batch, bounds, shown)
+        .await?;
+    Ok(batch)
 }
 
 /// How long the data of the next entry after `after` is, in bytes; none where there is no such entry yet.
@@ -102,6 +117,12 @@ pub async fn next_bytes(
     session: SessionId,
     after: u64,
 ) -> Result<Option<usize>, StoreError> {
+    let next = after.saturating_add(1);
+    let shared = conversation::of_session(connection, session, after).await?.rows;
+    if shared.iter().any(|segment| (segment.seq..=segment.last_seq()).contains(&next)) {
+        // It is computed, and short.
+        return Ok(Some(0));
+    }
     sql("SELECT octet_length(data) AS bytes FROM events WHERE session_id = $1 AND seq > $2 ORDER BY seq LIMIT 1")
         .bind(session.to_string())
         .bind(bigint(after))

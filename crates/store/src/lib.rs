@@ -7,6 +7,7 @@ pub mod accounts;
 pub mod agents;
 pub mod audit;
 pub mod checkpoints;
+pub mod conversation;
 mod damages;
 pub mod events;
 pub mod idempotency;
@@ -56,6 +57,7 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../migrations/0010_save_due.sql")),
     M::up(include_str!("../migrations/0011_edition.sql")),
     M::up(include_str!("../migrations/0012_audit_outcome.sql")),
+    M::up(include_str!("../migrations/0013_conversation_segments.sql")),
 ];
 /// How long a statement waits for another process that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

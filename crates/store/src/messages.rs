@@ -8,6 +8,7 @@ use raworc_core::time::Time;
 use serde_json::{Map, Value};
 
 use crate::StoreError;
+use crate::conversation::{self, SegmentRow};
 use crate::rows::{Row, bigint, word};
 use crate::sql::{Batch, Connection, Statement, sql};
 
@@ -77,14 +78,21 @@ pub(crate) fn message(row: &Row<'_>) -> Result<MessageRow, StoreError> {
     })
 }
 
-/// Adds a message.
+/// A message and its number in its session.
+pub(crate) fn numbered(row: &Row<'_>) -> Result<(u64, MessageRow), StoreError> {
+    let message = message(row)?;
+    Ok((row.record("messages", |row| row.count("n"))?, message))
+}
+
+/// Adds a message, which gets the next number of its session.
 ///
 /// # Errors
 /// Where the store fails.
 pub async fn insert(connection: &mut Connection, row: &MessageRow) -> Result<(), StoreError> {
+    let n = conversation::next_number(connection, row.session_id).await?;
     sql("INSERT INTO messages (id, session_id, seq, role, content, agent, status, reply_to, attempts, cancel_wanted, \
-         error, usage, metadata, created_at, finished_at, finished_seq) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)")
+         error, usage, metadata, created_at, finished_at, finished_seq, n) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)")
     .bind(row.id.to_string())
     .bind(row.session_id.to_string())
     .bind(bigint(row.seq))
@@ -101,6 +109,7 @@ pub async fn insert(connection: &mut Connection, row: &MessageRow) -> Result<(),
     .bind(row.created_at.0)
     .bind(row.finished_at.map(|at| at.0))
     .bind(row.finished_seq.map(bigint))
+    .bind(bigint(n))
     .execute(connection)
     .await?;
     Ok(())
@@ -127,7 +136,7 @@ pub async fn update(connection: &mut Connection, row: &MessageRow) -> Result<(),
     Ok(())
 }
 
-/// The message of this id in this session.
+/// The message of this id in the conversation of this session, its own or one that it shares.
 ///
 /// # Errors
 /// Where the store fails.
@@ -136,22 +145,35 @@ pub async fn find(
     session: SessionId,
     id: MessageId,
 ) -> Result<Option<MessageRow>, StoreError> {
-    sql("SELECT * FROM messages WHERE id = $1 AND session_id = $2")
+    let own = sql("SELECT * FROM messages WHERE id = $1 AND session_id = $2")
         .bind(id.to_string())
         .bind(session.to_string())
         .fetch_optional(connection, message)
-        .await
+        .await?;
+    match own {
+        Some(own) => Ok(Some(own)),
+        None => conversation::find(connection, session, id, "id").await,
+    }
 }
 
-/// The newest answer to a message.
+/// The newest answer to a message in the conversation of this session.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn reply_to(connection: &mut Connection, id: MessageId) -> Result<Option<MessageRow>, StoreError> {
-    sql("SELECT * FROM messages WHERE reply_to = $1 ORDER BY seq DESC")
+pub async fn reply_to(
+    connection: &mut Connection,
+    session: SessionId,
+    id: MessageId,
+) -> Result<Option<MessageRow>, StoreError> {
+    let own = sql("SELECT * FROM messages WHERE reply_to = $1 AND session_id = $2 ORDER BY seq DESC")
         .bind(id.to_string())
+        .bind(session.to_string())
         .fetch_first(connection, message)
-        .await
+        .await?;
+    match own {
+        Some(own) => Ok(Some(own)),
+        None => conversation::find(connection, session, id, "reply_to").await,
+    }
 }
 
 /// Messages that wait in this session, the one whose turn is next first.
@@ -170,7 +192,8 @@ pub async fn queued(
     Ok(found.rows)
 }
 
-/// Messages after the place `after`, in order, without those that were taken back: at most `limit`, and about so many bytes.
+/// Messages after the place `after`, in order, first what the session shares of others, then its own without those that were taken
+/// back: at most `limit`, and about so many bytes.
 ///
 /// # Errors
 /// Where the store fails.
@@ -188,25 +211,20 @@ pub async fn list(
         Some(status) => query.bind(word(status)?),
         None => query,
     };
-    query.fetch_batch(connection, bounds, message).await
+    let shared = conversation::of_session(connection, session, after).await?;
+    let mut batch = Batch { damaged: shared.damaged, ..Batch::empty() };
+    for segment in shared.rows {
+        segment.extend(connection, &mut batch, (status, after), bounds).await?;
+        if batch.has_more {
+            return Ok(batch);
+        }
+    }
+    query.extend_batch(connection, &mut batch, bounds, message).await?;
+    Ok(batch)
 }
 
-/// Messages of a part of the log that had ended by the end of it, in order, whether taken back since or not: at most `limit`, and
-/// about so many bytes.
-///
-/// # Errors
-/// Where the store fails.
-pub async fn ended_in(
-    connection: &mut Connection,
-    session: SessionId,
-    range: &RangeInclusive<u64>,
-    bounds: (u32, usize),
-) -> Result<Batch<MessageRow>, StoreError> {
-    ended(session, range, "*", "ORDER BY seq").fetch_batch(connection, bounds, message).await
-}
-
-/// The newest of them, in order: as many as are not longer than `bytes_max` together, but at least one; and how many there are
-/// before them.
+/// Messages of these parts of the log that had ended by the end of their part, whether taken back since or not: the newest, in order,
+/// as many as are not longer than `bytes_max` together, but at least one; and how many there are before them.
 ///
 /// # Errors
 /// Where the store fails.
@@ -216,19 +234,32 @@ pub async fn newest_ended_in(
     ranges: &[RangeInclusive<u64>],
     bytes_max: usize,
 ) -> Result<(Vec<MessageRow>, u64), StoreError> {
+    let shared = conversation::of_session(connection, session, 0).await?.rows;
     let (mut newest, mut count, mut bytes, mut is_full) = (Vec::new(), 0, 0, false);
     for range in ranges.iter().rev() {
         let all = ended(session, range, "COUNT(*) AS n", "").fetch_optional(connection, |row| row.count("n")).await?;
         count += all.unwrap_or(0_u64);
-        if is_full {
-            continue;
+        // What a session shares comes before what is its own.
+        let mut inherited = shared.iter().filter(|segment| segment.is_in(range)).rev();
+        let mut next = None;
+        loop {
+            if !is_full {
+                let room = bytes_max.saturating_sub(bytes);
+                let batch = match next {
+                    None => {
+                        let query = ended(session, range, "*", "ORDER BY seq DESC");
+                        query.fetch_batch(connection, (u32::MAX, room), message).await?
+                    }
+                    Some(segment) => SegmentRow::newest(segment, connection, room).await?,
+                };
+                bytes += batch.bytes;
+                is_full = batch.has_more || bytes >= bytes_max;
+                newest.extend(batch.rows);
+            }
+            next = inherited.next();
+            let Some(segment) = next else { break };
+            count += segment.segment.count();
         }
-        let batch = ended(session, range, "*", "ORDER BY seq DESC")
-            .fetch_batch(connection, (u32::MAX, bytes_max.saturating_sub(bytes)), message)
-            .await?;
-        bytes += batch.bytes;
-        is_full = batch.has_more || bytes >= bytes_max;
-        newest.extend(batch.rows);
     }
     newest.reverse();
     let older = count.saturating_sub(newest.len() as u64);

@@ -23,7 +23,7 @@ const IDENTITIES: [&[&str]; 7] = [
 /// Of what a record is named by, so much is shown.
 const IDENTITY_CHARS_MAX: usize = 64;
 /// Nothing is counted so far.
-const COUNT_MAX: i64 = 1 << 60;
+pub(crate) const COUNT_MAX: i64 = 1 << 60;
 /// Microseconds from the year 1900 to 9999.
 const TIMES: RangeInclusive<i64> = -2_208_988_800_000_000..=253_402_300_799_999_999;
 

@@ -6,7 +6,8 @@ use crate::rows::{Row, damaged};
 use crate::set_aside::{self, Repeated};
 use crate::sql::sql;
 use crate::{
-    Damage, Store, StoreError, accounts, agents, checkpoints, events, images, layers, messages, settings, streams,
+    Damage, Store, StoreError, accounts, agents, checkpoints, conversation, events, images, layers, messages, settings,
+    streams,
 };
 
 /// Rows that are looked at before others have their turn.
@@ -25,7 +26,7 @@ type Look = fn(&Row<'_>) -> Result<(), StoreError>;
 
 /// Every table but `sessions`, and how a record of it is read. (Entries of `audit` repeat nothing and are repeated nowhere: one that is
 /// damaged is left out of a list.)
-const TABLES: [(&str, Look); 12] = [
+const TABLES: [(&str, Look); 13] = [
     ("settings", |row| settings::value_of(row).map(drop)),
     ("accounts", |row| accounts::account(row).map(drop)),
     ("tokens", |row| accounts::token(row).and_then(|_| row.record("tokens", token_hash))),
@@ -35,15 +36,16 @@ const TABLES: [(&str, Look); 12] = [
     ("images", |row| images::image(row).and_then(|_| row.record("images", image_content))),
     ("checkpoints", |row| checkpoints::checkpoint(row).map(drop)),
     ("messages", |row| {
-        messages::message(row).and_then(|_| row.record("messages", |row| row.boolean("rewound").map(drop)))
+        messages::numbered(row).and_then(|_| row.record("messages", |row| row.boolean("rewound").map(drop)))
     }),
+    (conversation::TABLE, |row| conversation::segment(row).map(drop)),
     ("events", |row| events::event(row).map(drop)),
     ("streams", |row| streams::stream(row).map(drop)),
     ("idempotency_keys", |row| row.record("idempotency_keys", key)),
 ];
 
 /// What a record of one table says of one in another: table, column, the other table.
-const REFERENCES: [(&str, &str, &str); 13] = [
+const REFERENCES: [(&str, &str, &str); 15] = [
     ("tokens", "account_id", "accounts"),
     ("sessions", "owner_id", "accounts"),
     ("sessions", "layer_id", "layers"),
@@ -56,6 +58,8 @@ const REFERENCES: [(&str, &str, &str); 13] = [
     ("checkpoints", "session_id", "sessions"),
     ("checkpoints", "layer_id", "layers"),
     ("messages", "session_id", "sessions"),
+    (conversation::TABLE, "session_id", "sessions"),
+    (conversation::TABLE, "source_id", "sessions"),
     ("streams", "session_id", "sessions"),
 ];
 
@@ -181,10 +185,13 @@ impl Store {
     /// Sessions that do not know their newest event or checkpoint.
     async fn miscounted(&self) -> Result<Vec<(SessionId, Repeated)>, StoreError> {
         let mut connection = self.read().await?;
-        let found = sql("SELECT id FROM sessions WHERE last_seq < (SELECT seq FROM events \
-                         WHERE session_id = sessions.id AND typeof(seq) = 'integer' ORDER BY seq DESC LIMIT 1) \
-                         OR checkpoints < (SELECT MAX(n) FROM checkpoints \
-                         WHERE session_id = sessions.id AND typeof(n) = 'integer')")
+        let found = sql(format!(
+            "SELECT id FROM sessions WHERE last_seq < (SELECT seq FROM events \
+             WHERE session_id = sessions.id AND typeof(seq) = 'integer' ORDER BY seq DESC LIMIT 1) \
+             OR last_seq < ({}) OR checkpoints < (SELECT MAX(n) FROM checkpoints \
+             WHERE session_id = sessions.id AND typeof(n) = 'integer')",
+            conversation::LAST_SEQ
+        ))
         .fetch_sound(&mut connection, |row| row.id("id"))
         .await?;
         Ok(found.rows.into_iter().map(|id| (id, Repeated::Stale)).collect())

@@ -5,6 +5,7 @@ use raworc_core::session;
 use raworc_core::time::Time;
 
 use crate::StoreError;
+use crate::conversation;
 use crate::rows::{Row, word};
 use crate::sessions::{SessionRow, find, session as read, update};
 use crate::sql::{Connection, sql};
@@ -64,7 +65,8 @@ pub async fn repeat(connection: &mut Connection, id: SessionId) -> Result<(), St
     .fetch_optional(connection, |row| Ok((row.count("seq")?, row.count("n")?)))
     .await?;
     let (seq, n) = newest.unwrap_or_default();
-    (row.last_seq, row.checkpoints) = (row.last_seq.max(seq), row.checkpoints.max(n));
+    let inherited = conversation::last_seq(connection, id).await?;
+    (row.last_seq, row.checkpoints) = (row.last_seq.max(seq).max(inherited), row.checkpoints.max(n));
     update(connection, &mut row).await
 }
 

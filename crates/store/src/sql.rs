@@ -104,6 +104,13 @@ pub struct Batch<T> {
     pub has_more: bool,
 }
 
+impl<T> Batch<T> {
+    /// Of no rows.
+    pub(crate) const fn empty() -> Self {
+        Self { rows: Vec::new(), damaged: Vec::new(), bytes: 0, has_more: false }
+    }
+}
+
 /// A statement and its values.
 pub(crate) struct Statement {
     text: Cow<'static, str>,
@@ -208,13 +215,28 @@ impl Statement {
     pub(crate) async fn fetch_batch<T>(
         self,
         connection: &mut Connection,
-        (limit, bytes_max): (u32, usize),
+        bounds: (u32, usize),
         decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Batch<T>, StoreError> {
+        let mut batch = Batch::empty();
+        self.extend_batch(connection, &mut batch, bounds, decode).await?;
+        Ok(batch)
+    }
+
+    /// As [`Statement::fetch_batch`], where the batch has rows of other statements already. One that is full is left as it is.
+    pub(crate) async fn extend_batch<T>(
+        self,
+        connection: &mut Connection,
+        batch: &mut Batch<T>,
+        (limit, bytes_max): (u32, usize),
+        decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<(), StoreError> {
+        if batch.has_more {
+            return Ok(());
+        }
         let damages = Arc::clone(&connection.damages);
         let mut statement = self.prepare(connection)?;
         let mut rows = statement.raw_query();
-        let mut batch = Batch { rows: Vec::new(), damaged: Vec::new(), bytes: 0, has_more: false };
         while let Some(row) = rows.next()? {
             let row = Row(row);
             let bytes = batch.bytes.saturating_add(row.bytes()?);
@@ -231,7 +253,7 @@ impl Statement {
                 Err(error) => return Err(error),
             }
         }
-        Ok(batch)
+        Ok(())
     }
 
     /// To SQLite `$2` is a name, numbered by where it first occurs.

@@ -209,7 +209,7 @@ events! {
         content: String,
     }
 
-    /// A message of another session came with a remix.
+    /// A message of the session that a remix was made from, where its id is `from`.
     "message.inherited" MessageInherited {
         /// The message, as it is called here.
         message_id: MessageId,

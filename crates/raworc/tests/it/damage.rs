@@ -65,6 +65,7 @@ fn victims(database: &rusqlite::Connection, session: &str) -> Vec<Victim> {
             "tokens" => "account_id = (SELECT id FROM accounts WHERE name = 'victim')".to_owned(),
             "layers" => format!("id = (SELECT layer_id FROM sessions WHERE id = '{session}')"),
             "settings" => "name = 'host_secret'".to_owned(),
+            "conversation_segments" => format!("source_id = '{session}'"),
             _ if columns.iter().any(|column| column == "session_id") => format!("session_id = '{session}'"),
             _ => "1 = 1".to_owned(),
         };
@@ -113,6 +114,9 @@ async fn furnish(server: &TestServer) -> (String, String) {
         assert!(output.status.success(), "{output:?}");
     }
     fs::remove_file(archive).unwrap();
+    let (status, heir) = server.post(&format!("/sessions/{victim}/remix"), json!({ "name": "heir" })).await;
+    assert_eq!(status, 201, "{heir:#}");
+    server.until(heir["id"].as_str().unwrap(), |session| session["state"] == "READY").await;
     (whole, victim)
 }
 
@@ -140,7 +144,14 @@ async fn holds(server: &TestServer, victim: &str, what: &str) -> Value {
     let member = format!("/sessions/{victim}");
     let own = ["", "/messages", "/events", "/checkpoints", "/agents", "/files", "/checkpoints/1/files"];
     let own = own.iter().map(|path| format!("{member}{path}"));
-    let others = ["/agents/victim", "/accounts/victim", "/accounts/victim/tokens", "/system/disk"];
+    let others = [
+        "/agents/victim",
+        "/accounts/victim",
+        "/accounts/victim/tokens",
+        "/system/disk",
+        "/sessions/heir/messages",
+        "/sessions/heir/events",
+    ];
     for path in own.chain(others.map(str::to_owned)) {
         let (status, answer) = server.get(&path).await;
         let is_told = status.as_u16() < 500 || answer["code"] == "workspace_damaged";
@@ -180,6 +191,7 @@ fn is_strict(table: &str, column: &str) -> bool {
         "events.kind",
         "events.actor",
         "events.session_id",
+        "conversation_segments.actor",
         "streams.command",
         "streams.actor",
         "idempotency_keys.account_id",

@@ -6,6 +6,7 @@ mod bad_input;
 mod checkpoints;
 mod cli;
 mod conditional;
+mod conversation;
 mod copy;
 mod crash;
 #[path = "../../../oci/tests/it/daemon.rs"]

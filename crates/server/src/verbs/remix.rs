@@ -1,15 +1,14 @@
 //! Make a session from another one's checkpoint.
 
-use std::ops::RangeInclusive;
-
 use raworc_api::session::{CreateSession, RemixSession};
 use raworc_core::conversation::standing;
 use raworc_core::events::SessionCreated;
 use raworc_core::ids::{LayerId, SessionId};
-use raworc_core::limits::{PAGE_BYTES_MAX, PAGE_ROWS_MAX};
+use raworc_core::limits::{CONVERSATION_SEGMENTS_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
 use raworc_core::permissions::{Action, Actor};
+use raworc_store::conversation::{self, Segment};
 use raworc_store::sessions::{self, SessionRow};
-use raworc_store::{Connection, agents, audit, checkpoints, messages};
+use raworc_store::{Connection, agents, audit, checkpoints};
 
 use super::checkpoints as versions;
 use super::create_session::{
@@ -104,7 +103,12 @@ pub async fn remix(
                     parent_checkpoint: Some(from.n),
                 };
                 change.log(created).await?;
-                copy(&mut change, parent.id, &standing(from.seq, &parent.rewinds)).await?;
+                let ranges = standing(from.seq, &parent.rewinds);
+                let spoken = conversation::segments_in(change.connection(), parent.id, &ranges).await?;
+                match spoken.len() <= CONVERSATION_SEGMENTS_MAX {
+                    true => share(&mut change, spoken).await?,
+                    false => copy(&mut change, &spoken).await?,
+                }
                 let size = (from.bytes, from.files);
                 let inherited = Inherited { label: from.label.clone(), by: from.created_by.clone(), size };
                 inherit_checkpoint(&mut change, inherited).await?;
@@ -118,19 +122,30 @@ pub async fn remix(
         .await
 }
 
-/// Copies the conversation in these parts of another session's log; no more of it at a time than a page.
-async fn copy(change: &mut Change<'_>, parent: SessionId, ranges: &[RangeInclusive<u64>]) -> Result<(), Failure> {
+/// Has the remix share these parts of conversations. Each message gets its place in the log, and nothing is written for it.
+async fn share(change: &mut Change<'_>, spoken: Vec<Segment>) -> Result<(), Failure> {
+    for segment in spoken {
+        let (seq, count) = (change.row.last_seq + 1, segment.count());
+        let row = change.segment(seq, segment);
+        conversation::insert(change.connection(), &row).await?;
+        change.row.last_seq += count;
+    }
+    Ok(())
+}
+
+/// Copies them, no more at a time than a page: the remix's own remixes name one part again.
+async fn copy(change: &mut Change<'_>, spoken: &[Segment]) -> Result<(), Failure> {
     let mut conversation = Conversation::default();
-    for range in ranges {
-        let mut rest = range.clone();
+    for segment in spoken {
+        let mut after = 0;
         loop {
             let bounds = (PAGE_ROWS_MAX, PAGE_BYTES_MAX);
-            let batch = messages::ended_in(change.connection(), parent, &rest, bounds).await?;
-            let last = batch.rows.last().map(|message| message.seq);
-            conversation.inherit(change, batch.rows).await?;
-            match last.filter(|_| batch.has_more) {
-                Some(last) => rest = last + 1..=*range.end(),
-                None => break,
+            let batch = segment.messages(change.connection(), after, bounds).await?;
+            after = batch.rows.last().map_or(after, |(n, _)| *n);
+            let messages = batch.rows.into_iter().map(|(_, message)| message).collect();
+            conversation.inherit(change, messages).await?;
+            if !batch.has_more {
+                break;
             }
         }
     }

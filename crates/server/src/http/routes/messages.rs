@@ -166,7 +166,7 @@ async fn until_ended(
             let row = found.ok_or_else(|| Failure::not_found("message", &id.to_string()))?;
             let over = tokio::time::Instant::now() >= deadline || app.stopping.is_cancelled();
             if row.status.is_final() || over {
-                let reply = messages::reply_to(&mut connection, id).await?.map(view::message);
+                let reply = messages::reply_to(&mut connection, session, id).await?.map(view::message);
                 return Ok(MessageWithReply { message: view::message(row), reply });
             }
         }
