@@ -3,7 +3,7 @@
 use raworc_api::message::{MessageError, MessageUsage, Role, Status};
 use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, MessageId};
-use raworc_core::link::{Ending, Report, Stream, WorkId};
+use raworc_core::link::{Ending, OutputStream, Report, WorkId};
 use raworc_core::session::Event;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::SessionRow;
@@ -82,8 +82,8 @@ async fn store(change: &mut Change<'_>, container: ContainerId, report: Report) 
     match report {
         Report::Output { work: WorkId::Message(id), stream, text } if running == Some(id) => {
             let stream = match stream {
-                Stream::Stdout => "stdout",
-                Stream::Stderr => "stderr",
+                OutputStream::Stdout => "stdout",
+                OutputStream::Stderr => "stderr",
             };
             change.log("message.delta", json!({ "message_id": id, "stream": stream, "text": text })).await?;
         }
@@ -198,14 +198,17 @@ mod tests {
         let work = WorkId::Message(MessageId(Uuid::nil()));
         let out = |stream, text: &str| Report::Output { work, stream, text: text.into() };
         let reports = vec![
-            (1, out(Stream::Stdout, "old")),
-            (2, out(Stream::Stdout, "a")),
-            (3, out(Stream::Stdout, "b")),
-            (4, out(Stream::Stderr, "c")),
-            (5, out(Stream::Stdout, "d")),
+            (1, out(OutputStream::Stdout, "old")),
+            (2, out(OutputStream::Stdout, "a")),
+            (3, out(OutputStream::Stdout, "b")),
+            (4, out(OutputStream::Stderr, "c")),
+            (5, out(OutputStream::Stdout, "d")),
         ];
-        let expected =
-            vec![(3, out(Stream::Stdout, "ab")), (4, out(Stream::Stderr, "c")), (5, out(Stream::Stdout, "d"))];
+        let expected = vec![
+            (3, out(OutputStream::Stdout, "ab")),
+            (4, out(OutputStream::Stderr, "c")),
+            (5, out(OutputStream::Stdout, "d")),
+        ];
         assert_eq!(merge(reports, 1), expected);
     }
 }
