@@ -1,4 +1,4 @@
-//! Messages that are accepted over HTTP, each stored for good before its answer.
+//! Measures how fast messages are accepted over HTTP; each is stored durably before its answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,14 +11,14 @@ use serde_json::json;
 use crate::report::Report;
 use crate::server::Server;
 
-/// Sessions that get them.
+/// Number of sessions.
 const SESSIONS: usize = 64;
-/// Connections on which they are sent, each with one request at a time.
+/// Number of connections, each with one request at a time.
 const CONNECTIONS: usize = 64;
-/// Messages for each session: fewer than may wait there.
+/// Messages per session, fewer than the queue limit.
 const MESSAGES: u64 = 400;
 
-/// Sends messages to sessions that are paused, so that nothing but accepting them is measured.
+/// Sends messages to paused sessions, so that only accepting them is measured.
 pub async fn measure(server: &Server, report: &mut Report) -> anyhow::Result<()> {
     let mut paths = Vec::new();
     for _ in 0..SESSIONS {

@@ -1,4 +1,4 @@
-//! HTTP/1.1 over one connection that is kept: little beside the server's own time.
+//! A minimal HTTP/1.1 client with one persistent connection.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-/// How long any answer may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Timeout of any answer.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One connection.
 pub struct Http {
@@ -22,7 +22,7 @@ pub struct Http {
 }
 
 impl Http {
-    /// To the server at `address`.
+    /// Connects to the server at `address`.
     pub async fn connect(address: &str, token: &str) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
@@ -47,13 +47,10 @@ impl Http {
             .header("accept", accept)
             .body(Full::new(body))?;
         self.sender.ready().await?;
-        tokio::time::timeout(PATIENCE, self.sender.send_request(request))
-            .await
-            .context("no answer")?
-            .map_err(Into::into)
+        tokio::time::timeout(TIMEOUT, self.sender.send_request(request)).await.context("no answer")?.map_err(Into::into)
     }
 
-    /// A call that must succeed; its answer, not parsed.
+    /// A call that must succeed; returns the answer's bytes.
     pub async fn call(&mut self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
         let response = self.request(method.clone(), path, "application/json", body).await?;
         let status = response.status();
@@ -62,7 +59,7 @@ impl Http {
         Ok(bytes)
     }
 
-    /// A call that must succeed; its answer.
+    /// A call that must succeed; returns the answer as JSON.
     pub async fn json(&mut self, method: Method, path: &str, body: &Value) -> anyhow::Result<Value> {
         let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
         Ok(serde_json::from_slice(&self.call(method, path, body).await?)?)
@@ -78,7 +75,7 @@ impl Http {
         self.json(Method::POST, path, body).await
     }
 
-    /// Reads a session's events as they come until one of them contains `wanted`. Uses the connection up.
+    /// Reads a session's event stream until an event contains `wanted`. The connection cannot be used again.
     pub async fn until_event(mut self, session: &str, after: u64, wanted: &str) -> anyhow::Result<()> {
         let path = format!("/sessions/{session}/events?after={after}");
         let response = self.request(Method::GET, &path, "text/event-stream", Bytes::new()).await?;
@@ -96,6 +93,6 @@ impl Http {
             }
             bail!("the events of {session} ended before {wanted} came")
         };
-        tokio::time::timeout(PATIENCE, come).await.with_context(|| format!("{wanted} did not come"))?
+        tokio::time::timeout(TIMEOUT, come).await.with_context(|| format!("{wanted} did not come"))?
     }
 }

@@ -1,4 +1,4 @@
-//! What a person waits for: create → READY, message → result, IDLE → first output; and neighbours, turn by turn.
+//! Measures latencies: create → READY, message → result, IDLE → first output; alternating with other runtimes.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use crate::peers::Peers;
 use crate::report::{Report, Samples};
 use crate::server::Server;
 
-/// Containers that the server keeps prepared in this measurement.
+/// Number of spare containers.
 const SPARES: usize = 2;
-/// Sessions that rest before they are woken.
+/// Number of idle sessions to wake.
 const RESTING: usize = 20;
 
 /// With spare containers.
@@ -32,7 +32,7 @@ pub async fn measure(server: &Server, rounds: usize, report: &mut Report) -> any
     wakes(server, report).await
 }
 
-/// Without.
+/// Without spare containers.
 pub async fn without_spares(server: &Server, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
     let mut create = Samples::default();
     for _ in 0..rounds {
@@ -44,7 +44,7 @@ pub async fn without_spares(server: &Server, rounds: usize, report: &mut Report)
     Ok(())
 }
 
-/// From the request to the event, on connections that are there.
+/// From the request to the event, on open connections.
 async fn create_to_ready(server: &Server) -> anyhow::Result<(String, Duration)> {
     let (mut http, events) = (server.http().await?, server.http().await?);
     let begun = Instant::now();
@@ -54,7 +54,7 @@ async fn create_to_ready(server: &Server) -> anyhow::Result<(String, Duration)> 
     Ok((id.to_owned(), begun.elapsed()))
 }
 
-/// A message to a session that is READY; the answer to the request carries its result.
+/// A message to a READY session; the answer contains the result.
 async fn messages(server: &Server, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
     let id = server.session(&json!({})).await?;
     let mut http = server.http().await?;
@@ -70,7 +70,7 @@ async fn messages(server: &Server, rounds: usize, report: &mut Report) -> anyhow
     server.delete(&id).await
 }
 
-/// A message to a session that rests, until its first output arrives.
+/// A message to an idle session, until its first output.
 async fn wakes(server: &Server, report: &mut Report) -> anyhow::Result<()> {
     let mut resting = Vec::new();
     for _ in 0..RESTING {

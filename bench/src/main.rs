@@ -1,5 +1,5 @@
-//! `cargo run --release -p raworc-bench`: measures Raworc on this machine, over HTTP as a client would, and what else is
-//! installed here that starts containers, in the same run. docs/performance.md says what each line means.
+//! `cargo run --release -p raworc-bench`: measures Raworc on this machine over HTTP, and other installed container
+//! runtimes in the same run. docs/performance.md explains each line.
 
 mod conversations;
 mod durable;
@@ -21,22 +21,22 @@ use clap::Parser;
 use report::Report;
 use server::Server;
 
-/// Measures Raworc on this machine: a table of medians, 99th percentiles and ratios.
+/// Measure Raworc on this machine. Prints medians, 99th percentiles and ratios.
 #[derive(Parser)]
 struct Options {
-    /// One JSON object instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
-    /// The program to measure [default: the one of this workspace, built first].
+    /// The program to measure [default: that of this workspace, built first].
     #[arg(long, value_name = "PATH")]
     raworc: Option<PathBuf>,
-    /// How often each thing that takes milliseconds is done.
+    /// Repetitions of each measurement in the range of milliseconds.
     #[arg(long, default_value_t = 100, value_name = "N")]
     rounds: usize,
-    /// Only these: latency, workspaces, conversations, registry, burst, durable, memory, idle, scale.
+    /// Run only these: latency, workspaces, conversations, registry, burst, durable, memory, idle, scale.
     #[arg(long, value_delimiter = ',', value_name = "PART,…")]
     only: Vec<String>,
-    /// Leave the server's data here, and use what is there; otherwise in a temporary directory.
+    /// Use and keep this data directory instead of a temporary one.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 }
@@ -58,7 +58,7 @@ async fn main() -> anyhow::Result<()> {
     let data_dir = options.data_dir.clone().unwrap_or_else(|| temporary.path().join("data"));
     let mut report = Report::new();
     let result = measure(&options, &program, &data_dir, &mut report).await;
-    // What has been measured is shown, also where the rest failed.
+    // Printed even if the rest failed.
     report.print(options.json)?;
     result
 }

@@ -1,4 +1,4 @@
-//! Many sessions: at once, and in the records.
+//! Measures many sessions: concurrent creation, and a large database.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,12 +9,12 @@ use serde_json::json;
 use crate::report::{Report, Samples};
 use crate::server::Server;
 
-/// Sessions created at the same time.
+/// Number of sessions created at the same time.
 const BURST: usize = 200;
-/// How often a page or a wake is measured.
+/// Repetitions of a page or a wake.
 const ROUNDS: usize = 20;
 
-/// 200 creates at once, each with a prompt; from the first request until all have answered it.
+/// 200 concurrent creates, each with a prompt; from the first request until all have answered.
 pub async fn burst(server: &Server, report: &mut Report) -> anyhow::Result<()> {
     let mut connections = Vec::new();
     for _ in 0..BURST {
@@ -45,7 +45,7 @@ pub async fn burst(server: &Server, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A page of the list and a wake, with 1 000 and with 100 000 sessions at rest.
+/// A page of the list, and a wake, with 1 000 and 100 000 idle sessions.
 pub async fn scale(program: &Path, report: &mut Report) -> anyhow::Result<()> {
     let temporary = tempfile::tempdir()?;
     let data_dir = temporary.path().join("data");
@@ -98,7 +98,7 @@ async fn wakes(server: &Server, id: &str) -> anyhow::Result<Samples> {
     Ok(samples)
 }
 
-/// Fills the records up to `count` sessions with copies of one: making so many for real would take an hour.
+/// Fills the database with copies of one session, because creating them would take an hour.
 fn copy_sessions(data_dir: &Path, pattern: &str, count: u32) -> anyhow::Result<()> {
     let mut records = rusqlite::Connection::open(data_dir.join("raworc.db"))?;
     let columns = "starting_prompt, owner_id, owner_name, settings, parent_id, machine, state, container, deadline_at, \

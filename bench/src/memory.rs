@@ -1,4 +1,4 @@
-//! Memory, everything counted: the server, its launcher, and what runs in containers.
+//! Measures memory of the server, its launcher and its containers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,16 +9,16 @@ use serde_json::json;
 use crate::report::Report;
 use crate::server::Server;
 
-/// Sessions that are READY.
+/// Number of READY sessions.
 const READY: usize = 50;
-/// Sessions that rest.
+/// Number of idle sessions.
 const IDLE: usize = 1_000;
-/// Created at the same time.
+/// Number of concurrent creates.
 const AT_ONCE: usize = 20;
 
-/// How much more all processes together have for each session that is READY.
+/// Memory of all processes per READY session.
 pub async fn ready(server: &Server, report: &mut Report) -> anyhow::Result<()> {
-    // Whatever the first one makes once and for all is not counted with the others.
+    // The first session causes one-time allocations, which are not counted.
     server.session(&json!({})).await?;
     let before = pss_of_tree(server.pid())?;
     for _ in 0..READY {
@@ -32,8 +32,8 @@ pub async fn ready(server: &Server, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the kernel charges the container of a process for, in MiB: its pages, files it was first to read, and the kernel's
-/// own records of it. `None` where the process is in no container of ours.
+/// Memory that the kernel charges to the container of a process, in MiB: its pages, files it read first, and kernel
+/// data. `None` if the process is in no container of ours.
 fn charged(pid: i32) -> Option<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = |line: &str| {
@@ -49,7 +49,7 @@ fn charged(pid: i32) -> Option<f64> {
     Some(bytes / 1024.0 / 1024.0)
 }
 
-/// What the server has with 1 000 sessions at rest, all of which have run.
+/// Memory of the server with 1 000 idle sessions, all of which have run.
 pub async fn idle(server: &Server, report: &mut Report) -> anyhow::Result<()> {
     let mut ids = Vec::new();
     for _ in 0..IDLE / AT_ONCE {

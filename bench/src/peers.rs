@@ -1,4 +1,4 @@
-//! What else is installed that starts containers: each runs `true` in one and removes it.
+//! Measures other installed container runtimes: each runs `true` in a new container and removes it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use crate::report::{Report, Samples};
 
-/// An image that docker has if it has any.
+/// An image that most docker installations have.
 const IMAGE: &str = "busybox";
 
-/// The ones that work here.
+/// The installed runtimes.
 pub struct Peers {
     peers: Vec<Peer>,
     _bundle: tempfile::TempDir,
@@ -25,7 +25,7 @@ struct Peer {
 }
 
 impl Peers {
-    /// Looks for them; says which are missing.
+    /// Finds them, and reports missing ones.
     pub fn find() -> anyhow::Result<Self> {
         let bundle = tempfile::tempdir()?;
         write_bundle(bundle.path())?;
@@ -52,7 +52,7 @@ impl Peers {
         })
     }
 
-    /// Adds their times.
+    /// Adds their times to the report.
     pub fn report(self, report: &mut Report) {
         for peer in self.peers {
             report.times(&peer.name, peer.samples);
@@ -92,13 +92,13 @@ fn commands(bundle: &Path) -> Vec<(String, Vec<String>)> {
     ]
 }
 
-/// The directories of programs that are links into `/usr`.
+/// Program directories that are links into `/usr`.
 fn merged() -> Vec<(&'static str, PathBuf)> {
     let names = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
     names.into_iter().filter_map(|name| Some((name, std::fs::read_link(Path::new("/").join(name)).ok()?))).collect()
 }
 
-/// A bundle as small as ours: the machine's `/usr`, a network of its own, the same namespaces and limits.
+/// Writes a bundle as minimal as ours: the machine's `/usr`, a network namespace, the same namespaces and limits.
 fn write_bundle(bundle: &Path) -> anyhow::Result<()> {
     let root = bundle.join("rootfs");
     for name in ["dev", "proc", "tmp", "usr"] {

@@ -1,5 +1,5 @@
-//! What it takes to send a large workspace to a registry and to bring it back: time, and the server's memory meanwhile. Needs
-//! the program `docker-registry`.
+//! Measures pushing a large workspace to a registry and pulling it: time, and memory of the server. Needs the program
+//! `docker-registry`.
 
 use std::fs;
 use std::net::TcpListener;
@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 use crate::report::Report;
 use crate::server::Server;
 
-/// Bytes of the workspace: nothing that can be made smaller.
+/// Size of the workspace in bytes; it is incompressible.
 const BYTES: u64 = 1 << 30;
 /// Bytes that change before the second push.
 const CHANGED: u64 = 1 << 20;
-/// How long the registry may take to listen.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the registry may take to start.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A registry of this machine, ended with the measurement.
+/// A local registry, killed on drop.
 struct Registry {
     process: Child,
     address: String,
@@ -44,7 +44,7 @@ impl Registry {
         let registry = Self { process: command.spawn()?, address };
         let begun = Instant::now();
         while std::net::TcpStream::connect(&registry.address).is_err() {
-            ensure!(begun.elapsed() < PATIENCE, "the registry does not listen");
+            ensure!(begun.elapsed() < TIMEOUT, "the registry does not listen");
             std::thread::yield_now();
         }
         Ok(registry)
@@ -58,7 +58,7 @@ impl Drop for Registry {
     }
 }
 
-/// Everything here.
+/// Runs all measurements.
 pub async fn measure(program: &Path, report: &mut Report) -> anyhow::Result<()> {
     if Command::new("docker-registry").arg("--version").output().is_err() {
         eprintln!("docker-registry is not installed: pushes and pulls were not measured");
@@ -109,7 +109,7 @@ async fn push(
     Ok(())
 }
 
-/// The most that a process has had in memory, in MiB.
+/// Peak memory of a process, in MiB.
 fn highest(pid: i32) -> anyhow::Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;

@@ -1,4 +1,4 @@
-//! What was measured, as a table or as JSON.
+//! Formats results as a table or JSON.
 
 use std::time::Duration;
 
@@ -6,20 +6,20 @@ use anyhow::Context as _;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Value, json};
 
-/// The name of the line that others are compared with.
+/// The name of the result that others are compared with.
 const OURS: &str = "raworc: create → READY";
 
-/// Times of one thing done again and again.
+/// Durations of repeated measurements.
 #[derive(Clone, Debug, Default)]
 pub struct Samples(Vec<Duration>);
 
 impl Samples {
-    /// One more.
+    /// Adds a duration.
     pub fn push(&mut self, took: Duration) {
         self.0.push(took);
     }
 
-    /// The time that this share of them (0 to 1) does not exceed; nearest rank.
+    /// The quantile of `share` (0 to 1), by nearest rank.
     pub fn quantile(&self, share: f64) -> Duration {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
@@ -28,31 +28,31 @@ impl Samples {
     }
 }
 
-/// Everything, in the order in which it was measured.
+/// All results in order.
 pub struct Report {
     times: Vec<(String, Samples)>,
     figures: Vec<(String, f64, &'static str)>,
 }
 
 impl Report {
-    /// Nothing yet.
+    /// An empty report.
     pub fn new() -> Self {
         Self { times: Vec::new(), figures: Vec::new() }
     }
 
-    /// Times of one thing.
+    /// Adds durations.
     pub fn times(&mut self, name: &str, samples: Samples) {
         eprintln!("{name}: {:.2} ms", millis(samples.quantile(0.5)));
         self.times.push((name.to_owned(), samples));
     }
 
-    /// One number with its unit.
+    /// Adds a number with its unit.
     pub fn figure(&mut self, name: &str, value: f64, unit: &'static str) {
         eprintln!("{name}: {value:.2} {unit}");
         self.figures.push((name.to_owned(), value, unit));
     }
 
-    /// Writes it to standard output.
+    /// Prints it to standard output.
     pub fn print(&self, as_json: bool) -> anyhow::Result<()> {
         let text = if as_json { serde_json::to_string_pretty(&self.json())? } else { self.text() };
         let mut out = std::io::stdout().lock();

@@ -1,4 +1,4 @@
-//! The server that is measured: a process of its own, ended however this program ends.
+//! The measured server: a child process that is killed on drop.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,10 +12,10 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::http::Http;
 
-/// How long starting and stopping may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout for starting and stopping.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Builds the program of this workspace; where it then is.
+/// Builds the program of this workspace and returns its path.
 pub fn build() -> anyhow::Result<PathBuf> {
     eprintln!("building raworc …");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -26,21 +26,21 @@ pub fn build() -> anyhow::Result<PathBuf> {
         .arg(manifest)
         .status()?;
     ensure!(status.success(), "cargo build: {status}");
-    // Beside this program, which the same cargo built.
+    // In the same directory as this program.
     Ok(std::env::current_exe()?.with_file_name("raworc"))
 }
 
-/// A server that runs.
+/// A running server.
 pub struct Server {
     process: tokio::process::Child,
     /// `HOST:PORT`.
     pub address: String,
-    /// The administrator's.
+    /// The administrator's token.
     pub token: String,
 }
 
 impl Server {
-    /// Starts one on a free port.
+    /// Starts a server on a free port.
     pub async fn start(program: &Path, data_dir: &Path, options: &[&str]) -> anyhow::Result<Self> {
         let mut process = tokio::process::Command::new(program)
             .args(["serve", "--listen", "127.0.0.1:0", "--log", "error", "--output", "json", "--data-dir"])
@@ -52,7 +52,7 @@ impl Server {
             .with_context(|| program.display().to_string())?;
         let stdout = process.stdout.take().context("no stdout")?;
         let mut line = String::new();
-        let read = tokio::time::timeout(PATIENCE, BufReader::new(stdout).read_line(&mut line)).await;
+        let read = tokio::time::timeout(TIMEOUT, BufReader::new(stdout).read_line(&mut line)).await;
         read.context("the server did not start")??;
         let said: Value = serde_json::from_str(&line).context("the server did not start")?;
         let url = said["url"].as_str().context("the server did not say where it is")?;
@@ -61,7 +61,7 @@ impl Server {
         Ok(Self { process, address, token })
     }
 
-    /// A connection.
+    /// Opens a connection.
     pub async fn http(&self) -> anyhow::Result<Http> {
         Http::connect(&self.address, &self.token).await
     }
@@ -84,10 +84,10 @@ impl Server {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, all).await.context("there are no spare containers")?
+        tokio::time::timeout(TIMEOUT, all).await.context("there are no spare containers")?
     }
 
-    /// A session that is READY.
+    /// Creates a READY session.
     pub async fn session(&self, body: &Value) -> anyhow::Result<String> {
         let id = self.http().await?.post("/sessions", body).await?;
         let id = id["id"].as_str().context("no id")?.to_owned();
@@ -95,7 +95,7 @@ impl Server {
         Ok(id)
     }
 
-    /// Deletes a session, and waits until its container has gone.
+    /// Deletes a session and waits until its container is gone.
     pub async fn delete(&self, id: &str) -> anyhow::Result<()> {
         let mut http = self.http().await?;
         http.json(hyper::Method::DELETE, &format!("/sessions/{id}"), &Value::Null).await?;
@@ -113,7 +113,7 @@ impl Server {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, gone).await.context("containers do not end")?
+        tokio::time::timeout(TIMEOUT, gone).await.context("containers do not end")?
     }
 
     /// Deletes every session.
@@ -132,16 +132,16 @@ impl Server {
         }
     }
 
-    /// Deletes every session and ends it.
+    /// Deletes every session and stops the server.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.delete_all().await?;
         self.quit().await
     }
 
-    /// Ends it, in order.
+    /// Stops the server gracefully.
     pub async fn quit(mut self) -> anyhow::Result<()> {
         kill(Pid::from_raw(self.pid()), Signal::SIGTERM)?;
-        let status = tokio::time::timeout(PATIENCE, self.process.wait()).await.context("the server does not end")??;
+        let status = tokio::time::timeout(TIMEOUT, self.process.wait()).await.context("the server does not end")??;
         ensure!(status.success(), "the server ended with {status}");
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! What a version of a large workspace costs: a session made from it, a checkpoint of a small change; and the same change
-//! through `restic`, where that is installed.
+//! Measures versions of a large workspace: remixing it, and a checkpoint of a small change; and the same change with
+//! `restic`, if installed.
 
 use std::fs;
 use std::path::Path;
@@ -12,17 +12,17 @@ use serde_json::{Value, json};
 use crate::report::{Report, Samples};
 use crate::server::Server;
 
-/// Containers that the server keeps prepared in this measurement.
+/// Number of spare containers.
 const SPARES: usize = 2;
 /// Files of the workspace, in directories of a hundred, and the bytes of each: 1 GiB.
 const FILES: usize = 10_000;
 const FILE_BYTES: usize = (1 << 30) / FILES;
 /// Files that are written anew before each checkpoint: 1 MiB.
 const CHANGED: usize = 10;
-/// How often a checkpoint is taken.
+/// Number of checkpoints.
 const CHECKPOINTS: usize = 20;
 
-/// Makes the tree, and what changes in it in round `n`; the current directory is the workspace.
+/// A script that creates the tree, or changes it in round `n`. The current directory is the workspace.
 fn script(n: Option<usize>) -> String {
     let files = match n {
         None => format!("0..{}", FILES - 1),
@@ -36,14 +36,14 @@ fn script(n: Option<usize>) -> String {
     )
 }
 
-/// Everything here.
+/// Runs all measurements.
 pub async fn measure(server: &Server, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
     let parent = server.session(&json!({ "checkpoints": { "policy": "manual" } })).await?;
     work(server, &parent, &script(None)).await?;
     let first = checkpoint(server, &parent).await?;
     ensure!(first["files"] == FILES, "{first}");
     report.figure("the workspace", bytes(&first["size_bytes"]), "MiB");
-    // Meanwhile it rests: between rounds it is waited for the end of every container.
+    // Paused, because each round waits until all containers are gone.
     server.http().await?.post(&format!("/sessions/{parent}/pause"), &json!(null)).await?;
     server.http().await?.until_event(&parent, 0, "\"to\":\"IDLE\"").await?;
     remixes(server, &parent, rounds, report).await?;
@@ -66,7 +66,7 @@ async fn checkpoint(server: &Server, id: &str) -> anyhow::Result<Value> {
     Ok(taken)
 }
 
-/// An empty session and one from the first checkpoint, turn by turn.
+/// Alternates between an empty session and one from the first checkpoint.
 async fn remixes(server: &Server, parent: &str, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
     let (mut empty, mut remix) = (Samples::default(), Samples::default());
     let from = format!("/sessions/{parent}/remix");
@@ -89,7 +89,7 @@ async fn remixes(server: &Server, parent: &str, rounds: usize, report: &mut Repo
     Ok(())
 }
 
-/// After each change, on request.
+/// Takes a checkpoint after each change.
 async fn checkpoints(server: &Server, id: &str, report: &mut Report) -> anyhow::Result<()> {
     let (mut done, mut frozen) = (Samples::default(), Samples::default());
     for n in 0..CHECKPOINTS {

@@ -1,16 +1,16 @@
-//! What agents do to the files of their workspaces: all that makes a difference to layers.
+//! Simulated agents: changes to workspaces that matter for layers.
 
 use crate::tree::{self, Change, Entry, Tree, join};
 use crate::world::World;
 
-/// So few that what is written meets what is there.
+/// Few names, so that changes often hit existing entries.
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
-/// Directories inside one another at most.
+/// Maximum depth of directories.
 const DEPTH: usize = 3;
-/// Changes in one go at most.
+/// Maximum number of changes at once.
 const CHANGES: usize = 4;
 
-/// Some changes, one after the other, of a workspace that shows `tree`.
+/// Random successive changes to a workspace with the content `tree`.
 pub fn changes(world: &World, mut tree: Tree) -> Vec<Change> {
     let count = 1 + world.below(CHANGES);
     let mut changes = Vec::new();
@@ -40,7 +40,7 @@ fn change(world: &World, tree: &Tree) -> Change {
     }
 }
 
-/// A path where there is something, or could be.
+/// A path that exists or could exist.
 fn place(world: &World, tree: &Tree) -> String {
     let is_open =
         |(path, entry): (&'_ String, &'_ Entry)| *entry == Entry::Directory && path.split('/').count() < DEPTH;

@@ -1,4 +1,4 @@
-//! What must hold when the bad days are over.
+//! Checks of the final state of a simulation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::people::call;
 use crate::records;
 use crate::world::World;
 
-/// Whether nothing is left to be done: no session is on its way anywhere, and the containers are those that are wanted.
+/// Whether all sessions and containers are in their wanted state.
 pub async fn is_quiescent(world: &World, router: &Router) -> anyhow::Result<bool> {
     let mut wanted = Vec::new();
     for session in sessions(world, router).await? {
@@ -36,7 +36,7 @@ pub async fn is_quiescent(world: &World, router: &Router) -> anyhow::Result<bool
     Ok(wanted == there && state.containers.values().all(crate::host::Model::is_alive))
 }
 
-/// What is not settled, in words.
+/// Describes what is not in its wanted state.
 pub async fn describe(world: &World, router: &Router) -> anyhow::Result<String> {
     let mut lines = Vec::new();
     for session in sessions(world, router).await? {
@@ -56,7 +56,7 @@ pub async fn describe(world: &World, router: &Router) -> anyhow::Result<String> 
     Ok(lines.join("\n"))
 }
 
-/// Looks at every log and every conversation.
+/// Checks every event log and every conversation.
 pub async fn invariants(world: &World, router: &Router) -> anyhow::Result<()> {
     for session in sessions(world, router).await? {
         let id = text(&session["id"]);
@@ -85,7 +85,7 @@ pub async fn invariants(world: &World, router: &Router) -> anyhow::Result<()> {
         let state = world.state();
         for (message, _) in state.people.acknowledged.iter().filter(|(_, session)| *session == id) {
             let is_told = |kind: &str| events.iter().any(|event| event["type"] == kind);
-            // What was taken back is told no longer.
+            // Messages removed by a rewind are not listed any more.
             let is_known = known.contains(&message.as_str()) || is_told("session.rewound");
             ensure!(is_known, "the acknowledged message {message} of {id} is lost");
         }
@@ -160,8 +160,8 @@ fn standing_at<'l>(log: &'l [Value], n: &Value) -> Option<Vec<&'l str>> {
     Some(stood)
 }
 
-/// A checkpoint has what every message has left that is done by its point in the conversation. (Where a session has gone back,
-/// what was done does not say what there is.)
+/// Checks that a checkpoint contains the changes of every message that is done at its point of the conversation.
+/// (Skipped for sessions that were rewound.)
 fn tied(world: &World, session: &str, events: &[Value], messages: &[Value]) -> anyhow::Result<()> {
     if events.iter().any(|event| event["type"] == "session.rewound") {
         return Ok(());
@@ -182,7 +182,7 @@ fn tied(world: &World, session: &str, events: &[Value], messages: &[Value]) -> a
     Ok(())
 }
 
-/// Each message that changed something has its checkpoint, from before the next one began, or it is told that there is none.
+/// Checks that each message with changes has a checkpoint before the next message, or that its failure is logged.
 fn saved(world: &World, events: &[Value], messages: &[Value]) -> anyhow::Result<()> {
     if events.iter().any(|event| event["type"] == "session.rewound") {
         return Ok(());
@@ -211,7 +211,7 @@ fn saved(world: &World, events: &[Value], messages: &[Value]) -> anyhow::Result<
     Ok(())
 }
 
-/// Every workspace, and every checkpoint, is what it should be; and whatever people were told of is there.
+/// Checks every workspace and checkpoint against the oracle, and that acknowledged checkpoints exist.
 pub fn workspaces(world: &World) -> anyhow::Result<()> {
     let state = &mut *world.state();
     let oracle = &mut state.oracle;
@@ -232,12 +232,12 @@ pub fn workspaces(world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Who tidies up removes what nobody needs, and nothing else.
+/// Checks that a prune removes everything unused, and nothing else.
 pub async fn tidies(world: &World, router: &Router) -> anyhow::Result<()> {
     if tidy_up(world, router).await?.is_ok() {
         return Ok(());
     }
-    // A container that ends meanwhile leaves what was in use for the next time.
+    // If a container ends meanwhile, its files are removed by the next prune.
     tokio::time::sleep(crate::REST).await;
     tidy_up(world, router).await?
 }
@@ -257,7 +257,7 @@ fn mounted(world: &World) -> BTreeSet<LayerId> {
     stacks.flat_map(|stack| stack.layers.iter().chain(&stack.writable)).copied().collect()
 }
 
-/// Numbers without a gap, states along the edges, and nobody who speaks for a container that is no more.
+/// Checks that events have no gaps, states follow the edges, and no event has the generation of an old container.
 fn edges(events: &[Value]) -> anyhow::Result<()> {
     let (mut state, mut generation) = (State::Init, 0);
     for (place, event) in (1_u64..).zip(events) {
@@ -306,7 +306,8 @@ fn turns(world: &World, events: &[Value]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Begun once for each attempt, ended once, answered once, and never worked on more often than is told.
+/// Checks that a message was started once per attempt, finished once, answered once, and never run more often than
+/// logged.
 fn told_once(world: &World, message: &Value, events: &[Value], messages: &[Value]) -> anyhow::Result<()> {
     let id = text(&message["id"]);
     let count =
@@ -321,7 +322,7 @@ fn told_once(world: &World, message: &Value, events: &[Value], messages: &[Value
     match text(&message["status"]) {
         "queued" => ensure!(finished == 0 && replies == 0, "it waits, and has ended {finished} times"),
         "done" => {
-            // A host counts down; what it wrote is there whole, and once.
+            // A host writes decreasing numbers; its output must be complete and without repetitions.
             let answer = answers.first().map_or("", |answer| text(&answer["content"]));
             let whole: String = (0..answer.lines().count()).rev().map(|n| format!("{n}\n")).collect();
             ensure!(answer == whole, "it wrote {answer:?}");

@@ -1,4 +1,4 @@
-//! The disk under the records: slow now and then, full now and then.
+//! The simulated disk of the database: sometimes slow, sometimes full.
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -6,7 +6,7 @@ use raworc_store::{Disk, StoreError};
 
 use crate::world::World;
 
-/// Between a transaction and its answer, and before it, the server may die.
+/// The server may die before a transaction, or between it and the answer.
 pub struct SimDisk(pub World);
 
 impl Disk for SimDisk {

@@ -1,23 +1,23 @@
-//! The disk under the layers: slow now and then, full in the middle of something, or the last thing that a server touches.
+//! Faults of the disk with the layers: it is slow, full, or the server dies.
 
 use std::io;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use raworc_server::FaultInjector;
-use raworc_workspace::steps::{self, Step};
+use raworc_workspace::failpoints::{self, Failpoint};
 
 use crate::world::World;
 
-/// What work on layers meets.
+/// Injects faults into work on layers.
 pub struct SimFaultInjector(pub World);
 
-/// What becomes of a piece of work.
+/// The fault of one piece of work.
 #[derive(Clone, Copy, Debug)]
 pub struct InjectedFault {
-    /// So many steps are still taken.
+    /// How many steps succeed before.
     steps: usize,
-    /// Then the server is dead; otherwise the disk is full for a moment.
+    /// Whether the server dies; otherwise the disk is full once.
     is_death: bool,
 }
 
@@ -46,34 +46,34 @@ impl FaultInjector for SimFaultInjector {
     }
 }
 
-/// A dead server goes on with nothing.
+/// Blocks for ever if the server is dead.
 async fn alive(world: &World) {
     if world.state().is_dead {
         std::future::pending::<()>().await;
     }
 }
 
-/// Stands in the middle of what is done to layers on this thread.
+/// Installs the failpoint handler on this thread.
 pub fn watch(world: &World) {
     let world = world.clone();
-    steps::watch(Some(Box::new(move |step| meet(&world, step))));
+    failpoints::set_handler(Some(Box::new(move |step| meet(&world, step))));
 }
 
-fn meet(world: &World, step: Step<'_>) -> io::Result<()> {
+fn meet(world: &World, step: Failpoint<'_>) -> io::Result<()> {
     let mut state = world.state();
     if state.is_dead {
         return Err(io::Error::other("the server is dead"));
     }
     match (step, &mut state.fate) {
-        (Step::Flushed(layer), _) => state.oracle.flushed(layer),
-        (Step::Change, None) => {}
-        (Step::Change, Some(fate)) if fate.steps > 0 => fate.steps -= 1,
-        (Step::Change, Some(InjectedFault { is_death: false, .. })) => {
+        (Failpoint::Flushed(layer), _) => state.oracle.flushed(layer),
+        (Failpoint::Change, None) => {}
+        (Failpoint::Change, Some(fate)) if fate.steps > 0 => fate.steps -= 1,
+        (Failpoint::Change, Some(InjectedFault { is_death: false, .. })) => {
             state.fate = None;
             state.tell("the disk is full in the middle of something");
             return Err(rustix::io::Errno::NOSPC.into());
         }
-        (Step::Change, Some(_)) => {
+        (Failpoint::Change, Some(_)) => {
             state.is_dead = true;
             state.death.notify_one();
             state.tell("the server dies in the middle of something");

@@ -1,4 +1,4 @@
-//! A container and its host, as the server meets them: it may die, hang, lose its connection, and say things late.
+//! A simulated container with its host, which may die, hang, lose its connection, and report late.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use futures::{SinkExt as _, StreamExt as _};
 use raworc_core::ids::{ContainerId, MessageId};
 use raworc_core::limits::{FRAME_BYTES_MAX, HEARTBEAT_INTERVAL};
-use raworc_core::link::{Ending, HostFrame, PROTOCOLS, Report, ServerFrame, Stream, Versions, Work, WorkId};
+use raworc_core::link::{Ending, HostFrame, OutputStream, PROTOCOLS, Report, ServerFrame, Versions, Work, WorkId};
 use raworc_runtime::ExitReason;
-use raworc_workspace::Stack;
+use raworc_workspace::LayerStack;
 use tokio::io::DuplexStream;
 use tokio::time::Instant;
 use tokio_util::codec::{Framed, LinesCodec};
@@ -17,25 +17,25 @@ use tokio_util::sync::CancellationToken;
 use crate::agent;
 use crate::world::World;
 
-/// How often someone who stands still looks whether that is over.
-const FROZEN: Duration = Duration::from_millis(1);
+/// How often a frozen host checks whether it was thawed.
+const THAW_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 type Frames = Framed<DuplexStream, LinesCodec>;
 
-/// What a host remembers, whatever becomes of its connections.
+/// The state of a host, independent of connections.
 pub struct Model {
     token: String,
-    /// What it writes to, and what that lies on.
-    pub workspace: Stack,
+    /// Its layer stack.
+    pub workspace: LayerStack,
     gone: CancellationToken,
     next: u64,
     unacknowledged: VecDeque<(u64, Report)>,
     job: Option<Job>,
-    /// How often something goes on writing that a message has left behind.
+    /// How often a background process still writes.
     background: usize,
-    /// Nothing in it goes on.
+    /// It is frozen.
     pub is_frozen: bool,
-    /// Someone has begun to stop it: nothing is to be had of it any more.
+    /// It is being stopped and does no work any more.
     pub is_stopping: bool,
 }
 
@@ -47,8 +47,8 @@ struct Job {
 }
 
 impl Model {
-    /// A host that was just started.
-    pub fn new(token: String, workspace: Stack) -> Self {
+    /// A new host.
+    pub fn new(token: String, workspace: LayerStack) -> Self {
         Self {
             token,
             workspace,
@@ -62,22 +62,22 @@ impl Model {
         }
     }
 
-    /// Whether it runs.
+    /// Whether it is running.
     pub fn is_alive(&self) -> bool {
         !self.gone.is_cancelled()
     }
 
-    /// Whether it runs, and nobody has begun to stop it.
+    /// Whether it is running and not being stopped.
     pub fn is_there(&self) -> bool {
         self.is_alive() && !self.is_stopping
     }
 
-    /// It ends.
+    /// Ends it.
     pub fn end(&self) {
         self.gone.cancel();
     }
 
-    /// Whether anything but its host runs in it.
+    /// Whether any process besides the host runs.
     pub fn is_working(&self) -> bool {
         self.job.is_some() || self.background > 0
     }
@@ -103,15 +103,15 @@ impl Model {
 }
 
 /// Why a connection ended.
-enum Talk {
-    /// It is dialled again.
+enum ConnectionEnd {
+    /// The connection was lost; the host reconnects.
     Lost,
-    /// There is no host any more.
+    /// The host has ended.
     Over,
 }
 
-/// Lives as the host of `id` for as long as the present server.
-pub async fn live(world: World, id: ContainerId) {
+/// Runs the host of container `id` during the life of one server.
+pub async fn run_host(world: World, id: ContainerId) {
     let gone = match world.state().containers.get(&id) {
         Some(model) => model.gone.clone(),
         None => return,
@@ -127,7 +127,7 @@ pub async fn live(world: World, id: ContainerId) {
         tokio::select! {
             biased;
             () = gone.cancelled() => return,
-            talk = host.talk() => if matches!(talk, Talk::Over) { return },
+            run_connection = host.run_connection() => if matches!(run_connection, ConnectionEnd::Over) { return },
         }
         world.pass(200).await;
     }
@@ -142,56 +142,56 @@ struct Host {
 }
 
 impl Host {
-    async fn talk(&mut self) -> Talk {
+    async fn run_connection(&mut self) -> ConnectionEnd {
         self.world.pass(3).await;
         let (token, works) = self.model(|model| (model.token.clone(), model.works()));
-        // Every other container is of a newer build, which still knows ours.
+        // Every other container has a newer protocol that is still compatible.
         let versions = Versions::new(*PROTOCOLS.start()..=*PROTOCOLS.end() + self.id.generation % 2);
         if self.send(HostFrame::Hello { versions, token, works, features: Vec::new() }).await.is_none() {
-            return Talk::Lost;
+            return ConnectionEnd::Lost;
         }
         let mut heartbeat = Instant::now();
         loop {
             while self.model(|model| model.is_frozen) {
-                tokio::time::sleep(FROZEN).await;
+                tokio::time::sleep(THAW_POLL_INTERVAL).await;
             }
             let work = self.model(|model| Model::is_working(model));
             let progress = self.world.millis(if self.world.chance(0.05) { 3_000 } else { 40 });
             tokio::select! {
                 biased;
                 line = self.frames.next() => {
-                    let Some(Ok(line)) = line else { return Talk::Lost };
-                    match self.hear(&line).await {
+                    let Some(Ok(line)) = line else { return ConnectionEnd::Lost };
+                    match self.handle_frame(&line).await {
                         Some(None) => {}
-                        Some(Some(talk)) => return talk,
-                        None => return Talk::Lost,
+                        Some(Some(run_connection)) => return run_connection,
+                        None => return ConnectionEnd::Lost,
                     }
                 }
                 () = tokio::time::sleep(progress), if work => {
                     self.write();
-                    if self.work().await.is_none() { return Talk::Lost }
+                    if self.work().await.is_none() { return ConnectionEnd::Lost }
                 }
                 () = tokio::time::sleep_until(heartbeat), if self.is_welcome => {
                     heartbeat = Instant::now() + HEARTBEAT_INTERVAL;
                     let background_processes = self.model(|model| u32::from(model.background > 0));
-                    if self.send(HostFrame::Heartbeat { background_processes }).await.is_none() { return Talk::Lost }
+                    if self.send(HostFrame::Heartbeat { background_processes }).await.is_none() { return ConnectionEnd::Lost }
                 }
             }
-            if let Some(talk) = self.misfortune().await {
-                return talk;
+            if let Some(run_connection) = self.random_fault().await {
+                return run_connection;
             }
         }
     }
 
-    /// What goes wrong now, if anything.
-    async fn misfortune(&mut self) -> Option<Talk> {
+    /// A random fault, if one is due.
+    async fn random_fault(&mut self) -> Option<ConnectionEnd> {
         if self.world.fault(0.006) {
             self.world.exit(self.id, ExitReason::Signalled(9));
-            return Some(Talk::Over);
+            return Some(ConnectionEnd::Over);
         }
         if self.world.fault(0.01) {
             self.world.tell(&format!("{} loses its connection", self.id));
-            return Some(Talk::Lost);
+            return Some(ConnectionEnd::Lost);
         }
         if self.world.fault(0.004) {
             self.world.tell(&format!("{} hangs", self.id));
@@ -200,7 +200,7 @@ impl Host {
         None
     }
 
-    async fn hear(&mut self, line: &str) -> Option<Option<Talk>> {
+    async fn handle_frame(&mut self, line: &str) -> Option<Option<ConnectionEnd>> {
         let frame: ServerFrame = serde_json::from_str(line).ok()?;
         match frame {
             ServerFrame::Welcome { received, .. } => {
@@ -216,7 +216,7 @@ impl Host {
             ServerFrame::Refused { code } => {
                 self.world.tell(&format!("{} is refused: {code}", self.id));
                 self.world.exit(self.id, ExitReason::Exited(3));
-                return Some(Some(Talk::Over));
+                return Some(Some(ConnectionEnd::Over));
             }
             ServerFrame::Ack { n } => self.model(|model| model.forget(n)),
             ServerFrame::Run(work) => self.start(&work),
@@ -225,11 +225,11 @@ impl Host {
                     (job.outputs, job.ending) = (0, Ending::Cancelled);
                 }
             }),
-            // It says that it cannot.
+            // Reports that it cannot.
             ServerFrame::Attach(_) => {}
             ServerFrame::Stop => {
                 self.world.exit(self.id, ExitReason::Exited(0));
-                return Some(Some(Talk::Over));
+                return Some(Some(ConnectionEnd::Over));
             }
         }
         self.poll().await?;
@@ -256,7 +256,7 @@ impl Host {
         self.model(|model| model.job = Some(Job { id: work.id, message, outputs, ending }));
     }
 
-    /// Some files are changed, unless everything stands still.
+    /// Changes some files, unless it is frozen.
     fn write(&self) {
         let session = self.id.session.to_string();
         if self.model(|model| model.is_frozen || !model.is_alive()) || self.world.chance(0.3) {
@@ -273,7 +273,7 @@ impl Host {
         state.tell(&format!("{} has written: state {now}, {told}", self.id));
     }
 
-    /// The next thing that the job says.
+    /// The next report of the job.
     async fn work(&mut self) -> Option<()> {
         let (is_frozen, message) = self.model(|model| (model.is_frozen, model.job.as_ref().map(|job| job.message)));
         let left = if self.world.chance(0.2) { 1 + self.world.below(3) } else { 0 };
@@ -296,7 +296,7 @@ impl Host {
             }
             job.outputs -= 1;
             let text = format!("{}\n", job.outputs);
-            Some(model.report(Report::Output { work, stream: Stream::Stdout, text }))
+            Some(model.report(Report::Output { work, stream: OutputStream::Stdout, text }))
         });
         let Some(frame) = frame else { return Some(()) };
         if let (HostFrame::Report { report: Report::Finished { .. }, .. }, Some(message)) = (&frame, message) {

@@ -1,10 +1,9 @@
-//! The simulator: the real verbs, routes, reconcile loops and link of the server, over containers and a disk that are made
-//! up, in a time that passes only when everybody waits. One seed is one story: the same one each time.
+//! The simulator: the server's real verbs, routes, reconcile loops and host link, with simulated containers, disk and
+//! time. Everything follows from a seed, so a run can be repeated.
 //!
-//! In it servers are killed at any moment and started again, hosts die, hang and lose connections, starts fail, observations
-//! come late or twice, disks are slow or full, and the clock jumps. Layers are real directories: containers write to them, and
-//! the disk may be full, or the server dead, in the middle of any work on them. In the end everything must have settled, and
-//! [`check`] looks at what people were told, and at what they have.
+//! Servers are killed and restarted, hosts die, hang and lose connections, starts fail, observations arrive late or
+//! twice, disks are slow or full, and the clock jumps. Layers are real directories, and any step of work on them may
+//! fail. At the end all must be in its wanted state, and [`check`] verifies records and files.
 
 mod agent;
 mod check;
@@ -27,7 +26,7 @@ use anyhow::{Context as _, bail};
 use raworc_core::layers::Lengths;
 use raworc_server::engine::{Engine, Parts};
 use raworc_store::Store;
-use raworc_workspace::steps;
+use raworc_workspace::failpoints;
 use tokio::time::Instant;
 
 use disk::SimDisk;
@@ -36,27 +35,28 @@ use oracle::WorkspaceOracle;
 use runtime::SimRuntime;
 use world::World;
 
-/// By then everything has settled once nothing goes wrong any more: a start that hangs is given up after a minute.
+/// How long it takes at most until all is in its wanted state, without further faults: a hanging start times out
+/// after a minute.
 const SETTLED: Duration = Duration::from_secs(150);
-/// Has everything come to rest for so long, nothing is being made shorter or removed any more either.
+/// How long nothing must change before compaction and garbage collection count as done, too.
 const REST: Duration = Duration::from_secs(1);
-/// Things that people do in the life of one server at most, and in a long one.
+/// Requests during the life of one server.
 const ACTS: usize = 25;
 const MANY_ACTS: usize = 100;
-/// Workspaces lie on few layers, so that some are always being made one.
+/// Short chains of layers, so that layers are often merged.
 const LENGTHS: Lengths = Lengths { merged_at: 4, max: 6, kept: 1 };
-/// A file system in memory: nothing is flushed to anywhere.
+/// A file system in memory, where flushing is free.
 const MEMORY: &str = "/dev/shm";
 
-/// What became of a seed.
+/// The result of a seed.
 pub struct SeedRun {
-    /// What happened, line by line.
+    /// The log of the run.
     pub trace: Vec<String>,
-    /// Whether everything held.
+    /// Whether all checks passed.
     pub result: anyhow::Result<()>,
 }
 
-/// Runs one seed.
+/// Runs a seed with faults.
 pub fn run(seed: u64, is_loud: bool) -> SeedRun {
     let (ground, oracle) = match PersistentState::new(seed) {
         Ok(found) => found,
@@ -65,7 +65,7 @@ pub fn run(seed: u64, is_loud: bool) -> SeedRun {
     let world = World::new(seed, is_loud, oracle);
     fault_injection::watch(&world);
     let result = live(&world, &ground);
-    let _ = steps::watch(None);
+    let _ = failpoints::set_handler(None);
     if let Err(error) = &result {
         world.tell(&format!("seed {seed}: {error:#}"));
     }
@@ -73,8 +73,7 @@ pub fn run(seed: u64, is_loud: bool) -> SeedRun {
     SeedRun { trace, result }
 }
 
-/// Runs one seed on good days, on which people are in a hurry: what they wish lands between any two steps of what the server does
-/// by itself, and nothing at all may go wrong.
+/// Runs a seed without faults, in which requests race with the server's background work; no errors are allowed.
 pub fn run_race(seed: u64, is_loud: bool) -> SeedRun {
     let (ground, oracle) = match PersistentState::new(seed) {
         Ok(found) => found,
@@ -84,7 +83,7 @@ pub fn run_race(seed: u64, is_loud: bool) -> SeedRun {
     world.state().has_faults = false;
     fault_injection::watch(&world);
     let result = hurry(&world, &ground);
-    let _ = steps::watch(None);
+    let _ = failpoints::set_handler(None);
     if let Err(error) = &result {
         world.tell(&format!("hasty seed {seed}: {error:#}"));
     }
@@ -104,22 +103,22 @@ fn hurry(world: &World, ground: &PersistentState) -> anyhow::Result<()> {
     })
 }
 
-/// What is there while no server runs.
+/// The state that outlives a server.
 struct PersistentState {
     directory: tempfile::TempDir,
-    /// The name of the memory that the records are in.
+    /// Name of the in-memory database.
     memory: String,
 }
 
 impl PersistentState {
-    /// Layers are in memory, where they may be.
+    /// Layers are in memory, if possible.
     fn new(seed: u64) -> anyhow::Result<(Self, WorkspaceOracle)> {
         let directory = match tempfile::tempdir_in(MEMORY) {
             Ok(directory) if tree::can_hold_layers(directory.path()) => directory,
             _ => tempfile::tempdir()?,
         };
         let memory = format!("raworc-sim-{}-{seed}-{:p}", std::process::id(), &directory);
-        // Keeps the records while no server runs.
+        // Keeps the database while no server runs.
         let records = rusqlite::Connection::open(format!("file:/{memory}?vfs=memdb"))?;
         let oracle = WorkspaceOracle::new(raworc_workspace::layers_in(directory.path()), records);
         Ok((Self { directory, memory }, oracle))
@@ -132,7 +131,7 @@ fn live(world: &World, ground: &PersistentState) -> anyhow::Result<()> {
         let is_last = server + 1 == servers;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
         let lived = runtime.block_on(serve(world, ground, is_last))?;
-        // Whatever was under way is cut off where it stood.
+        // Everything in progress is cut off.
         drop(runtime);
         let pause = world.millis(if world.chance(0.2) { 20_000 } else { 500 });
         world.end(lived, pause);
@@ -140,7 +139,7 @@ fn live(world: &World, ground: &PersistentState) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One server's life; how long it was.
+/// Runs one server; returns how long it lived.
 async fn serve(world: &World, ground: &PersistentState, is_last: bool) -> anyhow::Result<Duration> {
     let born = Instant::now();
     let dies = world.begin(!is_last);
@@ -167,13 +166,13 @@ async fn serve(world: &World, ground: &PersistentState, is_last: bool) -> anyhow
 }
 
 async fn start(world: &World, ground: &PersistentState) -> anyhow::Result<Arc<Engine>> {
-    // A full disk keeps a server from starting; whoever looks after it starts it again.
+    // A server cannot start with a full disk, so it is started again.
     for _ in 0..10 {
         let parts = Parts {
             data_dir: ground.directory.path(),
             runtime: Arc::new(SimRuntime::open(world)),
             agent_owner: None,
-            marks: tree::MARKS,
+            xattrs: tree::MARKS,
             mounter: None,
             ids: raworc_oci::Ids::UNMAPPED,
             registries: raworc_server::Registries::default(),
@@ -201,7 +200,7 @@ async fn start(world: &World, ground: &PersistentState) -> anyhow::Result<Arc<En
     bail!("the server never starts")
 }
 
-/// Nothing goes wrong any more: everything comes to rest, and then holds.
+/// Stops injecting faults, waits until all is in its wanted state, and checks it.
 async fn quiesce(world: &World, engine: &Engine) -> anyhow::Result<()> {
     world.state().has_faults = false;
     world.tell("nothing goes wrong from here on");
@@ -227,7 +226,7 @@ async fn quiesce(world: &World, engine: &Engine) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    /// Every bug that a seed has found stays here under its name.
+    /// Seeds that found bugs, with a name for each.
     const FOUND: [(u64, &str); 8] = [
         (740, "a restart was planned by a clock that was then set back by an hour"),
         (18, "two connections of a host: the one that took the message was lost, the other waited for ever"),
@@ -268,7 +267,7 @@ mod tests {
 
     #[test]
     fn some_bad_days_end_well() {
-        // Other ones each day would be no test; `cargo run --release -p raworc-sim` has as many as you like.
+        // The same ones each time; `cargo run --release -p raworc-sim` runs any number of others.
         for seed in 100_000..100_300 {
             run(seed, false).result.unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
         }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Runs the server through simulated bad days.
+/// Run the server in simulations with faults.
 #[derive(Parser)]
 struct Options {
     /// The first seed.
@@ -13,10 +13,10 @@ struct Options {
     /// How many seeds.
     #[arg(long, default_value_t = 10_000)]
     seeds: u64,
-    /// Only this one, telling what happens while it does.
+    /// Run only this seed, and print its log while it runs.
     #[arg(long, conflicts_with_all = ["from", "seeds"])]
     seed: Option<u64>,
-    /// Good days with people in a hurry, instead of bad days.
+    /// Run races without faults.
     #[arg(long)]
     hasty: bool,
 }

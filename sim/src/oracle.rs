@@ -1,61 +1,61 @@
-//! What workspaces should show. It is never asked of the server: it follows from what containers wrote.
+//! The expected content of workspaces. It follows from what containers wrote, independently of the server.
 //!
-//! Each time a container has written something, the workspace is in a new state, which has a number; the file `number` in it
-//! says which. So whatever is found on the disk says which state it means to be, and has to be all of it.
+//! Each change gives a workspace a new state with a number, which the file `number` in it contains. So the content on
+//! the disk names its state, and must match it completely.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use raworc_core::ids::LayerId;
-use raworc_workspace::{Stack, steps};
+use raworc_workspace::{LayerStack, failpoints};
 use rusqlite::Connection;
 
 use crate::records;
 use crate::tree::{self, Change, Entry, Overlay, Tree};
 
-/// The file that says which state it is.
+/// The file with the number of the state.
 pub const NUMBER: &str = "number";
 
-/// All that is true of workspaces, and where it is looked up what is there.
+/// The expected content of workspaces and checkpoints.
 pub struct WorkspaceOracle {
     /// The directory of all layers.
     pub layers: PathBuf,
-    /// What the server has recorded.
+    /// The server's database.
     pub records: Connection,
-    /// What people were told of checkpoints: session and number.
+    /// Acknowledged checkpoints, by session and number.
     pub kept: BTreeMap<(String, u64), Kept>,
-    /// Checkpoints that people have given up, or tried to.
+    /// Checkpoints that clients deleted, or tried to.
     pub given_up: BTreeSet<(String, u64)>,
-    /// What was seen to be wrong.
+    /// Errors found so far.
     pub wrong: Vec<String>,
-    /// Every state, by number, and whose container made it.
+    /// All states by number, with the session that wrote each.
     states: Vec<(String, Tree)>,
-    /// The states in which workspaces were found first.
+    /// The first state of each session.
     first: BTreeMap<String, usize>,
-    /// Those that they are in.
+    /// The current state of each session.
     shown: BTreeMap<String, usize>,
-    /// Those that sessions were asked to go back to; who knows when they do.
+    /// States that sessions were asked to restore, maybe not yet.
     ahead: BTreeSet<(String, usize)>,
-    /// The states in which workspaces were when work on a message began, by its id.
+    /// The state at the start of each message, by message id.
     begun: BTreeMap<String, usize>,
-    /// The states in which workspaces were when a message had been worked on, by its id.
+    /// The state at the end of each message, by message id.
     done: BTreeMap<String, usize>,
-    /// Layers that are on the disk for good.
+    /// Layers that were flushed to the disk.
     flushed: BTreeSet<PathBuf>,
 }
 
-/// A checkpoint that people know of.
+/// An acknowledged checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept {
-    /// The state that it shows.
+    /// Its state.
     pub state: usize,
-    /// Whether it was given a name.
+    /// Whether it has a label.
     pub has_label: bool,
 }
 
 impl WorkspaceOracle {
-    /// Of nothing yet.
+    /// An oracle without sessions.
     pub fn new(layers: PathBuf, records: Connection) -> Self {
         Self {
             layers,
@@ -78,12 +78,12 @@ impl WorkspaceOracle {
         self.shown.get(session).copied().unwrap_or(0)
     }
 
-    /// What a session's workspace shows.
+    /// The content of a session's workspace.
     pub fn tree_of(&self, session: &str) -> Tree {
         self.states[self.state_of(session)].1.clone()
     }
 
-    /// The state in which a session began. One whose container was faster than the answer has been looked at.
+    /// Records and returns the first state of a session. If its container has already written, its workspace is read.
     pub fn begin(&mut self, session: &str) -> anyhow::Result<usize> {
         if let Some(first) = self.first.get(session) {
             return Ok(*first);
@@ -92,37 +92,37 @@ impl WorkspaceOracle {
         self.look(session, &row.context("it is not recorded")?.stack)
     }
 
-    /// A session was asked to go back to this state.
+    /// Records that a session was asked to restore a state.
     pub fn go_back(&mut self, session: &str, state: usize) {
         self.ahead.insert((session.to_owned(), state));
     }
 
-    /// A host begins to work on a message.
+    /// Records that a host starts a message.
     pub fn begun(&mut self, session: &str, message: &str) {
         self.begun.insert(message.to_owned(), self.state_of(session));
     }
 
-    /// Whether anything was written while a message was worked on.
+    /// Whether a message changed anything.
     pub fn has_changed(&self, message: &str) -> bool {
         self.begun.get(message) != self.done.get(message)
     }
 
-    /// A host is about to say that it has worked on a message.
+    /// Records that a host has finished a message.
     pub fn done(&mut self, session: &str, message: &str) {
         self.done.insert(message.to_owned(), self.state_of(session));
     }
 
-    /// The state that the work on this message has left, if it has been told of.
+    /// The state at the end of a message, if it has finished.
     pub fn left_by(&self, message: &str) -> Option<usize> {
         self.done.get(message).copied()
     }
 
-    /// A layer has been brought to the disk.
+    /// Records that a layer was flushed.
     pub fn flushed(&mut self, layer: &Path) {
         self.flushed.insert(layer.to_owned());
     }
 
-    /// What is asked is noted where it fails.
+    /// Returns the value, or records the error and returns a default.
     pub fn expect<T: Default>(&mut self, what: &str, found: anyhow::Result<T>) -> T {
         found.unwrap_or_else(|error| {
             self.wrong.push(format!("{what}: {error:#}"));
@@ -130,8 +130,8 @@ impl WorkspaceOracle {
         })
     }
 
-    /// The container of a session changes files.
-    pub fn write(&mut self, session: &str, stack: &Stack, changes: Vec<Change>) -> anyhow::Result<()> {
+    /// Applies changes of a session's container.
+    pub fn write(&mut self, session: &str, stack: &LayerStack, changes: Vec<Change>) -> anyhow::Result<()> {
         let overlay = self.mounted(stack)?;
         let writable = stack.writable.context("nothing can be written")?;
         ensure!(!records::is_sealed(&self.records, writable)?, "{writable} is written to, and is sealed");
@@ -147,18 +147,18 @@ impl WorkspaceOracle {
         Ok(())
     }
 
-    /// What can be mounted is there.
-    fn mounted(&self, stack: &Stack) -> anyhow::Result<Overlay> {
+    /// Checks that all layers of a stack exist.
+    fn mounted(&self, stack: &LayerStack) -> anyhow::Result<Overlay> {
         let overlay = Overlay::of(&self.layers, stack).context("nothing can be written")?;
         let missing = overlay.missing();
         ensure!(missing.is_empty(), "{missing:?} is mounted, and gone");
         Ok(overlay)
     }
 
-    /// Which state a session's workspace is in, looked at as a container would see it. It has to be the one that it was left in.
-    pub fn look(&mut self, session: &str, stack: &Stack) -> anyhow::Result<usize> {
+    /// The state of a session's workspace on the disk, which must be the expected one.
+    pub fn look(&mut self, session: &str, stack: &LayerStack) -> anyhow::Result<usize> {
         let overlay = Overlay::of(&self.layers, stack).context("nothing can be written")?;
-        // What is written to may not have been made.
+        // The writable layer may not have been created yet.
         let writable = stack.writable.map(|layer| tree::place(&self.layers, layer));
         let missing: Vec<&Path> =
             overlay.missing().into_iter().filter(|path| Some(*path) != writable.as_deref()).collect();
@@ -174,14 +174,14 @@ impl WorkspaceOracle {
         Ok(state)
     }
 
-    /// The same before a container gets it: all of it has to be there.
-    pub fn mount(&mut self, session: &str, stack: &Stack) -> anyhow::Result<usize> {
+    /// As [`Self::look`], when a container mounts the stack: all layers must exist.
+    pub fn mount(&mut self, session: &str, stack: &LayerStack) -> anyhow::Result<usize> {
         self.mounted(stack)?;
         self.look(session, stack)
     }
 
-    /// Checkpoints of a session that people were told of, that are not among those that are there (their numbers, oldest first),
-    /// and that nobody gave up: neither people nor the session's plan.
+    /// Acknowledged checkpoints of a session that are missing in `there` (numbers, oldest first), although neither a
+    /// client nor the retention setting removed them.
     pub fn lost(&self, session: &records::Session, there: &[(u64, bool)]) -> Vec<u64> {
         let id = &session.id;
         let is_given_up = |n: u64| self.given_up.contains(&(id.clone(), n));
@@ -197,7 +197,7 @@ impl WorkspaceOracle {
         told.filter(is_lost).map(|(n, _)| n).collect()
     }
 
-    /// Which state a checkpoint shows. Nothing, where there is none. It has to be safe on the disk, and what people were told.
+    /// The state of a checkpoint on the disk, or `None`. It must be flushed, and must match what clients were told.
     pub fn look_at(&mut self, session: &str, n: u64) -> anyhow::Result<Option<usize>> {
         let Some(chain) = records::checkpoint(&self.records, session, n)? else { return Ok(None) };
         let paths: Vec<PathBuf> = chain.iter().map(|layer| tree::place(&self.layers, *layer)).collect();
@@ -214,7 +214,7 @@ impl WorkspaceOracle {
         Ok(Some(state))
     }
 
-    /// People hear of a checkpoint that can be used.
+    /// Records that clients know of a checkpoint.
     pub fn acknowledge(&mut self, session: &str, n: u64, has_label: bool) -> anyhow::Result<Option<usize>> {
         let state = self.look_at(session, n)?;
         if let Some(state) = state {
@@ -223,13 +223,13 @@ impl WorkspaceOracle {
         Ok(state)
     }
 
-    /// Whether what was saved of a session can be `state`, if it was asked for when the session was in `asked`.
+    /// Whether `state` can be that of a checkpoint requested when the session was in state `asked`.
     pub fn is_since(&self, session: &str, asked: usize, state: usize) -> bool {
         let is_later = state > asked && self.states[state].0 == session;
         state == asked || is_later || self.ahead.contains(&(session.to_owned(), state))
     }
 
-    /// The number of the state that this is, all of it.
+    /// The number of the state with this content.
     fn number(&self, tree: &Tree) -> anyhow::Result<usize> {
         let number = match tree.get(NUMBER) {
             Some(Entry::File(number)) => number.parse()?,
@@ -245,8 +245,8 @@ impl WorkspaceOracle {
         self.layers.with_file_name("scratch")
     }
 
-    /// Layers whose directories are there, though nothing needs them but what is `mounted`; and layers that are recorded
-    /// and have none, or are not needed.
+    /// Checks that no unused layer has a directory, unless it is `mounted`, and that no recorded layer is unused or
+    /// lacks its directory.
     pub fn leaks(&self, mounted: &BTreeSet<LayerId>) -> anyhow::Result<()> {
         let (all, needed) = (records::layers(&self.records)?, records::needed(&self.records)?);
         ensure!(all == needed, "recorded are {all:?}, and needed {needed:?}");
@@ -269,10 +269,10 @@ impl WorkspaceOracle {
     }
 }
 
-/// Does something that nobody comes in between.
+/// Runs work without failpoints.
 fn unwatched<T>(work: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
-    let watcher = steps::watch(None);
+    let watcher = failpoints::set_handler(None);
     let done = work();
-    steps::watch(watcher);
+    failpoints::set_handler(watcher);
     done
 }

@@ -1,4 +1,4 @@
-//! Those who use the server: they make sessions, send messages, change their minds, and ask again when no answer came.
+//! Simulated clients: they create sessions, send messages, change things, and retry unanswered requests.
 
 use std::collections::BTreeMap;
 
@@ -13,27 +13,27 @@ use tower::ServiceExt as _;
 use crate::versions;
 use crate::world::World;
 
-/// Sessions at most.
+/// Maximum number of sessions.
 const SESSIONS: usize = 3;
 
-/// What they know.
+/// What clients know.
 #[derive(Default)]
 pub struct People {
     /// The administrator's token.
     pub token: String,
     /// Ids of sessions.
     pub sessions: Vec<String>,
-    /// How many of them were made from others.
+    /// How many of them are remixes.
     pub remixes: usize,
-    /// Messages that were acknowledged: id, and of which session.
+    /// Acknowledged messages: id and session.
     pub acknowledged: BTreeMap<String, String>,
-    /// A request that was not answered: its session, its key, its text.
+    /// A request without an answer: session, idempotency key, text.
     pending: Option<(String, String)>,
-    /// Counts requests, for their keys.
+    /// Counts requests, for their idempotency keys.
     requests: u64,
 }
 
-/// One call: status and answer.
+/// Sends a request; returns status and answer.
 pub async fn call(
     world: &World,
     router: &Router,
@@ -58,7 +58,7 @@ pub async fn call(
     Ok((status, serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
 }
 
-/// Does things until `count` are done.
+/// Performs `count` random actions.
 pub async fn act(world: &World, router: &Router, count: usize) -> anyhow::Result<()> {
     let other = json!({ "name": "other" });
     call(world, router, Method::POST, "/agents", None, &other).await?;
@@ -71,7 +71,7 @@ pub async fn act(world: &World, router: &Router, count: usize) -> anyhow::Result
             50..70 => versions::act(world, router).await?,
             70 => jump(world),
             71..73 => assign(world, router).await?,
-            number => wish(world, router, number).await?,
+            number => change_lifecycle(world, router, number).await?,
         }
     }
     Ok(())
@@ -103,7 +103,7 @@ pub async fn create(world: &World, router: &Router) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One of the sessions.
+/// A random session.
 pub fn any_session(world: &World) -> Option<String> {
     let count = world.state().people.sessions.len().max(SESSIONS);
     let place = world.below(count);
@@ -122,7 +122,7 @@ async fn send(world: &World, router: &Router) -> anyhow::Result<()> {
     post(world, router, &session, &key).await
 }
 
-/// Whoever got no answer asks again, with the same key.
+/// Retries a request with the same idempotency key.
 async fn ask_again(world: &World, router: &Router) -> anyhow::Result<()> {
     let pending = world.state().people.pending.clone();
     match pending {
@@ -133,7 +133,7 @@ async fn ask_again(world: &World, router: &Router) -> anyhow::Result<()> {
 
 async fn post(world: &World, router: &Router, session: &str, key: &str) -> anyhow::Result<()> {
     let path = format!("/sessions/{session}/messages");
-    // Which one follows from the key: the same request has the same body.
+    // Derived from the key, so that a retry has the same body.
     let agent = if key.ends_with('3') { json!("shell") } else { json!(null) };
     let body = json!({ "content": "echo", "agent": agent });
     let (status, message) = call(world, router, Method::POST, &path, Some(key), &body).await?;
@@ -158,7 +158,7 @@ fn jump(world: &World) {
     }
 }
 
-/// Gives a session other agents, so that messages may wait for one that it no longer has.
+/// Assigns other agents; queued messages may then name one that the session no longer has.
 async fn assign(world: &World, router: &Router) -> anyhow::Result<()> {
     let Some(session) = any_session(world) else { return Ok(()) };
     let agent = if world.chance(0.5) { "shell" } else { "other" };
@@ -168,7 +168,7 @@ async fn assign(world: &World, router: &Router) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub async fn wish(world: &World, router: &Router, number: usize) -> anyhow::Result<()> {
+pub async fn change_lifecycle(world: &World, router: &Router, number: usize) -> anyhow::Result<()> {
     let Some(session) = any_session(world) else { return Ok(()) };
     let (method, path) = match number {
         73..78 => (Method::POST, format!("/sessions/{session}/pause")),

@@ -1,4 +1,5 @@
-//! Clients that race the server: as soon as a message is answered they ask for something else, while the server saves what it has left.
+//! Clients that race with the server: they send the next request right after an answer, while the server takes a
+//! checkpoint.
 
 use std::time::Duration;
 
@@ -8,22 +9,22 @@ use axum::http::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::people::{any_session, call, create, wish};
+use crate::people::{any_session, call, change_lifecycle, create};
 use crate::versions;
 use crate::world::World;
 
-/// Messages after whose answers they do so.
+/// Number of rounds.
 const ROUNDS: usize = 12;
-/// Clients ask within so many milliseconds, which is what the steps of a checkpoint take.
+/// Requests come within this many milliseconds, about the time of a checkpoint.
 const SOON: u64 = 12;
-/// Nobody waits longer for a container: whatever is tried again is so after a second.
+/// How long a container may take to start; retries after a failure come after a second.
 const WAKE_MAX: Duration = Duration::from_millis(900);
-/// Longest wait for anything.
+/// The longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What may not happen on good days.
+/// Events that must not occur without faults.
 const WRONG: [&str; 4] = ["checkpoint.failed", "checkpoint.delayed", "session.failed", "session.rewind_failed"];
 
-/// Does all that.
+/// Runs the races.
 pub async fn act(world: &World, router: &Router) -> anyhow::Result<()> {
     create(world, router).await?;
     for _ in 0..ROUNDS {
@@ -39,11 +40,11 @@ pub async fn act(world: &World, router: &Router) -> anyhow::Result<()> {
             match world.below(4) {
                 0 => versions::act(world, router).await,
                 1 => update(world, router, &session).await,
-                2 => wish(world, router, 73 + world.below(27)).await,
+                2 => change_lifecycle(world, router, 73 + world.below(27)).await,
                 _ => Ok(()),
             }
         };
-        let (one, other) = tokio::join!(wish(world, router, number), other);
+        let (one, other) = tokio::join!(change_lifecycle(world, router, number), other);
         one?;
         other?;
     }
@@ -60,7 +61,7 @@ async fn update(world: &World, router: &Router, session: &str) -> anyhow::Result
     Ok(())
 }
 
-/// Whatever was asked for before, the session works again.
+/// Brings a session back to a working state.
 async fn bring_back(world: &World, router: &Router, session: &str) -> anyhow::Result<()> {
     for path in ["restore", "resume"] {
         call(world, router, Method::POST, &format!("/sessions/{session}/{path}"), None, &Value::Null).await?;
@@ -68,7 +69,7 @@ async fn bring_back(world: &World, router: &Router, session: &str) -> anyhow::Re
     Ok(())
 }
 
-/// Sends a message and waits for its end: false where none was taken. It is begun soon, whatever the server is about.
+/// Sends a message and waits for its end; false if it was not accepted. It must start soon.
 async fn message(world: &World, router: &Router, session: &str) -> anyhow::Result<bool> {
     let path = format!("/sessions/{session}/messages");
     let (status, message) = call(world, router, Method::POST, &path, None, &json!({ "content": "echo" })).await?;
@@ -83,7 +84,7 @@ async fn message(world: &World, router: &Router, session: &str) -> anyhow::Resul
         if message["status"] == "queued" {
             let (_, now) =
                 call(world, router, Method::GET, &format!("/sessions/{session}"), None, &Value::Null).await?;
-            // Behind another message, it waits for that.
+            // It waits for another message.
             if now["state"] == "BUSY" {
                 waiting_since = Instant::now();
             }
@@ -98,7 +99,7 @@ async fn message(world: &World, router: &Router, session: &str) -> anyhow::Resul
     Ok(true)
 }
 
-/// Nothing of what may not happen did.
+/// Checks that no forbidden event occurred.
 pub async fn went_well(world: &World, router: &Router) -> anyhow::Result<()> {
     let sessions = world.state().people.sessions.clone();
     for session in sessions {

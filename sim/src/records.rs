@@ -1,23 +1,23 @@
-//! The records as they are, past the server: what is said of a server should not come from the server.
+//! Reads the database directly, so that checks do not depend on the server.
 
 use std::collections::BTreeSet;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use raworc_core::ids::LayerId;
-use raworc_workspace::Stack;
+use raworc_workspace::LayerStack;
 
 type Result<T> = anyhow::Result<T>;
 
-/// A session's row, as far as it concerns its workspace.
+/// The fields of a session that concern its workspace.
 pub struct Session {
     /// Its id.
     pub id: String,
-    /// What its next container sees.
-    pub stack: Stack,
-    /// Whether its files are gone for good.
+    /// The layer stack of its next container.
+    pub stack: LayerStack,
+    /// Whether its files were permanently removed.
     pub is_purged: bool,
-    /// How many of its newest checkpoints are kept, beside those that have a label.
+    /// How many of its newest checkpoints are kept, besides those with a label.
     pub keep_last: usize,
 }
 
@@ -34,13 +34,13 @@ pub fn sessions(records: &Connection) -> Result<Vec<Session>> {
     let mut sessions = Vec::new();
     for row in rows {
         let (id, top, writable, is_purged, keep_last): Row = row?;
-        let stack = Stack { layers: chain(records, top)?, writable: Some(writable.parse()?) };
+        let stack = LayerStack { layers: chain(records, top)?, writable: Some(writable.parse()?) };
         sessions.push(Session { id, stack, is_purged, keep_last });
     }
     Ok(sessions)
 }
 
-/// Numbers of the checkpoints of a session that can be used, and whether they have a label.
+/// Numbers of a session's ready checkpoints, and whether they have a label.
 pub fn ready(records: &Connection, session: &str) -> Result<Vec<(u64, bool)>> {
     let mut statement = records.prepare_cached(
         "SELECT n, label IS NOT NULL FROM checkpoints WHERE session_id = ?1 AND status = 'ready' ORDER BY n",
@@ -49,14 +49,14 @@ pub fn ready(records: &Connection, session: &str) -> Result<Vec<(u64, bool)>> {
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// The last event that belongs to a checkpoint.
+/// The last event of a checkpoint.
 pub fn seq(records: &Connection, session: &str, n: u64) -> Result<u64> {
     const FIND: &str = "SELECT seq FROM checkpoints WHERE session_id = ?1 AND n = ?2";
     let seq: i64 = records.prepare_cached(FIND)?.query_row(params![session, i64::try_from(n)?], |row| row.get(0))?;
     Ok(u64::try_from(seq)?)
 }
 
-/// The layers of a checkpoint that can be used; nothing, where there is none.
+/// The layers of a ready checkpoint, or `None`.
 pub fn checkpoint(records: &Connection, session: &str, n: u64) -> Result<Option<Vec<LayerId>>> {
     const FIND: &str = "SELECT layer_id FROM checkpoints WHERE session_id = ?1 AND n = ?2 AND status = 'ready'";
     let found: Option<Option<String>> =
@@ -64,25 +64,25 @@ pub fn checkpoint(records: &Connection, session: &str, n: u64) -> Result<Option<
     found.map(|top| chain(records, top)).transpose()
 }
 
-/// Whether checkpoints are being taken.
+/// Whether a checkpoint is in progress.
 pub fn is_saving(records: &Connection) -> Result<bool> {
     const FIND: &str = "SELECT EXISTS (SELECT 1 FROM checkpoints WHERE status IN ('pending', 'saving')) \
                         OR EXISTS (SELECT 1 FROM sessions WHERE save_due IS NOT NULL)";
     Ok(records.prepare_cached(FIND)?.query_row([], |row| row.get(0))?)
 }
 
-/// Whether this layer never changes any more.
+/// Whether a layer is sealed.
 pub fn is_sealed(records: &Connection, layer: LayerId) -> Result<bool> {
     const FIND: &str = "SELECT EXISTS (SELECT 1 FROM layers WHERE id = ?1)";
     Ok(records.prepare_cached(FIND)?.query_row([layer.to_string()], |row| row.get(0))?)
 }
 
-/// All layers that are recorded.
+/// All recorded layers.
 pub fn layers(records: &Connection) -> Result<BTreeSet<LayerId>> {
     ids(records, "SELECT id FROM layers")
 }
 
-/// Those of them that sessions and checkpoints need.
+/// The layers that sessions and checkpoints use.
 pub fn needed(records: &Connection) -> Result<BTreeSet<LayerId>> {
     ids(
         records,

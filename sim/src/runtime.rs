@@ -1,4 +1,4 @@
-//! The runtime of the simulation: containers are entries in the world.
+//! The simulated runtime: containers are entries in the world.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,26 +8,26 @@ use std::time::Duration;
 use async_trait::async_trait;
 use raworc_core::ids::ContainerId;
 use raworc_runtime::{ContainerSpec, Exit, ExitReason, Hidden, Listed, Occupancy, Runtime, RuntimeError};
-use raworc_workspace::Stack;
+use raworc_workspace::LayerStack;
 use tokio::sync::mpsc;
 
 use crate::host::{self, Model};
 use crate::world::World;
 
-/// The present server's way to containers.
+/// The runtime of one server.
 pub struct SimRuntime {
     world: World,
     exits: std::sync::Mutex<Option<mpsc::Receiver<Exit>>>,
 }
 
 impl SimRuntime {
-    /// Finds the containers that are there; those that ended meanwhile are reported.
+    /// Adopts existing containers; those that ended meanwhile are reported.
     pub fn open(world: &World) -> Self {
         let (sender, receiver) = mpsc::channel(64);
         let ended: Vec<ContainerId> = {
             let mut state = world.state();
             state.exits = Some(sender.clone());
-            // Whoever finds a container that stands still lets it go on.
+            // Adopted containers are thawed.
             state.containers.values_mut().for_each(|model| (model.is_frozen, model.is_stopping) = (false, false));
             state.containers.iter().filter(|(_, model)| !model.is_alive()).map(|(id, _)| *id).collect()
         };
@@ -42,11 +42,11 @@ impl SimRuntime {
         Self { world, exits: std::sync::Mutex::new(Some(receiver)) }
     }
 
-    /// The hosts that live go on, once there is a server for them.
+    /// Resumes running hosts for a new server.
     pub fn wake_hosts(world: &World) {
         let state = world.state();
         for (id, _) in state.containers.iter().filter(|(_, model)| model.is_alive()) {
-            tokio::spawn(host::live(world.clone(), *id));
+            tokio::spawn(host::run_host(world.clone(), *id));
         }
     }
 }
@@ -74,7 +74,7 @@ impl Runtime for SimRuntime {
             is_there
         };
         if !is_there {
-            tokio::spawn(host::live(world.clone(), spec.id));
+            tokio::spawn(host::run_host(world.clone(), spec.id));
         }
         world.pass(5).await;
         Ok(())
@@ -118,7 +118,7 @@ impl Runtime for SimRuntime {
         Ok(Hidden::default())
     }
 
-    fn workspace(&self, id: ContainerId) -> Option<Stack> {
+    fn workspace(&self, id: ContainerId) -> Option<LayerStack> {
         self.world.state().containers.get(&id).filter(|model| model.is_there()).map(|model| model.workspace.clone())
     }
 
@@ -148,7 +148,7 @@ impl Runtime for SimRuntime {
         Ok(())
     }
 
-    async fn remount(&self, id: ContainerId, workspace: &Stack) -> Result<(), RuntimeError> {
+    async fn remount(&self, id: ContainerId, workspace: &LayerStack) -> Result<(), RuntimeError> {
         self.world.pass(3).await;
         if self.world.fault(0.03) {
             return Err(RuntimeError::Other("it cannot be mounted".into()));

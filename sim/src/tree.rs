@@ -1,5 +1,5 @@
-//! A workspace as its container sees and changes it. What overlayfs would do to the layer that is written to is done by hand,
-//! since not everyone who runs a simulation may mount.
+//! A workspace as its container sees and changes it. Overlayfs's effects on the writable layer are emulated, because
+//! mounting needs privileges.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,45 +8,45 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use raworc_core::ids::LayerId;
-use raworc_workspace::Stack;
-use raworc_workspace::layers::{Marks, squash};
+use raworc_workspace::LayerStack;
+use raworc_workspace::layers::{OverlayXattrs, squash};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, lsetxattr, mknodat};
 
-/// How layers are marked here: everybody may write these.
-pub const MARKS: Marks = Marks::User;
+/// The namespace of overlayfs's attributes; writing to it needs no privilege.
+pub const MARKS: OverlayXattrs = OverlayXattrs::User;
 const OPAQUE: &str = "user.overlay.opaque";
 const REDIRECT: &str = "user.overlay.redirect";
 /// Longer than any path here.
 const REDIRECT_BYTES_MAX: usize = 256;
 
-/// What a workspace shows, by path.
+/// The content of a workspace, by path.
 pub type Tree = BTreeMap<String, Entry>;
 
-/// Something in it.
+/// An entry of a workspace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// A directory.
     Directory,
-    /// A file, and what is in it.
+    /// A file with its content.
     File(String),
-    /// What nobody put there.
+    /// Anything that agents do not create.
     Strange,
 }
 
-/// A change of a workspace.
+/// A change to a workspace.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// This file has this content now, be it new or not.
+    /// Creates or replaces a file.
     Put(String, String),
-    /// A new directory.
+    /// Creates a directory.
     Make(String),
-    /// A file or directory is gone, with all that is in it.
+    /// Removes a file or a directory tree.
     Remove(String),
-    /// A directory has another path, which was free.
+    /// Renames a directory to a free path.
     Rename(String, String),
 }
 
-/// Does to a tree what is done to a workspace.
+/// Applies a change to a tree.
 pub fn apply(tree: &mut Tree, change: &Change) {
     match change {
         Change::Put(path, content) => drop(tree.insert(path.clone(), Entry::File(content.clone()))),
@@ -63,46 +63,46 @@ pub fn apply(tree: &mut Tree, change: &Change) {
     }
 }
 
-/// Whether a path is another one or leads into it.
+/// Whether `path` equals `outer` or is below it.
 pub fn is_within(path: &str, outer: &str) -> bool {
     path.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Where the content of a layer is.
+/// The content directory of a layer.
 pub fn place(layers: &Path, layer: LayerId) -> PathBuf {
     layers.join(layer.0.as_simple().to_string()).join("fs")
 }
 
-/// Whether layers can be made in a directory.
+/// Whether layers can be created in a directory.
 pub fn can_hold_layers(directory: &Path) -> bool {
     mark(directory, OPAQUE, "n").is_ok()
 }
 
-/// A stack as a container has it mounted.
+/// An emulated overlay mount.
 pub struct Overlay {
     upper: PathBuf,
     lower: Vec<PathBuf>,
 }
 
 impl Overlay {
-    /// Nothing, where there is no layer to write to.
-    pub fn of(layers: &Path, stack: &Stack) -> Option<Self> {
+    /// `None` without a writable layer.
+    pub fn of(layers: &Path, stack: &LayerStack) -> Option<Self> {
         let lower = stack.layers.iter().map(|layer| place(layers, *layer)).collect();
         Some(Self { upper: place(layers, stack.writable?), lower })
     }
 
-    /// Whether what is written to has not been made yet.
+    /// Whether the writable layer does not exist yet.
     fn is_unwritten(&self) -> bool {
         !self.upper.is_dir()
     }
 
-    /// The directories that are not there.
+    /// Layer directories that do not exist.
     pub fn missing(&self) -> Vec<&Path> {
         let all = self.lower.iter().chain([&self.upper]);
         all.filter(|path| !path.is_dir()).map(PathBuf::as_path).collect()
     }
 
-    /// Changes it.
+    /// Applies a change.
     pub fn change(&self, change: &Change) -> io::Result<()> {
         match change {
             Change::Put(path, content) => {
@@ -129,7 +129,7 @@ impl Overlay {
         }
     }
 
-    /// The rest of a directory that has been renamed is found where it was, which it says of itself.
+    /// Renames a directory; a redirect names the old path of its lower part.
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let origin = self.origin(from)?.filter(|origin| matches!(self.find(origin), Ok(Some(Kind::Directory))));
         let old = self.make_way(from)?;
@@ -146,7 +146,7 @@ impl Overlay {
         self.cover(from)
     }
 
-    /// A directory that is shown, in the layer that is written to.
+    /// Creates a visible directory in the writable layer.
     fn make_way(&self, path: &str) -> io::Result<PathBuf> {
         let mut place = self.upper.clone();
         for name in path.split('/').filter(|name| !name.is_empty()) {
@@ -159,7 +159,7 @@ impl Overlay {
         Ok(place)
     }
 
-    /// What is below is hidden, if anything is.
+    /// Writes a whiteout if a lower layer has the name.
     fn cover(&self, path: &str) -> io::Result<()> {
         if self.is_below(path)?.is_none() {
             return Ok(());
@@ -168,7 +168,7 @@ impl Overlay {
         Ok(mknodat(CWD, place, FileType::CharacterDevice, Mode::empty(), 0)?)
     }
 
-    /// A file, or what hides one, makes room.
+    /// Removes a file or whiteout.
     fn uncover(&self, place: &Path) -> io::Result<()> {
         match kind(place)? {
             Some(Kind::Directory) | None => Ok(()),
@@ -176,7 +176,7 @@ impl Overlay {
         }
     }
 
-    /// What is below at this path, where nothing but its own name hides it.
+    /// The entry at this path in lower layers, unless a parent hides it.
     fn is_below(&self, path: &str) -> io::Result<Option<Kind>> {
         match self.origin(parent(path))? {
             Some(origin) => self.find(&join(&origin, name(path))),
@@ -184,7 +184,7 @@ impl Overlay {
         }
     }
 
-    /// Where the rest of a directory is found in the layers below.
+    /// The path of a directory's lower part.
     fn origin(&self, path: &str) -> io::Result<Option<String>> {
         let (mut place, mut origin) = (self.upper.clone(), Some(String::new()));
         for name in path.split('/').filter(|name| !name.is_empty()) {
@@ -194,7 +194,7 @@ impl Overlay {
         Ok(origin)
     }
 
-    /// What the layers below show at a path.
+    /// The entry at a path in lower layers.
     fn find(&self, path: &str) -> io::Result<Option<Kind>> {
         for layer in &self.lower {
             let (mut place, mut is_last) = (layer.clone(), false);
@@ -216,7 +216,7 @@ impl Overlay {
         Ok(None)
     }
 
-    /// What it shows. `scratch` is a path for what the server's own code makes of the layers below.
+    /// The merged content. `scratch` is a path for layers that the server's code merges.
     pub fn show(&self, scratch: &Path) -> io::Result<Tree> {
         let below = compose(&self.lower, scratch)?;
         if self.is_unwritten() {
@@ -228,7 +228,7 @@ impl Overlay {
     }
 }
 
-/// What sealed layers show, the topmost first: made one at `scratch` as the server does it.
+/// The content of sealed layers, the topmost first, merged by the server's code in `scratch`.
 pub fn compose(layers: &[PathBuf], scratch: &Path) -> io::Result<Tree> {
     let mut tree = Tree::new();
     if scratch.is_dir() {
@@ -241,7 +241,7 @@ pub fn compose(layers: &[PathBuf], scratch: &Path) -> io::Result<Tree> {
     Ok(tree)
 }
 
-/// Adds to `tree` what the directory `place`, shown at `path`, shows on top of what is at `origin` below.
+/// Adds the directory `place`, visible at `path`, on top of `origin` in lower layers to `tree`.
 fn merge(place: &Path, path: &str, origin: Option<&str>, below: &Tree, tree: &mut Tree) -> io::Result<()> {
     let mut own = BTreeSet::new();
     for entry in fs::read_dir(place)? {
@@ -249,7 +249,7 @@ fn merge(place: &Path, path: &str, origin: Option<&str>, below: &Tree, tree: &mu
         let name = inner.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         let at = join(path, &name);
         match kind(&inner)? {
-            // Where nothing is below, there is nothing to hide.
+            // A whiteout without a lower entry hides nothing.
             Some(Kind::Whiteout) if origin.is_some() => {}
             Some(Kind::File) => drop(tree.insert(at, Entry::File(fs::read_to_string(&inner)?))),
             Some(Kind::Directory) => {
@@ -273,7 +273,7 @@ fn merge(place: &Path, path: &str, origin: Option<&str>, below: &Tree, tree: &mu
     Ok(())
 }
 
-/// Where the rest of the directory `place` is found, if its parent's is at `origin`.
+/// The path of the lower part of `place`, if its parent's is `origin`.
 fn rest_of(place: &Path, origin: Option<&str>, name: &str) -> io::Result<Option<String>> {
     match kind(place)? {
         Some(Kind::Directory) => match (attribute(place, REDIRECT)?, attribute(place, OPAQUE)?) {
@@ -337,7 +337,7 @@ fn name(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
-/// The path of something in a directory.
+/// Joins a directory and a name.
 pub fn join(directory: &str, name: &str) -> String {
     if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") }
 }

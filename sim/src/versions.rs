@@ -1,4 +1,4 @@
-//! What people do with versions of workspaces: they save, go back, go on elsewhere, and give up.
+//! Simulated use of checkpoints: saving, restoring, remixing and deleting them.
 
 use anyhow::Context as _;
 use axum::Router;
@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use crate::people::{any_session, call};
 use crate::world::World;
 
-/// Sessions that are made from others, at most.
+/// Maximum number of remixes.
 const REMIXES: usize = 3;
 
-/// One of these things.
+/// Performs a random action.
 pub async fn act(world: &World, router: &Router) -> anyhow::Result<()> {
     let Some(session) = any_session(world) else { return Ok(()) };
     match world.below(100) {
@@ -24,7 +24,7 @@ pub async fn act(world: &World, router: &Router) -> anyhow::Result<()> {
     }
 }
 
-/// A plan for the checkpoints of a new session.
+/// Random checkpoint settings for a new session.
 pub fn plan(world: &World) -> Value {
     let keep = 1 + world.below(4);
     match world.below(10) {
@@ -56,7 +56,7 @@ async fn save(world: &World, router: &Router, session: &str) -> anyhow::Result<(
     Ok(())
 }
 
-/// They see what was taken by itself.
+/// Reads checkpoints that were taken automatically.
 async fn look(world: &World, router: &Router, session: &str) -> anyhow::Result<()> {
     let path = format!("/sessions/{session}/checkpoints?limit=500");
     let (_, page) = call(world, router, Method::GET, &path, None, &Value::Null).await?;
@@ -135,7 +135,7 @@ async fn prune(world: &World, router: &Router) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A checkpoint that people know of.
+/// A random acknowledged checkpoint.
 fn known(world: &World, session: &str) -> Option<u64> {
     let all: Vec<u64> =
         world.state().oracle.kept.keys().filter(|(whose, _)| whose == session).map(|(_, n)| *n).collect();

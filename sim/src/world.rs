@@ -1,4 +1,4 @@
-//! The world around the server: time, luck, and what goes on when no server runs.
+//! The simulated world: time, randomness, and the state that outlives servers.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use raworc_core::time::Time;
 use raworc_runtime::{Exit, ExitReason};
 use raworc_server::Clock;
 use raworc_server::engine::Engine;
-use raworc_workspace::Stack;
+use raworc_workspace::LayerStack;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -20,56 +20,56 @@ use crate::host::Model;
 use crate::oracle::WorkspaceOracle;
 use crate::people::People;
 
-/// When it all begins: 2030-01-01.
+/// The start of the simulated time: 2030-01-01.
 const BEGINNING: Time = Time(1_893_456_000_000_000);
 
-/// The world; everybody has a handle.
+/// A handle to the world.
 #[derive(Clone)]
 pub struct World(Arc<Mutex<State>>);
 
-/// All there is.
+/// The state of the world.
 pub struct State {
     rng: StdRng,
-    /// What happened, as told.
+    /// The log of the run.
     pub trace: Vec<String>,
-    /// Tells it while it happens.
+    /// Prints the log while it is written.
     pub is_loud: bool,
-    /// Short names for ids, which differ from run to run.
+    /// Short names for ids, which differ between runs.
     names: BTreeMap<String, String>,
-    /// Time before the present server.
+    /// Time before the current server.
     elapsed: Duration,
-    /// When the present server's runtime began.
+    /// When the current server was started.
     born: Option<Instant>,
-    /// What the machine's clock says beside the truth, in microseconds.
+    /// The error of the machine's clock, in microseconds.
     pub skew: i64,
-    /// Whether things go wrong.
+    /// Whether faults are injected.
     pub has_faults: bool,
-    /// Containers, also those that have ended and were not removed.
+    /// Containers, including ended ones that were not removed.
     pub containers: BTreeMap<ContainerId, Model>,
-    /// How often a host began to work on a message.
+    /// How often hosts started each message.
     pub executions: BTreeMap<MessageId, u32>,
-    /// How often a host began a turn.
+    /// How often hosts started each turn.
     pub turns: BTreeMap<TurnId, u32>,
-    /// The present server.
+    /// The current server.
     pub engine: Option<Arc<Engine>>,
-    /// Where it hears of ends.
+    /// Where the current server receives exits.
     pub exits: Option<mpsc::Sender<Exit>>,
-    /// Who uses it.
+    /// The clients.
     pub people: People,
-    /// What workspaces should show.
+    /// The expected content of workspaces.
     pub oracle: WorkspaceOracle,
-    /// What becomes of the work on layers that is being done.
+    /// The fault of the current work on layers.
     pub fate: Option<InjectedFault>,
-    /// Whether the present server may die in the middle of it.
+    /// Whether the current server may die.
     pub is_mortal: bool,
-    /// Whether it has.
+    /// Whether the current server has died.
     pub is_dead: bool,
-    /// Told when it does.
+    /// Notified when it dies.
     pub death: Arc<Notify>,
 }
 
 impl World {
-    /// A world in which everything follows from `seed`.
+    /// A world that is determined by `seed`.
     pub fn new(seed: u64, is_loud: bool, oracle: WorkspaceOracle) -> Self {
         Self(Arc::new(Mutex::new(State {
             rng: StdRng::seed_from_u64(seed),
@@ -94,39 +94,39 @@ impl World {
         })))
     }
 
-    /// Everything. Nobody may wait while holding it.
+    /// Locks the state. Do not await while holding it.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether something of this probability happens.
+    /// True with this probability.
     pub fn chance(&self, probability: f64) -> bool {
         self.state().rng.random_bool(probability)
     }
 
-    /// Whether a fault of this probability happens.
+    /// True with this probability, if faults are injected.
     pub fn fault(&self, probability: f64) -> bool {
         let mut state = self.state();
         let happens = state.rng.random_bool(probability);
         happens && state.has_faults
     }
 
-    /// A number below `end`.
+    /// A random number below `end`.
     pub fn below(&self, end: usize) -> usize {
         self.state().rng.random_range(0..end.max(1))
     }
 
-    /// A time of up to `millis` milliseconds.
+    /// A random duration of up to `millis` milliseconds.
     pub fn millis(&self, millis: u64) -> Duration {
         Duration::from_micros(self.state().rng.random_range(0..=millis * 1000))
     }
 
-    /// Lets up to `millis` milliseconds pass.
+    /// Sleeps for a random time of up to `millis` milliseconds.
     pub async fn pass(&self, millis: u64) {
         tokio::time::sleep(self.millis(millis)).await;
     }
 
-    /// A server begins on a runtime of its own, in which this is called. What is told when it dies before its time.
+    /// Starts a server on the current async runtime. The result is notified if it dies.
     pub fn begin(&self, is_mortal: bool) -> Arc<Notify> {
         let mut state = self.state();
         (state.born, state.is_mortal, state.is_dead, state.fate) = (Some(Instant::now()), is_mortal, false, None);
@@ -134,14 +134,14 @@ impl World {
         Arc::clone(&state.death)
     }
 
-    /// The server has ended; so long until there is another one.
+    /// Ends a server, which lived for `after`, and adds a pause.
     pub fn end(&self, after: Duration, pause: Duration) {
         let mut state = self.state();
         (state.born, state.engine, state.exits) = (None, None, None);
         state.elapsed += after + pause;
     }
 
-    /// What the server takes for the time.
+    /// The server's clock.
     pub fn clock(&self) -> Clock {
         let world = self.clone();
         Arc::new(move || {
@@ -151,12 +151,12 @@ impl World {
         })
     }
 
-    /// Notes what happened. Ids are named in the order in which they are met.
+    /// Writes a line to the log. Ids get short names in order of appearance.
     pub fn tell(&self, what: &str) {
         self.state().tell(what);
     }
 
-    /// A container's first process ends by itself.
+    /// Ends a container's first process.
     pub fn exit(&self, id: ContainerId, reason: ExitReason) {
         let delays = [self.millis(if self.chance(0.2) { 2_000 } else { 5 }), self.millis(500)];
         let twice = self.fault(0.1);
@@ -176,8 +176,8 @@ impl World {
 }
 
 impl State {
-    /// A container gets this workspace.
-    pub fn mount(&mut self, id: ContainerId, workspace: &Stack) {
+    /// Mounts a workspace in a container.
+    pub fn mount(&mut self, id: ContainerId, workspace: &LayerStack) {
         let others = self.containers.iter().filter(|(other, model)| **other != id && model.is_alive());
         if let Some((other, _)) = others.into_iter().find(|(_, model)| model.workspace.writable == workspace.writable) {
             let both = format!("{id} and {other} write to the same layer");

@@ -28,10 +28,10 @@ pub struct Account {
     /// `admin` or `member`.
     #[schema(value_type = String)]
     pub role: Role,
-    /// When it was made.
+    /// When it was created.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it was closed; its tokens no longer work.
+    /// When it was closed; its tokens stopped working then.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub closed_at: Option<Timestamp>,
 }
@@ -40,9 +40,9 @@ pub struct Account {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateToken {
-    /// What it is for.
+    /// What the token is for.
     pub name: String,
-    /// Stops working after so long; absent: never by itself.
+    /// Expires after this time; absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_seconds: Option<u64>,
 }
@@ -53,15 +53,15 @@ pub struct Token {
     /// Its id.
     #[schema(value_type = String, format = "uuid")]
     pub id: TokenId,
-    /// Whose.
+    /// The account it belongs to.
     #[schema(value_type = String, format = "uuid")]
     pub account_id: AccountId,
     /// What it is for.
     pub name: String,
-    /// When it was made.
+    /// When it was created.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When it stops working.
+    /// When it expires.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub expires_at: Option<Timestamp>,
     /// When it was revoked.
@@ -69,10 +69,10 @@ pub struct Token {
     pub revoked_at: Option<Timestamp>,
 }
 
-/// A token just made: the only time its secret is shown.
+/// A new token, the only time its secret is shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NewToken {
-    /// The record.
+    /// The token.
     #[serde(flatten)]
     pub record: Token,
     /// The secret, for `Authorization: Bearer`.

@@ -1,4 +1,4 @@
-//! Agents: the registry.
+//! Agents.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use utoipa::{PartialSchema, ToSchema};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AgentRuntime {
-    /// The message is a script.
+    /// Messages are shell scripts.
     #[default]
     Shell,
 }
@@ -23,30 +23,30 @@ pub enum AgentRuntime {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
-    /// Environment variables, on top of the session's.
+    /// Environment variables that override the session's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Ends a message that takes longer; 1 to 86400.
+    /// Time limit of a message in seconds, 1 to 86400.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
 }
 
-/// `POST /agents` and `PUT /agents/{id}`. A PUT replaces the whole definition.
+/// `POST /agents` and `PUT /agents/{id}`. PUT replaces the whole definition.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentDefinition {
     /// Letters, digits, `-`, `_`, `.`; unique.
     pub name: String,
-    /// For people.
+    /// A description for people.
     #[serde(default)]
     pub description: String,
-    /// For the agent.
+    /// Instructions for the agent.
     #[serde(default)]
     pub instructions: String,
-    /// Which model it uses, for those that use one.
+    /// The model, for agents that use one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// The image that sessions with this agent run, unless they name one.
+    /// The image for sessions that have this agent and name no image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// How it runs.
@@ -55,49 +55,49 @@ pub struct AgentDefinition {
     /// Settings.
     #[serde(default)]
     pub config: AgentConfig,
-    /// Anything of yours.
+    /// Your own data.
     #[serde(default)]
     #[schema(value_type = Object)]
     pub metadata: Map<String, Value>,
 }
 
-/// An agent in the registry.
+/// An agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Agent {
     /// Its id.
     pub id: AgentId,
-    /// What it is.
+    /// Its definition.
     #[serde(flatten)]
     pub definition: AgentDefinition,
-    /// It came with Raworc and cannot be changed.
+    /// Whether it is part of Raworc and cannot be changed.
     pub builtin: bool,
-    /// When it was registered.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// When it was last changed.
     pub updated_at: Timestamp,
 }
 
-/// What an [`Agent`] has beside its definition.
+/// The fields of an [`Agent`] besides its definition.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "for the schema only")]
-struct Registered {
+struct AgentRecord {
     /// Its id.
     #[schema(value_type = String, format = "uuid")]
     id: AgentId,
-    /// It came with Raworc and cannot be changed.
+    /// Whether it is part of Raworc and cannot be changed.
     builtin: bool,
-    /// When it was registered.
+    /// When it was created.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
-    /// When it last changed.
+    /// When it was last changed.
     #[schema(value_type = String, format = DateTime)]
     updated_at: Timestamp,
 }
 
-// By hand: the derived schema refers to that of the definition, which allows no further fields.
+// Written by hand: the derived schema would refer to that of the definition, which allows no further fields.
 impl PartialSchema for Agent {
     fn schema() -> RefOr<Schema> {
-        match (Registered::schema(), AgentDefinition::schema()) {
+        match (AgentRecord::schema(), AgentDefinition::schema()) {
             (RefOr::T(Schema::Object(mut agent)), RefOr::T(Schema::Object(definition))) => {
                 agent.description = Some("An agent in the registry.".into());
                 agent.properties.extend(definition.properties);

@@ -5,17 +5,17 @@ use raworc_core::ids::AccountId;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-/// What came of it.
+/// The outcome of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AuditOutcome {
-    /// It was done.
+    /// The action was done.
     Done,
-    /// The account may not.
+    /// The account lacked permission.
     Refused,
 }
 
-/// An entry: who did what to what, or was refused.
+/// An entry of the audit trail: an account did something, or was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditEntry {
     /// Its id; later entries have greater ones.
@@ -23,16 +23,16 @@ pub struct AuditEntry {
     /// When.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
-    /// The name that the account had then.
+    /// The account's name at that time.
     pub actor: String,
-    /// Its id.
+    /// The account's id.
     #[schema(value_type = String, format = "uuid")]
     pub account_id: AccountId,
-    /// What, such as `session.create`; of what was refused, the call, such as `DELETE /accounts/{id}`.
+    /// The action, such as `session.create`; if refused, the call, such as `DELETE /accounts/{id}`.
     pub action: String,
-    /// On what: an id or a name; of what was refused, the path that was called.
+    /// Its target: an id or a name; if refused, the path of the call.
     pub target: String,
-    /// What came of it.
+    /// The outcome.
     pub outcome: AuditOutcome,
 }
 
@@ -41,30 +41,30 @@ pub struct AuditEntry {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListAudit {
-    /// Only of the account of this name.
+    /// Only entries of this account name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor: Option<String>,
-    /// Only this, such as `session.delete`.
+    /// Only this action, such as `session.delete`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
-    /// Only on this: an id, as entries have it.
+    /// Only this target: an id, as in entries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Only with this outcome.
+    /// Only this outcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<AuditOutcome>,
-    /// Only later than this time.
+    /// Only entries after this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(value_type = Option<String>, format = DateTime)]
     pub after: Option<Timestamp>,
-    /// Only earlier than this time.
+    /// Only entries before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(value_type = Option<String>, format = DateTime)]
     pub before: Option<Timestamp>,
-    /// Entries at most, 1 to 500; 50 where absent.
+    /// Maximum number of entries, 1 to 500; default 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
-    /// Go on where an earlier page ended: its `next_cursor`.
+    /// The `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }

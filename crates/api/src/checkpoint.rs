@@ -6,60 +6,60 @@ use raworc_core::ids::SessionId;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-/// A session's plan for its checkpoints, in force.
+/// The checkpoint settings of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckpointPlan {
     /// `each_message`, `on_stop`, `every` or `manual`.
     #[schema(value_type = String, example = "each_message")]
     pub policy: Policy,
-    /// Time between two of them with `every`.
+    /// With `every`: the interval in seconds.
     pub every_seconds: Option<u64>,
-    /// How many of the newest are kept, beside those with a label.
+    /// How many of the newest checkpoints are kept, besides those with a label.
     pub keep_last: u32,
 }
 
-/// The plan wanted; what is absent gets its default, or stays as it is.
+/// Changes to the checkpoint settings. Absent fields get their default, or stay unchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointPlanWanted {
-    /// `each_message` (the end of each message that changed the workspace, and every stop; the default), `on_stop`, `every`
-    /// (by the clock, and every stop) or `manual`.
+    /// `each_message` (after each message that changed the workspace, and at each stop; the default), `on_stop`,
+    /// `every` (at an interval, and at each stop) or `manual`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub policy: Option<Policy>,
-    /// With `every`: time between two of them, 5 to 604800.
+    /// With `every`: the interval in seconds, 5 to 604800.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every_seconds: Option<u64>,
-    /// How many of the newest are kept, beside those with a label: 1 to 10000, 20 where absent.
+    /// How many of the newest checkpoints are kept, besides those with a label: 1 to 10000, default 20.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_last: Option<u32>,
 }
 
-/// Where a session's checkpoints are to be sent by themselves.
+/// Automatic backups of a session's checkpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BackupWanted {
-    /// `REGISTRY/REPOSITORY`, without a tag; empty: nowhere any more. Checkpoint 3 gets the tag `SESSION_ID-3`, and the newest
-    /// one `SESSION_ID`, too. With the server's own credentials.
+    /// `REGISTRY/REPOSITORY`, without a tag; empty turns backups off. Checkpoint 3 gets the tag `SESSION_ID-3`, and
+    /// the newest one also `SESSION_ID`. The server's own credentials are used.
     pub registry: String,
-    /// Least time between two of them, 5 to 604800; 60 where absent. What comes between is left out.
+    /// Minimum interval in seconds, 5 to 604800; default 60. Checkpoints in between are not backed up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every_seconds: Option<u64>,
 }
 
-/// Where a session's checkpoints are sent by themselves, and how that gets on.
+/// The backup settings of a session, and their status.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Backup {
     /// `REGISTRY/REPOSITORY`.
     pub registry: String,
-    /// Least time between two of them.
+    /// Minimum interval in seconds.
     pub every_seconds: u64,
-    /// The newest checkpoint that is there.
+    /// The newest checkpoint that was backed up.
     pub checkpoint: Option<u64>,
-    /// Since when.
+    /// When it was backed up.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub at: Option<Timestamp>,
-    /// Why the next one could not be sent, the last time; it is tried again.
+    /// Why the last attempt failed; it is retried.
     pub error: Option<String>,
 }
 
@@ -67,34 +67,34 @@ pub struct Backup {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateCheckpoint {
-    /// A name; one with a name is kept until its session is gone. 1 to 128 characters.
+    /// A label of 1 to 128 characters. Labelled checkpoints are kept as long as their session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
 }
 
-/// How far a checkpoint is.
+/// The progress of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckpointStatus {
-    /// It is going to be taken.
+    /// It will be taken.
     Pending,
-    /// It is fixed, and being brought to the disk.
+    /// Its content is fixed and being flushed to the disk.
     Saving,
-    /// It can be used, whatever happens.
+    /// It is safe on the disk and can be used.
     Ready,
     /// It could not be taken.
     Failed,
 }
 
-/// A version of a session's workspace, and the point of its conversation that belongs to it.
+/// A version of a session's workspace, with the corresponding point in the conversation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Checkpoint {
-    /// Whose.
+    /// The session it belongs to.
     #[schema(value_type = String, format = "uuid")]
     pub session_id: SessionId,
-    /// 1, 2, 3, … in its session.
+    /// Its number in the session: 1, 2, 3, …
     pub n: u64,
-    /// Its name.
+    /// Its label.
     pub label: Option<String>,
     /// Why it was taken: `message`, `stop`, `every`, `start`, `request`, `rewind` or `remix`.
     #[schema(value_type = String)]
@@ -102,23 +102,23 @@ pub struct Checkpoint {
     /// `pending`, `saving`, `ready` or `failed`.
     #[schema(value_type = String)]
     pub status: CheckpointStatus,
-    /// The last event of the session that belongs to it.
+    /// The `seq` of the last event that belongs to it.
     pub seq: u64,
-    /// Bytes of all files.
+    /// Size of all files in bytes.
     pub size_bytes: u64,
-    /// All files.
+    /// Number of files.
     pub files: u64,
-    /// Bytes of the files that changed since the one before.
+    /// Size in bytes of the files that changed since the previous checkpoint.
     pub changed_bytes: u64,
-    /// From when it was begun until it was safe.
+    /// Seconds from its start until it was safe on the disk.
     pub took_seconds: f64,
-    /// How long the container stood still for it.
+    /// Seconds for which the container was frozen.
     pub frozen_seconds: f64,
-    /// Why it could not be taken.
+    /// Why it failed.
     pub error: Option<String>,
-    /// Who wanted it.
+    /// Who requested it.
     pub created_by: String,
-    /// When it was wanted.
+    /// When it was requested.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
 }
@@ -128,10 +128,10 @@ pub struct Checkpoint {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListCheckpoints {
-    /// Rows of a page, 1 to 500; 50 where absent.
+    /// Page size, 1 to 500; default 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
-    /// Where to go on.
+    /// The `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
@@ -141,11 +141,11 @@ pub struct ListCheckpoints {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct DiffQuery {
-    /// What to compare with: the number or label of an older (or newer) checkpoint, or `now`; of another session as
-    /// `SESSION@NUMBER`. Absent: the one before.
+    /// The version to compare with: the number or label of a checkpoint, or `now`; of another session as
+    /// `SESSION@NUMBER`. Absent: the previous checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// Only this file, with its difference as text.
+    /// Only this file, with a text diff.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
 }
@@ -154,45 +154,45 @@ pub struct DiffQuery {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeKind {
-    /// It is only in the later one.
+    /// It exists only in the later version.
     Added,
-    /// It is in both, and not the same.
+    /// It exists in both and differs.
     Changed,
-    /// It is only in the earlier one.
+    /// It exists only in the earlier version.
     Deleted,
 }
 
 /// One path that differs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Difference {
-    /// From the workspace down; bytes that are not UTF-8 appear as U+FFFD.
+    /// The path in the workspace; bytes that are not UTF-8 appear as U+FFFD.
     pub path: String,
-    /// Its bytes in base64, where they are not UTF-8.
+    /// The path in base64, if it is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_bytes: Option<String>,
-    /// How.
+    /// How it differs.
     pub change: ChangeKind,
     /// `file`, `directory`, `symlink` or `other`.
     pub kind: crate::workspace::FileKind,
-    /// Bytes in the earlier one.
+    /// Size in bytes in the earlier version.
     pub size_before: Option<u64>,
-    /// Bytes in the later one.
+    /// Size in bytes in the later version.
     pub size_after: Option<u64>,
 }
 
-/// What differs between two versions of a workspace.
+/// The differences between two versions of a workspace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Diff {
-    /// The earlier one: a number, `now`, or `empty` before the first.
+    /// The earlier version: a number, `now`, or `empty` before the first.
     pub from: String,
-    /// The later one.
+    /// The later version.
     pub to: String,
-    /// By path.
+    /// Differences, sorted by path.
     pub items: Vec<Difference>,
-    /// Whether there are more than are told.
+    /// Whether some differences were left out.
     pub truncated: bool,
-    /// With `path`: the difference in unified format; absent where there is none, or where the file is no text.
+    /// With `path`: the difference in unified format; absent if there is none or the file is binary.
     pub unified: Option<String>,
-    /// With `path`: whether the file is no text, or too large to be compared as one.
+    /// With `path`: whether the file is binary or too large for a text diff.
     pub is_binary: bool,
 }

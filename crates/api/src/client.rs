@@ -1,7 +1,7 @@
-//! A typed client: one method for each call.
+//! A typed client with one method per call.
 //!
-//! An `id` may be a name wherever the server takes names. Plain HTTP only: where the way to the server is not trusted,
-//! put a proxy with TLS next to both.
+//! An `id` may also be a name, where the server accepts names. HTTP only: use a TLS proxy at both ends of an
+//! untrusted network.
 
 use std::time::Duration;
 
@@ -30,17 +30,17 @@ use crate::disk::{DiskUsage, Prune, Pruned};
 use crate::health::{Health, LoopList, Version};
 use path::Path;
 
-/// How long to wait for the connection.
+/// Timeout for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an answer may take, on top of what the call itself asks the server to wait.
+/// Timeout for an answer, in addition to the time that the call asks the server to wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// How much of an answer that is no problem document is shown.
+/// Characters shown of an answer that is not a problem document.
 const SHOWN_CHARACTERS_MAX: usize = 200;
 
 /// The result of a call.
 pub type Result<T> = std::result::Result<T, ClientError>;
 
-/// A server, and the token to use there. Cheap to clone.
+/// A server and a token. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Client {
     http: reqwest::Client,
@@ -50,7 +50,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// For the server at `url`, such as `http://127.0.0.1:9000`. No connection is made yet.
+    /// A client for the server at `url`, such as `http://127.0.0.1:9000`. Does not connect yet.
     pub fn new(url: &str, token: &str) -> Result<Self> {
         let mut client = Self::anonymous(url)?;
         let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
@@ -60,7 +60,7 @@ impl Client {
         Ok(client)
     }
 
-    /// Without a token: enough for [`health`](Self::health) and [`version`](Self::version).
+    /// A client without a token, which suffices for [`health`](Self::health) and [`version`](Self::version).
     pub fn anonymous(url: &str) -> Result<Self> {
         let base = base(url)?;
         let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
@@ -72,7 +72,7 @@ impl Client {
         Ok(Self { http, base, authorization: None })
     }
 
-    /// `GET /health`. A degraded server answers, too.
+    /// `GET /health`. Also succeeds for a degraded server.
     pub async fn health(&self) -> Result<Health> {
         let response = self.send(self.get(Path::new("health"))?.timeout(ANSWER_TIMEOUT)).await?;
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
@@ -97,7 +97,7 @@ impl Client {
         self.fetch(Path::new("system").then("loops"), &()).await
     }
 
-    /// `POST /system/prune`. It takes as long as it takes.
+    /// `POST /system/prune`, without a timeout.
     pub async fn prune(&self, body: &Prune) -> Result<Pruned> {
         let request = self.request(Method::POST, Path::new("system").then("prune"))?.json(body);
         let response = self.send(request).await?;
@@ -117,12 +117,12 @@ impl Client {
         Ok(self.request(Method::GET, path)?.header(ACCEPT, "application/json"))
     }
 
-    /// Sends; any answer is fine.
+    /// Sends a request and returns any answer.
     async fn send(&self, request: RequestBuilder) -> Result<Response> {
         request.send().await.map_err(|error| self.broken(&error))
     }
 
-    /// Sends; turns a refusal into its problem.
+    /// Sends a request and turns an error answer into its problem.
     async fn accepted(&self, request: RequestBuilder) -> Result<Response> {
         let response = self.send(request).await?;
         if response.status().is_success() { Ok(response) } else { Err(self.refused(response).await) }
@@ -150,7 +150,7 @@ impl Client {
         self.document(response).await
     }
 
-    /// A call whose answer, if there is a body at all, says nothing new.
+    /// Sends a request whose answer has no information.
     async fn done(&self, request: RequestBuilder) -> Result<()> {
         self.accepted(request.timeout(ANSWER_TIMEOUT)).await.map(|_| ())
     }

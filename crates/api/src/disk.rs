@@ -1,4 +1,4 @@
-//! What takes space on the server's disk, and how to get it back.
+//! Disk usage of the server, and how to free space.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -6,69 +6,69 @@ use utoipa::ToSchema;
 /// `GET /system/disk`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DiskUsage {
-    /// Bytes of the file system that the data directory is on.
+    /// Size in bytes of the file system with the data directory.
     pub total_bytes: u64,
-    /// Bytes of it that are free.
+    /// Free bytes.
     pub free_bytes: u64,
-    /// Bytes of the records: sessions, conversations, logs.
+    /// Bytes of the database: sessions, conversations, logs.
     pub records_bytes: u64,
-    /// What is in use: the workspaces of sessions that are not deleted, with their checkpoints, and the images they run.
+    /// In use: workspaces of sessions that are not deleted, with their checkpoints and images.
     pub sessions: LayerUsage,
-    /// What only deleted sessions still need. `prune` with `deleted_sessions_after_seconds` gives it back.
+    /// Used by deleted sessions only. `prune` with `deleted_sessions_after_seconds` frees it.
     pub deleted_sessions: LayerUsage,
-    /// What only images need that no session runs. `prune` with `unused_images` gives it back.
+    /// Used by images without a session only. `prune` with `unused_images` frees it.
     pub unused_images: LayerUsage,
-    /// What only checkpoints need that were brought in. They stay until they are deleted, as images.
+    /// Used by pulled or imported checkpoints only. They stay until they are deleted, as images.
     pub imported_checkpoints: LayerUsage,
-    /// Bytes of images on their way, and of what transfers that failed have left. `prune` gives the latter back.
+    /// Bytes of running transfers, and leftovers of failed ones. `prune` frees the latter.
     pub transfers_bytes: u64,
-    /// Bytes of the file system that are taken by anything else: what sessions have written since they were saved, what is being
-    /// removed, files that are not Raworc's, and what the file system keeps for itself.
+    /// All other bytes: what sessions wrote since their last checkpoint, data that is being removed, other files, and
+    /// overhead of the file system.
     pub other_bytes: u64,
-    /// How sessions are kept within their `resources.disk`.
+    /// How `resources.disk` is enforced.
     pub limits: Limits,
 }
 
-/// What keeps sessions within their `resources.disk`.
+/// How `resources.disk` of sessions is enforced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Limits {
-    /// The file system refuses what is too much (project quotas).
+    /// The file system rejects excess writes (project quotas).
     FileSystem,
-    /// They are looked at about once a second, and stopped where they have written too much.
+    /// Usage is checked about once a second; sessions over their limit are stopped.
     #[default]
     Stopping,
 }
 
-/// Layers: what checkpoints and images are made of. What many share is counted once.
+/// Disk usage of layers, which checkpoints and images consist of. A shared layer counts once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LayerUsage {
-    /// How many.
+    /// Number of layers.
     pub layers: u64,
-    /// Bytes of the files in them.
+    /// Size in bytes of their files.
     pub bytes: u64,
 }
 
-/// `POST /system/prune`. What nothing needs is removed in any case.
+/// `POST /system/prune`. Always removes what nothing uses; the fields select more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Prune {
-    /// Remove images that no session runs; not checkpoints that were brought in.
+    /// Remove images that no session uses, but not pulled or imported checkpoints.
     #[serde(default)]
     pub unused_images: bool,
-    /// Remove, for good, the workspaces and checkpoints of sessions that were deleted so long ago; 0 for all deleted ones.
-    /// Their conversations and logs stay. Absent: none.
+    /// Permanently remove workspaces and checkpoints of sessions that were deleted at least this long ago; 0 for all
+    /// deleted ones, absent for none. Conversations and logs stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_sessions_after_seconds: Option<u64>,
 }
 
-/// What was removed.
+/// The result of a prune.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Pruned {
-    /// Bytes that are free again, or soon are.
+    /// Bytes that are free now, or will be soon.
     pub bytes: u64,
-    /// Images.
+    /// Number of removed images.
     pub images: u64,
-    /// Deleted sessions whose files are gone.
+    /// Number of deleted sessions whose files were removed.
     pub sessions: u64,
 }

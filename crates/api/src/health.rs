@@ -1,4 +1,4 @@
-//! How the server is.
+//! Health of the server.
 
 use std::collections::BTreeMap;
 
@@ -8,54 +8,53 @@ use utoipa::ToSchema;
 /// `GET /health`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Health {
-    /// `ok` where everything works; `degraded` where something does not, and the rest goes on; `unavailable` where nothing can be
-    /// served.
+    /// `ok`; `degraded` if a part fails and the rest works; `unavailable` if nothing can be served.
     pub status: String,
-    /// Each part, and a word for how it is: `ok`, or what is wrong.
+    /// The status of each part: `ok`, or what is wrong.
     pub parts: BTreeMap<String, String>,
-    /// What is wrong, and what to do. Told to administrators only.
+    /// Problems and their remedies. For administrators only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<HealthProblem>,
-    /// Records that are damaged, and therefore set aside. Told to administrators only.
+    /// Damaged records, which are set aside. For administrators only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged: Vec<DamagedRecord>,
-    /// What the server does by itself, over and over. Told to administrators only.
+    /// The server's background loops. For administrators only.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub loops: BTreeMap<String, LoopHealth>,
 }
 
-/// Something that is wrong.
+/// A problem of the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HealthProblem {
-    /// With which part.
+    /// The affected part.
     pub part: String,
-    /// What.
+    /// What is wrong.
     pub problem: String,
-    /// What to do.
+    /// What to do about it.
     pub remedy: String,
 }
 
-/// A record that is not as it must be.
+/// A damaged record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DamagedRecord {
-    /// The table of the database that it is in.
+    /// Its database table.
     pub table: String,
-    /// What it is called there.
+    /// Its id in the table.
     pub id: String,
-    /// The first column that is not as it must be.
+    /// The first damaged column.
     pub column: String,
-    /// What is wrong with it.
+    /// What is wrong with the column.
     pub reason: String,
 }
 
-/// One of the things that the server does by itself.
+/// The health of a background loop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LoopHealth {
-    /// `ok`; `failing` where it could not do its work the last time; `restarted` where it ended and was begun anew a moment ago.
+    /// `ok`; `failing` if the last run failed; `restarted` if it ended unexpectedly and was restarted recently.
     pub status: String,
-    /// How often it was begun anew.
+    /// How often it was restarted.
     pub restarts: u32,
-    /// Seconds since it last did its work, where it has since the server started.
+    /// Seconds since the last successful run since the server started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_run_seconds: Option<u64>,
 }
@@ -63,20 +62,20 @@ pub struct LoopHealth {
 /// `GET /system/loops`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LoopList {
-    /// All of them, by name.
+    /// All loops, by name.
     pub items: Vec<LoopStatus>,
 }
 
-/// One of the things that the server does by itself, over and over.
+/// A background loop of the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LoopStatus {
-    /// What it is called, in the log, too.
+    /// Its name, as in the log.
     pub name: String,
-    /// What has it do its work.
+    /// What triggers a run.
     pub trigger: String,
-    /// How much it does at the same time, or in one go.
+    /// How much it does at the same time, or per run.
     pub bound: String,
-    /// How it gets on.
+    /// Its health.
     #[serde(flatten)]
     pub health: LoopHealth,
 }

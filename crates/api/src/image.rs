@@ -1,39 +1,39 @@
-//! Images: what containers run, and checkpoints on their way between servers.
+//! Images for containers, and checkpoints in the form of images.
 
 use jiff::Timestamp;
 use raworc_core::ids::ImageId;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-/// `POST /images`: bring an image in from a registry.
+/// `POST /images`: pull an image from a registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PullImage {
-    /// `REGISTRY/REPOSITORY:TAG` or `REGISTRY/REPOSITORY@DIGEST`. It is also what it is called here.
+    /// `REGISTRY/REPOSITORY:TAG` or `REGISTRY/REPOSITORY@DIGEST`. It is also the image's name on this server.
     pub reference: String,
-    /// Who to be there. Absent: what the server's own file of credentials says.
+    /// Credentials for the registry. Absent: those in the server's credentials file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<RegistryCredentials>,
 }
 
-/// `POST /sessions/{id}/checkpoints/{n}/push`: send a checkpoint to a registry.
+/// `POST /sessions/{id}/checkpoints/{n}/push`: push a checkpoint to a registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PushCheckpoint {
     /// `REGISTRY/REPOSITORY:TAG`.
     pub reference: String,
-    /// Who to be there. Absent: what the server's own file of credentials says.
+    /// Credentials for the registry. Absent: those in the server's credentials file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<RegistryCredentials>,
 }
 
-/// Who to be at a registry. Used for this one call, and kept nowhere.
+/// Credentials for a registry. Used for this call only, and not stored.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegistryCredentials {
-    /// The user.
+    /// The user name.
     pub username: String,
-    /// Their password, or a token.
+    /// The password, or a token.
     pub password: String,
 }
 
@@ -48,7 +48,7 @@ impl std::fmt::Debug for RegistryCredentials {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ImportImages {
-    /// What to call the image. Absent: what the archive calls it.
+    /// The image's name. Absent: the name in the archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
@@ -58,94 +58,94 @@ pub struct ImportImages {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListImages {
-    /// Rows of a page, 1 to 500; 50 where absent.
+    /// Page size, 1 to 500; default 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
-    /// Where to go on.
+    /// The `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
 
-/// An image that is here.
+/// An image on this server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Image {
     /// Its id.
     #[schema(value_type = String, format = "uuid")]
     pub id: ImageId,
-    /// What it is called.
+    /// Its name.
     pub name: String,
     /// The digest of its manifest.
     pub digest: String,
-    /// Bytes of all files.
+    /// Size of all files in bytes.
     pub size_bytes: u64,
-    /// All files.
+    /// Number of files.
     pub files: u64,
-    /// Of which checkpoint it is one: then sessions are made from it (`from`); otherwise containers run it (`image`).
+    /// The checkpoint it contains, for creating sessions (`from`). Absent: an image for containers (`image`).
     pub checkpoint: Option<ImageCheckpoint>,
-    /// Whether every account may use it: what administrators bring in, but for checkpoints.
+    /// Whether every account may use it: true for images that administrators bring in, but not for checkpoints.
     pub shared: bool,
-    /// Who brought it in.
+    /// Who pulled or imported it.
     pub created_by: String,
-    /// When.
+    /// When it was pulled or imported.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
 }
 
-/// What is known of a checkpoint that comes from elsewhere.
+/// A checkpoint of another server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ImageCheckpoint {
     /// The name of its session.
     pub session: String,
-    /// Its number there.
+    /// Its number in the session.
     pub n: u64,
-    /// Its name.
+    /// Its label.
     pub label: Option<String>,
-    /// Messages of the conversation that came with it.
+    /// Number of messages in its conversation.
     pub messages: u64,
     /// When it was taken.
     #[schema(value_type = String, format = DateTime)]
     pub taken_at: Timestamp,
 }
 
-/// What an archive brought.
+/// The result of an import.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Imported {
-    /// The images that were in it.
+    /// The images of the archive.
     pub items: Vec<Image>,
 }
 
-/// A checkpoint that is in a registry now.
+/// The result of a push.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Pushed {
-    /// Where.
+    /// The reference that was pushed.
     pub reference: String,
-    /// The digest of its manifest: with it in place of the tag, a reference means this one for ever.
+    /// The digest of its manifest. A reference with it in place of the tag never changes its meaning.
     pub digest: String,
-    /// Which checkpoint.
+    /// The number of the checkpoint.
     pub n: u64,
-    /// Entries and attributes that have no form in an image, and are not in it: sockets, devices, names that begin with `.wh.`,
+    /// Number of entries and attributes without a form in images: sockets, devices, names with prefix `.wh.`,
     /// attributes with `=` in their names. The server's log names the first ones.
     pub left_out: u64,
 }
 
-/// The header of an export that says how much was left out, as in [`Pushed`].
+/// The header of an export with the number of omitted entries, as in [`Pushed`].
 pub const LEFT_OUT_HEADER: &str = "raworc-left-out";
 
-/// How far a push, pull or import is: the event `progress` of its stream.
+/// The progress of a push, pull or import: the event `progress` of its stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TransferProgress {
-    /// What is being done, and with what.
+    /// What is being done, and to what.
     pub what: String,
-    /// Bytes of it that are done.
+    /// Bytes that are done.
     pub done_bytes: u64,
-    /// All bytes of it; 0 where nobody knows.
+    /// Total bytes; 0 if unknown.
     pub total_bytes: u64,
 }
 
-/// The image that a session has, as it was when the session was made.
+/// The image of a session, as it was when the session was created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SessionImage {
-    /// What it was called.
+    /// Its name.
     pub name: String,
     /// The digest of its manifest.
     pub digest: String,

@@ -1,6 +1,6 @@
-//! What goes over the wire between Raworc and everyone else: bodies, problems, and a typed client.
+//! The HTTP API: bodies, problems, and a typed client.
 //!
-//! Bodies that come in refuse unknown fields. Times are RFC 3339 in UTC, spans of time end in `_seconds`.
+//! Request bodies reject unknown fields. Times are RFC 3339 in UTC; durations end in `_seconds`.
 
 pub mod account;
 pub mod agent;
@@ -18,5 +18,5 @@ pub mod session;
 pub mod terminal;
 pub mod workspace;
 
-/// All calls live under this path.
+/// The path prefix of all calls.
 pub const PREFIX: &str = "/api/v0";

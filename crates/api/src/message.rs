@@ -11,18 +11,18 @@ use utoipa::{IntoParams, ToSchema};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SendMessage {
-    /// The text; for the shell agent a script. 1 byte to 1 MiB.
+    /// The text; for the shell agent, a script. 1 byte to 1 MiB.
     pub content: String,
     /// Id or name of one of the session's agents; absent: the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
-    /// Anything of yours; an object of at most 64 KiB.
+    /// Your own data; an object of at most 64 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Map<String, Value>>,
 }
 
-/// Who speaks.
+/// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -44,24 +44,24 @@ impl From<Role> for events::Speaker {
     }
 }
 
-/// How far it is.
+/// The status of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// It waits.
+    /// It is waiting in the queue.
     Queued,
     /// An agent works on it.
     Processing,
     /// It was answered.
     Done,
-    /// It was tried and did not work; `error` says why.
+    /// It failed; `error` says why.
     Failed,
-    /// Someone stopped it.
+    /// It was cancelled.
     Cancelled,
 }
 
 impl Status {
-    /// Nothing more will happen to it.
+    /// Whether it will not change any more.
     pub fn is_final(self) -> bool {
         match self {
             Status::Queued | Status::Processing => false,
@@ -80,7 +80,7 @@ impl From<events::Outcome> for Status {
     }
 }
 
-/// One entry of a conversation.
+/// A message of a conversation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Message {
     /// Its id.
@@ -88,21 +88,21 @@ pub struct Message {
     pub id: MessageId,
     /// Its place: the `seq` of the event that added it. Grows along the conversation, with gaps.
     pub seq: u64,
-    /// Whose conversation.
+    /// The session it belongs to.
     #[schema(value_type = String, format = "uuid")]
     pub session_id: SessionId,
-    /// Who speaks.
+    /// Its author.
     pub role: Role,
-    /// The text. Of the shell agent: stdout and stderr as they came.
+    /// The text; for the shell agent, stdout and stderr in order of arrival.
     pub content: String,
-    /// Name of the agent that is to answer, or that spoke.
+    /// Name of the agent that shall answer, or that is the author.
     pub agent: Option<String>,
-    /// How far it is.
+    /// Its status.
     pub status: Status,
-    /// The user message this one answers.
+    /// The user message that it answers.
     #[schema(value_type = Option<String>, format = "uuid")]
     pub reply_to: Option<MessageId>,
-    /// How often an agent began to work on it.
+    /// How often an agent started to work on it.
     pub attempts: u32,
     /// Why it failed or was cancelled.
     pub error: Option<MessageError>,
@@ -112,14 +112,14 @@ pub struct Message {
     /// When it ended.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub finished_at: Option<Timestamp>,
-    /// How it ran; of agent messages.
+    /// How the agent ran; for agent messages.
     pub usage: Option<MessageUsage>,
-    /// Yours.
+    /// Your own data.
     #[schema(value_type = Object)]
     pub metadata: Map<String, Value>,
 }
 
-/// Why a message did not end well.
+/// Why a message failed or was cancelled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MessageError {
     /// `exit_status`, `signal`, `timeout`, `not_started`, `cancelled`, `session_ended`, `host_died`, `out_of_memory`,
@@ -135,30 +135,30 @@ impl From<MessageError> for events::MessageError {
     }
 }
 
-/// How an answer came about.
+/// How an agent ran for an answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MessageUsage {
-    /// The script's exit status, where it exited; 127 or 126 where what was to run it could not be.
+    /// The script's exit status, if it exited; 127 or 126 if its interpreter could not be run.
     pub exit_code: Option<i32>,
-    /// The signal that ended it, where one did.
+    /// The signal that killed it, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// From start to end.
+    /// Seconds from start to end.
     pub duration_seconds: f64,
-    /// Bytes of output that were left out, between the beginning and the end, because there was too much.
+    /// Bytes of output that were dropped between its beginning and its end.
     pub output_bytes_dropped: u64,
-    /// The file of the workspace that has all of the output, where some was left out.
+    /// The file in the workspace with the complete output, if some was dropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_file: Option<String>,
 }
 
-/// A message with its answer, where there is one already.
+/// A message with its answer, if there is one yet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct MessageWithReply {
     /// The message.
     #[serde(flatten)]
     pub message: Message,
-    /// What the agent said.
+    /// The agent's answer.
     pub reply: Option<Message>,
 }
 
@@ -167,7 +167,7 @@ pub struct MessageWithReply {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct WaitQuery {
-    /// Answer when the message has ended, or after so long; 0 to 600.
+    /// Answer when the message has ended, or after this time; 0 to 600.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_seconds: Option<u64>,
 }
@@ -177,14 +177,14 @@ pub struct WaitQuery {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListMessages {
-    /// Only in this status.
+    /// Only messages in this status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(inline)]
     pub status: Option<Status>,
-    /// Rows of a page, 1 to 500; 50 where absent.
+    /// Page size, 1 to 500; default 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
-    /// Where to go on.
+    /// The `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }

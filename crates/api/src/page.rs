@@ -1,4 +1,4 @@
-//! Lists come in pages.
+//! Pages of lists.
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -6,25 +6,25 @@ use utoipa::{IntoParams, ToSchema};
 /// One page of a list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Page<T> {
-    /// The rows.
+    /// The items.
     pub items: Vec<T>,
-    /// Give this back as `cursor` for the next page; absent on the last one.
+    /// The `cursor` for the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
-    /// Records of this part of the list that are damaged and therefore left out, by their ids; absent where there are none.
+    /// Ids of damaged records in this part of the list, which are left out; absent if there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged: Vec<String>,
 }
 
-/// Query of lists that have no filters of their own.
+/// Query of lists without filters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct PageQuery {
-    /// Rows of a page, 1 to 500; 50 where absent.
+    /// Page size, 1 to 500; default 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
-    /// Where to go on.
+    /// The `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }

@@ -1,6 +1,6 @@
-//! What an error looks like outside: an RFC 9457 problem document with a stable code.
+//! Errors of the API: RFC 9457 problem documents with stable codes.
 //!
-//! [`Code`] is the one table of codes; each has a page `docs/errors/CODE.md`.
+//! [`Code`] lists all codes; each has a page `docs/errors/CODE.md`.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -9,28 +9,28 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema, thiserror::Error)]
 #[error("{title}: {detail}")]
 pub struct Problem {
-    /// A reference to the code's page.
+    /// A link to the code's page.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The code in words.
+    /// The title of the code.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What programs should look at.
+    /// The code, for programs.
     pub code: Code,
-    /// What happened and what to do, for a person.
+    /// What happened and what to do, for people.
     pub detail: String,
-    /// Which fields are at fault.
+    /// The invalid fields.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
 }
 
-/// One field that is at fault.
+/// An invalid field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
     /// Its path in the body or query, such as `resources.memory`; `.` for the whole.
     pub field: String,
-    /// What is wrong and what would be right.
+    /// What is wrong, and what would be valid.
     pub message: String,
 }
 
@@ -43,10 +43,10 @@ macro_rules! codes {
         }
 
         impl Code {
-            /// All of them, for documentation and its check.
+            /// All codes.
             pub const ALL: &[Code] = &[$(Code::$variant),*];
 
-            /// As written outside.
+            /// The code as text.
             pub fn as_str(self) -> &'static str {
                 match self { $(Code::$variant => $text,)* }
             }
@@ -56,7 +56,7 @@ macro_rules! codes {
                 match self { $(Code::$variant => $status,)* }
             }
 
-            /// In words.
+            /// The code's title.
             pub fn title(self) -> &'static str {
                 match self { $(Code::$variant => $title,)* }
             }
@@ -65,25 +65,25 @@ macro_rules! codes {
 }
 
 codes! {
-    /// A field is wrong.
+    /// A field is invalid.
     InvalidInput = "invalid_input", 422, "Invalid input";
-    /// The body is not JSON of the right shape, or not JSON at all.
+    /// The body is not JSON, or has the wrong shape.
     InvalidBody = "invalid_body", 400, "Invalid body";
-    /// The query or the path is wrong.
+    /// The query or the path is invalid.
     InvalidRequest = "invalid_request", 400, "Invalid request";
-    /// No token, or one that is unknown, expired or revoked.
+    /// There is no token, or it is unknown, expired or revoked.
     Unauthenticated = "unauthenticated", 401, "Not authenticated";
-    /// The caller may not do this.
+    /// The account lacks permission.
     Forbidden = "forbidden", 403, "Not allowed";
-    /// There is no such thing, or the caller may not see it.
+    /// It does not exist, or the account may not see it.
     NotFound = "not_found", 404, "Not found";
-    /// The path does not take this method.
+    /// The path does not support this method.
     MethodNotAllowed = "method_not_allowed", 405, "Method not allowed";
-    /// The `Accept` header allows none of what there is.
+    /// The `Accept` header allows no available representation.
     NotAcceptable = "not_acceptable", 406, "Not acceptable";
-    /// More than one thing has this name.
+    /// Several records have this name.
     AmbiguousName = "ambiguous_name", 409, "Ambiguous name";
-    /// The name is taken.
+    /// The name is in use.
     NameTaken = "name_taken", 409, "Name taken";
     /// The session was terminated.
     SessionTerminated = "session_terminated", 409, "Session terminated";
@@ -93,55 +93,55 @@ codes! {
     SessionPaused = "session_paused", 409, "Session paused";
     /// The session failed too often.
     SessionFailed = "session_failed", 409, "Session failed";
-    /// The state of the session forbids it.
+    /// The state of the session does not allow it.
     InvalidState = "invalid_state", 409, "Not possible in this state";
-    /// A checkpoint could not be taken.
+    /// The checkpoint could not be taken.
     CheckpointFailed = "checkpoint_failed", 503, "Checkpoint failed";
-    /// Something that a workspace is made of is missing.
+    /// A layer of the workspace is missing.
     WorkspaceDamaged = "workspace_damaged", 500, "Workspace damaged";
-    /// A record in the database is not as it must be.
+    /// A record in the database is damaged.
     RecordDamaged = "record_damaged", 409, "Record damaged";
-    /// An image, an archive or a layer cannot be used.
+    /// An image, archive or layer is invalid.
     ImageUnusable = "image_unusable", 422, "Image cannot be used";
-    /// The registry wants (other) credentials.
+    /// The registry requires (other) credentials.
     RegistryRefused = "registry_refused", 403, "Registry refuses";
-    /// The registry is where only an administrator may have the server go.
+    /// Only administrators may use this registry.
     RegistryNotAllowed = "registry_not_allowed", 403, "Registry not allowed";
-    /// The registry has no such thing.
+    /// The registry does not have it.
     RegistryNotFound = "registry_not_found", 404, "Not in the registry";
-    /// The registry does not answer, or not as it should.
+    /// The registry does not answer, or answers incorrectly.
     RegistryUnavailable = "registry_unavailable", 503, "Registry unavailable";
     /// An agent is still assigned to sessions.
     AgentInUse = "agent_in_use", 409, "Agent in use";
-    /// The file or directory is not what the call needs it to be.
+    /// The file or directory has the wrong type for this call.
     FileConflict = "file_conflict", 409, "Wrong kind of file";
-    /// It is not what the request's conditions say.
+    /// The state does not match the request's conditions.
     Stale = "stale", 412, "Changed meanwhile";
     /// Too many bytes.
     TooLarge = "too_large", 413, "Too large";
     /// The request has a `Content-Range`.
     PartialUpload = "partial_upload", 400, "Partial upload";
-    /// The call does not look at conditions.
+    /// The call does not support conditions.
     PreconditionUnsupported = "precondition_unsupported", 400, "Condition not supported";
-    /// There is nothing of the file in the range that is asked for.
+    /// The file has no bytes in the requested range.
     RangeNotSatisfiable = "range_not_satisfiable", 416, "Range not satisfiable";
-    /// The body is not of the media type, or is encoded.
+    /// The body has the wrong media type, or an encoding.
     UnsupportedMediaType = "unsupported_media_type", 415, "Unsupported media type";
-    /// The `Idempotency-Key` was used for something else.
+    /// The `Idempotency-Key` was used for another request.
     IdempotencyKeyReused = "idempotency_key_reused", 422, "Idempotency key reused";
-    /// Too much at once.
+    /// Too many requests at once.
     Busy = "busy", 429, "Too much at once";
-    /// A fault of the server.
+    /// An error in the server.
     Internal = "internal", 500, "Internal error";
-    /// A part the server needs is away.
+    /// A part of the server is unavailable.
     Unavailable = "unavailable", 503, "Unavailable";
-    /// The session takes more of the disk than it may.
+    /// The session exceeds its disk limit.
     DiskQuotaExceeded = "disk_quota_exceeded", 507, "Disk quota exceeded";
     /// The disk of the server is full.
     DiskFull = "disk_full", 503, "Disk full";
 }
 
-// By hand: the derived schema does not see names that come out of a macro.
+// Written by hand: the derived schema does not see names from a macro.
 impl utoipa::PartialSchema for Code {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
         let words = Code::ALL.iter().map(|code| code.as_str());
@@ -169,12 +169,12 @@ impl Problem {
         }
     }
 
-    /// One field is wrong.
+    /// A problem with one invalid field.
     pub fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::fields(vec![FieldError { field: field.into(), message: message.into() }])
     }
 
-    /// Some fields are wrong.
+    /// A problem with several invalid fields.
     pub fn fields(errors: Vec<FieldError>) -> Self {
         let detail: Vec<String> = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
         Self { errors, ..Self::new(Code::InvalidInput, detail.join("; ")) }

@@ -17,92 +17,92 @@ use crate::image::SessionImage;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSession {
-    /// What to call it; made up where absent. 1 to 128 characters.
+    /// The name, 1 to 128 characters; absent: generated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Becomes the first user message unless empty.
+    /// The first user message, unless empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub starting_prompt: Option<String>,
-    /// Ids or names of agents; the first answers unless a message names another. Absent: `["shell"]`.
+    /// Ids or names of agents; the first answers messages that name none. Absent: `["shell"]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_ids: Option<Vec<String>>,
-    /// Rest after so long without activity; 1 to 604800, 300 where absent.
+    /// Stop the container after this time without activity; 1 to 604800, default 300.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_timeout_seconds: Option<u64>,
-    /// End so long after creation.
+    /// Terminate this long after creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
-    /// Anything of yours; an object of at most 64 KiB.
+    /// Your own data; an object of at most 64 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Map<String, Value>>,
-    /// What the container may use.
+    /// Resource limits of the container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourcesWanted>,
-    /// Environment variables of everything that runs in the session.
+    /// Environment variables of all programs in the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env: Option<BTreeMap<String, String>>,
-    /// Whether processes left running in the container keep the session from resting; true where absent.
+    /// Whether background processes count as activity; default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub background_activity: Option<bool>,
-    /// When its workspace is saved, and how many versions are kept.
+    /// When checkpoints are taken, and how many are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<CheckpointPlanWanted>,
-    /// Where its checkpoints are sent by themselves.
+    /// Automatic backups of its checkpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupWanted>,
-    /// The image its containers run: a name or id of one that is here, or a reference, from which it is pulled. Absent: that
-    /// of the first agent that has one, or the machine's own programs.
+    /// The image for its containers: the id or name of one on this server, or a reference to pull. Absent: that of
+    /// the first agent that has one, or the machine's own programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// The checkpoint of another server to go on from: a name or id of an image that is here, or a reference, from which it is
-    /// pulled. What is absent here is as in the session it is of.
+    /// A checkpoint of another server to start from: the id or name of an image on this server, or a reference to
+    /// pull. Fields that are absent here are taken from the original session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
 }
 
-/// `POST /sessions/{id}/remix`: what is absent is as in the session it is made from.
+/// `POST /sessions/{id}/remix`: absent fields are taken from the original session.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemixSession {
-    /// Which checkpoint to start from: its number. Absent: what is there now, of which a checkpoint is taken.
+    /// The number of the checkpoint to start from. Absent: the current state, which is saved as a checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<u64>,
-    /// What to call it; made up where absent. 1 to 128 characters.
+    /// The name, 1 to 128 characters; absent: generated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Becomes the next user message unless empty; the other session's is not taken over.
+    /// The next user message, unless empty; the original's prompt is not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub starting_prompt: Option<String>,
-    /// Ids or names of agents; the first answers unless a message names another.
+    /// Ids or names of agents; the first answers messages that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_ids: Option<Vec<String>>,
-    /// Rest after so long without activity; 1 to 604800.
+    /// Stop the container after this time without activity; 1 to 604800.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_timeout_seconds: Option<u64>,
-    /// End so long after creation.
+    /// Terminate this long after creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
-    /// Anything of yours; an object of at most 64 KiB.
+    /// Your own data; an object of at most 64 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Map<String, Value>>,
-    /// What the container may use.
+    /// Resource limits of the container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourcesWanted>,
-    /// Environment variables of everything that runs in the session.
+    /// Environment variables of all programs in the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env: Option<BTreeMap<String, String>>,
-    /// Whether processes left running in the container keep the session from resting.
+    /// Whether background processes count as activity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub background_activity: Option<bool>,
-    /// When its workspace is saved, and how many versions are kept.
+    /// When checkpoints are taken, and how many are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<CheckpointPlanWanted>,
-    /// Where its checkpoints are sent by themselves.
+    /// Automatic backups of its checkpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupWanted>,
-    /// The image its containers run.
+    /// The image for its containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
 }
@@ -143,7 +143,7 @@ impl From<RemixSession> for CreateSession {
 }
 
 impl CreateSession {
-    /// This, and where it says nothing, what `base` says; but for the name and the prompt, which are each session's own.
+    /// Fills absent fields from `base`, except name and prompt.
     #[must_use]
     pub fn over(self, base: Self) -> Self {
         let resources = match (self.resources, base.resources) {
@@ -181,7 +181,7 @@ impl CreateSession {
     }
 }
 
-/// Limits asked for; what is absent gets its default.
+/// Requested limits; absent fields get their default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResourcesWanted {
@@ -195,24 +195,24 @@ pub struct ResourcesWanted {
     /// Processes and threads; default 256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
-    /// Bytes on the disk, or as `"10Gi"`: of its workspace, and of what an image's container writes elsewhere. 0: no limit, which
-    /// is the default.
+    /// Disk space in bytes or as `"10Gi"`: of the workspace, and of what containers with an image write elsewhere. 0:
+    /// no limit, the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<MemoryAmount>)]
     pub disk: Option<Bytes>,
 }
 
-/// Bytes as a number, or a text such as `512Mi`.
+/// Bytes as a number, or as text such as `512Mi`.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum MemoryAmount {
     /// Bytes.
     Bytes(u64),
-    /// With a suffix.
+    /// With a unit.
     Text(String),
 }
 
-/// Limits in force.
+/// The limits of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Resources {
     /// Processors.
@@ -222,41 +222,41 @@ pub struct Resources {
     pub memory: Bytes,
     /// Processes and threads.
     pub pids: u32,
-    /// Bytes on the disk; `null` where there is no limit.
+    /// Disk space in bytes; `null` for no limit.
     #[schema(value_type = Option<u64>)]
     pub disk: Option<Bytes>,
 }
 
-/// `PUT /sessions/{id}`: what is absent stays as it is.
+/// `PUT /sessions/{id}`: absent fields stay unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateSession {
-    /// A new name.
+    /// The new name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// A new waiting timeout.
+    /// The new waiting timeout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_timeout_seconds: Option<u64>,
-    /// A new time to live, counted from now.
+    /// The new time to live, from now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
     /// Replaces the metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub metadata: Option<Map<String, Value>>,
-    /// Used from the next container on.
+    /// New limits, used from the next container on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourcesWanted>,
-    /// Replaces the environment; used from the next message on.
+    /// Replaces the environment, from the next message on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub env: Option<BTreeMap<String, String>>,
     /// Whether background processes count as activity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub background_activity: Option<bool>,
-    /// When its workspace is saved, and how many versions are kept.
+    /// When checkpoints are taken, and how many are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<CheckpointPlanWanted>,
-    /// Where its checkpoints are sent by themselves.
+    /// Automatic backups of its checkpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupWanted>,
 }
@@ -274,60 +274,60 @@ pub struct Session {
     /// `INIT`, `READY`, `IDLE`, `BUSY` or `ERROR`.
     #[schema(value_type = String, example = "READY")]
     pub state: State,
-    /// Rests after so long without activity.
+    /// The container stops after this time without activity.
     pub waiting_timeout_seconds: u64,
-    /// Ends so long after creation or restoration.
+    /// It terminates this long after creation or restoration.
     pub ttl_seconds: Option<u64>,
-    /// The name of the account that made it.
+    /// The name of the account that created it.
     pub created_by: String,
-    /// The agents assigned, the first one first.
+    /// Its agents; the first is the default.
     pub agents: Vec<AssignedAgent>,
-    /// Yours.
+    /// Your own data.
     #[schema(value_type = Object)]
     pub metadata: Map<String, Value>,
     /// Limits of its container.
     pub resources: Resources,
-    /// Environment of everything that runs in it.
+    /// Environment variables of all its programs.
     pub env: BTreeMap<String, String>,
     /// Whether background processes count as activity.
     pub background_activity: bool,
-    /// When its workspace is saved.
+    /// When checkpoints are taken, and how many are kept.
     pub checkpoints: CheckpointPlan,
-    /// Where its checkpoints are sent by themselves.
+    /// Automatic backups of its checkpoints.
     pub backup: Option<Backup>,
-    /// The number of its newest checkpoint, if it has had one.
+    /// The number of its newest checkpoint, if it has one.
     pub checkpoint: Option<u64>,
-    /// The checkpoint it is going back to.
+    /// The checkpoint that is being restored.
     pub rewinding_to: Option<u64>,
-    /// The image its containers run; absent where that is the machine's own programs.
+    /// The image of its containers; absent if they run the machine's own programs.
     pub image: Option<SessionImage>,
-    /// The checkpoint of another server that it was made from.
+    /// The checkpoint of another server that it was created from.
     pub from: Option<SessionImage>,
-    /// Which session it was made from.
+    /// The session that it was made from.
     #[schema(value_type = Option<String>, format = "uuid")]
     pub parent_session_id: Option<SessionId>,
-    /// Which of that session's checkpoints.
+    /// The number of that session's checkpoint that it was made from.
     pub parent_checkpoint: Option<u64>,
     /// How many containers it has had.
     pub generation: Generation,
     /// Why it is in ERROR.
     pub error: Option<SessionError>,
-    /// Messages that wait.
+    /// Number of queued messages.
     pub queued_messages: u32,
     /// The `seq` of its newest event.
     pub last_seq: u64,
-    /// What it has used.
+    /// Its usage so far.
     pub usage: Usage,
-    /// When it was made.
+    /// When it was created.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
-    /// When anything about it last changed.
+    /// When it was last changed.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
     /// When its newest container became ready.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub started_at: Option<Timestamp>,
-    /// The newest sign of use.
+    /// When it was last active.
     #[schema(value_type = String, format = DateTime)]
     pub last_activity_at: Timestamp,
     /// When `ttl_seconds` runs out.
@@ -345,12 +345,12 @@ pub struct Session {
     /// When it was deleted.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub deleted_at: Option<Timestamp>,
-    /// Since when its files are gone for good.
+    /// When its files were permanently removed.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub purged_at: Option<Timestamp>,
 }
 
-/// An agent as a session lists it.
+/// An agent of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AssignedAgent {
     /// Its id.
@@ -371,17 +371,17 @@ pub struct SessionError {
     pub code: FaultCode,
     /// What happened.
     pub message: String,
-    /// When it restarts by itself; absent where a person has to.
+    /// When it restarts automatically; absent if a person has to restart it.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub restarts_at: Option<Timestamp>,
 }
 
-/// What a session has used.
+/// The usage of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
-    /// User messages that ended.
+    /// Number of user messages that ended.
     pub messages: u64,
-    /// Time spent working on them.
+    /// Seconds spent on them.
     pub busy_seconds: f64,
 }
 
@@ -390,27 +390,27 @@ pub struct Usage {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListSessions {
-    /// Only in this state.
+    /// Only sessions in this state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(value_type = Option<String>)]
     pub state: Option<State>,
     /// Only made by the account of this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
-    /// Only made from this session.
+    /// Only sessions made from this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[param(value_type = Option<String>, format = "uuid")]
     pub parent: Option<SessionId>,
-    /// Only where the name contains this.
+    /// Only sessions whose name contains this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub q: Option<String>,
-    /// Deleted ones too.
+    /// Include deleted sessions.
     #[serde(default)]
     pub include_deleted: bool,
-    /// Rows of a page, 1 to 500; 50 where absent.
+    /// Page size, 1 to 500; default 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
-    /// Where to go on.
+    /// The `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
@@ -419,6 +419,6 @@ pub struct ListSessions {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AssignAgents {
-    /// Ids or names, at least one; the first answers unless a message names another.
+    /// Ids or names, at least one; the first answers messages that name none.
     pub agent_ids: Vec<String>,
 }

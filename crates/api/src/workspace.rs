@@ -1,4 +1,4 @@
-//! Files and commands.
+//! Files of a workspace, and commands.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-/// What a path is.
+/// The type of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FileKind {
@@ -27,22 +27,22 @@ pub enum FileKind {
 pub struct FileEntry {
     /// Its name; bytes that are not UTF-8 appear as U+FFFD.
     pub name: String,
-    /// The bytes of its name in base64, where they are not UTF-8.
+    /// Its name in base64, if it is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name_bytes: Option<String>,
-    /// What it is.
+    /// Its type.
     pub kind: FileKind,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// Permission bits, such as 420 for `0644`.
     pub mode: u32,
-    /// When its content last changed.
+    /// When its content was last changed.
     #[schema(value_type = String, format = DateTime)]
     pub modified_at: Timestamp,
-    /// Where a symbolic link points.
+    /// Target of a symbolic link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// The same in base64, where it is not UTF-8.
+    /// The target in base64, if it is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_bytes: Option<String>,
 }
@@ -54,7 +54,7 @@ impl FileEntry {
         exact(&self.name, self.name_bytes.as_deref())
     }
 
-    /// The bytes of where it points.
+    /// The bytes of its target.
     #[must_use]
     pub fn target_bytes(&self) -> Option<Vec<u8>> {
         Some(exact(self.target.as_deref()?, self.target_bytes.as_deref()))
@@ -70,14 +70,14 @@ fn exact(text: &str, bytes: Option<&str>) -> Vec<u8> {
 pub struct Listing {
     /// The directory, relative to the workspace.
     pub path: String,
-    /// The bytes of the path in base64, where they are not UTF-8.
+    /// The path in base64, if it is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_bytes: Option<String>,
-    /// Its entries, by the bytes of their names.
+    /// Its entries, sorted by the bytes of their names.
     pub entries: Vec<FileEntry>,
-    /// There are more than shown.
+    /// Whether there are further entries.
     pub truncated: bool,
-    /// Where the next page goes on, if there is one.
+    /// The `cursor` of the next page, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
 }
@@ -87,13 +87,13 @@ pub struct Listing {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ReadFile {
-    /// `false`: where the path is a symbolic link, the answer is where it points. Absent: what it leads to.
+    /// `false`: return the target of a symbolic link. Default: follow it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<bool>,
-    /// Entries of a page of a directory, 1 to 10000; 10000 where absent. A page of long names has fewer.
+    /// Page size of a directory, 1 to 10000; default 10000. A page with long names has fewer entries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// Where to go on in a directory.
+    /// The `next_cursor` of the directory's page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
@@ -103,22 +103,22 @@ pub struct ReadFile {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct WriteFile {
-    /// Permission bits of a file in octal digits, such as `0755`. Absent: those of the file that is replaced; `0644` of a new one.
+    /// Permission bits in octal, such as `0755`. Absent: those of an existing file, or `0644`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
-    /// `false`: where the path is a symbolic link, the file takes its place. Absent: what it leads to is written.
+    /// `false`: replace a symbolic link. Default: write to its target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<bool>,
 }
 
-/// What `PUT …/files/{path}` of an archive has unpacked.
+/// The result of unpacking an archive.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Unpacked {
-    /// Files, directories and links.
+    /// Number of files, directories and links.
     pub entries: u64,
-    /// Bytes of the files.
+    /// Size of the files in bytes.
     pub size_bytes: u64,
-    /// Devices and attributes that cannot be kept.
+    /// Number of devices and attributes that cannot be stored.
     pub left_out: u64,
 }
 
@@ -126,29 +126,29 @@ pub struct Unpacked {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Exec {
-    /// A text is a script for the shell; a list is a program with its arguments.
+    /// A string is a shell script; a list is a program with its arguments.
     pub command: ExecCommand,
-    /// Given on standard input of a program.
+    /// Standard input of a program.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub stdin: String,
-    /// Variables on top of the session's.
+    /// Environment variables that override the session's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Where to start; absent: `/workspace`.
+    /// Working directory; default `/workspace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<String>,
-    /// Ends it after so long; 1 to 3600, 60 where absent.
+    /// Time limit in seconds, 1 to 3600; default 60.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
 }
 
-/// What to execute.
+/// A command to execute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a text, or a list of texts")]
 pub enum ExecCommand {
-    /// A script.
+    /// A shell script.
     Script(String),
-    /// A program and its arguments.
+    /// A program with its arguments.
     Words(Vec<String>),
 }
 
@@ -158,25 +158,25 @@ impl Default for ExecCommand {
     }
 }
 
-/// How an exec ended.
+/// The result of an exec.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ExecResult {
-    /// Its exit status; 127 where the program was not found, 126 where it could not be run. Absent where a signal or the
-    /// timeout ended it.
+    /// Its exit status; 127 if the program was not found, 126 if it could not be run. Absent after a signal or a
+    /// timeout.
     pub exit_code: Option<i32>,
-    /// The signal that ended it.
+    /// The signal that killed it.
     pub signal: Option<i32>,
-    /// It took longer than `timeout_seconds`.
+    /// Whether it exceeded `timeout_seconds`.
     pub timed_out: bool,
-    /// Standard output: all of it, or its beginning and its end.
+    /// Standard output: all of it, or its beginning and end.
     pub stdout: String,
     /// Standard error, up to 1 MiB together with `stdout`.
     pub stderr: String,
-    /// From start to end.
+    /// Seconds from start to end.
     pub duration_seconds: f64,
-    /// Bytes of output that were left out.
+    /// Bytes of output that were dropped.
     pub output_bytes_dropped: u64,
-    /// The file of the workspace that has all of the output, where some was left out.
+    /// The file in the workspace with the complete output, if some was dropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_file: Option<String>,
 }

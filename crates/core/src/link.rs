@@ -156,7 +156,7 @@ pub struct Interactive {
 /// Which output a text came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stream {
+pub enum OutputStream {
     /// Standard output.
     Stdout,
     /// Standard error.
@@ -188,7 +188,7 @@ pub enum Report {
         /// Whose output.
         work: WorkId,
         /// Where from.
-        stream: Stream,
+        stream: OutputStream,
         /// At most [`OUTPUT_CHUNK_BYTES_MAX`](crate::limits::OUTPUT_CHUNK_BYTES_MAX) bytes.
         text: String,
     },
@@ -381,7 +381,7 @@ mod tests {
             serde_json::to_string(&HostFrame::Poll),
             serde_json::to_string(&HostFrame::Report {
                 n: 1,
-                report: Report::Output { work: id, stream: Stream::Stdout, text: "a\nb".into() },
+                report: Report::Output { work: id, stream: OutputStream::Stdout, text: "a\nb".into() },
             }),
             serde_json::to_string(&HostFrame::Heartbeat { background_processes: 0 }),
             serde_json::to_string(&ServerFrame::Cancel(id)),

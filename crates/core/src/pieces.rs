@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::limits::PIECE_BYTES_MAX;
-use crate::link::{Ending, Size, Stream};
+use crate::link::{Ending, OutputStream, Size};
 
 /// Bytes before the content of a piece.
 const HEADER_BYTES: usize = 5;
@@ -20,7 +20,7 @@ pub enum Piece {
     /// To the host: the client's terminal has this size now.
     Resize(Size),
     /// From the host: output; of a terminal, always standard output.
-    Output(Stream, Vec<u8>),
+    Output(OutputStream, Vec<u8>),
     /// From the host: the program has ended; nothing follows.
     Ended(Ended),
     /// From the host: the client was too slow, and what it has not seen is no longer kept; nothing follows.
@@ -50,10 +50,10 @@ const ENDED: u8 = 5;
 const LAGGED: u8 = 6;
 
 /// Appends output to `to`, as one piece. At most [`PIECE_BYTES_MAX`] bytes.
-pub fn encode_output(stream: Stream, bytes: &[u8], to: &mut Vec<u8>) {
+pub fn encode_output(stream: OutputStream, bytes: &[u8], to: &mut Vec<u8>) {
     let kind = match stream {
-        Stream::Stdout => STDOUT,
-        Stream::Stderr => STDERR,
+        OutputStream::Stdout => STDOUT,
+        OutputStream::Stderr => STDERR,
     };
     encode(kind, bytes, to);
 }
@@ -86,8 +86,8 @@ impl Piece {
     fn decode(kind: u8, content: &[u8]) -> Result<Self, BadPiece> {
         match (kind, content) {
             (INPUT, bytes) => Ok(Piece::Input(bytes.to_vec())),
-            (STDOUT, bytes) => Ok(Piece::Output(Stream::Stdout, bytes.to_vec())),
-            (STDERR, bytes) => Ok(Piece::Output(Stream::Stderr, bytes.to_vec())),
+            (STDOUT, bytes) => Ok(Piece::Output(OutputStream::Stdout, bytes.to_vec())),
+            (STDERR, bytes) => Ok(Piece::Output(OutputStream::Stderr, bytes.to_vec())),
             (INPUT_END, []) => Ok(Piece::InputEnd),
             (RESIZE, [a, b, c, d]) => {
                 Ok(Piece::Resize(Size { columns: u16::from_be_bytes([*a, *b]), rows: u16::from_be_bytes([*c, *d]) }))
@@ -144,8 +144,8 @@ mod tests {
             bytes().prop_map(Piece::Input),
             Just(Piece::InputEnd),
             any::<(u16, u16)>().prop_map(|(columns, rows)| Piece::Resize(Size { columns, rows })),
-            bytes().prop_map(|bytes| Piece::Output(Stream::Stdout, bytes)),
-            bytes().prop_map(|bytes| Piece::Output(Stream::Stderr, bytes)),
+            bytes().prop_map(|bytes| Piece::Output(OutputStream::Stdout, bytes)),
+            bytes().prop_map(|bytes| Piece::Output(OutputStream::Stderr, bytes)),
             (any::<i32>(), any::<Option<String>>())
                 .prop_map(|(status, reason)| Piece::Ended(Ended { ending: Ending::Exited(status), reason })),
             Just(Piece::Lagged),

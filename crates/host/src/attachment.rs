@@ -1,4 +1,5 @@
-//! The connection of one client of an interactive work: dialled for it alone, so that it may be slow alone.
+//! One client's own connection to the server, for a terminal or an attached command. A slow client delays nobody
+//! else.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use raworc_core::limits::PIECE_BYTES_MAX;
-use raworc_core::link::{Attach, HostFrame, ServerFrame, Stream, Versions};
+use raworc_core::link::{Attach, HostFrame, OutputStream, ServerFrame, Versions};
 use raworc_core::pieces::{Decoder, Ended, Piece, encode_output};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uuid::Uuid;
@@ -15,44 +16,44 @@ use uuid::Uuid;
 use crate::connection::dial;
 use crate::reports::line;
 
-/// On their way to the server, in bytes; then the work's output is not read for this client.
+/// Bytes queued for the server; above that, this client gets no more output until the server reads.
 const OUTGOING_BYTES_MAX: usize = 64 * 1024;
-/// The server's answer to the first frame, in bytes.
+/// Bytes of the server's answer to the first frame, at most.
 const WELCOME_BYTES_MAX: usize = 1024;
-/// A server that does not answer the first frame for so long is gone.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the server may take to answer the first frame.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What came of reading.
-pub enum Arrived {
-    /// These pieces.
+/// The result of one read.
+pub enum ReadOutcome {
+    /// Frames of the client, maybe none.
     Pieces(Vec<Piece>),
-    /// The connection is of no more use.
-    Lost,
+    /// The connection is closed or broken.
+    Closed,
 }
 
-/// One connection.
+/// One client's connection.
 pub struct Attachment {
     stream: UnixStream,
-    /// The work.
+    /// The work that the client is attached to.
     pub work: Uuid,
-    /// The client sees the output only.
+    /// The client sees the output but sends no input.
     pub is_watching: bool,
-    /// Up to where the client has been sent a terminal's output.
-    pub place: u64,
-    /// The server's answer, until it is whole.
+    /// The offset in a terminal's output up to which the client has been sent.
+    pub offset: u64,
+    /// The server's answer to the first frame, as far as it has come; `None` once it is complete.
     welcome: Option<Vec<u8>>,
     give_up_at: Option<Instant>,
     incoming: Decoder,
     outgoing: Vec<u8>,
-    /// How much of `outgoing` is written.
+    /// How many bytes of `outgoing` have been written.
     written: usize,
-    /// Nothing follows what is on its way.
-    is_over: bool,
+    /// The last piece is queued; the connection closes once it is written.
+    is_closing: bool,
 }
 
 impl Attachment {
-    /// Dials.
-    pub fn dial(attach: &Attach, socket: &Path, token: &str, place: u64, now: Instant) -> io::Result<Self> {
+    /// Connects to the server and queues the first frame.
+    pub fn dial(attach: &Attach, socket: &Path, token: &str, offset: u64, now: Instant) -> io::Result<Self> {
         let stream = dial(socket)?;
         let (token, attachment) = (token.to_owned(), attach.attachment);
         let first = line(&HostFrame::Attached { versions: Versions::OURS, token, attachment });
@@ -60,63 +61,63 @@ impl Attachment {
             stream,
             work: attach.work,
             is_watching: attach.watch,
-            place,
+            offset,
             welcome: Some(Vec::new()),
-            give_up_at: Some(now + PATIENCE),
+            give_up_at: Some(now + SERVER_TIMEOUT),
             incoming: Decoder::default(),
             outgoing: first.unwrap_or_default().into_bytes(),
             written: 0,
-            is_over: false,
+            is_closing: false,
         })
     }
 
-    /// When it is given up.
+    /// When the connection is dropped unless the server has answered.
     pub fn give_up_at(&self) -> Option<Instant> {
         self.give_up_at
     }
 
-    /// What to wait for; what closes the connection comes in any case. `takes_input` says whether the work does.
+    /// The events to poll for; a hangup is reported in any case. `takes_input` says whether the work accepts input.
     pub fn source(&self, takes_input: bool) -> (BorrowedFd<'_>, PollFlags) {
         let mut flags = PollFlags::empty();
-        flags.set(PollFlags::IN, self.reads(takes_input));
+        flags.set(PollFlags::IN, self.wants_read(takes_input));
         flags.set(PollFlags::OUT, !self.is_flushed());
         (self.stream.as_fd(), flags)
     }
 
-    /// Whether it is read from now.
-    pub fn reads(&self, takes_input: bool) -> bool {
-        self.welcome.is_some() || takes_input || self.is_watching || self.is_over
+    /// Whether this connection is read from at the moment.
+    pub fn wants_read(&self, takes_input: bool) -> bool {
+        self.welcome.is_some() || takes_input || self.is_watching || self.is_closing
     }
 
-    /// Whether the other side has closed the connection.
+    /// Whether the peer has closed the connection.
     pub fn is_hung_up(&self) -> bool {
         let mut looked = [PollFd::new(&self.stream, PollFlags::empty())];
         let found = poll(&mut looked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         found.is_ok() && looked[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
     }
 
-    /// Whether everything has been sent.
+    /// Whether everything queued has been written.
     pub fn is_flushed(&self) -> bool {
         self.written == self.outgoing.len()
     }
 
-    /// Whether the connection has served its purpose.
+    /// Whether the last piece has been written, so that the connection can be closed.
     pub fn is_done(&self) -> bool {
-        self.is_over && self.is_flushed() && self.welcome.is_none()
+        self.is_closing && self.is_flushed() && self.welcome.is_none()
     }
 
-    /// Whether its work has not ended.
+    /// Whether more output may follow.
     pub fn is_open(&self) -> bool {
-        !self.is_over
+        !self.is_closing
     }
 
-    /// How much more output may be put on its way.
-    pub fn room(&self) -> usize {
-        if self.is_over { 0 } else { OUTGOING_BYTES_MAX.saturating_sub(self.outgoing.len() - self.written) }
+    /// How many bytes of output may be queued.
+    pub fn send_capacity(&self) -> usize {
+        if self.is_closing { 0 } else { OUTGOING_BYTES_MAX.saturating_sub(self.outgoing.len() - self.written) }
     }
 
-    /// Puts output on its way.
-    pub fn output(&mut self, stream: Stream, bytes: &[u8]) {
+    /// Queues output.
+    pub fn queue_output(&mut self, stream: OutputStream, bytes: &[u8]) {
         if self.written > OUTGOING_BYTES_MAX {
             self.outgoing.drain(..std::mem::take(&mut self.written));
         }
@@ -125,41 +126,41 @@ impl Attachment {
         }
     }
 
-    /// The work has ended: nothing follows.
-    pub fn end(&mut self, ended: Ended) {
-        self.over(&Piece::Ended(ended));
+    /// Tells the client that the work has ended; nothing follows.
+    pub fn close_ended(&mut self, ended: Ended) {
+        self.close_with(&Piece::Ended(ended));
     }
 
-    /// What the client has not seen is no longer kept.
-    pub fn lag(&mut self) {
-        self.over(&Piece::Lagged);
+    /// Tells the client that output it has not seen was dropped; nothing follows.
+    pub fn close_lagged(&mut self) {
+        self.close_with(&Piece::Lagged);
     }
 
-    fn over(&mut self, piece: &Piece) {
-        if !self.is_over {
+    fn close_with(&mut self, piece: &Piece) {
+        if !self.is_closing {
             piece.encode(&mut self.outgoing);
-            self.is_over = true;
+            self.is_closing = true;
         }
     }
 
     /// Reads once.
-    pub fn read(&mut self, buffer: &mut [u8]) -> Arrived {
+    pub fn read(&mut self, buffer: &mut [u8]) -> ReadOutcome {
         let count = match self.stream.read(buffer) {
-            Ok(0) => return Arrived::Lost,
+            Ok(0) => return ReadOutcome::Closed,
             Ok(count) => count,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-                return Arrived::Pieces(Vec::new());
+                return ReadOutcome::Pieces(Vec::new());
             }
-            Err(_) => return Arrived::Lost,
+            Err(_) => return ReadOutcome::Closed,
         };
-        match self.take(&buffer[..count]) {
-            Some(pieces) => Arrived::Pieces(pieces),
-            None => Arrived::Lost,
+        match self.decode(&buffer[..count]) {
+            Some(pieces) => ReadOutcome::Pieces(pieces),
+            None => ReadOutcome::Closed,
         }
     }
 
-    /// The pieces in what came; none where it is something else.
-    fn take(&mut self, mut bytes: &[u8]) -> Option<Vec<Piece>> {
+    /// Decodes pieces; `None` where the bytes are invalid.
+    fn decode(&mut self, mut bytes: &[u8]) -> Option<Vec<Piece>> {
         if let Some(welcome) = &mut self.welcome {
             let end = bytes.iter().position(|byte| *byte == b'\n');
             let part = end.map_or(bytes, |end| &bytes[..end]);
@@ -182,7 +183,7 @@ impl Attachment {
         Some(pieces)
     }
 
-    /// Writes as much as the server takes; false where the connection is of no more use.
+    /// Writes as much as the socket takes. Returns false if the connection is broken.
     pub fn flush(&mut self) -> bool {
         while !self.is_flushed() {
             match self.stream.write(&self.outgoing[self.written..]) {

@@ -1,4 +1,4 @@
-//! The way to the server: dialled again and again, for as long as it takes. Nothing here ever waits.
+//! The host's connection to the server. It reconnects for as long as it takes, and no call blocks.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,35 +10,35 @@ use raworc_core::limits::FRAME_BYTES_MAX;
 use raworc_core::link::ServerFrame;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-/// Wait before dialling again, doubled with each failure.
+/// The first delay before reconnecting; it doubles with each failure.
 const BACKOFF: Duration = Duration::from_millis(10);
-/// Longest wait before dialling again.
+/// The longest delay before reconnecting.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// A server that takes no bytes for so long, or does not answer a hello, is gone.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Read at once, in bytes.
+/// How long the server may take to answer a hello, or to read queued bytes.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes per read.
 const READ_BYTES: usize = 16 * 1024;
-/// Room that is kept for the next frames, in bytes: a buffer that had to be larger is given back.
-const ROOM_BYTES: usize = 64 * 1024;
+/// Capacity in bytes that the buffers keep between frames; a larger buffer is shrunk.
+const RETAINED_BYTES: usize = 64 * 1024;
 
-/// One connection after the other.
+/// The connection to the server, with its reconnects.
 pub struct Connection {
     path: PathBuf,
     stream: Option<UnixStream>,
     welcomed: bool,
-    /// The beginning of a frame.
+    /// The beginning of a frame that is not complete yet.
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
-    /// How much of `outgoing` is written.
+    /// How many bytes of `outgoing` have been written.
     written: usize,
     backoff: Duration,
     dial_at: Instant,
-    /// When to give up on a server that does not answer, or takes nothing.
+    /// When the connection is dropped because the server does not answer or read.
     give_up_at: Option<Instant>,
 }
 
 impl Connection {
-    /// To the socket at `path`; nothing is dialled yet.
+    /// A connection to the socket at `path`, not connected yet.
     pub fn new(path: PathBuf, now: Instant) -> Self {
         Self {
             path,
@@ -53,33 +53,33 @@ impl Connection {
         }
     }
 
-    /// What to wait for, and whether there is something left to write.
+    /// The descriptor to poll, and whether there are bytes to write.
     pub fn descriptor(&self) -> Option<(BorrowedFd<'_>, bool)> {
         self.stream.as_ref().map(|stream| (stream.as_fd(), !self.outgoing.is_empty()))
     }
 
-    /// When [`Connection::on_time`] has something to do.
-    pub fn next_wake(&self) -> Option<Instant> {
+    /// When [`Connection::handle_timers`] has to be called next.
+    pub fn next_deadline(&self) -> Option<Instant> {
         if self.stream.is_some() { self.give_up_at } else { Some(self.dial_at) }
     }
 
-    /// Whether the server has let us in.
+    /// Whether the server has answered our hello.
     pub fn is_welcomed(&self) -> bool {
         self.welcomed
     }
 
-    /// The server has let us in.
+    /// Records that the server has answered our hello.
     pub fn welcome(&mut self) {
-        // The connection may have ended right behind the welcome.
+        // The connection may have been closed right after the welcome.
         self.welcomed = self.stream.is_some();
         self.backoff = BACKOFF;
         self.give_up_at = None;
     }
 
-    /// Gives up on a silent server, and dials when it is time to; true where that brought a new connection.
-    pub fn on_time(&mut self, now: Instant) -> bool {
+    /// Drops a connection that has timed out, and reconnects when it is time. Returns true if it is newly connected.
+    pub fn handle_timers(&mut self, now: Instant) -> bool {
         if self.give_up_at.is_some_and(|at| at <= now) {
-            self.lose(now);
+            self.disconnect(now);
         }
         if self.stream.is_some() || self.dial_at > now {
             return false;
@@ -87,18 +87,18 @@ impl Connection {
         match dial(&self.path) {
             Ok(stream) => {
                 self.stream = Some(stream);
-                self.give_up_at = Some(now + PATIENCE);
+                self.give_up_at = Some(now + SERVER_TIMEOUT);
                 true
             }
             Err(_) => {
-                self.lose(now);
+                self.disconnect(now);
                 false
             }
         }
     }
 
-    /// Ends the connection; it is dialled again later.
-    pub fn lose(&mut self, now: Instant) {
+    /// Closes the connection and schedules a reconnect.
+    pub fn disconnect(&mut self, now: Instant) {
         self.stream = None;
         self.welcomed = false;
         self.incoming = Vec::new();
@@ -109,11 +109,11 @@ impl Connection {
         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
     }
 
-    /// Reads frames. A frame that is none ends the connection as much as its end does.
+    /// Reads frames. An invalid frame closes the connection, as its end does.
     pub fn receive(&mut self, now: Instant) -> Vec<ServerFrame> {
         let mut frames = Vec::new();
         if self.read(&mut frames).is_err() {
-            self.lose(now);
+            self.disconnect(now);
         }
         frames
     }
@@ -135,20 +135,20 @@ impl Connection {
             if piece.ends_with(b"\n") {
                 frames.push(serde_json::from_slice(&self.incoming)?);
                 self.incoming.clear();
-                self.incoming.shrink_to(ROOM_BYTES);
+                self.incoming.shrink_to(RETAINED_BYTES);
             }
         }
         Ok(())
     }
 
-    /// Has this written by the next [`Connection::flush`].
+    /// Queues a line for the next [`Connection::flush`].
     pub fn send(&mut self, line: &str) {
         if self.stream.is_some() {
             self.outgoing.extend_from_slice(line.as_bytes());
         }
     }
 
-    /// Writes as much as the server takes.
+    /// Writes as much as the socket takes.
     pub fn flush(&mut self, now: Instant) {
         let Some(stream) = &mut self.stream else { return };
         while self.written < self.outgoing.len() {
@@ -159,22 +159,22 @@ impl Connection {
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.give_up_at.get_or_insert(now + PATIENCE);
+                    self.give_up_at.get_or_insert(now + SERVER_TIMEOUT);
                     return;
                 }
                 Err(_) => {
-                    self.lose(now);
+                    self.disconnect(now);
                     return;
                 }
             }
         }
         self.outgoing.clear();
-        self.outgoing.shrink_to(ROOM_BYTES);
+        self.outgoing.shrink_to(RETAINED_BYTES);
         self.written = 0;
     }
 }
 
-/// A full queue of the listener is an error like any other, not something to wait for.
+/// Connects without blocking. A full accept queue is an error, so the caller tries again later.
 pub fn dial(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

@@ -1,32 +1,32 @@
-//! What is kept of work's output where there is more of it than may be kept: the beginning, which is passed on as it comes,
-//! and the end, which is held back until there is no more. What went wrong is said at the end, as a rule.
+//! Keeps the beginning and the end of output that exceeds its limit. The beginning is sent as it comes; the end is
+//! held until the work is finished, because that is where most programs report errors.
 
 use std::collections::VecDeque;
 
 use raworc_core::limits::OUTPUT_CHUNK_BYTES_MAX;
-use raworc_core::link::Stream;
+use raworc_core::link::OutputStream;
 
-/// What the end may be too long by, in bytes, before it is cut: not at every piece.
+/// How many bytes the tail may exceed its limit before it is trimmed.
 const SLACK_BYTES: usize = 64 * 1024;
-/// Pieces of the end. Beyond that, the order between the streams is not kept.
+/// Pieces in the tail at most. Beyond that, the order between stdout and stderr is lost.
 const PIECES_MAX: usize = 4096;
 
-/// Beginning and end of what one piece of work writes.
+/// The beginning and the end of one work's output.
 pub struct HeadTailBuffer {
-    /// Bytes that may still be passed on; none once something was held back.
+    /// Bytes that may still be sent at once; `None` after something was held back.
     head_left: Option<usize>,
-    /// Bytes of the end.
+    /// Bytes in the tail at most.
     tail_max: usize,
-    tail: VecDeque<(Stream, String)>,
+    tail: VecDeque<(OutputStream, String)>,
     tail_bytes: usize,
-    /// Bytes between the two, of each stream.
-    left_out: [u64; 2],
-    /// Whether what was passed on ends with a whole line.
+    /// Bytes dropped between head and tail, per stream.
+    dropped: [u64; 2],
+    /// Whether the text sent so far ends with a line feed.
     ends_a_line: bool,
 }
 
 impl HeadTailBuffer {
-    /// At most `bytes_max` bytes of text, half of them for the end.
+    /// Keeps at most `bytes_max` bytes of text, half of them for the tail.
     pub fn new(bytes_max: usize) -> Self {
         let tail_max = bytes_max / 2;
         Self {
@@ -34,13 +34,13 @@ impl HeadTailBuffer {
             tail_max,
             tail: VecDeque::new(),
             tail_bytes: 0,
-            left_out: [0; 2],
+            dropped: [0; 2],
             ends_a_line: true,
         }
     }
 
-    /// Takes what came; what of it is to be passed on now.
-    pub fn add(&mut self, stream: Stream, mut text: String) -> String {
+    /// Adds text and returns the part of it that is to be sent now.
+    pub fn add(&mut self, stream: OutputStream, mut text: String) -> String {
         if let Some(left) = self.head_left {
             let rest = text.split_off(text.floor_char_boundary(left));
             self.head_left = rest.is_empty().then(|| left - text.len());
@@ -54,31 +54,31 @@ impl HeadTailBuffer {
         String::new()
     }
 
-    /// Whether something was held back.
+    /// Whether any text is held back.
     pub fn is_holding(&self) -> bool {
         self.head_left.is_none()
     }
 
-    /// There is no more: what is too much is left out now.
+    /// Drops text in excess of the limit, once no more text comes.
     pub fn trim_to_limit(&mut self) {
         self.trim();
     }
 
-    /// Bytes that are not kept, once it is settled.
-    pub fn left_out_bytes(&self) -> u64 {
-        self.left_out.iter().sum()
+    /// Bytes that were dropped. Final after [`Self::trim_to_limit`].
+    pub fn dropped_bytes(&self) -> u64 {
+        self.dropped.iter().sum()
     }
 
-    /// What was held back, now that there is no more, with a mark of what is missing before it.
-    pub fn finish(&mut self, whole: Option<&str>) -> Vec<(Stream, String)> {
+    /// Returns the tail, preceded by a note of how much was dropped. `whole` is the file that has all of it.
+    pub fn finish(&mut self, whole: Option<&str>) -> Vec<(OutputStream, String)> {
         self.trim_to_limit();
         let mut pieces = Vec::new();
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            let bytes = self.left_out[place(stream)];
+        for stream in [OutputStream::Stdout, OutputStream::Stderr] {
+            let bytes = self.dropped[index(stream)];
             if bytes > 0 {
                 let line = if self.ends_a_line { "" } else { "\n" };
                 self.ends_a_line = true;
-                pieces.push((stream, format!("{line}{}\n", mark(stream, bytes, whole))));
+                pieces.push((stream, format!("{line}{}\n", omission_note(stream, bytes, whole))));
             }
         }
         self.tail_bytes = 0;
@@ -86,7 +86,7 @@ impl HeadTailBuffer {
         pieces
     }
 
-    fn hold(&mut self, stream: Stream, text: String) {
+    fn hold(&mut self, stream: OutputStream, text: String) {
         if text.is_empty() {
             return;
         }
@@ -110,7 +110,7 @@ impl HeadTailBuffer {
         {
             let excess = self.tail_bytes - self.tail_max;
             let cut = text.ceil_char_boundary(excess.min(text.len()));
-            self.left_out[place(stream)] += cut as u64;
+            self.dropped[index(stream)] += cut as u64;
             self.tail_bytes -= cut;
             if cut < text.len() {
                 text.drain(..cut);
@@ -120,17 +120,17 @@ impl HeadTailBuffer {
     }
 }
 
-fn place(stream: Stream) -> usize {
+fn index(stream: OutputStream) -> usize {
     match stream {
-        Stream::Stdout => 0,
-        Stream::Stderr => 1,
+        OutputStream::Stdout => 0,
+        OutputStream::Stderr => 1,
     }
 }
 
-fn mark(stream: Stream, bytes: u64, whole: Option<&str>) -> String {
+fn omission_note(stream: OutputStream, bytes: u64, whole: Option<&str>) -> String {
     let name = match stream {
-        Stream::Stdout => "standard output",
-        Stream::Stderr => "standard error",
+        OutputStream::Stdout => "standard output",
+        OutputStream::Stderr => "standard error",
     };
     let whole = whole.map(|whole| format!("; {whole}")).unwrap_or_default();
     format!("[raworc: {bytes} bytes of {name} left out here{whole}]")
@@ -143,12 +143,12 @@ mod tests {
     #[test]
     fn what_fits_is_kept_whole() {
         let mut kept = HeadTailBuffer::new(8);
-        assert_eq!(kept.add(Stream::Stdout, "abc".into()), "abc");
-        assert_eq!(kept.add(Stream::Stderr, "€".into()), "");
-        assert_eq!(kept.add(Stream::Stdout, "y".into()), "");
+        assert_eq!(kept.add(OutputStream::Stdout, "abc".into()), "abc");
+        assert_eq!(kept.add(OutputStream::Stderr, "€".into()), "");
+        assert_eq!(kept.add(OutputStream::Stdout, "y".into()), "");
         assert!(kept.is_holding());
-        assert_eq!(kept.finish(None), [(Stream::Stderr, "€".to_owned()), (Stream::Stdout, "y".to_owned())]);
-        assert_eq!(kept.left_out_bytes(), 0);
+        assert_eq!(kept.finish(None), [(OutputStream::Stderr, "€".to_owned()), (OutputStream::Stdout, "y".to_owned())]);
+        assert_eq!(kept.dropped_bytes(), 0);
     }
 
     #[test]
@@ -160,16 +160,16 @@ mod tests {
                 let (mut kept, mut head, mut at) = (HeadTailBuffer::new(bytes_max), String::new(), 0);
                 while at < text.len() {
                     let end = text.ceil_char_boundary((at + step).min(text.len()));
-                    head += &kept.add(Stream::Stdout, text[at..end].to_owned());
+                    head += &kept.add(OutputStream::Stdout, text[at..end].to_owned());
                     at = end;
                 }
                 let pieces = kept.finish(Some("see x"));
-                let left_out = usize::try_from(kept.left_out_bytes()).unwrap();
+                let dropped = usize::try_from(kept.dropped_bytes()).unwrap();
                 let tail: String = pieces.iter().skip(1).map(|(_, text)| text.as_str()).collect();
                 assert!(text.starts_with(&head) && text.ends_with(&tail), "{bytes_max} {step}");
-                assert_eq!(head.len() + left_out + tail.len(), text.len(), "{bytes_max} {step}");
+                assert_eq!(head.len() + dropped + tail.len(), text.len(), "{bytes_max} {step}");
                 assert!(head.len() + tail.len() <= bytes_max && head.len() + tail.len() + 6 >= bytes_max);
-                let said = format!("[raworc: {left_out} bytes of standard output left out here; see x]\n");
+                let said = format!("[raworc: {dropped} bytes of standard output left out here; see x]\n");
                 assert_eq!(pieces[0].1.trim_start_matches('\n'), said);
                 assert_eq!(pieces[0].1.starts_with('\n'), !head.is_empty() && !head.ends_with('\n'));
                 if step == 1 && bytes_max > 1000 {
@@ -182,14 +182,14 @@ mod tests {
     #[test]
     fn many_small_pieces_stay_few_and_in_their_streams() {
         let mut kept = HeadTailBuffer::new(1 << 20);
-        kept.add(Stream::Stdout, "x".repeat(1 << 19));
+        kept.add(OutputStream::Stdout, "x".repeat(1 << 19));
         for _ in 0..20_000 {
-            kept.add(Stream::Stdout, "o".into());
-            kept.add(Stream::Stderr, "e".into());
+            kept.add(OutputStream::Stdout, "o".into());
+            kept.add(OutputStream::Stderr, "e".into());
         }
         let pieces = kept.finish(None);
         assert!(pieces.len() <= PIECES_MAX, "{}", pieces.len());
-        for (stream, letter) in [(Stream::Stdout, "o"), (Stream::Stderr, "e")] {
+        for (stream, letter) in [(OutputStream::Stdout, "o"), (OutputStream::Stderr, "e")] {
             let text: String = pieces.iter().filter(|(of, _)| *of == stream).map(|(_, text)| text.as_str()).collect();
             assert!(text == letter.repeat(20_000));
         }

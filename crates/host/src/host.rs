@@ -1,4 +1,4 @@
-//! The loop that waits for everything, and what is decided when something comes.
+//! The host's event loop: polls every descriptor and handles each event.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,48 +10,48 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, set_child_subreaper};
 
 use crate::connection::Connection;
-use crate::processes::{self, Owner};
+use crate::processes::{self, ProcessSelector};
 use crate::reports::{Reports, line};
 use crate::signals::Signals;
 use crate::spawn::Spawner;
-use crate::streams::{self, Streams};
-use crate::works::{Source, Works};
+use crate::streams::{StreamSource, Streams};
+use crate::works::{WorkSource, Works};
 
-/// Exit status of a host that the server refused.
-const REFUSED: u8 = 3;
+/// Exit status of a host that the server has rejected.
+const REJECTED: u8 = 3;
 
-/// What can come.
+/// A source that poll reports as ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ready {
     Children,
     Stop,
     Connection,
-    Work(Source),
-    Stream(streams::Source),
+    Work(WorkSource),
+    Stream(StreamSource),
 }
 
-/// How a host ends.
-struct Stopping {
+/// A shutdown in progress.
+struct Shutdown {
     status: u8,
-    /// When everything is killed; none once it has been.
+    /// When all processes are killed; `None` after that.
     kill_at: Option<Instant>,
-    /// When it exits, whatever is left.
+    /// When the host exits, even if processes are left.
     exit_at: Instant,
-    /// Whether reports should still reach the server.
-    delivers: bool,
+    /// Whether remaining reports are still to be delivered.
+    delivers_reports: bool,
 }
 
-/// Where things are.
+/// The host's files and directories.
 pub struct Paths {
     /// The server's socket.
     pub socket: PathBuf,
-    /// The directory of scripts.
+    /// The directory for script files.
     pub scripts: PathBuf,
     /// The workspace.
     pub workspace: PathBuf,
 }
 
-/// The host.
+/// The host of one container.
 pub struct Host {
     token: String,
     signals: Signals,
@@ -60,19 +60,19 @@ pub struct Host {
     spawner: Spawner,
     works: Works,
     streams: Streams,
-    /// The server knows that we wait for a message.
+    /// The server knows that we are ready for a message.
     polled: bool,
     next_heartbeat: Instant,
-    /// Since when there has been no server.
-    alone_since: Instant,
-    stopping: Option<Stopping>,
+    /// Since when there is no connection to a server.
+    disconnected_since: Instant,
+    shutdown: Option<Shutdown>,
 }
 
 impl Host {
-    /// A host that has not met its server yet.
+    /// A host that has not connected yet.
     pub fn new(token: String, paths: Paths) -> io::Result<Self> {
         let now = Instant::now();
-        // The first process of a container inherits orphans anyway; elsewhere, this makes us as responsible.
+        // As the first process of a container we inherit orphans; this has the same effect outside of one.
         set_child_subreaper(Some(getpid()))?;
         Ok(Self {
             streams: Streams::new(token.clone(), paths.socket.clone()),
@@ -84,28 +84,28 @@ impl Host {
             works: Works::new(paths.workspace),
             polled: false,
             next_heartbeat: now,
-            alone_since: now,
-            stopping: None,
+            disconnected_since: now,
+            shutdown: None,
         })
     }
 
-    /// Works until it is told to end, or has been without a server for too long; the exit status.
+    /// Runs until it is told to stop or has been without a server for too long. Returns the exit status.
     pub fn run(mut self) -> u8 {
         loop {
-            // Last ones first: what is left behind changes places when one of it ends.
+            // In reverse: removing an abandoned pipe shifts the indices after it.
             for ready in self.wait().into_iter().rev() {
                 self.handle(ready);
             }
             let now = Instant::now();
-            self.on_time(now);
-            self.speak(now);
+            self.handle_timers(now);
+            self.send_pending(now);
             if let Some(status) = self.is_over(now) {
                 return status;
             }
         }
     }
 
-    /// Waits until something comes, or it is time for something.
+    /// Blocks until a descriptor is ready or a deadline has come.
     fn wait(&self) -> Vec<Ready> {
         let mut ready = vec![Ready::Children, Ready::Stop];
         let signals = [self.signals.children(), self.signals.stop()];
@@ -123,10 +123,10 @@ impl Host {
             ready.push(Ready::Stream(source));
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         }
-        let time = self.next_wake().map(|at| at.saturating_duration_since(Instant::now()));
+        let time = self.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = time.and_then(|time| Timespec::try_from(time).ok());
         if poll(&mut fds, timeout.as_ref()).is_err() {
-            // A signal came; it is seen next time.
+            // A signal interrupted poll; its descriptor is ready at the next call.
             return Vec::new();
         }
         let came = |(ready, fd): (Ready, PollFd<'_>)| (!fd.revents().is_empty()).then_some(ready);
@@ -143,13 +143,13 @@ impl Host {
                 }
             }
             Ready::Stop => {
-                self.signals.stop_heard();
+                self.signals.clear_stop();
                 self.stop(0, true);
             }
             Ready::Connection => {
                 let was_welcomed = self.connection.is_welcomed();
                 for frame in self.connection.receive(now) {
-                    self.frame(frame, now);
+                    self.handle_frame(frame, now);
                 }
                 self.after_connection(was_welcomed, now);
             }
@@ -160,10 +160,10 @@ impl Host {
 
     // --- the server -------------------------------------------------------------------------------------------------
 
-    fn frame(&mut self, frame: ServerFrame, now: Instant) {
+    fn handle_frame(&mut self, frame: ServerFrame, now: Instant) {
         match frame {
             ServerFrame::Welcome { received, protocol } if PROTOCOLS.contains(&protocol) => self.welcome(received),
-            ServerFrame::Welcome { .. } | ServerFrame::Refused { .. } => self.stop(REFUSED, false),
+            ServerFrame::Welcome { .. } | ServerFrame::Refused { .. } => self.stop(REJECTED, false),
             ServerFrame::Ack { n } => self.reports.acked(n),
             ServerFrame::Run(work) => self.start(&work, now),
             ServerFrame::Cancel(work) => {
@@ -171,7 +171,7 @@ impl Host {
                 self.streams.end(work, Ending::Cancelled, now);
             }
             ServerFrame::Attach(attach) => {
-                if self.stopping.is_none() {
+                if self.shutdown.is_none() {
                     self.streams.attach(attach, now, &mut self.spawner, &mut self.reports);
                 }
             }
@@ -179,7 +179,7 @@ impl Host {
         }
     }
 
-    fn hello(&mut self) {
+    fn send_hello(&mut self) {
         let works = self.works.ids().chain(self.streams.ids()).chain(self.reports.finished()).collect();
         let features = vec![FEATURE_ATTACH.to_owned()];
         self.send(&HostFrame::Hello { versions: Versions::OURS, token: self.token.clone(), works, features });
@@ -193,16 +193,16 @@ impl Host {
         self.next_heartbeat = Instant::now();
     }
 
-    /// From the end of a connection that was of use, we count how long we are alone.
+    /// Starts counting the time without a server when a connection that was accepted ends.
     fn after_connection(&mut self, was_welcomed: bool, now: Instant) {
         if was_welcomed && !self.connection.is_welcomed() {
-            self.alone_since = now;
+            self.disconnected_since = now;
         }
     }
 
     fn start(&mut self, work: &Work, now: Instant) {
         let is_known = self.works.ids().chain(self.reports.finished()).any(|id| id == work.id);
-        if is_known || self.stopping.is_some() {
+        if is_known || self.shutdown.is_some() {
             return;
         }
         if matches!(work.id, WorkId::Turn(_)) {
@@ -211,12 +211,12 @@ impl Host {
         self.works.start(work, now, &mut self.spawner, &mut self.reports);
     }
 
-    /// Says what there is to say, in one go.
-    fn speak(&mut self, now: Instant) {
+    /// Sends everything that is pending.
+    fn send_pending(&mut self, now: Instant) {
         if self.connection.is_welcomed() {
             let Self { reports, connection, .. } = self;
             reports.send(|line| connection.send(line));
-            if !self.polled && !self.works.has_turn() && self.stopping.is_none() {
+            if !self.polled && !self.works.has_turn() && self.shutdown.is_none() {
                 self.polled = true;
                 self.send(&HostFrame::Poll);
             }
@@ -234,60 +234,65 @@ impl Host {
 
     // --- time -------------------------------------------------------------------------------------------------------
 
-    fn next_wake(&self) -> Option<Instant> {
+    fn next_deadline(&self) -> Option<Instant> {
         let of_server =
-            if self.connection.is_welcomed() { self.next_heartbeat } else { self.alone_since + SERVERLESS_MAX };
-        let of_stop = self.stopping.as_ref().map(|stopping| stopping.kill_at.unwrap_or(stopping.exit_at));
-        let others =
-            [self.connection.next_wake(), self.works.next_wake(&self.reports), self.streams.next_wake(), of_stop];
+            if self.connection.is_welcomed() { self.next_heartbeat } else { self.disconnected_since + SERVERLESS_MAX };
+        let of_stop = self.shutdown.as_ref().map(|shutdown| shutdown.kill_at.unwrap_or(shutdown.exit_at));
+        let others = [
+            self.connection.next_deadline(),
+            self.works.next_deadline(&self.reports),
+            self.streams.next_deadline(),
+            of_stop,
+        ];
         others.into_iter().flatten().chain([of_server]).min()
     }
 
-    fn on_time(&mut self, now: Instant) {
+    fn handle_timers(&mut self, now: Instant) {
         let was_welcomed = self.connection.is_welcomed();
-        if self.connection.on_time(now) {
-            self.hello();
+        if self.connection.handle_timers(now) {
+            self.send_hello();
         }
         self.after_connection(was_welcomed, now);
-        if !self.connection.is_welcomed() && self.alone_since + SERVERLESS_MAX <= now {
+        if !self.connection.is_welcomed() && self.disconnected_since + SERVERLESS_MAX <= now {
             self.stop(0, false);
         }
-        if let Some(stopping) = &mut self.stopping
-            && stopping.kill_at.is_some_and(|at| at <= now)
+        if let Some(shutdown) = &mut self.shutdown
+            && shutdown.kill_at.is_some_and(|at| at <= now)
         {
-            stopping.kill_at = None;
+            shutdown.kill_at = None;
             processes::signal_others(Signal::KILL);
         }
-        self.works.on_time(now, &mut self.reports);
-        self.works.leave_behind(self.streams.on_time(now, &mut self.reports));
+        self.works.handle_timers(now, &mut self.reports);
+        self.works.leave_behind(self.streams.handle_timers(now, &mut self.reports));
         if self.connection.is_welcomed() && self.next_heartbeat <= now {
             self.next_heartbeat = now + HEARTBEAT_INTERVAL;
-            let owners: Vec<Owner> = self.works.owners().chain(self.streams.owners()).collect();
-            let background_processes = processes::count_background(&owners);
+            let selectors: Vec<ProcessSelector> = self.works.selectors().chain(self.streams.selectors()).collect();
+            let background_processes = processes::count_background(&selectors);
             self.send(&HostFrame::Heartbeat { background_processes });
         }
     }
 
     // --- the end ----------------------------------------------------------------------------------------------------
 
-    /// What is left of the time that the container has is enough to kill those that do not end by themselves, and to say so.
-    fn stop(&mut self, status: u8, delivers: bool) {
-        if let Some(stopping) = &mut self.stopping {
-            stopping.delivers &= delivers;
+    /// Leaves enough of the container's grace period to kill what does not end on SIGTERM, and to report that.
+    fn stop(&mut self, status: u8, delivers_reports: bool) {
+        if let Some(shutdown) = &mut self.shutdown {
+            shutdown.delivers_reports &= delivers_reports;
             return;
         }
         let now = Instant::now();
         let kill_at = now + CANCEL_GRACE;
-        self.stopping = Some(Stopping { status, kill_at: Some(kill_at), exit_at: now + STOP_GRACE * 9 / 10, delivers });
+        self.shutdown =
+            Some(Shutdown { status, kill_at: Some(kill_at), exit_at: now + STOP_GRACE * 9 / 10, delivers_reports });
         self.works.end_all(kill_at);
         self.streams.end_all(kill_at);
         processes::signal_others(Signal::TERM);
     }
 
     fn is_over(&self, now: Instant) -> Option<u8> {
-        let stopping = self.stopping.as_ref()?;
+        let shutdown = self.shutdown.as_ref()?;
         let is_quiet = self.works.is_empty() && self.streams.is_empty();
-        let is_done = is_quiet && (self.reports.is_empty() || !stopping.delivers) && processes::is_alone();
-        (is_done || stopping.exit_at <= now).then_some(stopping.status)
+        let is_done = is_quiet && (self.reports.is_empty() || !shutdown.delivers_reports) && processes::is_alone();
+        (is_done || shutdown.exit_at <= now).then_some(shutdown.status)
     }
 }

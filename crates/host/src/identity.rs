@@ -1,7 +1,7 @@
-//! The credentials of work: the agents' user, and one supplementary group that tells which work a process belongs to.
+//! Credentials of work: the agents' user, and one supplementary group per work.
 //!
-//! A process inherits its groups, and without `CAP_SETGID` it can neither add nor leave one: whatever it does to get out of
-//! sight (a session of its own, a parent that ends, another name or environment), its work is found by it.
+//! Processes inherit groups and cannot change them without `CAP_SETGID`. So the group finds every process of a work,
+//! even one that has changed its session, parent, name or environment.
 
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
@@ -13,35 +13,36 @@ use raworc_core::link::{AGENT_UID, WORK_GIDS};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-/// The longest list of users that is looked into, in bytes.
+/// Bytes of `/etc/passwd` that are read at most.
 const USERS_BYTES_MAX: u64 = 1024 * 1024;
-/// What the agents' user is called where no list says so.
+/// The agents' user name where `/etc/passwd` has none.
 const AGENT_NAME: &str = "agent";
 
-/// A group that one piece of work has for itself.
-pub type Tag = u32;
+/// The supplementary group of one work.
+pub type WorkGid = u32;
 
-/// Hands out tags, each to one piece of work at a time.
+/// Allocates groups; no two running works have the same.
 #[derive(Default)]
-pub struct Tags {
-    /// How many were handed out.
-    given: u32,
+pub struct WorkGidAllocator {
+    /// How many have been allocated.
+    allocated: u32,
 }
 
-impl Tags {
-    /// One that no live process has; none where we may not give groups away, or all are in use. `used` looks which are.
-    pub fn next(&mut self, used: impl FnOnce() -> BTreeSet<Tag>) -> Option<Tag> {
+impl WorkGidAllocator {
+    /// Returns a group that no live process has. `None` without the privilege to set groups, or when all are in use.
+    /// `used` lists the groups of live processes.
+    pub fn allocate(&mut self, used: impl FnOnce() -> BTreeSet<WorkGid>) -> Option<WorkGid> {
         if !is_root() {
             return None;
         }
         let count = WORK_GIDS.end() - WORK_GIDS.start() + 1;
-        // In the first round, none has been used before.
-        let used = if self.given < count { BTreeSet::new() } else { used() };
+        // In the first round no group has been used before.
+        let used = if self.allocated < count { BTreeSet::new() } else { used() };
         for _ in 0..count {
-            let tag = WORK_GIDS.start() + self.given % count;
-            self.given = self.given.checked_add(1).unwrap_or(count);
-            if !used.contains(&tag) {
-                return Some(tag);
+            let work_gid = WORK_GIDS.start() + self.allocated % count;
+            self.allocated = self.allocated.checked_add(1).unwrap_or(count);
+            if !used.contains(&work_gid) {
+                return Some(work_gid);
             }
         }
         None
@@ -53,38 +54,39 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Runs `with` as the agents' user as far as files go: what it makes, pipes included, is theirs, and it opens what they may.
-pub fn with_agents_files<T>(with: impl FnOnce() -> T) -> T {
-    let _files = is_root().then(AgentsFiles::enter);
+/// Runs `with` under the agents' filesystem uid and gid: files and pipes it makes belong to them, and it can open
+/// only what they may.
+pub fn with_agent_fsuid<T>(with: impl FnOnce() -> T) -> T {
+    let _files = is_root().then(AgentFsUidGuard::enter);
     with()
 }
 
-/// Runs `spawn`, which starts a process with [`std::os::unix::process::CommandExt::uid`] and nothing else said of users and
-/// groups: the process has the agents' group, and the tag's.
+/// Runs `spawn`, which must set only [`std::os::unix::process::CommandExt::uid`]. The new process gets the agents'
+/// group and the group of its work.
 ///
-/// The standard library takes all groups from a process that it gives another user, unless it may not: so it may not for
-/// that long. `every_process_has_the_group_of_its_work` would tell if that changed.
-pub fn as_agent<T>(tag: Option<Tag>, spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+/// The standard library clears supplementary groups when it changes the user, but only if it may. So the capability
+/// is dropped meanwhile. The test `every_process_has_the_group_of_its_work` fails if that behaviour changes.
+pub fn as_agent<T>(work_gid: Option<WorkGid>, spawn: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     if !is_root() {
         return spawn();
     }
-    let _groups = AgentsGroups::enter(tag)?;
-    with_agents_files(spawn)
+    let _groups = AgentGroupsGuard::enter(work_gid)?;
+    with_agent_fsuid(spawn)
 }
 
-/// The user of files is the agents' for as long as this lives.
-struct AgentsFiles;
+/// Sets the filesystem uid and gid to the agents' until it is dropped.
+struct AgentFsUidGuard;
 
-impl AgentsFiles {
+impl AgentFsUidGuard {
     fn enter() -> Self {
-        // The group first, while we are root.
+        // The group first, while we are still root.
         setfsgid(Gid::from_raw(AGENT_UID));
         setfsuid(Uid::from_raw(AGENT_UID));
         Self
     }
 }
 
-impl Drop for AgentsFiles {
+impl Drop for AgentFsUidGuard {
     fn drop(&mut self) {
         setfsuid(Uid::from_raw(0));
         setfsgid(Gid::from_raw(0));
@@ -92,14 +94,14 @@ impl Drop for AgentsFiles {
     }
 }
 
-/// Our groups are the agents' for as long as this lives, and we may not change them.
-struct AgentsGroups;
+/// Sets our groups to the agents' and drops `CAP_SETGID` from the effective set, until it is dropped.
+struct AgentGroupsGuard;
 
-impl AgentsGroups {
-    fn enter(tag: Option<Tag>) -> io::Result<Self> {
-        let groups: Vec<Gid> = tag.into_iter().map(Gid::from_raw).collect();
+impl AgentGroupsGuard {
+    fn enter(work_gid: Option<WorkGid>) -> io::Result<Self> {
+        let groups: Vec<Gid> = work_gid.into_iter().map(Gid::from_raw).collect();
         setgroups(&groups)?;
-        // From here on, what was changed is changed back.
+        // From here on, dropping this restores the groups.
         let this = Self;
         let agents = Gid::from_raw(AGENT_UID);
         setresgid(agents, agents, agents)?;
@@ -119,9 +121,9 @@ impl AgentsGroups {
     }
 }
 
-impl Drop for AgentsGroups {
+impl Drop for AgentGroupsGuard {
     fn drop(&mut self) {
-        // We may: what is taken from the effective set stays in the permitted one.
+        // The permitted set still has the capability.
         if let Err(error) = Self::leave() {
             eprintln!("the host could not change its groups back: {error}");
         }
@@ -129,17 +131,17 @@ impl Drop for AgentsGroups {
     }
 }
 
-/// A process that changes its user or group loses this, and the server that is not root outside then sees less of it.
+/// Changing user or group clears the dumpable flag; a server without root needs it to inspect this process.
 fn stay_dumpable() {
     let _ = set_dumpable_behavior(DumpableBehavior::Dumpable);
 }
 
-/// What the agents' user is called in this root filesystem.
+/// The name of the agents' user in this root filesystem.
 pub fn agent_name() -> String {
     users().and_then(|text| name_of(&text, AGENT_UID)).unwrap_or_else(|| AGENT_NAME.to_owned())
 }
 
-/// An image brings its own: it may be anything.
+/// Reads `/etc/passwd`, which an image provides and which is not trusted.
 fn users() -> Option<String> {
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
     let flags = i32::try_from(flags.bits()).ok()?;
@@ -176,15 +178,16 @@ mod tests {
     #[test]
     fn a_tag_in_use_is_passed_over() {
         if !is_root() {
-            println!("SKIPPED: only root has tags to give");
+            println!("SKIPPED: only root has work_gids to give");
             return;
         }
-        let (mut tags, all) = (Tags::default(), WORK_GIDS.end() - WORK_GIDS.start() + 1);
-        let first: BTreeSet<Tag> = (0..all).filter_map(|_| tags.next(|| panic!("none was used before"))).collect();
+        let (mut work_gids, all) = (WorkGidAllocator::default(), WORK_GIDS.end() - WORK_GIDS.start() + 1);
+        let first: BTreeSet<WorkGid> =
+            (0..all).filter_map(|_| work_gids.allocate(|| panic!("none was used before"))).collect();
         assert_eq!(first.len(), all as usize);
         let free = WORK_GIDS.start() + 5;
-        let used: BTreeSet<Tag> = WORK_GIDS.filter(|tag| *tag != free).collect();
-        assert_eq!(tags.next(|| used.clone()), Some(free));
-        assert_eq!(tags.next(|| WORK_GIDS.collect()), None);
+        let used: BTreeSet<WorkGid> = WORK_GIDS.filter(|work_gid| *work_gid != free).collect();
+        assert_eq!(work_gids.allocate(|| used.clone()), Some(free));
+        assert_eq!(work_gids.allocate(|| WORK_GIDS.collect()), None);
     }
 }

@@ -1,5 +1,5 @@
-//! Starts a program on a terminal. Between fork and exec, where no safe code may run, nothing is done; this program executes
-//! itself instead, as the agents' user already, becomes the leader of a session, and then the program.
+//! Starts a program on a terminal. Code between fork and exec would be unsafe, so the host executes itself as the
+//! agents' user; that process becomes a session leader, then executes the program.
 
 use std::env;
 use std::ffi::OsString;
@@ -9,32 +9,33 @@ use std::process::{Command, ExitCode};
 
 use rustix::process::{ioctl_tiocsctty, setsid};
 
-/// The first argument of a host that is to become another program.
-const WORD: &str = "launch";
-/// Where every process finds its own program.
-const SELF: &str = "/proc/self/exe";
-/// As shells say it: there is no such program.
+/// The first argument that makes the host launch a program.
+const LAUNCH_ARGUMENT: &str = "launch";
+/// The path of the running executable.
+const SELF_EXE: &str = "/proc/self/exe";
+/// Exit status for a program that does not exist, as in shells.
 const NOT_FOUND: u8 = 127;
-/// As shells say it: there is one, but it cannot be executed.
+/// Exit status for a program that cannot be executed, as in shells.
 const NOT_EXECUTABLE: u8 = 126;
 
-/// What becomes `program`, in control of the terminal that is its standard input.
-pub fn on_terminal(program: &Command) -> Command {
-    let mut command = Command::new(SELF);
-    command.arg(WORD).arg(program.get_program()).args(program.get_args());
+/// A command that launches `program` with the terminal on its standard input as controlling terminal.
+pub fn terminal_command(program: &Command) -> Command {
+    let mut command = Command::new(SELF_EXE);
+    command.arg(LAUNCH_ARGUMENT).arg(program.get_program()).args(program.get_args());
     command
 }
 
-/// Becomes the program, where that is what this process was started for.
-pub fn become_program() -> Option<ExitCode> {
+/// Executes the program if this process was started by [`terminal_command`]. Returns only on failure, or if it was
+/// not.
+pub fn exec_program() -> Option<ExitCode> {
     let mut arguments = env::args_os().skip(1);
-    if arguments.next()? != WORD {
+    if arguments.next()? != LAUNCH_ARGUMENT {
         return None;
     }
     let program = arguments.next()?;
     let error = execute(&program, arguments);
     let name = program.to_string_lossy();
-    // The reason appears on the terminal, as a shell would say it.
+    // Written to the terminal, as a shell would do.
     if error.kind() == io::ErrorKind::NotFound || is_hidden(&error, &name) {
         eprintln!("{name} was not found");
         return Some(ExitCode::from(NOT_FOUND));
@@ -43,7 +44,7 @@ pub fn become_program() -> Option<ExitCode> {
     Some(ExitCode::from(NOT_EXECUTABLE))
 }
 
-/// A directory of PATH that may not be searched hides that the program is in none.
+/// Whether the error only says that a directory of PATH cannot be searched.
 fn is_hidden(error: &io::Error, name: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     let is_there = || env::split_paths(&path).any(|directory| directory.join(name).exists());

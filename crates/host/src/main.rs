@@ -1,8 +1,7 @@
-//! The host: the first process of every container. It asks the server for work, runs it, and reports.
+//! The host: the first process of every container. It gets work from the server, runs it, and reports the results.
 //!
-//! A small static program that needs nothing of the root filesystem it runs in, and one thread: [`host`] waits for
-//! everything at once (signals, the server, what agents write), so that nothing has to be locked, a process is reaped by
-//! the thread that started it, and the way from a frame to its answer leads through no other thread.
+//! A small static program with one thread, independent of the root filesystem. [`host`] polls signals, the server and
+//! the agents' output, so nothing is locked, and the thread that starts a process also reaps it.
 
 mod attachment;
 mod connection;
@@ -33,7 +32,7 @@ use std::process::ExitCode;
 use raworc_core::link::{SCRIPTS_PATH, SOCKET_PATH, TOKEN_BYTES_MAX, WORKSPACE_PATH};
 
 fn main() -> ExitCode {
-    if let Some(status) = launch::become_program() {
+    if let Some(status) = launch::exec_program() {
         return status;
     }
     close_inherited();
@@ -56,21 +55,21 @@ fn main() -> ExitCode {
     }
 }
 
-/// Waits until there is a session, for as long as it takes.
+/// Reads the token from standard input. Blocks until the container is assigned to a session.
 fn token() -> Option<String> {
     let mut line = String::new();
     stdin().lock().take(TOKEN_BYTES_MAX as u64).read_line(&mut line).ok()?;
-    // Without its end it is not whole.
+    // Without a line feed the token is truncated.
     line.strip_suffix('\n').filter(|token| !token.is_empty()).map(str::to_owned)
 }
 
-/// Closes whatever a container runtime left open by mistake: agents would inherit a way out. To be called before anything
-/// is opened.
+/// Closes descriptors that a container runtime leaked, because agents would inherit them. Call it before opening
+/// anything.
 fn close_inherited() {
     let Ok(entries) = fs::read_dir("/proc/self/fd") else { return };
     let open: Vec<i32> = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     for descriptor in open.into_iter().filter(|descriptor| *descriptor > 2) {
-        // One of them read the directory, and is closed already.
+        // The descriptor that read the directory is in the list but already closed.
         let _ = nix::unistd::close(descriptor);
     }
 }

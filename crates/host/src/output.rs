@@ -1,46 +1,46 @@
-//! What work writes: read as bytes, passed on as text, in pieces that are neither too many nor too large.
+//! Reads the output of work as bytes and reports it as text, in pieces of bounded size and rate.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use raworc_core::limits::OUTPUT_CHUNK_BYTES_MAX;
-use raworc_core::link::Stream;
+use raworc_core::link::OutputStream;
 use rustix::io::{Errno, read};
 
 use crate::head_tail::HeadTailBuffer;
 use crate::output_spill::OutputSpill;
 use crate::utf8::Decoder;
 
-/// Shortest time between two reports of the same work, unless there is enough for a full one.
+/// Shortest time between two reports of one work, unless a full chunk is ready.
 const COALESCE: Duration = Duration::from_millis(10);
-/// Pieces between two such times: how often the order between the two streams is kept.
+/// Pieces per report at most, which bounds how often the order between stdout and stderr is kept.
 const PIECES_MAX: usize = 8;
 /// The largest pipe of an unprivileged process, in bytes (pipe(7)).
 const PIPE_BYTES_MAX: usize = 1024 * 1024;
-/// Room to read into, in bytes.
+/// Size in bytes of the buffer for reading.
 pub const BUFFER_BYTES: usize = OUTPUT_CHUNK_BYTES_MAX;
 
 struct Pipe {
-    stream: Stream,
+    stream: OutputStream,
     descriptor: OwnedFd,
     decoder: Decoder,
 }
 
-/// Both outputs of one piece of work.
+/// Stdout and stderr of one work.
 pub struct Output {
     pipes: Vec<Pipe>,
-    pending: Vec<(Stream, String)>,
+    pending: Vec<(OutputStream, String)>,
     pending_bytes: usize,
-    /// When a few bytes may be passed on again.
+    /// When the next report may be sent although the chunk is not full.
     flush_at: Instant,
     kept: HeadTailBuffer,
     whole: OutputSpill,
 }
 
 impl Output {
-    /// From these descriptors, which do not block; at most `bytes_max` bytes of text, and all of it in a file where that is not
-    /// enough.
-    pub fn new(pipes: Vec<(Stream, OwnedFd)>, bytes_max: usize, whole: OutputSpill, now: Instant) -> Self {
+    /// Reads from these non-blocking descriptors and keeps at most `bytes_max` bytes of text; beyond that, all of it
+    /// goes to the file `whole`.
+    pub fn new(pipes: Vec<(OutputStream, OwnedFd)>, bytes_max: usize, whole: OutputSpill, now: Instant) -> Self {
         let pipe = |(stream, descriptor)| Pipe { stream, descriptor, decoder: Decoder::default() };
         Self {
             pipes: pipes.into_iter().map(pipe).collect(),
@@ -52,18 +52,18 @@ impl Output {
         }
     }
 
-    /// What to wait for.
-    pub fn descriptors(&self) -> impl Iterator<Item = (Stream, BorrowedFd<'_>)> {
+    /// The descriptors to poll.
+    pub fn descriptors(&self) -> impl Iterator<Item = (OutputStream, BorrowedFd<'_>)> {
         self.pipes.iter().map(|pipe| (pipe.stream, pipe.descriptor.as_fd()))
     }
 
-    /// When there is something to pass on.
+    /// When there is output to report.
     pub fn next_flush(&self) -> Option<Instant> {
         (!self.pending.is_empty()).then_some(self.flush_at)
     }
 
-    /// Reads once; forgets a pipe that nobody can write to any more.
-    pub fn read(&mut self, stream: Stream, buffer: &mut [u8], now: Instant) {
+    /// Reads once; drops a pipe without writers.
+    pub fn read(&mut self, stream: OutputStream, buffer: &mut [u8], now: Instant) {
         if let Some(at) = self.pipes.iter().position(|pipe| pipe.stream == stream) {
             self.read_at(at, buffer);
         }
@@ -72,7 +72,7 @@ impl Output {
         }
     }
 
-    /// How many bytes came; none where there is nothing more to be had.
+    /// Reads into `buffer`. Returns how many bytes came, or `None` at the end of the pipe.
     fn read_at(&mut self, at: usize, buffer: &mut [u8]) -> Option<usize> {
         let pipe = &mut self.pipes[at];
         let stream = pipe.stream;
@@ -89,10 +89,10 @@ impl Output {
         count
     }
 
-    /// Reads what is there at the end of the work, and no more than pipes can hold: processes left running may write for
-    /// ever.
+    /// Reads what is in the pipes when the work ends. The amount is bounded, because background processes may keep
+    /// writing.
     pub fn drain(&mut self, buffer: &mut [u8]) {
-        for stream in [Stream::Stdout, Stream::Stderr] {
+        for stream in [OutputStream::Stdout, OutputStream::Stderr] {
             let mut total = 0;
             while total <= PIPE_BYTES_MAX
                 && let Some(at) = self.pipes.iter().position(|pipe| pipe.stream == stream)
@@ -106,7 +106,7 @@ impl Output {
         }
     }
 
-    fn add(&mut self, stream: Stream, text: String) {
+    fn add(&mut self, stream: OutputStream, text: String) {
         let text = self.kept.add(stream, text);
         if text.is_empty() {
             return;
@@ -119,19 +119,19 @@ impl Output {
         }
     }
 
-    /// What has come, in pieces of the right size.
-    pub fn take(&mut self, now: Instant) -> Vec<(Stream, String)> {
+    /// Takes the text to report now, in pieces of bounded size.
+    pub fn take(&mut self, now: Instant) -> Vec<(OutputStream, String)> {
         self.flush_at = now + COALESCE;
         self.pending_bytes = 0;
         let pieces = |(stream, text)| cut(text).into_iter().map(move |text| (stream, text));
         std::mem::take(&mut self.pending).into_iter().flat_map(pieces).collect()
     }
 
-    /// What is left to pass on when there is no more to come, after what [`Output::take`] has: the end of what was too much.
-    pub fn finish(&mut self) -> End {
-        // Now it is known how much that is.
+    /// Returns the rest after [`Output::take`], when no more output comes: the tail, and what was dropped.
+    pub fn finish(&mut self) -> FinalOutput {
+        // The amount is final now.
         self.kept.trim_to_limit();
-        let dropped_bytes = self.kept.left_out_bytes();
+        let dropped_bytes = self.kept.dropped_bytes();
         let file = self.whole.finish(dropped_bytes > 0);
         let said = file.as_ref().map(|(path, is_whole)| match is_whole {
             true => format!("all of it is in {path}"),
@@ -139,26 +139,26 @@ impl Output {
         });
         let pieces = |(stream, text)| cut(text).into_iter().map(move |text| (stream, text));
         let pieces = self.kept.finish(said.as_deref()).into_iter().flat_map(pieces).collect();
-        End { pieces, dropped_bytes, file: file.map(|(path, _)| path) }
+        FinalOutput { pieces, dropped_bytes, file: file.map(|(path, _)| path) }
     }
 
-    /// The pipes that somebody can still write to.
+    /// The pipes that still have writers.
     pub fn into_pipes(self) -> impl Iterator<Item = OwnedFd> {
         self.pipes.into_iter().map(|pipe| pipe.descriptor)
     }
 }
 
-/// The end of an output.
-pub struct End {
-    /// What is to be passed on.
-    pub pieces: Vec<(Stream, String)>,
-    /// Bytes of text that are not.
+/// The end of a work's output.
+pub struct FinalOutput {
+    /// Text to report.
+    pub pieces: Vec<(OutputStream, String)>,
+    /// Bytes of text that were dropped.
     pub dropped_bytes: u64,
-    /// The file of the workspace that has it all, or as much as could be.
+    /// The file in the workspace that has the output, up to its size limit.
     pub file: Option<String>,
 }
 
-/// Cuts a long text between characters.
+/// Cuts a text into chunks at character boundaries.
 fn cut(mut text: String) -> Vec<String> {
     let mut pieces = Vec::new();
     while text.len() > OUTPUT_CHUNK_BYTES_MAX {
@@ -169,7 +169,7 @@ fn cut(mut text: String) -> Vec<String> {
     pieces
 }
 
-/// Reads and drops; false where nobody can write any more.
+/// Reads and discards. Returns false if the pipe has no writers.
 pub fn discard(descriptor: &OwnedFd, buffer: &mut [u8]) -> bool {
     !matches!(read(descriptor, buffer), Ok(0) | Err(Errno::IO | Errno::BADF))
 }
@@ -187,13 +187,13 @@ mod tests {
     fn order_is_kept_and_pieces_are_few() {
         let mut output = output(1_000_000);
         for number in 0..20 {
-            output.add(Stream::Stdout, format!("o{number} "));
-            output.add(Stream::Stderr, format!("e{number} "));
+            output.add(OutputStream::Stdout, format!("o{number} "));
+            output.add(OutputStream::Stderr, format!("e{number} "));
         }
         let pieces = output.take(Instant::now());
         assert_eq!(pieces.len(), PIECES_MAX);
         assert_eq!(pieces[..3].iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>(), ["o0 ", "e0 ", "o1 "]);
-        for (stream, letter) in [(Stream::Stdout, 'o'), (Stream::Stderr, 'e')] {
+        for (stream, letter) in [(OutputStream::Stdout, 'o'), (OutputStream::Stderr, 'e')] {
             let text: String = pieces.iter().filter(|(of, _)| *of == stream).map(|(_, text)| text.as_str()).collect();
             let expected: String = (0..20).map(|number| format!("{letter}{number} ")).collect();
             assert_eq!(text, expected);
@@ -205,7 +205,7 @@ mod tests {
     fn pieces_are_cut_between_characters() {
         let mut output = output(1_000_000);
         let text = "a".to_owned() + &"€".repeat(30_000);
-        output.add(Stream::Stdout, text.clone());
+        output.add(OutputStream::Stdout, text.clone());
         let pieces = output.take(Instant::now());
         assert!(pieces.iter().all(|(_, text)| text.len() <= OUTPUT_CHUNK_BYTES_MAX));
         assert_eq!(pieces.into_iter().map(|(_, text)| text).collect::<String>(), text);
@@ -214,12 +214,12 @@ mod tests {
     #[test]
     fn what_is_too_much_is_counted() {
         let mut output = output(8);
-        output.add(Stream::Stdout, "a€€".into());
-        output.add(Stream::Stderr, "bcde".into());
-        assert_eq!(output.take(Instant::now()), [(Stream::Stdout, "a€".to_owned())]);
+        output.add(OutputStream::Stdout, "a€€".into());
+        output.add(OutputStream::Stderr, "bcde".into());
+        assert_eq!(output.take(Instant::now()), [(OutputStream::Stdout, "a€".to_owned())]);
         let end = output.finish();
         let mark = "\n[raworc: 3 bytes of standard output left out here]\n".to_owned();
-        assert_eq!(end.pieces, [(Stream::Stdout, mark), (Stream::Stderr, "bcde".to_owned())]);
+        assert_eq!(end.pieces, [(OutputStream::Stdout, mark), (OutputStream::Stderr, "bcde".to_owned())]);
         assert_eq!((end.dropped_bytes, end.file), (3, None));
     }
 }

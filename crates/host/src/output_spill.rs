@@ -1,7 +1,7 @@
-//! All that work writes, in a file of the workspace, where the server keeps only some of it.
+//! Writes the complete output of work to a file in the workspace when it exceeds what the server keeps.
 //!
-//! The agents' user makes and owns the file: it counts as theirs, and leads nowhere that they could not go. Every step on the
-//! way is one name in a directory that is open, and no symbolic link is followed.
+//! The agents' user owns the file, so it counts towards their quota and cannot reach where they could not. Each path
+//! component is opened on its own without following symbolic links.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use rustix::io::{Errno, write};
 
 use crate::identity;
 
-/// Entries of the directory that are looked at, to remove old ones.
+/// Directory entries that are examined when old files are removed.
 const ENTRIES_MAX: usize = 10_000;
-/// What is held back at most, in bytes: more than the first half of what the server keeps.
+/// Bytes buffered before a file is created: more than the half that the server is sent at once.
 const HELD_BYTES_MAX: usize = OUTPUT_BYTES_MAX;
-/// Has Git ignore the directory that it is in.
+/// A `.gitignore` that excludes its own directory.
 const IGNORE: &[u8] = b"*\n";
 
-/// What work has written so far.
+/// The complete output of one work.
 pub struct OutputSpill {
     workspace: PathBuf,
     name: String,
@@ -29,28 +29,28 @@ pub struct OutputSpill {
 }
 
 enum State {
-    /// Not more than is kept anyway, as far as is known.
+    /// Buffered: the output may still fit into what the server keeps.
     Held(Vec<u8>),
-    /// More than that.
+    /// Written to a file.
     Written { directory: OwnedFd, file: OwnedFd, bytes: u64, is_cut: bool },
-    /// It could not be written.
+    /// The file could not be created or written.
     Failed,
 }
 
 impl OutputSpill {
-    /// Of this work, which has written nothing yet.
+    /// The spill of a work that has written nothing yet.
     pub fn new(workspace: &Path, work: WorkId) -> Self {
         let (WorkId::Turn(TurnId(id)) | WorkId::Exec(id)) = work;
         Self { workspace: workspace.to_owned(), name: format!("{id}.log"), state: State::Held(Vec::new()) }
     }
 
-    /// Takes what came. Where that is `too_much` to be sure that it is kept, it goes into the file.
+    /// Adds output. If `too_much` is set, it may exceed what the server keeps and goes to the file.
     pub fn add(&mut self, bytes: &[u8], too_much: bool) {
         match &mut self.state {
             State::Held(held) => {
                 held.extend_from_slice(bytes);
                 if held.len() > HELD_BYTES_MAX {
-                    // Whoever is passed on so much at once has no need of a file.
+                    // The server already has so much of this output that a file is not needed.
                     self.state = State::Failed;
                 } else if too_much {
                     self.begin();
@@ -62,7 +62,7 @@ impl OutputSpill {
                 *is_cut |= taken.len() < bytes.len() || write_all(file, taken).is_err();
                 *written += taken.len() as u64;
                 if *is_cut {
-                    // Nothing more: a file with a gap in it would be worse than one that ends.
+                    // Nothing more is written: a gap in the file would be worse than an early end.
                     *written = OUTPUT_FILE_BYTES_MAX;
                 }
             }
@@ -72,20 +72,20 @@ impl OutputSpill {
 
     fn begin(&mut self) {
         let State::Held(held) = std::mem::replace(&mut self.state, State::Failed) else { return };
-        let opened = identity::with_agents_files(|| create(&self.workspace, &self.name));
+        let opened = identity::with_agent_fsuid(|| create(&self.workspace, &self.name));
         if let Ok((directory, file)) = opened {
             self.state = State::Written { directory, file, bytes: 0, is_cut: false };
             self.add(&held, true);
         }
     }
 
-    /// There is no more. The file's path in the workspace, and whether all of it is in there; the file goes where it is not
-    /// `wanted`.
+    /// Ends the file. Returns its path in the workspace and whether it is complete. Without `wanted` the file is
+    /// removed.
     pub fn finish(&mut self, wanted: bool) -> Option<(String, bool)> {
         match std::mem::replace(&mut self.state, State::Failed) {
             State::Written { is_cut, .. } if wanted => Some((format!("{OUTPUT_DIRECTORY}/{}", self.name), !is_cut)),
             State::Written { directory, .. } => {
-                let _ = identity::with_agents_files(|| unlinkat(&directory, &self.name, AtFlags::empty()));
+                let _ = identity::with_agent_fsuid(|| unlinkat(&directory, &self.name, AtFlags::empty()));
                 None
             }
             State::Held(_) | State::Failed => None,
@@ -93,7 +93,7 @@ impl OutputSpill {
     }
 }
 
-/// Makes the file, with the directories it is in.
+/// Creates the file and its directories.
 fn create(workspace: &Path, name: &str) -> Result<(OwnedFd, OwnedFd), Errno> {
     let mut directory = open(workspace, DIRECTORY, Mode::empty())?;
     for (depth, step) in OUTPUT_DIRECTORY.split('/').enumerate() {
@@ -108,7 +108,7 @@ fn create(workspace: &Path, name: &str) -> Result<(OwnedFd, OwnedFd), Errno> {
         }
     }
     remove_old(&directory);
-    // An earlier attempt at the same message may have left one.
+    // An earlier attempt at the same message may have left a file.
     let _ = unlinkat(&directory, name, AtFlags::empty());
     let file = new_file(&directory, name)?;
     Ok((directory, file))
@@ -121,7 +121,7 @@ fn new_file(directory: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
     openat(directory, name, flags, Mode::from_raw_mode(0o644))
 }
 
-/// Makes room for one more. The names are ids that grow with time.
+/// Removes old files to make room for one more. Their names are ids that grow with time.
 fn remove_old(directory: &OwnedFd) {
     let Ok(entries) = Dir::read_from(directory) else { return };
     let names = entries.take(ENTRIES_MAX).filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));

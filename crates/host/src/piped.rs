@@ -1,52 +1,52 @@
-//! A command whose streams are pipes: what is on its way to its standard input, and from its outputs.
+//! The pipes of an attached command, with the buffered standard input.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Child;
 
-use raworc_core::link::Stream;
+use raworc_core::link::OutputStream;
 use rustix::event::PollFlags;
 use rustix::io::{Errno, ioctl_fionbio, read, write};
 
-/// Come for the program but not yet taken by it, in bytes; then nothing more is read from the client.
+/// Bytes of input that the program has not read; above that, the client is not read from.
 const INPUT_BYTES_MAX: usize = 64 * 1024;
-/// Read of an output after its program has ended, in bytes: the largest pipe of an unprivileged process (pipe(7)). What
-/// is more comes from a process that was left running.
+/// Bytes read from one output after the program has ended: the largest pipe of an unprivileged process (pipe(7)).
+/// More comes from background processes.
 const DRAIN_BYTES_MAX: usize = 1024 * 1024;
 
-/// One of the pipes.
+/// A pipe of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pipe {
     /// Standard input.
     Stdin,
     /// An output.
-    Output(Stream),
+    Output(OutputStream),
 }
 
 struct Output {
-    stream: Stream,
-    /// None at its end.
+    stream: OutputStream,
+    /// `None` at the end of the output.
     pipe: Option<OwnedFd>,
-    /// Nothing more of it is passed on.
+    /// The end has been passed on, or nobody waits for it.
     is_done: bool,
-    /// What may still be read after the program has ended.
+    /// Bytes that may still be read after the program has ended.
     left: usize,
 }
 
 /// The pipes of one command.
-pub struct Piped {
+pub struct PipedIo {
     stdin: Option<OwnedFd>,
     input: VecDeque<u8>,
-    /// The client has ended its standard input.
+    /// The client has closed its side of standard input.
     input_ended: bool,
     outputs: Vec<Output>,
 }
 
-impl Piped {
-    /// The pipes of a child that was just started with them.
+impl PipedIo {
+    /// Takes the pipes of a newly started child.
     pub fn of(child: &mut Child) -> Self {
-        let stdout = child.stdout.take().map(|pipe| (Stream::Stdout, OwnedFd::from(pipe)));
-        let stderr = child.stderr.take().map(|pipe| (Stream::Stderr, OwnedFd::from(pipe)));
+        let stdout = child.stdout.take().map(|pipe| (OutputStream::Stdout, OwnedFd::from(pipe)));
+        let stderr = child.stderr.take().map(|pipe| (OutputStream::Stderr, OwnedFd::from(pipe)));
         let outputs = stdout.into_iter().chain(stderr).map(|(stream, pipe)| Output {
             stream,
             pipe: nonblocking(pipe),
@@ -57,7 +57,7 @@ impl Piped {
         Self { stdin, input: VecDeque::new(), input_ended: false, outputs: outputs.collect() }
     }
 
-    /// What to wait for. Standard input is waited for also where there is nothing to write: its reader may close it.
+    /// The events to poll for. Standard input is polled even without data, to notice when the program closes it.
     pub fn sources(&self, wants_output: bool) -> impl Iterator<Item = (Pipe, BorrowedFd<'_>, PollFlags)> {
         let flags = if self.input.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
         let stdin = self.stdin.iter().map(move |pipe| (Pipe::Stdin, pipe.as_fd(), flags));
@@ -68,34 +68,34 @@ impl Piped {
         }))
     }
 
-    /// Whether more may come for the program. What comes after it has closed its standard input is dropped.
+    /// Whether more input is accepted. Input after the program has closed its standard input is dropped.
     pub fn takes_input(&self) -> bool {
         self.input.len() < INPUT_BYTES_MAX
     }
 
-    /// For the program's standard input.
-    pub fn put(&mut self, bytes: &[u8]) {
+    /// Queues input.
+    pub fn queue_input(&mut self, bytes: &[u8]) {
         if self.stdin.is_some() && !self.input_ended {
             self.input.extend(bytes);
-            self.write();
+            self.flush_input();
         }
     }
 
-    /// Standard input ends behind what has come.
+    /// Closes standard input after the queued bytes.
     pub fn end_input(&mut self) {
         self.input_ended = true;
-        self.write();
+        self.flush_input();
     }
 
-    /// Passes on as much as the program takes.
-    pub fn write(&mut self) {
+    /// Writes as much input as the program takes.
+    pub fn flush_input(&mut self) {
         let Some(pipe) = &self.stdin else { return };
         while !self.input.is_empty() {
             match write(pipe, self.input.as_slices().0) {
                 Ok(count) => drop(self.input.drain(..count)),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
-                // It reads no more, as is its right.
+                // The program has closed its standard input, which is no error.
                 Err(_) => return self.close_input(),
             }
         }
@@ -104,20 +104,20 @@ impl Piped {
         }
     }
 
-    /// Whether there is something for the program.
+    /// Whether input is queued.
     pub fn has_input(&self) -> bool {
         !self.input.is_empty()
     }
 
-    /// The program reads no more.
+    /// Records that the program has closed its standard input.
     pub fn close_input(&mut self) {
         self.stdin = None;
         self.input = VecDeque::new();
     }
 
-    /// Reads what the program wrote, once; how many bytes came into `buffer`. `has_ended` says that the program has, so
-    /// that the output is done where there is nothing now.
-    pub fn read(&mut self, stream: Stream, buffer: &mut [u8], has_ended: bool) -> usize {
+    /// Reads an output once and returns how many bytes are in `buffer`. With `has_ended`, the program has exited, so
+    /// an empty pipe means the end.
+    pub fn read(&mut self, stream: OutputStream, buffer: &mut [u8], has_ended: bool) -> usize {
         let Some(output) = self.outputs.iter_mut().find(|output| output.stream == stream) else { return 0 };
         let Some(pipe) = &output.pipe else { return 0 };
         match read(pipe, &mut *buffer) {
@@ -146,23 +146,23 @@ impl Piped {
         }
     }
 
-    /// Nobody waits for the outputs any more.
-    pub fn give_up(&mut self) {
+    /// Stops reading all outputs.
+    pub fn abandon_outputs(&mut self) {
         self.outputs.iter_mut().for_each(|output| output.is_done = true);
     }
 
-    /// Outputs of which something may still come.
-    pub fn unfinished(&self) -> impl Iterator<Item = Stream> {
+    /// Outputs that may have more data.
+    pub fn unfinished(&self) -> impl Iterator<Item = OutputStream> {
         self.outputs.iter().filter(|output| !output.is_done).map(|output| output.stream)
     }
 
-    /// The outputs that processes which were left running may still write to.
+    /// The output pipes that background processes may still write to.
     pub fn into_pipes(self) -> impl Iterator<Item = OwnedFd> {
         self.outputs.into_iter().filter_map(|output| output.pipe)
     }
 }
 
-/// Only our end does not block: the program's is as it expects it.
+/// Makes our end non-blocking; the program's end stays as it expects.
 fn nonblocking(pipe: OwnedFd) -> Option<OwnedFd> {
     ioctl_fionbio(&pipe, true).is_ok().then_some(pipe)
 }

@@ -1,4 +1,4 @@
-//! What runs beside us, from `/proc`. Scripts may give their processes any name, and start thousands.
+//! Lists processes from `/proc`. Their names are not trusted, and there may be thousands.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,10 +9,10 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open, pidfd_send_signal, test_kill_process,
 };
 
-use crate::identity::{self, Tag};
+use crate::identity::{self, WorkGid};
 
-/// How often the processes of work are looked for in one go: one that forks meanwhile is found by another look.
-const LOOKS_MAX: usize = 8;
+/// Scans of `/proc` per operation; processes that fork meanwhile are found by the next scan.
+const SCANS_MAX: usize = 8;
 
 /// One live process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,24 +21,24 @@ pub struct Process {
     parent: i32,
     /// Its process group.
     group: i32,
-    /// When it started, in ticks since boot: tells it from a later one of the same id.
+    /// Start time in ticks since boot; it tells apart processes that reuse an id.
     started: u64,
-    /// Which work it belongs to.
-    tag: Option<Tag>,
-    /// A signal has stopped it.
+    /// The group of the work that it belongs to.
+    work_gid: Option<WorkGid>,
+    /// It is stopped by a signal.
     is_stopped: bool,
 }
 
-/// Processes by id, and when they started.
-pub type Known = BTreeMap<i32, u64>;
+/// Start times of processes, by id.
+pub type KnownProcesses = BTreeMap<i32, u64>;
 
-/// How the processes of one piece of work are found.
+/// Selects the processes of one work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
+pub struct ProcessSelector {
     /// Its first process.
     pub leader: i32,
-    /// The group that all of them have.
-    pub tag: Option<Tag>,
+    /// The group that all its processes have.
+    pub work_gid: Option<WorkGid>,
 }
 
 /// Whether we are the first process of a container.
@@ -46,7 +46,7 @@ pub fn is_first() -> bool {
     std::process::id() == 1
 }
 
-/// All live processes (no zombies) by id. Outside a container, only we and our own descendants: others have hosts of their own.
+/// All live processes by id, without zombies. Outside a container, only we and our descendants.
 fn all() -> BTreeMap<i32, Process> {
     let mut all = everything();
     if !is_first() {
@@ -62,31 +62,32 @@ fn me() -> i32 {
 
 fn everything() -> BTreeMap<i32, Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return BTreeMap::new() };
-    let are_tagged = identity::is_root();
+    let have_work_gids = identity::is_root();
     entries
         .filter_map(|entry| {
             let id: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            // What has ended since is left out.
+            // A process that has ended meanwhile is left out.
             let process = parse(&fs::read(format!("/proc/{id}/stat")).ok()?)?;
-            let tag = if are_tagged { tag_of(id) } else { None };
-            Some((id, Process { tag, ..process }))
+            let work_gid = if have_work_gids { work_gid_of(id) } else { None };
+            Some((id, Process { work_gid, ..process }))
         })
         .collect()
 }
 
-fn tag_of(id: i32) -> Option<Tag> {
-    tag(&fs::read(format!("/proc/{id}/status")).ok()?)
+fn work_gid_of(id: i32) -> Option<WorkGid> {
+    work_gid(&fs::read(format!("/proc/{id}/status")).ok()?)
 }
 
-/// The line `Groups:` of a status (proc(5)). What stands before it may be made up by the process: its name, in which an end of
-/// line is escaped.
-fn tag(status: &[u8]) -> Option<Tag> {
+/// Parses the line `Groups:` of `/proc/PID/status` (proc(5)). The name before it is chosen by the process, but has
+/// its line feeds escaped.
+fn work_gid(status: &[u8]) -> Option<WorkGid> {
     let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Groups:"))?;
     let groups = std::str::from_utf8(line).ok()?;
     groups.split_ascii_whitespace().filter_map(|group| group.parse().ok()).find(|group| WORK_GIDS.contains(group))
 }
 
-/// `pid (name) state ppid pgrp …` (proc(5)); the name may contain anything, so what counts begins after the last `)`.
+/// Parses `pid (name) state ppid pgrp …` (proc(5)). The name may contain anything, so parsing begins after the last
+/// `)`.
 fn parse(stat: &[u8]) -> Option<Process> {
     let end = stat.iter().rposition(|byte| *byte == b')')?;
     let text = std::str::from_utf8(stat.get(end + 1..)?).ok()?;
@@ -96,28 +97,29 @@ fn parse(stat: &[u8]) -> Option<Process> {
         return None;
     }
     let (parent, group) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-    // The group is field 5, the start is field 22.
-    Some(Process { parent, group, started: fields.nth(16)?.parse().ok()?, tag: None, is_stopped: state == "T" })
+    // The process group is field 5, the start time field 22.
+    Some(Process { parent, group, started: fields.nth(16)?.parse().ok()?, work_gid: None, is_stopped: state == "T" })
 }
 
-/// The processes that belong to work: those with the group of one of `owners`. Of one that has none, those in the process
-/// group that its first process leads, and all that descend from them.
-fn belonging_to(all: &BTreeMap<i32, Process>, owners: &[Owner]) -> BTreeSet<i32> {
-    let (tagged, others): (Vec<&Owner>, Vec<&Owner>) = owners.iter().partition(|owner| owner.tag.is_some());
-    let tags: BTreeSet<Tag> = tagged.iter().filter_map(|owner| owner.tag).collect();
-    let leaders: BTreeSet<i32> = others.iter().map(|owner| owner.leader).collect();
-    let has_tag = |process: &Process| process.tag.is_some_and(|tag| tags.contains(&tag));
+/// The processes of `selectors`: those with the work's group. For a work without a group, those in its leader's
+/// process group, and all their descendants.
+fn belonging_to(all: &BTreeMap<i32, Process>, selectors: &[ProcessSelector]) -> BTreeSet<i32> {
+    let (tagged, others): (Vec<&ProcessSelector>, Vec<&ProcessSelector>) =
+        selectors.iter().partition(|selector| selector.work_gid.is_some());
+    let work_gids: BTreeSet<WorkGid> = tagged.iter().filter_map(|selector| selector.work_gid).collect();
+    let leaders: BTreeSet<i32> = others.iter().map(|selector| selector.leader).collect();
+    let has_work_gid = |process: &Process| process.work_gid.is_some_and(|work_gid| work_gids.contains(&work_gid));
     let mut found = descending_from(all, &leaders);
-    found.extend(all.iter().filter(|(_, process)| has_tag(process)).map(|(id, _)| *id));
+    found.extend(all.iter().filter(|(_, process)| has_work_gid(process)).map(|(id, _)| *id));
     found
 }
 
-/// Those in a group that one of `leaders` leads, and all that descend from them.
+/// Processes in a group led by one of `leaders`, and all their descendants.
 fn descending_from(all: &BTreeMap<i32, Process>, leaders: &BTreeSet<i32>) -> BTreeSet<i32> {
     let is_first = |id: &i32, process: &Process| leaders.contains(id) || leaders.contains(&process.group);
     let mut found: BTreeSet<i32> =
         all.iter().filter(|(id, process)| is_first(id, process)).map(|(id, _)| *id).collect();
-    // Children usually have higher ids than their parents, but ids wrap around: go on until nothing is new.
+    // Ids wrap around, so a child may have a lower id than its parent: repeat until nothing is new.
     loop {
         let before = found.len();
         for (id, process) in all {
@@ -131,35 +133,35 @@ fn descending_from(all: &BTreeMap<i32, Process>, leaders: &BTreeSet<i32>) -> BTr
     }
 }
 
-/// Every live process besides us.
+/// Every live process but us.
 fn others() -> BTreeMap<i32, Process> {
     let mut others = all();
     others.remove(&me());
     others
 }
 
-/// Whether there is a live process besides us.
+/// Whether there is no live process but us.
 pub fn is_alone() -> bool {
     others().is_empty()
 }
 
-/// Live processes besides us and those that belong to `owners`.
-pub fn count_background(owners: &[Owner]) -> u32 {
+/// Counts live processes besides us and those of `selectors`.
+pub fn count_background(selectors: &[ProcessSelector]) -> u32 {
     let others = others();
-    let of_work = belonging_to(&others, owners);
+    let of_work = belonging_to(&others, selectors);
     u32::try_from(others.len() - of_work.len()).unwrap_or(u32::MAX)
 }
 
-/// The tags that live processes have.
-pub fn tags_in_use() -> BTreeSet<Tag> {
-    all().values().filter_map(|process| process.tag).collect()
+/// The work groups that live processes have.
+pub fn work_gids_in_use() -> BTreeSet<WorkGid> {
+    all().values().filter_map(|process| process.work_gid).collect()
 }
 
-/// Signals every process but us. Outside a container, only our own descendants.
+/// Signals every process but us; outside a container, only our descendants.
 pub fn signal_others(signal: Signal) {
     let send = |signal| {
         if is_first() {
-            // This means every process that we may signal, but not ourselves (kill(2), `pid` -1).
+            // Pid -1 signals every process that we may signal, except us (kill(2)).
             let _ = kill_process_group(Pid::INIT, signal);
             return;
         }
@@ -169,22 +171,22 @@ pub fn signal_others(signal: Signal) {
     };
     send(signal);
     if signal == Signal::TERM {
-        // One that is stopped would not hear of it before it is killed.
+        // A stopped process handles the signal only after it is continued.
         send(Signal::CONT);
     }
 }
 
-/// Asks a work's processes to end; all that are found are `known` from then on.
-pub fn ask_to_end(owner: Owner, known: &mut Known) {
+/// Sends SIGTERM to a work's processes and adds them to `known`.
+pub fn terminate(selector: ProcessSelector, known: &mut KnownProcesses) {
     let mut told = BTreeSet::new();
-    for _ in 0..LOOKS_MAX {
+    for _ in 0..SCANS_MAX {
         let mut is_new = false;
-        for (id, process) in of(owner, known) {
+        for (id, process) in processes_of(selector, known) {
             if told.insert(id) {
                 is_new = true;
                 known.insert(id, process.started);
                 send(id, process, Signal::TERM);
-                // One that is stopped would not hear of it before it is killed.
+                // A stopped process handles the signal only after it is continued.
                 send(id, process, Signal::CONT);
             }
         }
@@ -194,11 +196,11 @@ pub fn ask_to_end(owner: Owner, known: &mut Known) {
     }
 }
 
-/// Kills a work's processes, however they fork meanwhile.
-pub fn kill(owner: Owner, known: &mut Known) {
-    for _ in 0..LOOKS_MAX {
+/// Kills a work's processes, including those forked meanwhile.
+pub fn kill(selector: ProcessSelector, known: &mut KnownProcesses) {
+    for _ in 0..SCANS_MAX {
         let newest = newest();
-        let found = of(owner, known);
+        let found = processes_of(selector, known);
         let is_new = found.keys().any(|id| !known.contains_key(id));
         for (id, process) in found {
             known.insert(id, process.started);
@@ -207,23 +209,23 @@ pub fn kill(owner: Owner, known: &mut Known) {
                 let _ = kill_process(tracer, Signal::KILL);
             }
         }
-        if !is_new && has_forked_none_since(newest) {
+        if !is_new && no_fork_since(newest) {
             return;
         }
     }
-    kill_at_a_standstill(owner, known);
+    kill_while_stopped(selector, known);
 }
 
-/// Where something forks all the time, a look at all processes, one by one, may miss what is passed on from one to the next. So
-/// all of them are stopped at once, which no fork escapes (kill(2), `pid` -1), and those that are not the work's go on.
-fn kill_at_a_standstill(owner: Owner, known: &mut Known) {
+/// Stops all processes at once (kill(2), pid -1), kills those of the work and continues the others. This also gets
+/// work that forks faster than `/proc` can be scanned.
+fn kill_while_stopped(selector: ProcessSelector, known: &mut KnownProcesses) {
     if !is_first() {
         return;
     }
     let were_stopped: BTreeSet<i32> =
         others().into_iter().filter(|(_, process)| process.is_stopped).map(|(id, _)| id).collect();
     let _ = kill_process_group(Pid::INIT, Signal::STOP);
-    let found = of(owner, known);
+    let found = processes_of(selector, known);
     for (id, process) in &found {
         known.insert(*id, process.started);
         send(*id, *process, Signal::KILL);
@@ -234,7 +236,7 @@ fn kill_at_a_standstill(owner: Owner, known: &mut Known) {
     }
 }
 
-/// The newest process of this container (proc(5), `/proc/loadavg`): another one says that something has forked.
+/// The newest process of this container (`/proc/loadavg`, proc(5)). If it changes, something has forked.
 fn newest() -> Option<i32> {
     if !is_first() {
         return None;
@@ -243,26 +245,27 @@ fn newest() -> Option<i32> {
     text.split_ascii_whitespace().last()?.parse().ok()
 }
 
-/// Whether what was seen since then is all there is. Outside a container nobody can tell, and nobody has to.
-fn has_forked_none_since(before: Option<i32>) -> bool {
+/// Whether nothing has forked since `before`. Always true outside a container, where it cannot be told.
+fn no_fork_since(before: Option<i32>) -> bool {
     !is_first() || (before.is_some() && before == newest())
 }
 
-/// A work's live processes. Without a tag, they are those that descend from its first one, or from one that is known.
-fn of(owner: Owner, known: &Known) -> BTreeMap<i32, Process> {
+/// A work's live processes. Without a group, those that descend from its leader or from a known process.
+fn processes_of(selector: ProcessSelector, known: &KnownProcesses) -> BTreeMap<i32, Process> {
     let all = all();
-    let ids = match owner.tag {
-        Some(_) => belonging_to(&all, &[owner]),
+    let ids = match selector.work_gid {
+        Some(_) => belonging_to(&all, &[selector]),
         None => {
             let lives = |(id, started): (&i32, &u64)| all.get(id).is_some_and(|process| process.started == *started);
-            let roots = known.iter().filter(|known| lives(*known)).map(|(id, _)| *id).chain([owner.leader]).collect();
+            let roots =
+                known.iter().filter(|known| lives(*known)).map(|(id, _)| *id).chain([selector.leader]).collect();
             descending_from(&all, &roots)
         }
     };
     all.into_iter().filter(|(id, _)| ids.contains(id)).collect()
 }
 
-/// Signals a process, unless another one has its id by now.
+/// Signals a process unless its id was reused.
 fn send(id: i32, process: Process, signal: Signal) {
     let Some(pid) = Pid::from_raw(id) else { return };
     let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty()) else { return };
@@ -272,31 +275,31 @@ fn send(id: i32, process: Process, signal: Signal) {
     }
 }
 
-/// Who traces a process. The end of a process that is traced is told to its tracer first, and to us only after that.
+/// The tracer of a process. The kernel reports a traced process's end to its tracer first.
 fn tracer_of(id: i32) -> Option<Pid> {
     let status = fs::read(format!("/proc/{id}/status")).ok()?;
     let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"TracerPid:"))?;
     Pid::from_raw(std::str::from_utf8(line).ok()?.trim().parse().ok()?)
 }
 
-/// Whether nothing is left of a work's processes. Looks for them only when none is left of those that are known.
-pub fn are_gone(owner: Owner, known: &mut Known) -> bool {
+/// Whether none of a work's processes is left. Scans `/proc` only when all known ones are gone.
+pub fn are_gone(selector: ProcessSelector, known: &mut KnownProcesses) -> bool {
     let is_gone = |id: i32| Pid::from_raw(id).is_none_or(|id| test_kill_process(id) == Err(Errno::SRCH));
     if !known.keys().all(|id| is_gone(*id)) {
         return false;
     }
     known.clear();
-    for _ in 0..LOOKS_MAX {
+    for _ in 0..SCANS_MAX {
         let newest = newest();
-        known.extend(of(owner, known).into_iter().map(|(id, process)| (id, process.started)));
+        known.extend(processes_of(selector, known).into_iter().map(|(id, process)| (id, process.started)));
         if !known.is_empty() {
             return false;
         }
-        if has_forked_none_since(newest) {
+        if no_fork_since(newest) {
             return true;
         }
     }
-    // Something forks all the time; whose it is shows when all of it is killed.
+    // Something forks all the time; killing the work will show whether it belonged to it.
     false
 }
 
@@ -308,7 +311,7 @@ mod tests {
 
     #[test]
     fn names_do_not_confuse_us() {
-        let process = Process { parent: 7, group: 8, started: 99, tag: None, is_stopped: false };
+        let process = Process { parent: 7, group: 8, started: 99, work_gid: None, is_stopped: false };
         let parse = |start: &[u8]| parse(&[start, b" ", REST.as_bytes()].concat());
         assert_eq!(parse(b"42 (sh) S 7 8"), Some(process));
         assert_eq!(parse(b"42 (a) Z 1 1 (b) R 7 8"), Some(process));
@@ -325,15 +328,15 @@ mod tests {
 
     #[test]
     fn a_tag_is_read_from_the_groups() {
-        assert_eq!(tag(b"Name:\tsh\nGroups:\t7 61003 \nNStgid:\t1\n"), Some(61003));
+        assert_eq!(work_gid(b"Name:\tsh\nGroups:\t7 61003 \nNStgid:\t1\n"), Some(61003));
         for none in [&b""[..], b"Groups:\t\n", b"Groups:\t1000 5 \n", b"Name:\tGroups:\\n61003\n"] {
-            assert_eq!(tag(none), None);
+            assert_eq!(work_gid(none), None);
         }
     }
 
     #[test]
     fn work_is_those_with_its_tag_or_its_group_and_its_descendants() {
-        let process = |parent, group, tag| Process { parent, group, started: 0, tag, is_stopped: false };
+        let process = |parent, group, work_gid| Process { parent, group, started: 0, work_gid, is_stopped: false };
         let all = BTreeMap::from([
             (1, process(0, 1, None)),
             (10, process(1, 10, None)),
@@ -345,10 +348,10 @@ mod tests {
             (22, process(1, 22, Some(61002))),
             (5, process(12, 5, None)),
         ]);
-        let owner = |leader, tag| Owner { leader, tag };
-        assert_eq!(belonging_to(&all, &[owner(10, None)]), BTreeSet::from([5, 10, 11, 12, 13]));
-        assert_eq!(belonging_to(&all, &[owner(20, Some(61001))]), BTreeSet::from([20, 21]));
-        assert_eq!(belonging_to(&all, &[owner(20, Some(61001)), owner(22, Some(61002))]).len(), 3);
+        let selector = |leader, work_gid| ProcessSelector { leader, work_gid };
+        assert_eq!(belonging_to(&all, &[selector(10, None)]), BTreeSet::from([5, 10, 11, 12, 13]));
+        assert_eq!(belonging_to(&all, &[selector(20, Some(61001))]), BTreeSet::from([20, 21]));
+        assert_eq!(belonging_to(&all, &[selector(20, Some(61001)), selector(22, Some(61002))]).len(), 3);
         assert_eq!(belonging_to(&all, &[]), BTreeSet::new());
     }
 }

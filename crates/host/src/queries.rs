@@ -1,17 +1,17 @@
-//! Finds what a program asks the terminal, in what it wrote.
+//! Removes terminal queries from replayed output.
 //!
-//! A terminal answers some sequences as if the answer were typed. What is shown a second time must not ask a second time:
-//! the answer would reach a program that no longer waits for it, as input. The sequences are those of ECMA-48, of
-//! xterm (its “Control Sequences”) and of kitty's keyboard and graphics protocols.
+//! A terminal answers some sequences as if the answer were typed. When output is replayed, a second answer would
+//! reach a program that does not expect it. The sequences are those of ECMA-48, xterm (“Control Sequences”) and
+//! kitty's keyboard and graphics protocols.
 
 const ESC: u8 = 0x1b;
 const BEL: u8 = 0x07;
-/// Has a terminal send its “answerback”.
+/// ENQ: the terminal sends its “answerback”.
 const ENQ: u8 = 0x05;
 /// First byte of U+0080 to U+00BF in UTF-8. Terminals take U+0080 to U+009F like `ESC` and the letter 64 below.
 const C1_LEAD: u8 = 0xc2;
 
-/// The same output without what a terminal would answer. A sequence that `bytes` ends within is kept: it is not whole yet.
+/// Returns `bytes` without queries. An incomplete sequence at the end is kept.
 pub fn without_queries(bytes: &[u8]) -> Vec<u8> {
     let mut kept = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
@@ -30,7 +30,7 @@ pub fn without_queries(bytes: &[u8]) -> Vec<u8> {
     kept
 }
 
-/// The letter that says of which kind the escape sequence at the beginning of `bytes` is, and where it goes on behind that.
+/// The kind of the escape sequence at the beginning of `bytes`, and the length of its introducer.
 fn introducer(bytes: &[u8]) -> Option<(u8, usize)> {
     match *bytes {
         [ESC, kind, ..] => Some((kind, 2)),
@@ -39,14 +39,15 @@ fn introducer(bytes: &[u8]) -> Option<(u8, usize)> {
     }
 }
 
-/// The length of a sequence whose introducer takes `begin` bytes and is followed by `body`, and whether it is answered.
+/// The length of a sequence and whether it is a query. `begin` is the length of its introducer, `body` the bytes
+/// after that.
 fn sequence(kind: u8, body: &[u8], begin: usize) -> (usize, bool) {
     match kind {
         b'[' => control(body, begin),
         b'P' | b']' | b'_' => string(kind, body, begin),
         // DECID.
         b'Z' => (begin, true),
-        // Not more than the first byte: what follows may begin another sequence.
+        // Only the first byte: what follows may begin another sequence.
         _ => (1, false),
     }
 }
@@ -81,17 +82,17 @@ fn control_is_query(parameters: &[u8], intermediates: &[u8], last: u8) -> bool {
     }
 }
 
-/// A string: up to `ESC \`, U+009C or, where it is a command to the operating system (OSC), BEL.
+/// A string sequence: it ends with `ESC \`, U+009C or, for OSC, BEL.
 fn string(kind: u8, body: &[u8], begin: usize) -> (usize, bool) {
     for at in 0..body.len() {
         let end = match body[at..] {
             [BEL, ..] if kind == b']' => 1,
             [ESC, b'\\', ..] | [C1_LEAD, 0x9c, ..] => 2,
-            // Any other sequence cancels the string. (So no byte is looked at by two of them.)
+            // Any other sequence cancels the string, so no byte is scanned twice.
             [ESC, _, ..] | [C1_LEAD, 0x80..=0x9f, ..] => 0,
             _ => continue,
         };
-        // (Some terminals answer what is cancelled, too.)
+        // Some terminals answer cancelled queries, too.
         return (begin + at + end, string_is_query(kind, &body[..at]));
     }
     (1, false)
@@ -103,7 +104,7 @@ fn string_is_query(kind: u8, text: &[u8]) -> bool {
         b'P' => text.starts_with(b"$q") || text.starts_with(b"+q"),
         // Colours, the clipboard, fonts.
         b']' => text.split(|byte| *byte == b';').any(|part| part == b"?"),
-        // Graphics (kitty), which are answered unless they say that they should not be.
+        // Graphics (kitty), which terminals answer unless told not to.
         _ => text.starts_with(b"G"),
     }
 }

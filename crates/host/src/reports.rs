@@ -1,4 +1,4 @@
-//! Reports on their way: numbered, and kept until the server has stored them.
+//! The queue of reports: numbered, and kept until the server has acknowledged them.
 
 use std::collections::VecDeque;
 
@@ -8,23 +8,23 @@ use raworc_core::link::{HostFrame, Report, WorkId};
 struct Unacked {
     n: u64,
     line: String,
-    /// Set on the last report of its work.
+    /// Set on the last report of a work.
     finished: Option<WorkId>,
 }
 
-/// All reports that are not known to be stored.
+/// All reports that are not acknowledged.
 #[derive(Default)]
 pub struct Reports {
     unacked: VecDeque<Unacked>,
     bytes: usize,
-    /// The number of the newest.
+    /// The number of the newest report.
     last: u64,
-    /// How many at the end have not been sent over this connection.
+    /// How many at the end were not sent over this connection.
     unsent: usize,
 }
 
 impl Reports {
-    /// Takes what happened.
+    /// Queues a report.
     pub fn add(&mut self, report: Report) {
         let finished = if let Report::Finished { work, .. } = &report { Some(*work) } else { None };
         let n = self.last + 1;
@@ -35,7 +35,7 @@ impl Reports {
         self.unacked.push_back(Unacked { n, line, finished });
     }
 
-    /// These are stored, up to and with `n`.
+    /// Removes the reports up to and including number `n`, which are stored.
     pub fn acked(&mut self, n: u64) {
         while let Some(report) = self.unacked.pop_front_if(|report| report.n <= n) {
             self.bytes -= report.line.len();
@@ -43,12 +43,12 @@ impl Reports {
         self.unsent = self.unsent.min(self.unacked.len());
     }
 
-    /// A new connection: whatever is not stored has to be sent.
+    /// Marks every report as unsent, for a new connection.
     pub fn rewind(&mut self) {
         self.unsent = self.unacked.len();
     }
 
-    /// Hands out what has not been sent over this connection.
+    /// Sends the reports that were not sent over this connection.
     pub fn send(&mut self, mut send: impl FnMut(&str)) {
         let sent = self.unacked.len() - std::mem::take(&mut self.unsent);
         for report in self.unacked.range(sent..) {
@@ -56,31 +56,31 @@ impl Reports {
         }
     }
 
-    /// Whether there is so much that agents should be held back.
+    /// Whether the queue is full, so that agents' output is not read.
     pub fn is_full(&self) -> bool {
         self.bytes >= UNACKED_BYTES_MAX
     }
 
-    /// Whether everything is stored.
+    /// Whether every report is acknowledged.
     pub fn is_empty(&self) -> bool {
         self.unacked.is_empty()
     }
 
-    /// Work that has ended, which the server may not know yet.
+    /// Work that has ended but may not be known to the server as ended.
     pub fn finished(&self) -> impl Iterator<Item = WorkId> {
         self.unacked.iter().filter_map(|report| report.finished)
     }
 }
 
-/// A frame as it travels.
+/// A frame as a line of JSON.
 pub fn line(frame: &HostFrame) -> Option<String> {
-    // These frames hold nothing that JSON cannot.
+    // Serializing these frames cannot fail.
     serde_json::to_string(frame).ok().map(|text| text + "\n")
 }
 
 #[cfg(test)]
 mod tests {
-    use raworc_core::link::{Ending, Stream};
+    use raworc_core::link::{Ending, OutputStream};
 
     use super::*;
 
@@ -95,7 +95,7 @@ mod tests {
         let work = WorkId::Exec(uuid::Uuid::nil());
         let mut reports = Reports::default();
         for _ in 0..3 {
-            reports.add(Report::Output { work, stream: Stream::Stdout, text: "x".into() });
+            reports.add(Report::Output { work, stream: OutputStream::Stdout, text: "x".into() });
         }
         assert_eq!([sent(&mut reports), sent(&mut reports)], [3, 0]);
         reports.add(Report::Finished {

@@ -1,36 +1,36 @@
-//! Scripts on their way to a shell, or to what their first line names: as files, which is what a shell knows best. Not as
-//! arguments, which everyone sees, which are limited, and which `pkill -f` finds.
+//! Writes scripts to files, and finds their interpreter. As arguments they would be visible to everyone, limited in
+//! size, and matched by `pkill -f`.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Letters of the files' names: what agents look for among the arguments of processes is hardly made of these, and neither
-/// the number of a port nor a word.
+/// Letters of file names, chosen so that they contain no word and no port number that an agent may search process
+/// arguments for.
 const LETTERS: &[u8] = b"BCDFGHJKLMNPQRSTVW";
-/// Shells, the preferred one first.
+/// Shells in order of preference.
 const SHELLS: [&str; 6] = ["/bin/bash", "/usr/bin/bash", "/bin/sh", "/usr/bin/sh", "/bin/busybox", "/bin/dash"];
 
-/// Where scripts lie: a directory that only we write to.
+/// A directory for script files that only we can write to.
 pub struct Scripts {
     directory: PathBuf,
-    /// How many there were.
+    /// How many scripts have been written.
     written: u64,
 }
 
-/// The file of a script; removed when it is dropped.
+/// A script's file; removed on drop.
 pub struct Script(PathBuf);
 
 impl Scripts {
-    /// In this directory, which is made when it is first needed.
+    /// Uses `directory`, which is created with the first script.
     pub fn new(directory: PathBuf) -> Self {
         Self { directory, written: 0 }
     }
 
-    /// Writes one, under a name that no other one had or will have.
+    /// Writes a script under a name that is never used again.
     pub fn write(&mut self, text: &str) -> io::Result<Script> {
-        // Agents enter it, but need no list of what is there.
+        // Agents may open files in it, but not list them.
         match DirBuilder::new().mode(0o711).create(&self.directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
@@ -45,7 +45,7 @@ impl Scripts {
 }
 
 impl Script {
-    /// Where it is.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -53,12 +53,12 @@ impl Script {
 
 impl Drop for Script {
     fn drop(&mut self) {
-        // In a directory that ends with the container: nothing is lost where it stays.
+        // The directory is removed with the container, so a failure leaves nothing behind.
         let _ = fs::remove_file(&self.0);
     }
 }
 
-/// The shortest name of this number.
+/// Encodes a number as a short name.
 fn name(mut number: u64) -> String {
     let count = LETTERS.len() as u64;
     let mut name = String::new();
@@ -71,7 +71,7 @@ fn name(mut number: u64) -> String {
     }
 }
 
-/// The words that run a script's file, without the file itself.
+/// The command that runs a script, without the script's path.
 pub fn interpreter(text: &str) -> io::Result<Vec<String>> {
     match named(text) {
         Some(words) => Ok(words),
@@ -79,7 +79,7 @@ pub fn interpreter(text: &str) -> io::Result<Vec<String>> {
     }
 }
 
-/// The shell of this container, with what it needs to be one.
+/// The container's shell, with the arguments that it needs.
 pub fn shell() -> io::Result<Vec<String>> {
     let none = || io::Error::new(io::ErrorKind::NotFound, "there is no shell in this container");
     let shell = SHELLS.iter().find(|path| Path::new(path).exists()).ok_or_else(none)?;
@@ -87,15 +87,15 @@ pub fn shell() -> io::Result<Vec<String>> {
     Ok(std::iter::once((*shell).to_owned()).chain(applet).collect())
 }
 
-/// What the first line names, read as the kernel does (execve(2)): a path, and the rest of the line as one argument. A
-/// carriage return at its end is none of it.
+/// Parses the first line `#!…` as the kernel does (execve(2)): a path, and the rest of the line as one argument. A
+/// carriage return at the end is ignored.
 fn named(text: &str) -> Option<Vec<String>> {
     let line = text.strip_prefix("#!")?.lines().next()?;
     let blank = |c| c == ' ' || c == '\t';
     let line = line.trim_end_matches('\r').trim_matches(blank);
     let (path, rest) = line.split_once(blank).unwrap_or((line, ""));
     let argument = Some(rest.trim_matches(blank)).filter(|argument| !argument.is_empty());
-    // Without a slash it is a file here, not one of PATH.
+    // Without a slash it is a path in the working directory, not in PATH.
     let path = if path.contains('/') { path.to_owned() } else { format!("./{path}") };
     (path != "./").then(|| std::iter::once(path).chain(argument.map(str::to_owned)).collect())
 }

@@ -1,4 +1,4 @@
-//! Signals, and the reaping of every child: the first process of a container inherits all orphans.
+//! Catches signals and reaps children. The first process of a container inherits all orphans.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,23 +11,23 @@ use signal_hook::low_level::pipe;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    /// With this exit status.
+pub enum ExitStatus {
+    /// It exited with this status.
     Exited(i32),
-    /// By this signal.
+    /// It was killed by this signal.
     Signalled(i32),
 }
 
-/// Signals that have come. They are caught, not blocked: agents would inherit blocked ones.
+/// Caught signals. They are not blocked, because agents would inherit the mask.
 pub struct Signals {
     children: UnixStream,
     stop: UnixStream,
 }
 
 impl Signals {
-    /// Catches them from now on.
+    /// Installs the handlers.
     pub fn catch() -> io::Result<Self> {
-        Ok(Self { children: caught(&[SIGCHLD])?, stop: caught(&[SIGTERM, SIGINT])? })
+        Ok(Self { children: register(&[SIGCHLD])?, stop: register(&[SIGTERM, SIGINT])? })
     }
 
     /// Readable when a child has ended.
@@ -35,36 +35,36 @@ impl Signals {
         self.children.as_fd()
     }
 
-    /// Readable when we are asked to stop.
+    /// Readable when we are told to stop.
     pub fn stop(&self) -> BorrowedFd<'_> {
         self.stop.as_fd()
     }
 
-    /// Collects every child that has ended; one signal may stand for many.
-    pub fn reap(&self) -> Vec<(i32, Status)> {
-        forget(&self.children);
+    /// Reaps every child that has ended; one signal may stand for several.
+    pub fn reap(&self) -> Vec<(i32, ExitStatus)> {
+        drain(&self.children);
         let mut ended = Vec::new();
         loop {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((id, status))) => {
-                    let exited = status.exit_status().map(Status::Exited);
-                    let signalled = || status.terminating_signal().map(Status::Signalled);
+                    let exited = status.exit_status().map(ExitStatus::Exited);
+                    let signalled = || status.terminating_signal().map(ExitStatus::Signalled);
                     ended.extend(exited.or_else(signalled).map(|status| (id.as_raw_pid(), status)));
                 }
                 Err(Errno::INTR) => {}
-                // None has ended; or there is none at all.
+                // No child has ended, or there is none.
                 Ok(None) | Err(_) => return ended,
             }
         }
     }
 
-    /// The wish to stop has been heard.
-    pub fn stop_heard(&self) {
-        forget(&self.stop);
+    /// Clears the stop signal.
+    pub fn clear_stop(&self) {
+        drain(&self.stop);
     }
 }
 
-fn caught(signals: &[i32]) -> io::Result<UnixStream> {
+fn register(signals: &[i32]) -> io::Result<UnixStream> {
     let (reader, writer) = UnixStream::pair()?;
     reader.set_nonblocking(true)?;
     for signal in signals {
@@ -73,8 +73,8 @@ fn caught(signals: &[i32]) -> io::Result<UnixStream> {
     Ok(reader)
 }
 
-/// Reads what stands for signals; how many there were does not matter.
-fn forget(mut stream: &UnixStream) {
-    // What does not fit into the buffer leaves the stream readable: then this is called again.
+/// Empties the pipe of a signal; the number of signals does not matter.
+fn drain(mut stream: &UnixStream) {
+    // If more is left, the pipe stays readable and this is called again.
     let _ = stream.read(&mut [0; 64]);
 }

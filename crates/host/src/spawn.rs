@@ -1,4 +1,4 @@
-//! Starts the process of a piece of work.
+//! Starts the first process of work.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -7,54 +7,54 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use raworc_core::link::{AGENT_UID, Ending, Program, Stream, Work};
+use raworc_core::link::{AGENT_UID, Ending, OutputStream, Program, Work};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, ioctl_fionbio, write};
 
-use crate::identity::{self, Tags};
+use crate::identity::{self, WorkGidAllocator};
 use crate::launch;
-use crate::processes::{self, Owner};
+use crate::processes::{self, ProcessSelector};
 use crate::script::{self, Script, Scripts};
 use crate::terminal::Terminal;
 
-/// Exit status of a program that is not there, as a shell's (POSIX, 2.8.2).
+/// Exit status for a program that does not exist, as in a shell (POSIX, 2.8.2).
 const NOT_FOUND: i32 = 127;
-/// Exit status of one that is there and cannot be run.
+/// Exit status for a program that cannot be executed.
 const NOT_EXECUTABLE: i32 = 126;
 
-/// A process that was started.
-pub struct Started {
-    /// How its processes are found; the first one leads a process group.
-    pub owner: Owner,
-    /// Its outputs; reading them does not block.
-    pub pipes: Vec<(Stream, OwnedFd)>,
-    /// What it is to be given.
-    pub feed: Option<Feed>,
-    /// A script's file.
+/// The process of a message or command.
+pub struct SpawnedProcess {
+    /// Selects its processes; the first leads a process group.
+    pub selector: ProcessSelector,
+    /// Its output pipes, non-blocking.
+    pub pipes: Vec<(OutputStream, OwnedFd)>,
+    /// Its standard input, if data is to be written to it.
+    pub stdin: Option<StdinWriter>,
+    /// The script file, if it is a script.
     pub script: Option<Script>,
 }
 
-/// A process of attached work that was started.
-pub struct Attached {
-    /// How its processes are found; the first one leads a process group.
-    pub owner: Owner,
-    /// Its pipes, where they were wanted.
+/// The process of interactive work.
+pub struct AttachedProcess {
+    /// Selects its processes; the first leads a process group.
+    pub selector: ProcessSelector,
+    /// The child, with its pipes if there are any.
     pub child: Child,
-    /// A script's file.
+    /// The script file, if it is a script.
     pub script: Option<Script>,
 }
 
-/// Why work has no process.
-pub struct NotStarted {
-    /// How it ended therefore.
+/// Why work could not be started.
+pub struct StartError {
+    /// The ending to report.
     pub ending: Ending,
-    /// A sentence for whoever asked for it.
+    /// A sentence for the client.
     pub reason: String,
 }
 
-impl NotStarted {
-    /// For a reason that is not the work's.
-    pub fn here(reason: impl Into<String>) -> Self {
+impl StartError {
+    /// A failure of the host, not of the work.
+    pub fn host_failure(reason: impl Into<String>) -> Self {
         Self { ending: Ending::NotStarted, reason: reason.into() }
     }
 
@@ -63,74 +63,74 @@ impl NotStarted {
     }
 }
 
-/// Starts processes.
+/// Starts the processes of work.
 pub struct Spawner {
     scripts: Scripts,
-    tags: Tags,
-    /// What the agents' user is called, once someone has asked.
+    work_gids: WorkGidAllocator,
+    /// The name of the agents' user, once it is needed.
     agent_name: Option<String>,
 }
 
 impl Spawner {
-    /// One that puts scripts into this directory.
+    /// Writes scripts to the directory `scripts`.
     pub fn new(scripts: PathBuf) -> Self {
-        Self { scripts: Scripts::new(scripts), tags: Tags::default(), agent_name: None }
+        Self { scripts: Scripts::new(scripts), work_gids: WorkGidAllocator::default(), agent_name: None }
     }
 
-    /// Starts the work's process, as the agents' user. Whoever calls this also reaps: the standard library has to find a
-    /// child whose exec failed.
+    /// Starts a work's process as the agents' user. Only the calling thread may reap, because the standard library
+    /// waits for a child whose exec failed.
     ///
     /// # Errors
-    /// Why it could not.
-    pub fn start(&mut self, work: &Work) -> Result<Started, NotStarted> {
+    /// Why it cannot be started.
+    pub fn start(&mut self, work: &Work) -> Result<SpawnedProcess, StartError> {
         let (mut command, script) = self.command(work)?;
         self.prepare(&mut command, work);
         let has_stdin = matches!(&work.program, Program::Command { stdin, .. } if !stdin.is_empty());
         command.stdin(if has_stdin { Stdio::piped() } else { Stdio::null() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let (owner, mut child) = self.spawn(&mut command, work)?;
-        Ok(Started { owner, feed: feed(&mut child, &work.program), pipes: pipes(&mut child), script })
+        let (selector, mut child) = self.spawn(&mut command, work)?;
+        Ok(SpawnedProcess { selector, stdin: stdin(&mut child, &work.program), pipes: pipes(&mut child), script })
     }
 
-    /// The same with a pipe for each of its standard streams.
+    /// Starts it with a pipe for each standard stream.
     ///
     /// # Errors
-    /// Why it could not.
-    pub fn start_piped(&mut self, work: &Work) -> Result<Attached, NotStarted> {
+    /// Why it cannot be started.
+    pub fn start_piped(&mut self, work: &Work) -> Result<AttachedProcess, StartError> {
         let (mut command, script) = self.command(work)?;
         self.prepare(&mut command, work);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let (owner, child) = self.spawn(&mut command, work)?;
-        Ok(Attached { owner, child, script })
+        let (selector, child) = self.spawn(&mut command, work)?;
+        Ok(AttachedProcess { selector, child, script })
     }
 
-    /// The same on a terminal, which controls the process. A program that is not there is told on the terminal.
+    /// Starts it with `terminal` as its controlling terminal. A missing program is reported on the terminal.
     ///
     /// # Errors
-    /// Why it could not.
-    pub fn start_on(&mut self, terminal: &Terminal, work: &Work) -> Result<Attached, NotStarted> {
+    /// Why it cannot be started.
+    pub fn start_on(&mut self, terminal: &Terminal, work: &Work) -> Result<AttachedProcess, StartError> {
         let (program, script) = self.command(work)?;
-        let mut command = launch::on_terminal(&program);
+        let mut command = launch::terminal_command(&program);
         self.prepare(&mut command, work);
         let streams = [terminal.stdio(), terminal.stdio(), terminal.stdio()];
         let [Ok(stdin), Ok(stdout), Ok(stderr)] = streams else {
-            return Err(NotStarted::here("there are too few descriptors"));
+            return Err(StartError::host_failure("there are too few descriptors"));
         };
         command.stdin(stdin).stdout(stdout).stderr(stderr);
-        let (owner, child) = self.spawn(&mut command, work)?;
-        Ok(Attached { owner, child, script })
+        let (selector, child) = self.spawn(&mut command, work)?;
+        Ok(AttachedProcess { selector, child, script })
     }
 
-    fn spawn(&mut self, command: &mut Command, work: &Work) -> Result<(Owner, Child), NotStarted> {
-        let tag = self.tags.next(processes::tags_in_use);
-        let spawned = identity::as_agent(tag, || command.spawn());
-        let child = spawned.map_err(|error| why(&error, command, work))?;
+    fn spawn(&mut self, command: &mut Command, work: &Work) -> Result<(ProcessSelector, Child), StartError> {
+        let work_gid = self.work_gids.allocate(processes::work_gids_in_use);
+        let spawned = identity::as_agent(work_gid, || command.spawn());
+        let child = spawned.map_err(|error| start_error(&error, command, work))?;
         let leader = i32::try_from(child.id()).unwrap_or(i32::MAX);
-        Ok((Owner { leader, tag }, child))
+        Ok((ProcessSelector { leader, work_gid }, child))
     }
 
-    fn command(&mut self, work: &Work) -> Result<(Command, Option<Script>), NotStarted> {
-        self.program(work).map_err(|error| NotStarted::here(format!("it could not be prepared: {error}")))
+    fn command(&mut self, work: &Work) -> Result<(Command, Option<Script>), StartError> {
+        self.program(work).map_err(|error| StartError::host_failure(format!("it could not be prepared: {error}")))
     }
 
     fn program(&mut self, work: &Work) -> io::Result<(Command, Option<Script>)> {
@@ -166,11 +166,11 @@ fn command(words: &[String]) -> Option<Command> {
     Some(command)
 }
 
-/// What a shell would say, and the status it would end with.
-fn why(error: &io::Error, command: &Command, work: &Work) -> NotStarted {
+/// The message and exit status that a shell would give.
+fn start_error(error: &io::Error, command: &Command, work: &Work) -> StartError {
     if let Err(error) = can_be_entered(&work.directory) {
         let error = io::Error::from(error);
-        return NotStarted::with_status(
+        return StartError::with_status(
             NOT_EXECUTABLE,
             format!("the directory {} cannot be used: {error}", work.directory),
         );
@@ -180,64 +180,64 @@ fn why(error: &io::Error, command: &Command, work: &Work) -> NotStarted {
     let what = if is_script { format!("the script's interpreter {name}") } else { name.to_string() };
     match error.kind() {
         ErrorKind::NotFound if name.starts_with('/') && fs::symlink_metadata(&*name).is_ok() => {
-            NotStarted::with_status(
+            StartError::with_status(
                 NOT_FOUND,
                 format!("{what} could not be started: what it needs to run is not there"),
             )
         }
-        ErrorKind::NotFound => NotStarted::with_status(NOT_FOUND, format!("{what} was not found")),
-        // A directory of PATH that may not be searched hides that there is none.
+        ErrorKind::NotFound => StartError::with_status(NOT_FOUND, format!("{what} was not found")),
+        // A directory of PATH that cannot be searched gives this error, too, although the program does not exist.
         ErrorKind::PermissionDenied if !name.contains('/') && !is_in_path(&name, work) => {
-            NotStarted::with_status(NOT_FOUND, format!("{what} was not found"))
+            StartError::with_status(NOT_FOUND, format!("{what} was not found"))
         }
-        // Neither the program's fault nor its caller's.
+        // A shortage of resources, which is neither the program's nor the client's fault.
         ErrorKind::WouldBlock | ErrorKind::OutOfMemory | ErrorKind::InvalidInput => {
-            NotStarted::here(format!("{what} could not be started: {error}"))
+            StartError::host_failure(format!("{what} could not be started: {error}"))
         }
-        _ => NotStarted::with_status(NOT_EXECUTABLE, format!("{what} could not be started: {error}")),
+        _ => StartError::with_status(NOT_EXECUTABLE, format!("{what} could not be started: {error}")),
     }
 }
 
 fn is_in_path(name: &str, work: &Work) -> bool {
     let path = work.env.get("PATH").cloned().or_else(|| std::env::var("PATH").ok()).unwrap_or_default();
-    identity::with_agents_files(|| path.split(':').any(|directory| Path::new(directory).join(name).exists()))
+    identity::with_agent_fsuid(|| path.split(':').any(|directory| Path::new(directory).join(name).exists()))
 }
 
 fn can_be_entered(directory: &str) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    // The dot is what has to be looked up in it.
-    identity::with_agents_files(|| open(format!("{directory}/."), flags, Mode::empty())).map(drop)
+    // The dot makes the kernel check search permission.
+    identity::with_agent_fsuid(|| open(format!("{directory}/."), flags, Mode::empty())).map(drop)
 }
 
-fn pipes(child: &mut Child) -> Vec<(Stream, OwnedFd)> {
-    let stdout = child.stdout.take().map(|pipe| (Stream::Stdout, OwnedFd::from(pipe)));
-    let stderr = child.stderr.take().map(|pipe| (Stream::Stderr, OwnedFd::from(pipe)));
-    let pipes: Vec<(Stream, OwnedFd)> = stdout.into_iter().chain(stderr).collect();
-    // Only our ends: the agent's are as it expects them.
+fn pipes(child: &mut Child) -> Vec<(OutputStream, OwnedFd)> {
+    let stdout = child.stdout.take().map(|pipe| (OutputStream::Stdout, OwnedFd::from(pipe)));
+    let stderr = child.stderr.take().map(|pipe| (OutputStream::Stderr, OwnedFd::from(pipe)));
+    let pipes: Vec<(OutputStream, OwnedFd)> = stdout.into_iter().chain(stderr).collect();
+    // Makes our ends non-blocking; the agent's ends stay as it expects.
     pipes.into_iter().filter(|(_, pipe)| ioctl_fionbio(pipe, true).is_ok()).collect()
 }
 
-/// Standard input on its way to a process.
-pub struct Feed {
+/// Writes a process's standard input.
+pub struct StdinWriter {
     pipe: OwnedFd,
     text: String,
     written: usize,
 }
 
-fn feed(child: &mut Child, program: &Program) -> Option<Feed> {
+fn stdin(child: &mut Child, program: &Program) -> Option<StdinWriter> {
     let pipe = OwnedFd::from(child.stdin.take()?);
     let Program::Command { stdin, .. } = program else { return None };
     ioctl_fionbio(&pipe, true).ok()?;
-    Some(Feed { pipe, text: stdin.clone(), written: 0 })
+    Some(StdinWriter { pipe, text: stdin.clone(), written: 0 })
 }
 
-impl Feed {
-    /// What to wait for.
+impl StdinWriter {
+    /// The descriptor to poll.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
     }
 
-    /// Writes as much as the process takes; false where that is all, or where it reads no more, as is its right.
+    /// Writes as much as the process takes. Returns false when all is written or the process has closed it.
     pub fn write(&mut self) -> bool {
         match write(&self.pipe, &self.text.as_bytes()[self.written..]) {
             Ok(count) => {

@@ -1,13 +1,13 @@
-//! Bytes to text, piece by piece: no character is split between two pieces, what is no UTF-8 becomes U+FFFD.
+//! Decodes UTF-8 piece by piece: no character is split, and invalid bytes become U+FFFD.
 
-/// Keeps the beginning of a character whose end has not come yet.
+/// Keeps an incomplete character between two pieces.
 #[derive(Default)]
 pub struct Decoder {
     rest: Vec<u8>,
 }
 
 impl Decoder {
-    /// The text of what is complete.
+    /// Returns the text of all complete characters.
     pub fn decode(&mut self, bytes: &[u8]) -> String {
         self.rest.extend_from_slice(bytes);
         let whole = self.rest.len() - incomplete_tail(&self.rest);
@@ -16,13 +16,13 @@ impl Decoder {
         text
     }
 
-    /// The text of what never became complete.
+    /// Returns U+FFFD for a character that stayed incomplete.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.rest)).into_owned()
     }
 }
 
-/// How many bytes at the end are the beginning of a character (at most 3).
+/// How many bytes at the end are an incomplete character (at most 3).
 fn incomplete_tail(bytes: &[u8]) -> usize {
     for length in 1..=bytes.len().min(3) {
         let tail = &bytes[bytes.len() - length..];
@@ -33,7 +33,7 @@ fn incomplete_tail(bytes: &[u8]) -> usize {
             0x80..=0xBF => continue,
             _ => return 0,
         };
-        // `error_len` is none exactly where more bytes could make it valid.
+        // `error_len` is `None` if more bytes could make it valid.
         let could_be = std::str::from_utf8(tail).is_err_and(|error| error.error_len().is_none());
         return if length < needed && could_be { length } else { 0 };
     }

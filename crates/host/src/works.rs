@@ -1,4 +1,4 @@
-//! The work that runs: how it begins, and the ways in which it ends.
+//! Running messages and commands: starts, terminates and reports them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,87 +6,88 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use raworc_core::limits::{CANCEL_GRACE, EXECS_MAX};
-use raworc_core::link::{Ending, Report, Stream, Work, WorkId};
+use raworc_core::link::{Ending, OutputStream, Report, Work, WorkId};
 use rustix::event::PollFlags;
 
 use crate::output::{BUFFER_BYTES, Output, discard};
 use crate::output_spill::OutputSpill;
-use crate::processes::{self, Known, Owner};
+use crate::processes::{self, KnownProcesses, ProcessSelector};
 use crate::reports::Reports;
 use crate::script::Script;
-use crate::signals::Status;
-use crate::spawn::{Feed, NotStarted, Spawner, Started};
+use crate::signals::ExitStatus;
+use crate::spawn::{SpawnedProcess, Spawner, StartError, StdinWriter};
 
-/// Outputs of ended work that are still read, so that processes left running do not die of writing. Of more than so many
-/// the oldest is closed: descriptors are limited.
+/// Output pipes of ended work that are still read, so that background processes do not get SIGPIPE. Above this number
+/// the oldest is closed.
 const LEFT_BEHIND_MAX: usize = 256;
-/// How often work that was killed is killed again: what forked meanwhile lives on.
+/// How often killed work is killed again, because processes may fork meanwhile.
 const KILL_INTERVAL: Duration = Duration::from_millis(100);
-/// Work that was killed counts as ended after so long, whatever is left of it. Until then the next message would find the
-/// container's processes used up.
-const KILL_PATIENCE: Duration = Duration::from_secs(2);
+/// How long after the first SIGKILL work counts as ended, even if processes are left. Until then, they might use up
+/// the process limit of the next message.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What can be waited for.
+/// A source that poll reports as ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// Work wrote something.
-    Output(WorkId, Stream),
-    /// Work takes more of its standard input.
-    Feed(WorkId),
-    /// A process left running wrote something.
+pub enum WorkSource {
+    /// An output of a work.
+    Output(WorkId, OutputStream),
+    /// The standard input of a work.
+    Stdin(WorkId),
+    /// An output of a background process.
     LeftBehind(usize),
 }
 
 struct Running {
-    owner: Owner,
+    selector: ProcessSelector,
     begun: Instant,
     output: Output,
-    feed: Option<Feed>,
-    /// Held for as long as the work runs.
+    stdin: Option<StdinWriter>,
+    /// Keeps the script file while the work runs.
     _script: Option<Script>,
-    /// When it counts as too slow.
+    /// When it is terminated for running too long.
     timeout: Option<Instant>,
     /// How its first process ended.
-    status: Option<Status>,
-    /// That it is to end, if it is.
-    end: Option<End>,
+    status: Option<ExitStatus>,
+    /// Set when it is being terminated.
+    end: Option<Termination>,
 }
 
-struct End {
+struct Termination {
     why: Ending,
-    /// When it is killed, the first time or again.
+    /// When SIGKILL is sent next.
     kill_at: Instant,
-    /// Once it has been killed: when it counts as ended.
+    /// When the work counts as ended; set by the first SIGKILL.
     give_up_at: Option<Instant>,
-    known: Known,
+    known: KnownProcesses,
 }
 
-impl End {
+impl Termination {
     fn new(why: Ending, kill_at: Instant) -> Self {
-        Self { why, kill_at, give_up_at: None, known: Known::new() }
+        Self { why, kill_at, give_up_at: None, known: KnownProcesses::new() }
     }
 }
 
 impl Running {
-    /// Its first process has ended, and where the work was to end, whatever else belongs to it.
+    /// Whether the work has ended: its first process has exited and, if it was terminated, all its processes are
+    /// gone.
     fn is_over(&mut self, now: Instant) -> bool {
-        let owner = self.owner;
-        let is_given_up = |end: &End| end.give_up_at.is_some_and(|at| at <= now);
-        let is_ended = |end: &mut End| is_given_up(end) || processes::are_gone(owner, &mut end.known);
+        let selector = self.selector;
+        let is_given_up = |end: &Termination| end.give_up_at.is_some_and(|at| at <= now);
+        let is_ended = |end: &mut Termination| is_given_up(end) || processes::are_gone(selector, &mut end.known);
         self.status.is_some() && self.end.as_mut().is_none_or(is_ended)
     }
 
     fn ending(&self) -> Ending {
         match (&self.end, self.status) {
             (Some(end), _) => end.why,
-            (None, Some(Status::Exited(code))) => Ending::Exited(code),
-            (None, Some(Status::Signalled(signal))) => Ending::Signalled(signal),
+            (None, Some(ExitStatus::Exited(code))) => Ending::Exited(code),
+            (None, Some(ExitStatus::Signalled(signal))) => Ending::Signalled(signal),
             (None, None) => Ending::NotStarted,
         }
     }
 }
 
-/// All work that runs.
+/// All running messages and commands.
 pub struct Works {
     workspace: PathBuf,
     running: BTreeMap<WorkId, Running>,
@@ -95,7 +96,7 @@ pub struct Works {
 }
 
 impl Works {
-    /// None yet; the workspace is in this directory.
+    /// No work yet; `workspace` is the workspace's directory.
     pub fn new(workspace: PathBuf) -> Self {
         Self { workspace, running: BTreeMap::new(), left_behind: VecDeque::new(), buffer: vec![0; BUFFER_BYTES] }
     }
@@ -105,52 +106,54 @@ impl Works {
         self.running.is_empty()
     }
 
-    /// What runs.
+    /// The ids of running work.
     pub fn ids(&self) -> impl Iterator<Item = WorkId> {
         self.running.keys().copied()
     }
 
-    /// Whether a turn is going on.
+    /// Whether a turn is running.
     pub fn has_turn(&self) -> bool {
         self.ids().any(|id| matches!(id, WorkId::Turn(_)))
     }
 
-    /// How the processes of each are found.
-    pub fn owners(&self) -> impl Iterator<Item = Owner> {
-        self.running.values().map(|running| running.owner)
+    /// The selectors of running work.
+    pub fn selectors(&self) -> impl Iterator<Item = ProcessSelector> {
+        self.running.values().map(|running| running.selector)
     }
 
-    /// What to wait for. Agents that have to wait for the server are not read from.
-    pub fn sources(&self, reports: &Reports) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+    /// The descriptors to poll. Outputs are left out while the report queue is full.
+    pub fn sources(&self, reports: &Reports) -> Vec<(WorkSource, BorrowedFd<'_>, PollFlags)> {
         let mut sources = Vec::new();
         for (id, running) in &self.running {
             if !reports.is_full() {
-                let output = |(stream, fd)| (Source::Output(*id, stream), fd, PollFlags::IN);
+                let output = |(stream, fd)| (WorkSource::Output(*id, stream), fd, PollFlags::IN);
                 sources.extend(running.output.descriptors().map(output));
             }
-            sources.extend(running.feed.iter().map(|feed| (Source::Feed(*id), feed.descriptor(), PollFlags::OUT)));
+            sources
+                .extend(running.stdin.iter().map(|stdin| (WorkSource::Stdin(*id), stdin.descriptor(), PollFlags::OUT)));
         }
         let left = self.left_behind.iter().enumerate();
-        sources.extend(left.map(|(at, fd)| (Source::LeftBehind(at), fd.as_fd(), PollFlags::IN)));
+        sources.extend(left.map(|(at, fd)| (WorkSource::LeftBehind(at), fd.as_fd(), PollFlags::IN)));
         sources
     }
 
-    /// Something came. Where several are ready, those left behind are to be told last one first: their places move.
-    pub fn ready(&mut self, source: Source, now: Instant) {
+    /// Handles a ready descriptor. If several are ready, handle `LeftBehind` in descending order, because removing
+    /// one shifts the indices after it.
+    pub fn ready(&mut self, source: WorkSource, now: Instant) {
         match source {
-            Source::Output(id, stream) => {
+            WorkSource::Output(id, stream) => {
                 if let Some(running) = self.running.get_mut(&id) {
                     running.output.read(stream, &mut self.buffer, now);
                 }
             }
-            Source::Feed(id) => {
+            WorkSource::Stdin(id) => {
                 if let Some(running) = self.running.get_mut(&id)
-                    && running.feed.as_mut().is_some_and(|feed| !feed.write())
+                    && running.stdin.as_mut().is_some_and(|stdin| !stdin.write())
                 {
-                    running.feed = None;
+                    running.stdin = None;
                 }
             }
-            Source::LeftBehind(at) => {
+            WorkSource::LeftBehind(at) => {
                 if self.left_behind.get(at).is_some_and(|pipe| !discard(pipe, &mut self.buffer)) {
                     self.left_behind.remove(at);
                 }
@@ -158,24 +161,24 @@ impl Works {
         }
     }
 
-    /// Starts work; says so where it cannot.
+    /// Starts work, or reports why it cannot be started.
     pub fn start(&mut self, work: &Work, now: Instant, spawner: &mut Spawner, reports: &mut Reports) {
         let is_turn = matches!(work.id, WorkId::Turn(_));
         let started = if is_turn && self.has_turn() {
-            Err(NotStarted::here("another message is being worked on"))
+            Err(StartError::host_failure("another message is being worked on"))
         } else if self.running.len() > EXECS_MAX {
-            Err(NotStarted::here("too many commands run at the same time"))
+            Err(StartError::host_failure("too many commands run at the same time"))
         } else {
             spawner.start(work)
         };
         match started {
-            Ok(Started { owner, pipes, feed, script }) => {
+            Ok(SpawnedProcess { selector, pipes, stdin, script }) => {
                 let whole = OutputSpill::new(&self.workspace, work.id);
                 let running = Running {
-                    owner,
+                    selector,
                     begun: now,
                     output: Output::new(pipes, work.output_bytes_max, whole, now),
-                    feed,
+                    stdin,
                     _script: script,
                     timeout: work.timeout_seconds.and_then(|seconds| now.checked_add(Duration::from_secs(seconds))),
                     status: None,
@@ -183,43 +186,43 @@ impl Works {
                 };
                 self.running.insert(work.id, running);
             }
-            Err(NotStarted { ending, reason }) => {
+            Err(StartError { ending, reason }) => {
                 let (work, text) = (work.id, reason + "\n");
-                reports.add(Report::Output { work, stream: Stream::Stderr, text });
+                reports.add(Report::Output { work, stream: OutputStream::Stderr, text });
                 let duration_micros = micros_since(now);
                 reports.add(Report::Finished { work, ending, duration_micros, dropped_bytes: 0, output_file: None });
             }
         }
     }
 
-    /// Ends work: SIGTERM now, SIGKILL after a while.
+    /// Terminates work: SIGTERM now, SIGKILL after the grace period.
     pub fn end(&mut self, work: WorkId, why: Ending, now: Instant) {
         if let Some(running) = self.running.get_mut(&work)
             && running.end.is_none()
         {
-            let mut end = End::new(why, now + CANCEL_GRACE);
-            processes::ask_to_end(running.owner, &mut end.known);
+            let mut end = Termination::new(why, now + CANCEL_GRACE);
+            processes::terminate(running.selector, &mut end.known);
             running.end = Some(end);
         }
     }
 
-    /// All processes have been told to end, and are killed at `kill_at`.
+    /// Marks all work as terminated, after every process got SIGTERM; it is killed at `kill_at`.
     pub fn end_all(&mut self, kill_at: Instant) {
         for running in self.running.values_mut().filter(|running| running.end.is_none()) {
-            running.end = Some(End::new(Ending::Cancelled, kill_at));
+            running.end = Some(Termination::new(Ending::Cancelled, kill_at));
         }
     }
 
-    /// A process ended; any child, also one that was never started here.
-    pub fn ended(&mut self, process: i32, status: Status) {
-        let is_it = |running: &&mut Running| running.owner.leader == process && running.status.is_none();
+    /// Records the exit of a process. It may be any child, also an orphan.
+    pub fn ended(&mut self, process: i32, status: ExitStatus) {
+        let is_it = |running: &&mut Running| running.selector.leader == process && running.status.is_none();
         if let Some(running) = self.running.values_mut().find(is_it) {
             running.status = Some(status);
         }
     }
 
-    /// When [`Works::on_time`] has something to do.
-    pub fn next_wake(&self, reports: &Reports) -> Option<Instant> {
+    /// When [`Works::handle_timers`] has to be called next.
+    pub fn next_deadline(&self, reports: &Reports) -> Option<Instant> {
         let wakes = |running: &Running| {
             let flush = running.output.next_flush().filter(|_| !reports.is_full());
             let kill = running.end.as_ref().map(|end| end.kill_at);
@@ -228,8 +231,8 @@ impl Works {
         self.running.values().flat_map(wakes).flatten().min()
     }
 
-    /// Passes on what is due, ends what is too slow, and finishes what has ended.
-    pub fn on_time(&mut self, now: Instant, reports: &mut Reports) {
+    /// Reports output that is due, terminates work that has timed out, and finishes what has ended.
+    pub fn handle_timers(&mut self, now: Instant, reports: &mut Reports) {
         for (id, running) in &mut self.running {
             if running.output.next_flush().is_some_and(|at| at <= now) && !reports.is_full() {
                 pass_on(*id, &mut running.output, now, reports);
@@ -238,8 +241,8 @@ impl Works {
                 && end.kill_at <= now
             {
                 end.kill_at = now + KILL_INTERVAL;
-                end.give_up_at.get_or_insert(now + KILL_PATIENCE);
-                processes::kill(running.owner, &mut end.known);
+                end.give_up_at.get_or_insert(now + KILL_TIMEOUT);
+                processes::kill(running.selector, &mut end.known);
             }
         }
         for id in self.find(|running| running.timeout.is_some_and(|at| at <= now)) {
@@ -275,7 +278,7 @@ impl Works {
         self.leave_behind(running.output.into_pipes());
     }
 
-    /// Goes on reading outputs of work that has ended.
+    /// Keeps reading the output pipes of ended work.
     pub fn leave_behind(&mut self, pipes: impl IntoIterator<Item = OwnedFd>) {
         self.left_behind.extend(pipes);
         while self.left_behind.len() > LEFT_BEHIND_MAX {

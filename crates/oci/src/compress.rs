@@ -1,4 +1,4 @@
-//! Compressed layers.
+//! Compresses and decompresses layers.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -13,30 +13,30 @@ use lzma_rust2::XzReader;
 use crate::Error;
 use crate::layer::read::is_tar_header;
 
-/// How a layer is compressed.
+/// A compression format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compression {
-    /// Not at all.
+    /// Uncompressed.
     None,
     /// RFC 1952.
     Gzip,
     /// RFC 8878.
     Zstd,
-    /// The .xz file format, version 1.2. No media type of a layer names it; `docker save` archives have it.
+    /// The .xz file format, version 1.2. OCI has no media type for it, but `docker save` archives use it.
     Xz,
-    /// bzip2 1.0. No media type of a layer names it; old archives have it.
+    /// bzip2 1.0. OCI has no media type for it, but old archives use it.
     Bzip2,
 }
 
-/// The largest window of zstd that is accepted, as a power of two: 32 MiB, which is what bounds memory.
+/// The largest zstd window, as a power of two: 32 MiB. It bounds memory.
 const ZSTD_WINDOW_LOG_MAX: u32 = 25;
-/// The memory a decoder of xz may take, in KiB: what `xz -9` needs (65 MiB), and some room.
+/// Memory limit of the xz decoder in KiB: what `xz -9` needs (65 MiB), and a reserve.
 const XZ_MEMORY_KIB_MAX: u32 = 80 << 10;
-/// Bytes that tell how something is compressed: a block of a tar, so that a tar is never taken for something else.
+/// Bytes needed to detect the compression: a tar block, so that a tar is not mistaken for something else.
 pub(crate) const MAGIC_BYTES: usize = 512;
 
 impl Compression {
-    /// The media type of a layer compressed so; `None` where there is none.
+    /// The media type of a layer; `None` if OCI has none for this format.
     pub fn media_type(self) -> Option<&'static str> {
         match self {
             Compression::None => Some("application/vnd.oci.image.layer.v1.tar"),
@@ -46,7 +46,8 @@ impl Compression {
         }
     }
 
-    /// What the first [`MAGIC_BYTES`] of something say. A tar whose first name begins like a compressed file is a tar.
+    /// Detects the format from the first [`MAGIC_BYTES`]. A tar is recognized even if its first name looks like
+    /// compressed data.
     pub(crate) fn of_magic(bytes: &[u8]) -> Self {
         const MAGIC: [(&[u8], Compression); 4] = [
             (&[0x1f, 0x8b], Compression::Gzip),
@@ -59,9 +60,9 @@ impl Compression {
     }
 }
 
-/// Whether a media type is that of a layer, however it is compressed: those of the OCI image specification ("Media Types") and of
-/// Docker's schema 2, with every suffix that containerd and skopeo know. Readers go by the first bytes, as `docker load` does:
-/// there are tools that write one thing and say another.
+/// Whether a media type is that of a layer in any compression (OCI image specification, "Media Types", Docker's
+/// schema 2, and suffixes of containerd and skopeo). Readers detect the compression by content, as `docker load`
+/// does, because some tools state the wrong one.
 pub(crate) fn is_layer(media_type: &str) -> bool {
     const LAYERS: [&str; 4] = [
         "application/vnd.oci.image.layer.v1.tar",
@@ -73,31 +74,32 @@ pub(crate) fn is_layer(media_type: &str) -> bool {
     LAYERS.iter().any(|layer| media_type.strip_prefix(layer).is_some_and(|suffix| suffixes.contains(&suffix)))
 }
 
-/// Bytes that are compressed by themselves: a member of the gzip file (RFC 1952, 2.2).
+/// Bytes compressed as one gzip member (RFC 1952, 2.2).
 const MEMBER_BYTES: usize = 1 << 20;
-/// Bytes at the beginning of a member that tell whether it is worth it.
+/// Bytes of a member that are compressed as a sample.
 const SAMPLE_BYTES: usize = 32 << 10;
 
-/// Compresses what is written with gzip, quickly, the same input always to the same bytes. [`Gzip::finish`] ends it.
+/// Compresses with gzip, fast and deterministically. Call [`Gzip::finish`] at the end.
 ///
-/// What cannot be made smaller (archives, media, models) is stored as it is: trying takes three times as long as all the rest.
+/// Data that does not compress (archives, media, models) is stored, because trying takes three times as long as all
+/// the rest.
 pub fn gzip<W: Write>(writer: W) -> Gzip<W> {
     Gzip { writer, member: Vec::with_capacity(MEMBER_BYTES), is_empty: true }
 }
 
-/// See [`gzip`].
+/// A gzip writer; see [`gzip`].
 pub struct Gzip<W: Write> {
     writer: W,
-    /// What was written and is not compressed yet.
+    /// Written but not compressed yet.
     member: Vec<u8>,
     is_empty: bool,
 }
 
 impl<W: Write> Gzip<W> {
-    /// Writes what is left; the writer beneath.
+    /// Writes the rest and returns the inner writer.
     ///
     /// # Errors
-    /// What it says.
+    /// If writing fails.
     pub fn finish(mut self) -> io::Result<W> {
         if self.is_empty || !self.member.is_empty() {
             self.end_member()?;
@@ -126,18 +128,18 @@ impl<W: Write> Write for Gzip<W> {
         Ok(taken)
     }
 
-    /// Nothing is written early: where a member ends would depend on who flushes.
+    /// Does nothing: a flush would change where members end.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
 fn encoder<W: Write>(writer: W, level: Level) -> GzEncoder<W> {
-    // 255 is "unknown" (RFC 1952, 2.3.1): the header says nothing of the machine or the time.
+    // 255 is "unknown" (RFC 1952, 2.3.1), so that the header does not depend on machine or time.
     GzBuilder::new().mtime(0).operating_system(255).write(writer, level)
 }
 
-/// Whether this would hardly become smaller: a sample does not by a sixteenth.
+/// Whether data does not compress: a sample shrinks by less than a sixteenth.
 fn is_dense(member: &[u8]) -> io::Result<bool> {
     let sample = &member[..member.len().min(SAMPLE_BYTES)];
     let mut encoder = encoder(Vec::with_capacity(SAMPLE_BYTES), Level::fast());
@@ -145,17 +147,17 @@ fn is_dense(member: &[u8]) -> io::Result<bool> {
     Ok(encoder.finish()?.len() > sample.len() - sample.len() / 16)
 }
 
-/// Decompresses `reader`, by its first bytes. What cannot be decompressed is a [`Error::BadArchive`] inside of the error; what
-/// `reader` says stays as it is.
+/// Decompresses `reader`, detecting the format. Invalid data gives an error that wraps [`Error::BadArchive`]; errors
+/// of `reader` are passed on.
 ///
 /// # Errors
-/// Where its first bytes cannot be read.
+/// If the first bytes cannot be read.
 pub fn decompress<'a, R: Read + Send + 'a>(mut reader: R) -> io::Result<Box<dyn Read + Send + 'a>> {
     let mut first = Vec::with_capacity(MAGIC_BYTES);
     reader.by_ref().take(MAGIC_BYTES as u64).read_to_end(&mut first)?;
     let compression = Compression::of_magic(&first);
     let has_failed = Arc::new(AtomicBool::new(false));
-    let whole = Source { inner: io::Cursor::new(first).chain(reader), has_failed: Arc::clone(&has_failed) };
+    let whole = SourceMonitor { inner: io::Cursor::new(first).chain(reader), has_failed: Arc::clone(&has_failed) };
     Ok(match compression {
         Compression::None => Box::new(whole),
         Compression::Gzip => Box::new(Decoder { inner: MultiGzDecoder::new(whole), has_failed }),
@@ -172,13 +174,13 @@ pub fn decompress<'a, R: Read + Send + 'a>(mut reader: R) -> io::Result<Box<dyn 
     })
 }
 
-/// Notes whether it was the source that failed.
-struct Source<R> {
+/// Records whether the source failed.
+struct SourceMonitor<R> {
     inner: R,
     has_failed: Arc<AtomicBool>,
 }
 
-impl<R: Read> Read for Source<R> {
+impl<R: Read> Read for SourceMonitor<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let result = self.inner.read(buffer);
         let is_failure = result.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
@@ -187,7 +189,7 @@ impl<R: Read> Read for Source<R> {
     }
 }
 
-/// Tells what is wrong with the content from what is wrong with reading it.
+/// Distinguishes invalid data from a failing source.
 struct Decoder<D> {
     inner: D,
     has_failed: Arc<AtomicBool>,
@@ -209,7 +211,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes that cannot be made smaller: a linear congruential generator's (Knuth's MMIX).
+    /// Incompressible bytes from a linear congruential generator (Knuth's MMIX).
     fn noise(length: usize) -> Vec<u8> {
         let mut state = 1_u64;
         let mut next = || {

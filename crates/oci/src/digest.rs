@@ -1,4 +1,4 @@
-//! Digests of content: `sha256:` and 64 hexadecimal digits (OCI image specification, "Descriptors").
+//! Content digests: `sha256:` and 64 hexadecimal digits (OCI image specification, "Descriptors").
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -41,11 +41,11 @@ impl FromStr for Digest {
     type Err = Error;
 
     /// # Errors
-    /// [`Error::BadImage`] where it is none, or of another algorithm.
+    /// [`Error::BadImage`] if it is invalid or of another algorithm.
     fn from_str(text: &str) -> Result<Self, Error> {
         let bad = || Error::BadImage(format!("{text:?} is not a sha256 digest"));
         let digits = text.strip_prefix("sha256:").ok_or_else(bad)?;
-        // Upper case would be another name for the same file.
+        // Upper case would be a second name for the same file.
         if digits.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return Err(bad());
         }
@@ -67,7 +67,7 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Counts and digests what passes through, reading or writing.
+/// Counts and hashes the bytes that are read or written.
 pub(crate) struct Digesting<T> {
     inner: T,
     hasher: Sha256,
@@ -84,7 +84,7 @@ impl<T> Digesting<T> {
         self.bytes
     }
 
-    /// The digest of what has passed, and how much it was.
+    /// Returns the inner value, the digest and the number of bytes.
     pub fn finish(self) -> (T, Digest, u64) {
         (self.inner, Digest(self.hasher.finalize().into()), self.bytes)
     }

@@ -1,70 +1,70 @@
-//! What can go wrong with images.
+//! Errors of this crate.
 
 use std::io;
 
 use crate::digest::Digest;
 
-/// What can go wrong with images. Texts are fit for users.
+/// An error of this crate. Messages are fit for users.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An archive that is broken, or that tries what no honest archive does.
+    /// The archive is broken or hostile.
     #[error("the archive cannot be used: {0}")]
     BadArchive(String),
-    /// A name cannot be unpacked where it should be: something that is no directory stands in its way.
+    /// An entry's parent is not a directory.
     #[error("the archive cannot be used: {0:?} leads through something that is not a directory")]
     Blocked(String),
-    /// More than the bound that was given, or than what was announced.
+    /// More than the given bound, or than announced.
     #[error("{0} is larger than allowed")]
     TooLarge(String),
-    /// Content is not what its digest says.
+    /// Content does not match its digest.
     #[error("{digest} is damaged: its content is something else")]
     Damaged {
-        /// The digest that was asked for.
+        /// The expected digest.
         digest: Digest,
     },
-    /// Content is not there.
+    /// A blob does not exist.
     #[error("{digest} is missing")]
     Missing {
-        /// The digest that was asked for.
+        /// The digest of the blob.
         digest: Digest,
     },
-    /// A manifest, config or index that makes no sense, or is of a kind that is not supported.
+    /// A manifest, config or index is invalid or unsupported.
     #[error("the image cannot be used: {0}")]
     BadImage(String),
-    /// A reference that cannot be understood.
+    /// A reference is invalid.
     #[error("{0}")]
     BadReference(String),
-    /// The registry wants (other) credentials.
+    /// The registry requires (other) credentials.
     #[error("the registry refuses access: {0}")]
     Unauthorized(String),
     /// The registry has no such repository, tag or digest.
     #[error("the registry has no {0}")]
     NotFound(String),
-    /// The registry was not reached, or did not answer, however often it was tried.
+    /// The registry cannot be reached or does not answer, after all retries.
     #[error("{registry} cannot be reached (tried {tries} times): {why}")]
-    Away {
+    Unreachable {
         /// Scheme, host and port of the registry.
         registry: String,
         /// How often it was tried.
         tries: u32,
-        /// What happened the last time.
+        /// The last error.
         why: String,
     },
-    /// The registry said no.
+    /// The registry rejected the request.
     #[error("the registry refused: {why} (status {status})")]
     Refused {
-        /// Its HTTP status.
+        /// The HTTP status.
         status: u16,
-        /// What it said, shortened.
+        /// The registry's message, shortened.
         why: String,
     },
-    /// The registry, or where it leads, has an address that may not be reached.
+    /// The registry, or a redirect of it, has an address that is not allowed.
     #[error("{0} is on this machine or in a private network, where only an administrator may reach registries")]
     Private(String),
-    /// A file changed while it was being read.
+    /// A file changed while it was read.
     #[error("{0:?} changed while it was read")]
     Changed(String),
-    /// Anything else.
+    /// Any other error.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -76,7 +76,7 @@ impl From<rustix::io::Errno> for Error {
 }
 
 impl Error {
-    /// The error inside an [`io::Error`] made by [`Error::into_io`], or the `io::Error` itself.
+    /// The error that [`Error::into_io`] wrapped, or the `io::Error` itself.
     pub(crate) fn from_io(error: io::Error) -> Self {
         match error.downcast::<Error>() {
             Ok(inner) => inner,
@@ -84,7 +84,7 @@ impl Error {
         }
     }
 
-    /// For passing through [`io::Read`] and [`io::Write`].
+    /// Wraps the error to pass it through [`io::Read`] and [`io::Write`].
     pub(crate) fn into_io(self) -> io::Error {
         match self {
             Error::Io(error) => error,

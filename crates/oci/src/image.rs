@@ -1,5 +1,5 @@
-//! Configs and manifests of images (OCI image specification, "Image Configuration" and "Image Manifest Specification";
-//! what Docker calls image manifest version 2, schema 2, is read too).
+//! Image configs and manifests (OCI image specification, "Image Configuration" and "Image Manifest Specification").
+//! Docker's image manifest version 2, schema 2, can be read as well.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::compress::is_layer;
 use crate::digest::Digesting;
 use crate::layout::{Blob, DOCUMENT_BYTES_MAX, Layout};
-use crate::{Bounds, Digest, Error, Format, Packed, Unpacked, decompress, gzip, pack, unpack};
+use crate::{Bounds, Digest, Error, Format, PackedLayer, UnpackedLayer, decompress, gzip, pack, unpack};
 
 /// Media type of an image's manifest.
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -22,39 +22,39 @@ pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Media type of a layer compressed with gzip.
 pub(crate) const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-/// What Docker calls a manifest.
+/// Media type of Docker's manifest.
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-/// What Docker calls an index.
+/// Media type of Docker's manifest list.
 pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-/// What Docker calls a config.
+/// Media type of Docker's config.
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
-/// How large what we add to a config may be, in bytes of JSON.
+/// Maximum size of our own data in a config, in bytes of JSON.
 pub const EXTRA_BYTES_MAX: usize = 3 << 20;
-/// The key of it in the config.
+/// The config's key for our own data.
 pub const EXTRA: &str = "raworc";
-/// How many layers an image may have.
+/// Maximum number of layers of an image.
 const LAYERS_MAX: usize = 1024;
 
-/// Says what a blob is, and where (OCI image specification, "Content Descriptors").
+/// A content descriptor: type, digest and size of a blob (OCI image specification, "Content Descriptors").
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// What it is.
+    /// Its media type.
     pub media_type: String,
     /// Its digest.
     pub digest: Digest,
-    /// Bytes.
+    /// Its size in bytes.
     pub size: u64,
-    /// Which machine it is for, as the specification writes it.
+    /// The platform it is for, as in the specification.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Value>,
-    /// Whatever is said of it.
+    /// Its annotations.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 
 impl Descriptor {
-    /// A descriptor that says no more than it must.
+    /// A descriptor without platform and annotations.
     pub fn new(media_type: &str, digest: Digest, size: u64) -> Self {
         Self { media_type: media_type.into(), digest, size, platform: None, annotations: BTreeMap::new() }
     }
@@ -63,32 +63,32 @@ impl Descriptor {
 /// A layer of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
-    /// The layer as it is stored.
+    /// The stored blob.
     pub blob: Descriptor,
     /// The digest of its uncompressed tar.
     pub diff_id: Digest,
-    /// What made it.
+    /// The command that created it.
     pub created_by: String,
-    /// When it was made (RFC 3339).
+    /// When it was created (RFC 3339).
     pub created: Option<String>,
 }
 
-/// An image, without what its layers hold.
+/// An image without the content of its layers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Image {
     /// Its layers, the lowest first.
     pub layers: Vec<Layer>,
-    /// When it was made (RFC 3339).
+    /// When it was created (RFC 3339).
     pub created: Option<String>,
     /// Labels of the config.
     pub labels: BTreeMap<String, String>,
     /// Annotations of the manifest.
     pub annotations: BTreeMap<String, String>,
-    /// What programs in it find in their environment, `NAME=VALUE` each.
+    /// Environment of its programs, `NAME=VALUE` each.
     pub env: Vec<String>,
-    /// What the config has below `raworc`: at most 3 MiB of JSON.
+    /// The config's key `raworc`: at most 3 MiB of JSON.
     pub extra: Option<Value>,
-    /// Which machine it says that it is for: operating system and processor, as the specification writes them.
+    /// Operating system and architecture, as in the specification.
     pub platform: Option<(String, String)>,
 }
 
@@ -147,8 +147,8 @@ impl Layer {
     /// Packs a layer directory into a layout, compressed with gzip.
     ///
     /// # Errors
-    /// What [`pack`] and [`Layout::writer`] say.
-    pub fn pack(directory: &Path, format: &Format, layout: &Layout) -> Result<(Self, Packed), Error> {
+    /// Those of [`pack`] and [`Layout::writer`].
+    pub fn pack(directory: &Path, format: &Format, layout: &Layout) -> Result<(Self, PackedLayer), Error> {
         let mut compressor = gzip(std::io::BufWriter::with_capacity(64 << 10, layout.writer()?));
         let packed = pack(directory, format, &mut compressor)?;
         let buffered = compressor.finish()?;
@@ -164,8 +164,8 @@ impl Layer {
     /// Unpacks the layer from a layout into the empty directory `directory` (see [`crate::unpack`]).
     ///
     /// # Errors
-    /// What [`crate::unpack`] says; [`Error::Missing`] and [`Error::Damaged`] for the layer, also where it is damaged so that
-    /// it cannot be decompressed.
+    /// Those of [`crate::unpack`]; [`Error::Missing`] and [`Error::Damaged`] for the blob, also if it cannot be
+    /// decompressed because it is damaged.
     pub fn unpack(
         &self,
         layout: &Layout,
@@ -173,7 +173,7 @@ impl Layer {
         format: &Format,
         bounds: &Bounds,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<Unpacked, Error> {
+    ) -> Result<UnpackedLayer, Error> {
         let mut blob = layout.get(&self.blob.digest)?;
         let outcome = decompress(&mut blob)
             .map_err(Error::from_io)
@@ -189,10 +189,10 @@ impl Layer {
 }
 
 impl Layer {
-    /// Whether the blob in the layout really is what the layer says it is, uncompressed; at most `bytes_max` of it are read.
+    /// Verifies that the blob decompresses to the layer's `diff_id`; reads at most `bytes_max`.
     ///
     /// # Errors
-    /// [`Error::Missing`], [`Error::Damaged`], [`Error::TooLarge`]; where it cannot be read or decompressed.
+    /// [`Error::Missing`], [`Error::Damaged`], [`Error::TooLarge`], or if it cannot be read or decompressed.
     pub fn verify(&self, layout: &Layout, bytes_max: u64) -> Result<(), Error> {
         let blob = layout.get(&self.blob.digest)?;
         let plain = decompress(blob).map_err(Error::from_io)?;
@@ -206,18 +206,18 @@ impl Layer {
     }
 }
 
-/// Whether reading on to the end shows that a blob is something else than it should be.
+/// Reads a blob to its end and returns whether its digest does not match.
 fn is_damaged(blob: &mut Blob) -> bool {
     let end = std::io::copy(blob, &mut std::io::sink()).map_err(Error::from_io);
     matches!(end, Err(Error::Damaged { .. }))
 }
 
 impl Image {
-    /// Stores the config and the manifest of an image. Its layers need not be in the layout: where it is pushed to may have
-    /// them. The same image always becomes the same bytes.
+    /// Stores config and manifest of an image, deterministically. Its layers need not be in the layout, since the
+    /// registry may have them.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] where `extra` is, or all that is said of it.
+    /// [`Error::TooLarge`] if `extra` or the whole config is too large.
     pub fn store(&self, layout: &Layout) -> Result<Descriptor, Error> {
         let config = self.config()?;
         let (digest, size) = layout.put(&config[..], DOCUMENT_BYTES_MAX, None)?;
@@ -267,11 +267,11 @@ impl Image {
         Ok(canonical(&config))
     }
 
-    /// Reads the image that a manifest describes; of an index, the one for Linux and this machine.
+    /// Loads the image of a manifest; for an index, the image for Linux and this machine.
     ///
     /// # Errors
-    /// [`Error::BadImage`] where it makes no sense, [`Error::Missing`] and [`Error::Damaged`] for its parts. Layers are not
-    /// looked at.
+    /// [`Error::BadImage`] if it is invalid, [`Error::Missing`] and [`Error::Damaged`] for its documents. Layers are
+    /// not read.
     pub fn load(layout: &Layout, manifest: &Digest) -> Result<Self, Error> {
         let parsed = match Document::parse(&layout.document(manifest)?)? {
             Document::Manifest { config, layers, annotations } => (config, layers, annotations),
@@ -306,13 +306,13 @@ impl Image {
         })
     }
 
-    /// Whether its programs can run here, as far as it says.
-    pub fn is_ours(&self) -> bool {
+    /// Whether its platform matches this machine. True if it states none.
+    pub fn matches_platform(&self) -> bool {
         self.platform.as_ref().is_none_or(|(os, processor)| os == "linux" && processor == architecture())
     }
 }
 
-/// A manifest or an index, whoever wrote it.
+/// A manifest or an index.
 pub(crate) enum Document {
     Manifest { config: Descriptor, layers: Vec<Descriptor>, annotations: BTreeMap<String, String> },
     Index(Vec<Descriptor>),
@@ -325,7 +325,7 @@ impl Document {
             return Err(Error::BadImage("a manifest of a version other than 2".into()));
         }
         let said = value["mediaType"].as_str().unwrap_or_default();
-        // What is both could be read as one thing here and as another elsewhere.
+        // A document that is both could be read differently elsewhere.
         let is_index = value.get("manifests").is_some();
         if is_index == value.get("layers").is_some() {
             return Err(Error::BadImage("neither a manifest nor an index".into()));
@@ -352,7 +352,7 @@ impl Document {
         Ok(Document::Manifest { config: manifest.config, layers: manifest.layers, annotations: manifest.annotations })
     }
 
-    /// What a manifest's media type is, where its bytes do not say.
+    /// The media type of a manifest that does not state it.
     pub fn media_type(bytes: &[u8]) -> String {
         let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
         let default = if value.get("manifests").is_some() { INDEX } else { MANIFEST };
@@ -366,7 +366,7 @@ pub(crate) fn choose(entries: &[Descriptor]) -> Result<&Descriptor, Error> {
         let platform = entry.platform.as_ref();
         platform.is_some_and(|platform| platform["os"] == "linux" && platform["architecture"] == architecture())
     };
-    // An entry that names no machine says it in its config, if at all (containerd reads it there).
+    // An entry without a platform may state it in its config (containerd reads it there).
     let unnamed = || entries.iter().find(|entry| entry.platform.is_none());
     entries
         .iter()
@@ -375,7 +375,7 @@ pub(crate) fn choose(entries: &[Descriptor]) -> Result<&Descriptor, Error> {
         .ok_or_else(|| Error::BadImage(format!("there is none for linux and {}", architecture())))
 }
 
-/// This machine, as images name it.
+/// The architecture of this machine, as in images.
 pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -386,7 +386,7 @@ pub fn architecture() -> &'static str {
     }
 }
 
-/// JSON with sorted keys, so that the same content has one digest, whatever order maps have.
+/// JSON with sorted keys, so that equal content has an equal digest.
 pub(crate) fn canonical(value: &Value) -> Vec<u8> {
     fn sorted(value: &Value) -> Value {
         match value {

@@ -1,7 +1,7 @@
 //! OCI image layouts (OCI image specification, "Image Layout"): `oci-layout`, `index.json`, `blobs/sha256/HEX`.
 //!
-//! A blob is written to `uploads/`, flushed, and renamed to its place, so that a kill at any moment leaves a whole blob
-//! or none. A writer holds a lock (`flock`) on its file: the collector leaves what somebody is writing.
+//! A blob is written to `uploads/`, flushed and renamed, so a crash leaves no incomplete blob. A writer locks its
+//! file (`flock`), so that the collector does not remove it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -13,47 +13,47 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 
 use crate::digest::Digesting;
+use crate::free_space::FreeSpaceGuard;
 use crate::image::{Descriptor, Document, canonical};
-use crate::room::Room;
 use crate::{Digest, Error};
 
 /// The annotation that names a manifest in `index.json`.
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// How large a manifest, index or config may be, in bytes.
+/// Maximum size of a manifest, index or config, in bytes.
 pub const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
-/// How large `index.json` may be, in bytes.
+/// Maximum size of `index.json`, in bytes.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
-/// How much is read at once, in bytes.
+/// Bytes per read.
 const BUFFER_BYTES: usize = 64 << 10;
-/// Makes the names of files being written different within a process.
+/// Counter for unique names of uploads within the process.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// A directory of blobs, some of them named.
+/// A directory of blobs with tags.
 #[derive(Clone, Debug)]
 pub struct Layout {
     root: PathBuf,
 }
 
-/// What a collection has done.
+/// Statistics of a collection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Blobs and leftovers of writers that are gone.
+    /// Number of removed blobs and stale uploads.
     pub removed: u64,
     /// Their bytes.
     pub bytes: u64,
 }
 
 impl Layout {
-    /// Opens the layout at `root`, which is made where it is not there.
+    /// Opens the layout at `root`, and creates it if missing.
     ///
     /// # Errors
-    /// [`Error::BadImage`] where it is a layout of another version; where it cannot be made.
+    /// [`Error::BadImage`] if it has another version, or if it cannot be created.
     pub fn open(root: &Path) -> Result<Self, Error> {
         for name in ["blobs/sha256", "uploads"] {
             fs::create_dir_all(root.join(name))?;
         }
         File::open(root.join("blobs"))?.sync_all()?;
-        // Of two that make it at once, one would take from the other what it has named already.
+        // Without the lock, a second process could overwrite the index of the first.
         let lock = File::open(root.join("uploads"))?;
         flock(&lock, FlockOperation::LockExclusive)?;
         let layout = Self { root: root.to_owned() };
@@ -71,7 +71,7 @@ impl Layout {
                         br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#,
                     )?;
                 }
-                // Last, since it says that all is there.
+                // Written last, because it marks the layout as complete.
                 layout.replace("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
             }
             Err(error) => return Err(error.into()),
@@ -79,15 +79,15 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Where a blob is, if it is there.
+    /// The path of a blob, which may not exist.
     pub fn path(&self, digest: &Digest) -> PathBuf {
         self.root.join("blobs/sha256").join(digest.hex())
     }
 
-    /// Begins to write a blob.
+    /// Starts to write a blob.
     ///
     /// # Errors
-    /// Where the file cannot be made.
+    /// If the file cannot be created.
     pub fn writer(&self) -> Result<BlobWriter, Error> {
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -101,19 +101,20 @@ impl Layout {
                 outcome => outcome?,
             };
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-            // A collector may have come between making and locking.
+            // A collector may have removed it before it was locked.
             if path.exists() {
                 let file = Digesting::new(file);
-                let room = Room::of(&self.root);
-                return Ok(BlobWriter { layout: self.clone(), path, file: Some(file), room });
+                let free_space = FreeSpaceGuard::of(&self.root);
+                return Ok(BlobWriter { layout: self.clone(), path, file: Some(file), free_space });
             }
         }
     }
 
-    /// Stores what `reader` yields, at most `bytes_max`, and says what it is. It must be `expected`, where that is said.
+    /// Stores up to `bytes_max` bytes of `reader`, and returns digest and size. With `expected`, the digest must
+    /// match.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::Damaged`] where it is something else than expected; then nothing is stored.
+    /// [`Error::TooLarge`], or [`Error::Damaged`] for another digest; then nothing is stored.
     pub fn put(&self, reader: impl Read, bytes_max: u64, expected: Option<&Digest>) -> Result<(Digest, u64), Error> {
         let mut writer = self.writer()?;
         let mut limited = reader.take(bytes_max.saturating_add(1));
@@ -133,7 +134,7 @@ impl Layout {
         writer.commit(expected)
     }
 
-    /// Opens a blob; what is read is compared with the digest, and its end is an error where it is something else.
+    /// Opens a blob. Its digest is verified at the end of reading.
     ///
     /// # Errors
     /// [`Error::Missing`].
@@ -148,7 +149,7 @@ impl Layout {
         }
     }
 
-    /// A small blob whole: a manifest or a config, at most 4 MiB.
+    /// Reads a whole manifest or config, at most 4 MiB.
     ///
     /// # Errors
     /// [`Error::Missing`], [`Error::Damaged`], [`Error::TooLarge`].
@@ -162,10 +163,10 @@ impl Layout {
         Ok(bytes)
     }
 
-    /// The size of a blob in bytes, if it is there. Its content is not looked at.
+    /// The size of a blob in bytes, if it exists. Its content is not verified.
     ///
     /// # Errors
-    /// Where it cannot be said.
+    /// If it cannot be read.
     pub fn size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
         match fs::metadata(self.path(digest)) {
             Ok(metadata) => Ok(Some(metadata.len())),
@@ -174,10 +175,10 @@ impl Layout {
         }
     }
 
-    /// Removes a blob. False where it was not there.
+    /// Removes a blob. Returns false if it does not exist.
     ///
     /// # Errors
-    /// Where it cannot be removed.
+    /// If it cannot be removed.
     pub fn delete(&self, digest: &Digest) -> Result<bool, Error> {
         match fs::remove_file(self.path(digest)) {
             Ok(()) => Ok(true),
@@ -189,20 +190,20 @@ impl Layout {
     /// The digests of all blobs.
     ///
     /// # Errors
-    /// Where the directory cannot be read.
+    /// If the directory cannot be read.
     pub fn blobs(&self) -> Result<BTreeSet<Digest>, Error> {
         let mut found = BTreeSet::new();
         for entry in fs::read_dir(self.root.join("blobs/sha256"))? {
-            // What has another name is none of ours.
+            // Other names are not ours.
             found.extend(format!("sha256:{}", entry?.file_name().to_string_lossy()).parse::<Digest>());
         }
         Ok(found)
     }
 
-    /// Gives a manifest or index a name in `index.json`, which is taken from any other.
+    /// Tags a manifest or index in `index.json`. A tag moves from any other manifest.
     ///
     /// # Errors
-    /// [`Error::Missing`] where the manifest is not there.
+    /// [`Error::Missing`] if the manifest does not exist.
     pub fn tag(&self, name: &str, manifest: &Descriptor) -> Result<(), Error> {
         if self.size(&manifest.digest)?.is_none() {
             return Err(Error::Missing { digest: manifest.digest });
@@ -216,26 +217,26 @@ impl Layout {
         })
     }
 
-    /// Takes a name away. The manifest stays until it is collected.
+    /// Removes a tag. The manifest stays until it is collected.
     ///
     /// # Errors
-    /// Where `index.json` cannot be read or written.
+    /// If `index.json` cannot be read or written.
     pub fn untag(&self, name: &str) -> Result<(), Error> {
         self.change_index(|manifests| manifests.retain(|known| name_of(known) != Some(name)))
     }
 
-    /// What has `name`.
+    /// The manifest with this tag.
     ///
     /// # Errors
-    /// Where `index.json` cannot be read.
+    /// If `index.json` cannot be read.
     pub fn find(&self, name: &str) -> Result<Option<Descriptor>, Error> {
         Ok(self.list()?.into_iter().find(|(known, _)| known.as_deref() == Some(name)).map(|(_, descriptor)| descriptor))
     }
 
-    /// All that `index.json` lists, with names where there are.
+    /// Everything in `index.json`, with tags if there are any.
     ///
     /// # Errors
-    /// [`Error::BadImage`] where `index.json` is broken.
+    /// [`Error::BadImage`] if `index.json` is invalid.
     pub fn list(&self) -> Result<Vec<(Option<String>, Descriptor)>, Error> {
         let index = self.index()?;
         let manifests = index["manifests"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -249,11 +250,11 @@ impl Layout {
             .collect()
     }
 
-    /// All that is needed for what `manifest` describes, itself included, as far as it is here: of an index, manifests for
-    /// other machines mostly are not. What is to be kept by [`Layout::collect`].
+    /// The digests of `manifest` and everything it refers to that exists here; an index usually lacks the images of
+    /// other machines. To be kept by [`Layout::collect`].
     ///
     /// # Errors
-    /// [`Error::Missing`] where the manifest itself is not there; [`Error::Damaged`], [`Error::BadImage`].
+    /// [`Error::Missing`] if the manifest itself does not exist; [`Error::Damaged`], [`Error::BadImage`].
     pub fn reachable(&self, manifest: &Digest) -> Result<BTreeSet<Digest>, Error> {
         let mut found = BTreeSet::from([*manifest]);
         let mut left = vec![*manifest];
@@ -274,11 +275,11 @@ impl Layout {
         Ok(found)
     }
 
-    /// Removes all blobs but those in `keep`, and what writers left that are gone. Blobs that are being written stay;
-    /// but a blob is anybody's once it is committed, so whoever commits and collects at once has to agree on `keep`.
+    /// Removes all blobs but those in `keep`, and stale uploads. Uploads in progress stay. A committed blob is no
+    /// longer protected, so those who commit and collect at the same time must agree on `keep`.
     ///
     /// # Errors
-    /// Where a directory cannot be read or a file not removed.
+    /// If a directory cannot be read or a file cannot be removed.
     pub fn collect(&self, keep: &BTreeSet<Digest>) -> Result<Collected, Error> {
         let mut collected = Collected::default();
         for digest in self.blobs()?.difference(keep) {
@@ -310,7 +311,7 @@ impl Layout {
     }
 
     fn change_index(&self, change: impl FnOnce(&mut Vec<Value>)) -> Result<(), Error> {
-        // Two that change it at once would lose one change. The lock is on a file that is never replaced.
+        // Serializes changes. The lock is on a file that is never replaced.
         let lock = File::open(self.root.join("oci-layout"))?;
         flock(&lock, FlockOperation::LockExclusive)?;
         let mut index = self.index()?;
@@ -337,24 +338,24 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A blob that is being written. Dropped, it is gone.
+/// A blob that is being written; removed on drop unless committed.
 pub struct BlobWriter {
     layout: Layout,
     path: PathBuf,
     file: Option<Digesting<File>>,
-    room: Room,
+    free_space: FreeSpaceGuard,
 }
 
 impl BlobWriter {
-    /// How many bytes have been written.
+    /// Bytes written so far.
     pub fn bytes(&self) -> u64 {
         self.file.as_ref().map_or(0, Digesting::passed)
     }
 
-    /// Puts the blob in its place, durably. It must be `expected`, where that is said.
+    /// Moves the blob into place and flushes it. With `expected`, the digest must match.
     ///
     /// # Errors
-    /// [`Error::Damaged`] where it is something else.
+    /// [`Error::Damaged`] for another digest.
     pub fn commit(mut self, expected: Option<&Digest>) -> Result<(Digest, u64), Error> {
         let file = self.file.take().ok_or_else(|| io::Error::other("written already"))?;
         let (file, digest, bytes) = file.finish();
@@ -380,7 +381,7 @@ impl BlobWriter {
 
 impl Write for BlobWriter {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.room.charge(buffer.len() as u64)?;
+        self.free_space.charge(buffer.len() as u64)?;
         self.file.as_mut().ok_or_else(|| io::Error::other("written already"))?.write(buffer)
     }
 
@@ -391,7 +392,7 @@ impl Write for BlobWriter {
 
 impl Drop for BlobWriter {
     fn drop(&mut self) {
-        // Where it has been renamed, there is nothing of this name; what cannot be removed is collected later.
+        // After a commit the name is gone; a file that cannot be removed is collected later.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -421,7 +422,7 @@ impl Read for Blob {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(inner) = &mut self.inner else { return Ok(0) };
         let count = inner.read(buffer)?;
-        // The end has been seen only when nothing is left to read into a buffer that could take something.
+        // An empty read of a non-empty buffer means the end.
         if count == 0
             && !buffer.is_empty()
             && let Some(inner) = self.inner.take()

@@ -1,4 +1,4 @@
-//! The system calls, each wrapped here, with the structures of `linux/quota.h`, `linux/dqblk_xfs.h` and `linux/fs.h`.
+//! System calls, with the structures of `linux/quota.h`, `linux/dqblk_xfs.h` and `linux/fs.h`.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 
@@ -8,19 +8,19 @@ use rustix::io::Errno;
 use super::Used;
 
 const PRJQUOTA: libc::c_int = 2;
-/// `Q_XGETQSTATV`: what is kept, and enforced.
+/// `Q_XGETQSTATV`: gets the quota state.
 const GET_STATE: libc::c_int = 0x5808;
 /// `FS_QSTATV_VERSION1`.
 const STATE_VERSION: i8 = 1;
-/// `FS_QUOTA_PDQ_ENFD`: limits of projects are enforced.
+/// `FS_QUOTA_PDQ_ENFD`: project quotas are enforced.
 const PROJECTS_ENFORCED: u16 = 1 << 5;
 /// `FS_IOC_FSGETXATTR`.
 const GET_ATTRIBUTES: libc::c_ulong = 0x801c_581f;
 /// `FS_IOC_FSSETXATTR`.
 const SET_ATTRIBUTES: libc::c_ulong = 0x401c_5820;
-/// `KCMP_FILES`: whether two tasks have the same table of open files.
+/// `KCMP_FILES`: compares tables of open files.
 const COMPARE_FILES: libc::c_int = 2;
-/// `FS_XFLAG_PROJINHERIT`: what is made in this directory is of its project.
+/// `FS_XFLAG_PROJINHERIT`: new entries inherit the directory's project.
 const INHERIT: u32 = 0x200;
 
 /// `struct fs_qfilestatv`.
@@ -61,7 +61,7 @@ struct Attributes {
     pad: [u8; 8],
 }
 
-/// Whether limits of projects are enforced on the file system of `at`.
+/// Whether project quotas are enforced on the file system of `at`.
 pub fn is_enforced(at: impl AsFd) -> Result<bool, Errno> {
     let mut state = State { version: STATE_VERSION, ..State::default() };
     // SAFETY: Q_XGETQSTATV writes a `fs_quota_statv`, which lives for the call and is valid whatever is in it.
@@ -69,7 +69,7 @@ pub fn is_enforced(at: impl AsFd) -> Result<bool, Errno> {
     Ok(state.flags & PROJECTS_ENFORCED != 0)
 }
 
-/// What the files of a project take.
+/// The usage of a project.
 pub fn used(at: impl AsFd, project: u32) -> Result<Used, Errno> {
     let mut quota = no_quota();
     // SAFETY: Q_GETQUOTA writes an `if_dqblk`, which lives for the call and is valid whatever is in it.
@@ -77,7 +77,7 @@ pub fn used(at: impl AsFd, project: u32) -> Result<Used, Errno> {
     Ok(Used { bytes: quota.dqb_curspace, files: quota.dqb_curinodes })
 }
 
-/// Limits a project to so many KiB and inodes; 0 for no limit.
+/// Limits a project in KiB and inodes; 0 for no limit.
 pub fn set_limits(at: impl AsFd, project: u32, blocks: u64, inodes: u64) -> Result<(), Errno> {
     let valid = libc::QIF_BLIMITS | libc::QIF_ILIMITS;
     let mut quota = libc::dqblk { dqb_bhardlimit: blocks, dqb_ihardlimit: inodes, dqb_valid: valid, ..no_quota() };
@@ -85,7 +85,7 @@ pub fn set_limits(at: impl AsFd, project: u32, blocks: u64, inodes: u64) -> Resu
     unsafe { quotactl(at.as_fd(), libc::Q_SETQUOTA, project, (&raw mut quota).cast()) }
 }
 
-/// The project of a file; none where the file system has none.
+/// The project of a file; `None` if the file system has no projects.
 pub fn project(file: BorrowedFd<'_>) -> Result<Option<u32>, Errno> {
     match attributes(file) {
         Ok(attributes) => Ok(Some(attributes.project)),
@@ -94,13 +94,13 @@ pub fn project(file: BorrowedFd<'_>) -> Result<Option<u32>, Errno> {
     }
 }
 
-/// Makes a directory one of a project, and what will be made in it.
+/// Sets the project of a directory and its new entries.
 pub fn join(directory: BorrowedFd<'_>, project: u32) -> Result<(), Errno> {
     let attributes = attributes(directory)?;
     set_attributes(directory, &Attributes { project, flags: attributes.flags | INHERIT, ..attributes })
 }
 
-/// What will be made in a directory is of its project no longer.
+/// Stops new entries from inheriting a directory's project.
 pub fn leave(directory: BorrowedFd<'_>) -> Result<(), Errno> {
     let attributes = attributes(directory)?;
     if attributes.flags & INHERIT == 0 {
@@ -138,7 +138,7 @@ fn no_quota() -> libc::dqblk {
 /// `quotactl_fd(2)`, of Linux 5.14.
 ///
 /// # Safety
-/// `data` has to be what the command wants.
+/// `data` must be valid for the command.
 unsafe fn quotactl(
     at: BorrowedFd<'_>,
     command: libc::c_int,
@@ -146,7 +146,7 @@ unsafe fn quotactl(
     data: *mut libc::c_void,
 ) -> Result<(), Errno> {
     let command = libc::QCMD(command, PRJQUOTA);
-    // SAFETY: the descriptor is open, and the caller answers for `data`.
+    // SAFETY: the descriptor is open, and the caller guarantees `data`.
     let result = unsafe { libc::syscall(libc::SYS_quotactl_fd, at.as_raw_fd(), command, project, data) };
     check(if result == 0 { 0 } else { -1 })
 }
@@ -158,7 +158,7 @@ fn check(result: libc::c_int) -> Result<(), Errno> {
     }
 }
 
-/// `kcmp(2)` of two tasks' tables of open files.
+/// Compares two tasks' tables of open files with `kcmp(2)`.
 pub fn same_files(one: i32, other: i32) -> Result<bool, Errno> {
     // SAFETY: numbers only.
     let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, COMPARE_FILES, 0_u64, 0_u64) };
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(size_of::<State>(), 160);
         assert_eq!(size_of::<Attributes>(), 28);
         assert_eq!(size_of::<libc::dqblk>(), 72);
-        // The size is a part of the number (`_IOR('X', 31, struct fsxattr)`).
+        // The number includes the structure's size (`_IOR('X', 31, struct fsxattr)`).
         assert_eq!((GET_ATTRIBUTES >> 16) & 0x3fff, 28);
     }
 }

@@ -1,4 +1,4 @@
-//! The command line as a whole: what there is, and how a run of it ends.
+//! The command line: all commands, and how a run ends.
 
 use std::process::ExitCode;
 
@@ -36,7 +36,7 @@ Exit status:
 
 A server on this machine is found through its data directory; another one through --url and --token.";
 
-/// Runs AI agents in sessions: isolated containers with a workspace that lasts.
+/// Run AI agents in sessions: isolated containers with a persistent workspace.
 #[derive(Debug, Parser)]
 #[command(name = "raworc", version, about = ABOUT, after_help = EXAMPLES)]
 #[command(arg_required_else_help = true, disable_help_subcommand = true, max_term_width = 110)]
@@ -49,49 +49,49 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Do one piece of work in a session of its own, and show its output as it comes.
+    /// Give one task to a new session, and show its output.
     Run(run::Run),
-    /// Make sessions, give them work, watch and change them.
+    /// Create sessions, send them messages, watch and change them.
     #[command(subcommand, visible_alias = "sessions")]
     Session(session::Session),
-    /// Save, list, compare and restore the versions of a session's workspace.
+    /// Save, list, compare and restore versions of a session's workspace.
     #[command(subcommand, visible_alias = "checkpoints")]
     Checkpoint(checkpoint::Checkpoint),
-    /// Bring in images for containers to run, list and remove them.
+    /// Pull and import images for containers, list and delete them.
     #[command(subcommand, visible_alias = "images")]
     Image(image::Image),
     /// Define the agents that sessions can use.
     #[command(subcommand, visible_alias = "agents")]
     Agent(agent::Agent),
-    /// Manage who may use the server.
+    /// Manage the accounts that may use the server.
     #[command(subcommand, visible_alias = "accounts")]
     Account(account::Account),
-    /// Manage the tokens that programs and people log in with.
+    /// Manage the access tokens of programs and people.
     #[command(subcommand, visible_alias = "tokens")]
     Token(token::Token),
     Audit(audit::Audit),
-    /// Show whose token is in use.
+    /// Show the account of the token in use.
     #[command(after_help = "Example:\n  raworc me --output json")]
     Me,
     /// Run the server.
     Serve(serve::Serve),
-    /// Show what takes space on the server's disk, and give it back.
+    /// Show what uses disk space on the server, and free it.
     #[command(subcommand)]
     System(system::System),
-    /// Ask the server how it is; ends with 1 unless all is well.
+    /// Show the health of the server; exits with 1 unless it is healthy.
     #[command(after_help = "Example:\n  raworc health && echo up")]
     Health,
     /// Show the version of this program and of the server.
     #[command(after_help = "Example:\n  raworc version --output json")]
     Version,
-    /// Check what this machine needs for running containers, and say how to get what is missing.
+    /// Check whether this machine can run containers, and say how to fix what is missing.
     #[command(after_help = "Example:\n  raworc doctor\n\nEnds with 1 if something needed is missing.")]
     Doctor,
     /// Print the completion script of a shell.
     #[command(after_help = "Examples:\n  raworc completions bash > /etc/bash_completion.d/raworc\n  \
                             raworc completions zsh > ~/.zfunc/_raworc")]
     Completions {
-        /// Which shell.
+        /// The shell to complete for.
         shell: clap_complete::Shell,
     },
 }
@@ -111,7 +111,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What has to be done before there is a second thread: a server of an ordinary user becomes root of its own namespace.
+/// Does what must come before a second thread: a rootless server enters a user namespace.
 fn prepare(cli: &mut Cli) -> Result<()> {
     let starts_a_server = match &cli.command {
         Command::Serve(_) => true,
@@ -119,7 +119,7 @@ fn prepare(cli: &mut Cli) -> Result<()> {
         _ => false,
     };
     if starts_a_server {
-        // In there, the user would have another home.
+        // The home directory differs inside the namespace.
         cli.global.data_dir = Some(cli.global.data_dir()?);
         rootless::enter().map_err(|obstacle| Failure::failed(obstacle.found).help(obstacle.remedy))?;
     }
@@ -131,14 +131,14 @@ fn execute(context: &Context, command: Command) -> Result<()> {
         .map_err(|error| Failure::failed(format!("this process could not start its threads: {error}")))
         .and_then(|runtime| {
             let result = runtime.block_on(dispatch(context, command));
-            // A read of standard input that nobody waits for any more must not hold up the end.
+            // A pending read of standard input must not delay the exit.
             runtime.shutdown_background();
             result
         })
 }
 
 async fn dispatch(context: &Context, command: Command) -> Result<()> {
-    // Boxed, so that the state of the largest command is not that of every one.
+    // Boxed, so that small commands do not need the largest one's stack.
     match command {
         Command::Run(args) => Box::pin(run::run(context, args)).await,
         Command::Session(command) => Box::pin(session::run(context, command)).await,

@@ -1,4 +1,4 @@
-//! Settings: flags win over `RAWORC_*` variables, those over `DIR/raworc.toml`, that over the defaults.
+//! Settings. Flags override `RAWORC_*` variables, which override `DIR/raworc.toml`, which overrides the defaults.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -16,27 +16,27 @@ use serde::{Deserialize, Serialize};
 use crate::failure::{Failure, Result};
 use crate::output::Format;
 
-/// The file of settings in the data directory.
+/// The settings file in the data directory.
 pub const FILE: &str = "raworc.toml";
-/// Where a server listens unless told otherwise.
+/// The default listen address.
 pub const LISTEN_DEFAULT: &str = "127.0.0.1:9000";
 const LOG_DEFAULT: &str = "info";
-/// Containers kept prepared: enough for a person, small enough to be forgotten (about 1.5 MiB each).
+/// Default number of spare containers: enough for one person, and cheap (about 1.5 MiB each).
 const SPARES_DEFAULT: u8 = 2;
-/// At most.
+/// Maximum number of spare containers.
 const SPARES_MAX: i64 = 64;
 
-/// Connections of clients at the same time: for a thousand sessions that are followed, and some.
+/// Default connection limit: enough to follow a thousand sessions, and more.
 const CONNECTIONS_DEFAULT: u32 = 4096;
-/// From one address.
+/// Default connection limit per address.
 const CONNECTIONS_PER_ADDRESS_DEFAULT: u32 = 256;
-/// How long a client may take for the head of a request, and take nothing of an answer.
+/// How long a client may take to send a request's head, or to read from an answer.
 const CLIENT_TIMEOUT_SECONDS_DEFAULT: u32 = 30;
 
-/// Options that every command takes.
+/// Options of every command.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Global {
-    /// The server [default: the one on this machine].
+    /// URL of the server [default: the one on this machine].
     #[arg(
         long,
         global = true,
@@ -46,7 +46,7 @@ pub struct Global {
         help_heading = "Common options"
     )]
     pub url: Option<String>,
-    /// The token to use there [default: the administrator's, if this user may read it].
+    /// The token for the server [default: the administrator's, if this user may read it].
     #[arg(long, global = true, env = "RAWORC_TOKEN", hide_env_values = true, help_heading = "Common options")]
     pub token: Option<String>,
     /// The data directory of the server on this machine [default: /var/lib/raworc for root, else
@@ -61,53 +61,51 @@ pub struct Global {
         help_heading = "Common options"
     )]
     pub data_dir: Option<PathBuf>,
-    /// How to write results: text for people; json for programs: one JSON value, streams as JSON lines.
+    /// Output format: text for people; json for programs, with streams as JSON lines.
     #[arg(long, short, global = true, value_enum, default_value_t, value_name = "text|json")]
     #[arg(hide_possible_values = true, help_heading = "Common options")]
     pub output: Format,
 }
 
-/// Options of a server. Each has a variable, and a key in `raworc.toml`.
+/// Options of a server. Each has an environment variable and a key in `raworc.toml`.
 #[derive(Clone, Debug, Default, Args, Serialize)]
 pub struct ServeOptions {
-    /// Where to listen [default: 127.0.0.1:9000].
+    /// The address to listen on [default: 127.0.0.1:9000].
     #[arg(long, env = "RAWORC_LISTEN", hide_env_values = true, value_name = "ADDR:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
-    /// Connections of clients at the same time, at most; never more than half the limit of open files [default: 4096].
+    /// Maximum number of client connections; never more than half the limit of open files [default: 4096].
     #[arg(long, env = "RAWORC_CONNECTIONS", hide_env_values = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
-    /// Those from one address, but for this machine's own [default: 256].
+    /// Maximum number of connections per client address, except from this machine [default: 256].
     #[arg(long, env = "RAWORC_CONNECTIONS_PER_ADDRESS", hide_env_values = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections_per_address: Option<u32>,
-    /// Seconds after which a client is given up that does not finish the head of its request, or takes nothing of its answer
+    /// Seconds until a client is disconnected that does not finish a request's head, or does not read its answer
     /// [default: 30].
     #[arg(long, env = "RAWORC_CLIENT_TIMEOUT_SECONDS", hide_env_values = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_timeout_seconds: Option<u32>,
-    /// Another OCI runtime program to start containers with, such as /usr/sbin/runc [default: the embedded one].
+    /// An OCI runtime program for starting containers, such as /usr/sbin/runc [default: the embedded one].
     #[arg(long, env = "RAWORC_OCI_RUNTIME", hide_env_values = true, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oci_runtime: Option<PathBuf>,
-    /// Containers to keep prepared for sessions to come, 0 to 64; a session with default resources then starts in an
-    /// instant [default: 2].
+    /// Number of spare containers, 0 to 64, which let sessions with default resources start instantly [default: 2].
     #[arg(long, env = "RAWORC_SPARES", hide_env_values = true, value_name = "N", value_parser = clap::value_parser!(u8).range(..=SPARES_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spares: Option<u8>,
-    /// A file of credentials for registries, as `docker login` and `skopeo login` write it; administrators and backups use
-    /// them [default: none].
+    /// A file of registry credentials, as written by `docker login` and `skopeo login`, for administrators and
+    /// backups [default: none].
     #[arg(long, env = "RAWORC_REGISTRY_AUTH", hide_env_values = true, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_auth: Option<PathBuf>,
-    /// Whether all accounts may use those credentials: with them, everyone reads and writes what they are good for
-    /// [default: false].
+    /// Whether all accounts may use these credentials, and thereby everything they give access to [default: false].
     #[arg(long, env = "RAWORC_REGISTRY_AUTH_SHARED", hide_env_values = true, value_name = "true|false")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_auth_shared: Option<bool>,
-    /// Registries to speak to without TLS, as HOST or HOST:PORT, separated by commas; those on this machine are in any case
+    /// Registries to use without TLS, as HOST or HOST:PORT, separated by commas, besides those on this machine
     /// [default: none].
     #[arg(
         long,
@@ -118,42 +116,42 @@ pub struct ServeOptions {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_plain_http: Option<Vec<String>>,
-    /// What the images and checkpoints that one member brought in may have together, such as 20Gi [default: half of the disk].
+    /// Maximum size of all images and checkpoints that one member pulls or imports, such as 20Gi [default: half of
+    /// the disk].
     #[arg(long, env = "RAWORC_IMAGES_MAX", hide_env_values = true, value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub images_max: Option<Bytes>,
-    /// Registries on this machine and in private networks that members may use, as HOST or HOST:PORT, separated by commas.
-    /// Administrators may use any [default: none].
+    /// Registries on this machine and in private networks that members may use, as HOST or HOST:PORT, separated by
+    /// commas. Administrators may use any [default: none].
     #[arg(long, env = "RAWORC_REGISTRY_ALLOW", hide_env_values = true, value_name = "HOSTS", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_allow: Option<Vec<String>>,
-    /// A file of certificates (PEM) of registries to trust besides the machine's own [default: none].
+    /// A file of registry certificates (PEM) to trust besides the machine's [default: none].
     #[arg(long, env = "RAWORC_REGISTRY_CERTIFICATES", hide_env_values = true, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_certificates: Option<PathBuf>,
-    /// The most processors that a session may have [default: those of the machine].
+    /// Maximum number of processors per session [default: all of the machine].
     #[arg(long, env = "RAWORC_MAX_CPU_PER_SESSION", hide_env_values = true, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_cpu_per_session: Option<f64>,
-    /// The most memory that a session may have, such as 4Gi [default: that of the machine].
+    /// Maximum memory per session, such as 4Gi [default: all of the machine].
     #[arg(long, env = "RAWORC_MAX_MEMORY_PER_SESSION", hide_env_values = true, value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_memory_per_session: Option<Bytes>,
-    /// The most processes and threads that a session may have [default: a quarter of what the machine can have].
+    /// Maximum number of processes and threads per session [default: a quarter of the machine's limit].
     #[arg(long, env = "RAWORC_MAX_PIDS_PER_SESSION", hide_env_values = true, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_pids_per_session: Option<u32>,
-    /// The most that a session may take of the disk, such as 20Gi; also for those that name no limit [default: what fits on
-    /// the disk, and no limit for those].
+    /// Maximum disk space per session, such as 20Gi; also applies to sessions without a limit [default: the size of
+    /// the disk, and none for those].
     #[arg(long, env = "RAWORC_MAX_DISK_PER_SESSION", hide_env_values = true, value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_disk_per_session: Option<Bytes>,
-    /// What to log: error, warn, info, debug or trace, also for single parts: `info,raworc_server=debug`
-    /// [default: info].
+    /// Log level: error, warn, info, debug or trace, also per module: `info,raworc_server=debug` [default: info].
     #[arg(long, env = "RAWORC_LOG", hide_env_values = true, value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
-    /// How to write the log [default: text].
+    /// Log format [default: text].
     #[arg(long, env = "RAWORC_LOG_FORMAT", hide_env_values = true, value_enum, value_name = "text|json")]
     #[arg(hide_possible_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -161,7 +159,7 @@ pub struct ServeOptions {
 }
 
 impl ServeOptions {
-    /// Those given by variables, for a server that is not started by `raworc serve`.
+    /// Reads the variables, for a server that is not started by `raworc serve`.
     pub fn from_variables() -> Result<Self> {
         Self::augment_args(Command::new("raworc"))
             .try_get_matches_from(["raworc"])
@@ -172,7 +170,7 @@ impl ServeOptions {
     }
 }
 
-/// How the log is written.
+/// Log formats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
@@ -186,44 +184,44 @@ pub enum LogFormat {
 /// Settings of a server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Everything the server keeps is in there.
+    /// The directory with all of the server's data.
     pub data_dir: PathBuf,
-    /// Where it listens.
+    /// The listen address.
     pub listen: SocketAddr,
-    /// Connections at most.
+    /// Maximum number of connections.
     pub connections: u32,
-    /// From one address.
+    /// Maximum number of connections per address.
     pub connections_per_address: u32,
-    /// Patience with clients.
+    /// Timeout for slow clients.
     pub client_timeout_seconds: u32,
-    /// Another OCI runtime than the embedded one.
+    /// An OCI runtime in place of the embedded one.
     pub oci_runtime: Option<PathBuf>,
-    /// Containers kept prepared.
+    /// Number of spare containers.
     pub spares: u8,
-    /// Credentials for registries.
+    /// Registry credentials.
     pub registry_auth: Option<PathBuf>,
-    /// Whether all accounts use them.
+    /// Whether all accounts may use them.
     pub registry_auth_shared: bool,
-    /// Registries that are spoken to without TLS.
+    /// Registries used without TLS.
     pub registry_plain_http: Vec<String>,
-    /// What the images of one member may have together.
+    /// Maximum size of one member's images.
     pub images_max: Option<Bytes>,
     /// Registries in private networks that members may use.
     pub registry_allow: Vec<String>,
-    /// Certificates of registries.
+    /// Registry certificates.
     pub registry_certificates: Option<PathBuf>,
-    /// The most that a session may be given.
+    /// Resource ceilings of a session.
     pub ceilings: Ceilings,
-    /// What is logged.
+    /// Log level.
     pub log: String,
-    /// How it is logged.
+    /// Log format.
     pub log_format: LogFormat,
 }
 
-/// What file and flags come to.
+/// The merged file and flags.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Merged {
+struct FileSettings {
     listen: SocketAddr,
     connections: u32,
     connections_per_address: u32,
@@ -259,7 +257,7 @@ struct Defaults {
 }
 
 impl Settings {
-    /// Of a server with this data directory.
+    /// Loads the settings of a server with this data directory.
     pub fn load(data_dir: &Path, options: &ServeOptions) -> Result<Self> {
         let path = data_dir.join(FILE);
         let file = match std::fs::read_to_string(&path) {
@@ -276,7 +274,7 @@ impl Settings {
             log: LOG_DEFAULT,
             log_format: LogFormat::Text,
         };
-        let merged: Merged = Figment::from(Serialized::defaults(defaults))
+        let merged: FileSettings = Figment::from(Serialized::defaults(defaults))
             .merge(Toml::string(&file))
             .merge(Serialized::defaults(options))
             .extract()
@@ -314,8 +312,8 @@ impl Settings {
     }
 }
 
-impl Merged {
-    /// What the machine has, unless something else was set.
+impl FileSettings {
+    /// The machine's capacity, unless set otherwise.
     fn ceilings(&self, data_dir: &Path) -> std::result::Result<Ceilings, String> {
         let existing = data_dir.ancestors().find(|path| path.is_dir()).unwrap_or(data_dir);
         let machine = Ceilings::of_machine(existing);
@@ -351,7 +349,7 @@ fn wrong_file(path: &Path, error: figment::Error) -> Failure {
 }
 
 impl Global {
-    /// The data directory in use, as an absolute path.
+    /// The data directory as an absolute path.
     pub fn data_dir(&self) -> Result<PathBuf> {
         let chosen = match self.data_dir.as_ref().filter(|dir| !dir.as_os_str().is_empty()) {
             Some(dir) => dir.clone(),
@@ -371,7 +369,7 @@ fn default_data_dir(is_root: bool, variable: impl Fn(&str) -> Option<PathBuf>) -
     if is_root {
         return Some("/var/lib/raworc".into());
     }
-    // The XDG specification has relative paths ignored.
+    // The XDG specification requires relative paths to be ignored.
     let absolute = |name: &str| variable(name).filter(|path| path.is_absolute());
     let base = absolute("XDG_DATA_HOME").or_else(|| Some(absolute("HOME")?.join(".local/share")))?;
     Some(base.join("raworc"))
@@ -436,7 +434,7 @@ mod tests {
             ("listen = ", "listen"),
         ] {
             let failure = load(file, &ServeOptions::default()).unwrap_err();
-            let Failure::Said { status: 2, message, .. } = failure else { panic!("{failure:?}") };
+            let Failure::Message { status: 2, message, .. } = failure else { panic!("{failure:?}") };
             assert!(message.contains(named) && message.contains(FILE), "{message}");
         }
     }

@@ -1,4 +1,4 @@
-//! Which server to talk to, and with which token.
+//! Finds the server and the token to use.
 
 use std::io::ErrorKind;
 use std::net::TcpStream;
@@ -10,18 +10,18 @@ use raworc_api::client::Client;
 use crate::config::{Global, LISTEN_DEFAULT};
 use crate::failure::{EXIT_NO_SERVER, Failure, Result};
 
-/// Where a running server writes its URL, in its data directory.
+/// The file in the data directory with a running server's URL.
 pub const URL_FILE: &str = "server.url";
-/// Where a server keeps the first administrator's token, in its data directory.
+/// The file in the data directory with the first administrator's token.
 pub const TOKEN_FILE: &str = "admin.token";
 
-/// How long a server on this machine may take to accept a connection.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait for a local server to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A server, as far as it is known without asking.
+/// A server that may not have been contacted yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Where it is.
+    /// Its URL.
     pub url: String,
     token: Token,
 }
@@ -30,7 +30,7 @@ pub struct Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Token {
     Known(String),
-    /// Why there is none, for the person who needs one.
+    /// There is none; the reason, for people.
     Missing(String),
 }
 
@@ -45,18 +45,18 @@ impl Target {
         }
     }
 
-    /// A client for what needs no token.
+    /// A client without a token.
     pub fn anonymous(&self) -> Result<Client> {
         Ok(Client::anonymous(&self.url)?)
     }
 }
 
-/// The server these options lead to.
+/// Finds the server for these options.
 pub fn find(global: &Global) -> Result<Target> {
     let dir = global.data_dir();
     let known = given(&global.token);
     if let Some(url) = given(&global.url) {
-        // The token in a data directory is for the server of that directory, and must not be sent to any other.
+        // A data directory's token must not be sent to any other server.
         let token = known.map(Token::Known).or_else(|| own_token(&dir, &url));
         let token = token.unwrap_or_else(|| Token::Missing("a server named with --url needs it".into()));
         return Ok(Target { url, token });
@@ -72,22 +72,22 @@ pub fn find(global: &Global) -> Result<Target> {
     Ok(Target { url, token })
 }
 
-/// The server of these options if it is the one of this machine and is written down; `None` where none is.
+/// The server of this machine, if these options mean it and its URL is on file.
 pub fn find_here(global: &Global) -> Result<Option<Target>> {
     let is_known = given(&global.url).is_some() || written(&global.data_dir()?.join(URL_FILE))?.is_some();
     if is_known { find(global).map(Some) } else { Ok(None) }
 }
 
-/// Whether there is a server to use: one that was named, or one on this machine that takes connections.
+/// Whether a server is given explicitly, or a local one accepts connections.
 pub fn is_there(global: &Global) -> bool {
     let takes_connections = |target: Target| {
         let address = target.url.trim_start_matches("http://").parse().ok();
-        address.is_some_and(|address| TcpStream::connect_timeout(&address, PATIENCE).is_ok())
+        address.is_some_and(|address| TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).is_ok())
     };
     given(&global.url).is_some() || find_here(global).ok().flatten().is_some_and(takes_connections)
 }
 
-/// What to say where no server answers.
+/// Advice for when no server answers.
 pub fn what_to_do(global: &Global) -> String {
     let origin = match (given(&global.url), global.data_dir()) {
         (Some(_), _) => "The URL was given with --url or RAWORC_URL.".to_owned(),
@@ -99,7 +99,7 @@ pub fn what_to_do(global: &Global) -> String {
 }
 
 fn nothing_there(dir: &Path) -> Failure {
-    Failure::Said {
+    Failure::Message {
         status: EXIT_NO_SERVER,
         message: format!("no server runs here: {} is not there", dir.join(URL_FILE).display()),
         help: Some(

@@ -1,4 +1,4 @@
-//! What every command needs: the options they all share, a way to the server, and a place to write to.
+//! The context of a command: common options, the server and the output.
 
 use raworc_api::client::Client;
 
@@ -7,23 +7,23 @@ use crate::connect;
 use crate::failure::Result;
 use crate::output::Ui;
 
-/// The surroundings of a command.
+/// The context of a command.
 #[derive(Debug)]
 pub struct Context {
-    /// Options that every command takes.
+    /// Options of every command.
     pub global: Global,
-    /// Where to write.
+    /// The output.
     pub ui: Ui,
 }
 
 impl Context {
-    /// For these options.
+    /// The context for these options.
     pub fn new(global: Global) -> Self {
         let ui = Ui::new(global.output);
         Self { global, ui }
     }
 
-    /// The server to talk to.
+    /// A client for the server.
     pub fn client(&self) -> Result<Client> {
         connect::find(&self.global).and_then(|target| target.client())
     }

@@ -1,4 +1,4 @@
-//! How a command fails: what is said, and with which status the process ends.
+//! Failures of commands: message and exit status.
 
 use std::borrow::Cow;
 
@@ -11,44 +11,44 @@ use crate::connect;
 use crate::context::Context;
 use crate::text::{clean, clean_lines};
 
-/// The work failed.
+/// The task failed.
 pub const EXIT_FAILED: u8 = 1;
-/// The command line or the input is wrong.
+/// The command line or the input is invalid.
 pub const EXIT_USAGE: u8 = 2;
 /// No server answers.
 pub const EXIT_NO_SERVER: u8 = 3;
 
-/// The work took too long, as timeout(1) says it.
+/// The task took too long, as in timeout(1).
 pub const EXIT_TIMED_OUT: u8 = 124;
-/// The work could not be run, as a shell says it.
+/// The task could not be run, as in shells.
 pub const EXIT_NOT_EXECUTABLE: u8 = 126;
-/// A signal ended the work; its number is added, as a shell does.
+/// The task was killed by a signal, whose number is added, as in shells.
 pub const EXIT_SIGNALLED: i32 = 128;
-/// The work was cancelled, or its session ended, as a shell says it of Ctrl-C.
+/// The task was cancelled or its session ended, as shells report Ctrl-C.
 pub const EXIT_CANCELLED: u8 = 130;
 
 /// The result of a command.
 pub type Result<T> = std::result::Result<T, Failure>;
 
-/// Why a command did not do what it was asked.
+/// Why a command failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// A call failed.
+    /// A call to the server failed.
     Client(ClientError),
-    /// Something else went wrong.
-    Said {
-        /// With which status to end.
+    /// Another failure.
+    Message {
+        /// The exit status.
         status: u8,
         /// What happened.
         message: String,
-        /// What to do.
+        /// What to do about it.
         help: Option<String>,
     },
-    /// A part of the program that reports by itself.
+    /// A report of another part of the program.
     Report(miette::Report),
-    /// Everything has been said; only the status is left.
+    /// Everything is reported already; only the exit status is left.
     Status(u8),
-    /// Whoever read our output has gone: there is nothing more to do, and that is fine.
+    /// Nobody reads our output any more, which is no error.
     PipeClosed,
 }
 
@@ -65,38 +65,38 @@ impl From<miette::Report> for Failure {
 }
 
 impl Failure {
-    /// The work failed.
+    /// The task failed.
     pub fn failed(message: impl Into<String>) -> Self {
-        Failure::Said { status: EXIT_FAILED, message: message.into(), help: None }
+        Failure::Message { status: EXIT_FAILED, message: message.into(), help: None }
     }
 
-    /// The command line or the input is wrong.
+    /// The command line or the input is invalid.
     pub fn usage(message: impl Into<String>) -> Self {
-        Failure::Said { status: EXIT_USAGE, message: message.into(), help: None }
+        Failure::Message { status: EXIT_USAGE, message: message.into(), help: None }
     }
 
-    /// With what to do about it.
+    /// Adds what to do about it.
     #[must_use]
     pub fn help(self, text: impl Into<String>) -> Self {
         match self {
-            Failure::Said { status, message, .. } => Failure::Said { status, message, help: Some(text.into()) },
+            Failure::Message { status, message, .. } => Failure::Message { status, message, help: Some(text.into()) },
             other @ (Failure::Client(_) | Failure::Report(_) | Failure::Status(_) | Failure::PipeClosed) => other,
         }
     }
 
-    /// With which status the process ends.
+    /// The exit status of the process.
     pub fn exit_status(&self) -> u8 {
         match self {
             Failure::Client(ClientError::Problem(problem)) => exit_status_of(problem.code),
             Failure::Client(ClientError::Input(_)) => EXIT_USAGE,
             Failure::Client(ClientError::Unreachable { .. } | ClientError::Protocol(_)) => EXIT_NO_SERVER,
-            Failure::Said { status, .. } | Failure::Status(status) => *status,
+            Failure::Message { status, .. } | Failure::Status(status) => *status,
             Failure::Report(_) => EXIT_FAILED,
             Failure::PipeClosed => 0,
         }
     }
 
-    /// Says it on standard error.
+    /// Prints it to standard error.
     pub fn report(&self, context: &Context) {
         if let Failure::Report(report) = self {
             return context.ui.error(render(report.as_ref(), context.ui.error_colour()));
@@ -120,12 +120,12 @@ impl Failure {
                 Some(plain(error.to_string(), Some(help.into())))
             }
             Failure::Client(ClientError::Input(message)) => Some(plain(message.clone(), None)),
-            Failure::Said { message, help, .. } => Some(plain(message.clone(), help.clone())),
+            Failure::Message { message, help, .. } => Some(plain(message.clone(), help.clone())),
             Failure::Report(_) | Failure::Status(_) | Failure::PipeClosed => None,
         }
     }
 
-    /// For programs: the server's own document, or one of the same shape.
+    /// The document for programs: the server's problem, or one of the same shape.
     fn document(&self, said: &MietteDiagnostic) -> Value {
         if let Failure::Client(ClientError::Problem(problem)) = self {
             return serde_json::to_value(problem).unwrap_or(Value::Null);
@@ -164,7 +164,7 @@ fn of_problem(problem: &Problem) -> MietteDiagnostic {
     MietteDiagnostic::new(message).with_code(problem.code.as_str()).with_help(help)
 }
 
-/// The server speaks of calls; this is what to type.
+/// Problems name API calls; this is the command to type.
 fn command_for(code: Code) -> Option<&'static str> {
     match code {
         Code::Unauthenticated => {
@@ -191,7 +191,7 @@ fn command_for(code: Code) -> Option<&'static str> {
     }
 }
 
-/// What was asked is wrong, or it can't be done now.
+/// 2 if the request is wrong, 1 if it cannot be done now, and others as documented.
 fn exit_status_of(code: Code) -> u8 {
     match code {
         Code::InvalidInput

@@ -1,4 +1,4 @@
-//! What people type, read.
+//! Parses what people type.
 
 use std::io::Read as _;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::failure::{Failure, Result};
 
-/// A text for an agent; `-` is read from standard input.
+/// Reads a text for an agent; `-` means standard input.
 pub fn prompt(text: &str) -> Result<String> {
     let bytes = if text == "-" { standard_input()? } else { text.as_bytes().to_owned() };
     if bytes.len() > MESSAGE_BYTES_MAX {
@@ -24,7 +24,7 @@ pub fn prompt(text: &str) -> Result<String> {
     Ok(content)
 }
 
-/// What is there, and one byte more than may be.
+/// Reads standard input up to one byte above the limit.
 pub fn standard_input() -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let limit = u64::try_from(MESSAGE_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
@@ -35,7 +35,7 @@ pub fn standard_input() -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A span of time: seconds, or numbers with s, m, h, d or w, such as `90`, `10m`, `1h30m`.
+/// Parses a span of time: seconds, or numbers with s, m, h, d or w, such as `90`, `10m`, `1h30m`.
 pub fn seconds(text: &str) -> std::result::Result<u64, String> {
     let wrong = || "write seconds, or numbers with s, m, h, d or w, such as 90, 10m or 1h30m".to_owned();
     if let Ok(plain) = text.parse() {
@@ -60,12 +60,12 @@ pub fn seconds(text: &str) -> std::result::Result<u64, String> {
     if text.is_empty() { Err(wrong()) } else { Ok(total) }
 }
 
-/// When checkpoints are taken, by the policy's name.
+/// Parses the name of a checkpoint policy.
 pub fn policy(text: &str) -> std::result::Result<Policy, String> {
     serde_json::from_value(Value::from(text)).map_err(|_| "write each_message, on_stop, every or manual".to_owned())
 }
 
-/// A variable: `NAME=VALUE`.
+/// Parses a variable: `NAME=VALUE`.
 pub fn variable(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -73,7 +73,7 @@ pub fn variable(text: &str) -> std::result::Result<(String, String), String> {
     }
 }
 
-/// A JSON object.
+/// Parses a JSON object.
 pub fn object(text: &str) -> std::result::Result<Map<String, Value>, String> {
     serde_json::from_str(text).map_err(|_| r#"write a JSON object, such as '{"project": "demo"}'"#.into())
 }

@@ -1,4 +1,4 @@
-//! The raworc program: the server, and the command line that talks to it.
+//! The raworc program: the server and its command line.
 
 use std::process::ExitCode;
 
@@ -8,8 +8,8 @@ mod config;
 mod connect;
 mod context;
 mod failure;
+mod follow_message;
 mod input;
-mod live;
 mod output;
 mod progress;
 mod serve;
@@ -18,8 +18,8 @@ mod terminal;
 mod text;
 
 fn main() -> ExitCode {
-    // The launcher forks and runs Rust code in the child: it must be the first thing this process does, before there is
-    // any other thread. It is for servers only, so it is no command that people are told about.
+    // The launcher forks, so it must start before there is another thread. It is internal and not listed as a
+    // command.
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "launcher") {
         return ExitCode::from(u8::try_from(raworc_launcher::main()).unwrap_or(1));
     }

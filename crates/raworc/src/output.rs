@@ -1,4 +1,4 @@
-//! The one place that writes to standard output and standard error.
+//! All output to standard output and standard error.
 
 use std::io::{self, ErrorKind, IsTerminal as _};
 
@@ -8,28 +8,28 @@ use serde::Serialize;
 
 use crate::failure::{Failure, Result};
 
-/// How results are written.
+/// Output formats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
     /// For programs: the API's document as one JSON value; streams as JSON lines.
     Json,
 }
 
-/// What a piece of text means; shown as a colour on a terminal.
+/// A text style, shown as a colour on terminals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// Stands out.
+    /// Emphasized.
     Bold,
     /// Less important.
     Faint,
-    /// All is well.
+    /// Success.
     Good,
-    /// Look here.
+    /// Needs attention.
     Warning,
-    /// Went wrong.
+    /// Failure.
     Bad,
     /// A name.
     Name,
@@ -48,7 +48,7 @@ impl Style {
     }
 }
 
-/// Where a command writes to.
+/// The output of a command.
 #[derive(Clone, Copy, Debug)]
 pub struct Ui {
     format: Format,
@@ -58,7 +58,7 @@ pub struct Ui {
 }
 
 impl Ui {
-    /// For the streams of this process.
+    /// The output to the streams of this process.
     pub fn new(format: Format) -> Self {
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let wanted = !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
@@ -70,22 +70,22 @@ impl Ui {
         }
     }
 
-    /// Whether programs read this.
+    /// Whether the output is JSON.
     pub fn is_json(&self) -> bool {
         self.format == Format::Json
     }
 
-    /// Whether a person can watch progress.
+    /// Whether to show progress.
     pub fn shows_progress(&self) -> bool {
         self.format == Format::Text && self.error_terminal
     }
 
-    /// Whether standard error may have colours.
+    /// Whether standard error has colours.
     pub fn error_colour(&self) -> bool {
         self.error_colour
     }
 
-    /// Writes to standard output, all of it at once.
+    /// Writes to standard output.
     pub fn out(&self, text: impl AsRef<[u8]>) -> Result<()> {
         write_all(&mut io::stdout().lock(), text.as_ref())
     }
@@ -95,41 +95,41 @@ impl Ui {
         self.out(format!("{text}\n"))
     }
 
-    /// Writes a document: readable, and one JSON value.
+    /// Writes an indented JSON document.
     pub fn json(&self, document: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string_pretty(document).map_err(|error| Failure::failed(error.to_string()))?;
         self.line(&text)
     }
 
-    /// Writes one document of a stream in a line of its own.
+    /// Writes a JSON document on one line.
     pub fn json_line(&self, document: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string(document).map_err(|error| Failure::failed(error.to_string()))?;
         self.line(&text)
     }
 
-    /// Writes the document for programs, or what `text` makes of it for people.
+    /// Writes the document as JSON, or as the text that `text` returns.
     pub fn show<T: Serialize>(&self, document: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
         if self.is_json() { self.json(document) } else { self.line(&text(document)) }
     }
 
-    /// Writes to standard error what is not a result: a hint, a warning. Programs don't get it.
+    /// Writes a hint or warning to standard error, unless the output is JSON.
     pub fn note(&self, text: &str) {
         if !self.is_json() {
             self.error(format!("{}\n", self.paint_error(Style::Faint, text)));
         }
     }
 
-    /// Writes to standard error. That nobody reads it is no reason to fail.
+    /// Writes to standard error. Failures are ignored.
     pub fn error(&self, text: impl AsRef<[u8]>) {
         let _ = write_all(&mut io::stderr().lock(), text.as_ref());
     }
 
-    /// With a colour, where standard output has them.
+    /// Colours a text if standard output has colours.
     pub fn paint(&self, style: Style, text: &str) -> String {
         painted(self.out_colour, style, text)
     }
 
-    /// With a colour, where standard error has them.
+    /// Colours a text if standard error has colours.
     pub fn paint_error(&self, style: Style, text: &str) -> String {
         painted(self.error_colour, style, text)
     }
@@ -147,7 +147,7 @@ fn write_all(stream: &mut impl io::Write, bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// A table without lines. The cells must be [`clean`](crate::text::clean).
+/// A table without borders. Cells must be [`clean`](crate::text::clean).
 pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
@@ -158,7 +158,7 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     table.trim_fmt()
 }
 
-/// Names and values, one pair in a line; pairs without a value are left out.
+/// Lines of names and values; pairs without a value are left out.
 pub fn fields(pairs: &[(&str, String)]) -> String {
     let shown = || pairs.iter().filter(|(_, value)| !value.is_empty());
     let width = shown().map(|(name, _)| name.chars().count()).max().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A spinner on standard error while something takes its time; nothing where nobody watches.
+//! A spinner on standard error, shown on terminals only.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::output::Ui;
 use crate::text::clean;
 
-/// Goes away when it is dropped.
+/// A spinner; removed on drop.
 #[derive(Debug)]
 pub struct Progress {
     spinner: Option<ProgressBar>,
 }
 
 impl Progress {
-    /// Begins to show what is being done.
+    /// Shows a spinner with this text.
     pub fn start(ui: &Ui, what: &str) -> Self {
         let spinner = ui.shows_progress().then(|| {
             let template = if ui.error_colour() {
@@ -30,14 +30,14 @@ impl Progress {
         Self { spinner }
     }
 
-    /// Something else is being done now.
+    /// Changes the text.
     pub fn say(&self, what: &str) {
         if let Some(spinner) = &self.spinner {
             spinner.set_message(clean(what));
         }
     }
 
-    /// Takes it off the screen.
+    /// Removes the spinner.
     pub fn stop(&mut self) {
         if let Some(spinner) = self.spinner.take() {
             spinner.finish_and_clear();

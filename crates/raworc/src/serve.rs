@@ -1,4 +1,4 @@
-//! A server in this process: the one place that picks backends.
+//! Starts a server in this process. The only place that picks backends.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::ErrorKind;
@@ -12,19 +12,19 @@ use raworc_core::limits::{CPU_DEFAULT, MEMORY_BYTES_DEFAULT, PIDS_DEFAULT};
 use raworc_runtime::native::{NativeConfig, NativeRuntime, rootless};
 use raworc_runtime::{Resources, Runtime as _};
 use raworc_server::{Bounds, Config, Registries, Reserve, Server, StartError};
-use raworc_workspace::layers::Marks;
+use raworc_workspace::layers::OverlayXattrs;
 use raworc_workspace::{Mounter, layers_in};
 use rustix::process::{Resource, Rlimit};
 
 use crate::config::Settings;
 use crate::connect::URL_FILE;
 
-/// The program inside every container, built by build.rs.
+/// The host program, built by build.rs.
 const HOST: &[u8] = include_bytes!(env!("RAWORC_HOST"));
 
-/// A server running in this process.
+/// A server in this process.
 pub struct Running {
-    /// Where it listens.
+    /// Its URL.
     pub url: String,
     /// The administrator's token.
     pub token: String,
@@ -33,14 +33,14 @@ pub struct Running {
     url_file: PathBuf,
 }
 
-/// Starts it, on the native runtime.
+/// Starts a server with the native runtime.
 pub async fn start(settings: &Settings) -> miette::Result<Running> {
     let data_dir = &settings.data_dir;
     prepare(data_dir)?;
     raise_open_files();
     let lock = raworc_server::lock(data_dir).map_err(advise)?;
     Reserve::of(data_dir).give_up_if_full();
-    let marks = if rootless::is_root() { Marks::Trusted } else { Marks::User };
+    let xattrs = if rootless::is_root() { OverlayXattrs::Trusted } else { OverlayXattrs::User };
     let layers = layers_in(data_dir);
     DirBuilder::new()
         .recursive(true)
@@ -48,7 +48,7 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         .create(&layers)
         .into_diagnostic()
         .wrap_err_with(|| format!("{} cannot be made", layers.display()))?;
-    let mounter = Mounter::start(&layers, marks).map_err(|error| {
+    let mounter = Mounter::start(&layers, xattrs).map_err(|error| {
         miette!(help = "`raworc doctor` says what this machine lacks", "nothing can be mounted: {error}")
     })?;
     let registries = Registries {
@@ -63,7 +63,7 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         mounter: mounter.clone(),
         data_dir: data_dir.clone(),
         host_binary: HOST.to_vec(),
-        // Not by its path: the file may be replaced by a newer release while this one runs.
+        // Not a path, because the file may be replaced by a newer release.
         launcher: PathBuf::from("/proc/self/exe"),
         oci_runtime: settings.oci_runtime.clone(),
         spares: settings.spares.into(),
@@ -81,7 +81,7 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
         host_socket: runtime.host_socket(),
         host_owner: Some(runtime.ids().base),
         agent_owner: Some(runtime.ids().agent()),
-        marks,
+        xattrs,
         mounter,
         registries,
         images_bytes_max: settings.images_max.map(|bytes| bytes.0),
@@ -96,7 +96,7 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
     let server = match Server::start(config, lock, runtime.clone()).await {
         Ok(server) => server,
         Err(error) => {
-            // What it has made on the machine already would only be found by the next one.
+            // Otherwise its resources would stay until the next start.
             runtime.close().await;
             return Err(advise(error));
         }
@@ -109,21 +109,21 @@ pub async fn start(settings: &Settings) -> miette::Result<Running> {
     Ok(Running { url, token: server.admin_token().to_owned(), server, runtime, url_file })
 }
 
-/// A session at work needs two descriptors; what shells give (1024) would do for five hundred. Where it cannot be raised
-/// it stays as it is.
+/// Raises the limit of open files: a running session needs two descriptors, so the usual 1024 would suffice for five
+/// hundred. A failure is ignored.
 fn raise_open_files() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// Whoever reads the file finds the old text or the new one, never the beginning of it.
+/// Replaces a file atomically.
 fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
     let new = path.with_extension("new");
     fs::write(&new, text)?;
     fs::rename(new, path)
 }
 
-/// The data directory, which containers have to be able to look through but not into.
+/// Creates the data directory. Containers must be able to traverse it, but not to list it.
 pub fn prepare(data_dir: &Path) -> miette::Result<()> {
     DirBuilder::new()
         .recursive(true)
@@ -131,7 +131,7 @@ pub fn prepare(data_dir: &Path) -> miette::Result<()> {
         .create(data_dir)
         .into_diagnostic()
         .wrap_err_with(|| format!("the data directory {} cannot be made", data_dir.display()))?;
-    // What sessions hold is in these, and as open as agents, images and archives have it: nobody else gets that far.
+    // Files of sessions have any mode, so these directories keep other users out.
     for name in PRIVATE {
         let directory = data_dir.join(name);
         match fs::set_permissions(&directory, Permissions::from_mode(0o700)) {
@@ -146,13 +146,13 @@ pub fn prepare(data_dir: &Path) -> miette::Result<()> {
     Ok(())
 }
 
-/// Directories that only the server enters, where they are there.
+/// Directories that only the server may enter.
 const PRIVATE: [&str; 5] = ["images", "layers", "run", "trash", "workspaces"];
 
-/// The code of the report that says that another process has the data directory.
+/// The report code for a data directory in use.
 const IN_USE: &str = "in_use";
 
-/// Whether starting failed because another process has the data directory.
+/// Whether starting failed because another process uses the data directory.
 pub fn is_in_use(report: &miette::Report) -> bool {
     report.code().is_some_and(|code| code.to_string() == IN_USE)
 }
@@ -168,9 +168,9 @@ fn advise(error: StartError) -> miette::Report {
 }
 
 impl Running {
-    /// Shuts down.
+    /// Shuts the server down.
     pub async fn shutdown(self) -> miette::Result<()> {
-        // Whoever looks for a server from now on finds none; a file that stays behind would only be a wrong hint.
+        // Removed first, so that nobody finds a server that is stopping.
         let _ = fs::remove_file(&self.url_file);
         self.server.stop().await;
         self.runtime.close().await;

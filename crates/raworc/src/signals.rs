@@ -1,10 +1,10 @@
-//! Ctrl-C and SIGTERM, for commands that have something to tidy up.
+//! Handles Ctrl-C and SIGTERM in commands that need to clean up.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::failure::{Failure, Result};
 
-/// Wishes to stop.
+/// A receiver for these signals.
 #[derive(Debug)]
 pub struct Signals {
     interrupt: Signal,
@@ -12,13 +12,13 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// From now on these signals don't end the process.
+    /// Catches the signals, so that they do not end the process.
     pub fn catch() -> Result<Self> {
         let catch = |kind| signal(kind).map_err(|error| Failure::failed(format!("signals can't be caught: {error}")));
         Ok(Self { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
     }
 
-    /// Waits for one; answers the exit status it stands for.
+    /// Waits for a signal and returns its exit status.
     pub async fn next(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => 130,

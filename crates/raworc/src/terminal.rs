@@ -1,4 +1,4 @@
-//! The terminal of this process, as one in a session: raw for as long as it is attached, and as it was afterwards.
+//! Attaches this process's terminal to one in a session: raw while attached, restored afterwards.
 
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::time::Duration;
@@ -16,49 +16,49 @@ use crate::context::Context;
 use crate::failure::{EXIT_FAILED, Failure, Result};
 use crate::text::clean_lines;
 
-/// Read of standard input at once, in bytes.
+/// Bytes per read of standard input.
 const READ_BYTES: usize = 32 * 1024;
-/// Pieces of standard input that wait to be sent.
+/// Chunks of standard input that are queued.
 const INPUT_PIECES: usize = 4;
-/// What was typed and is not sent yet, at most, in bytes; then nothing more is read.
+/// Bytes of input that were not sent yet; above that, nothing more is read.
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
-/// How often the server is told that we are there.
+/// How often a ping is sent.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
-/// A server that says nothing for so long is gone: it sends something every 15 seconds.
+/// How long a server may be silent; it sends something every 15 seconds.
 pub const QUIET_MAX: Duration = Duration::from_secs(45);
-/// Wait before the connection is made again, doubled with each failure.
+/// The first delay before reconnecting; it doubles with each failure.
 const BACKOFF: Duration = Duration::from_millis(100);
-/// Longest such wait.
+/// The longest delay before reconnecting.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// Leaves what a program that is cut off may have left on: another screen, a hidden cursor, the mouse, colours.
-const TIDY: &str = "\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1l\x1b>\x1b[0m";
-/// An empty screen, for what is sent again.
-const CLEAR: &str = "\x1b[2J\x1b[H";
+/// Resets modes that an interrupted program may have left: alternate screen, hidden cursor, mouse, colours.
+const RESET: &str = "\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1l\x1b>\x1b[0m";
+/// Clears the screen before output is replayed.
+const CLEAR_SCREEN: &str = "\x1b[2J\x1b[H";
 const ESCAPES: &str = "\r\n~.  detach\r\n~~  type ~\r\n~?  this list\r\n";
 
-/// How this side behaves.
+/// Options of this side.
 #[derive(Clone, Copy, Debug)]
-pub struct Local {
+pub struct AttachOptions {
     /// `~.` detaches.
     pub has_escape: bool,
 }
 
 /// How a connection ended.
 enum AttachOutcome {
-    /// What runs in the terminal has ended.
+    /// The program in the terminal has exited.
     Exited { code: i32, reason: Option<String> },
-    /// The person has had enough.
+    /// The user detached.
     Detached,
-    /// The connection broke.
+    /// The connection was lost.
     Lost,
-    /// The server said why.
+    /// The server rejected the request.
     Refused(ClientError),
     /// A signal ends this process.
     Signalled(u8),
 }
 
-/// What is read from standard input, behind `prefix`; ends with it. A thread of its own reads, because nothing else can
-/// be waited for while it does; the process does not wait for it in the end.
+/// Reads standard input, with `prefix` before each chunk. The channel closes at its end. A thread reads, because the
+/// read blocks; the process does not wait for it at exit.
 pub fn standard_input(prefix: &'static [u8]) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel(INPUT_PIECES);
     std::thread::spawn(move || {
@@ -79,10 +79,10 @@ pub fn standard_input(prefix: &'static [u8]) -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-/// A terminal in raw mode; as before when dropped.
-struct Raw(Option<Termios>);
+/// RawMode mode of a terminal; restored on drop.
+struct RawMode(Option<Termios>);
 
-impl Raw {
+impl RawMode {
     fn enter() -> Result<Self> {
         if !io::stdin().is_terminal() {
             return Ok(Self(None));
@@ -96,7 +96,7 @@ impl Raw {
     }
 }
 
-impl Drop for Raw {
+impl Drop for RawMode {
     fn drop(&mut self) {
         if let Some(before) = &self.0 {
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
@@ -104,13 +104,13 @@ impl Drop for Raw {
     }
 }
 
-/// Opens a terminal as `query` says, and stays until what runs in it ends.
-pub async fn run(context: &Context, session: &str, query: OpenTerminal, local: Local) -> Result<()> {
+/// Opens a terminal and stays attached until its program ends.
+pub async fn run(context: &Context, session: &str, query: OpenTerminal, local: AttachOptions) -> Result<()> {
     let client = context.client()?;
-    let query = here(query);
+    let query = with_local_terminal(query);
     let mut catch = Signals::catch()?;
     let (sender, receiver) = client.open_terminal(session, &query).await?;
-    let raw = Raw::enter()?;
+    let raw = RawMode::enter()?;
     let mut attachment = Attachment {
         client: &client,
         session,
@@ -118,14 +118,14 @@ pub async fn run(context: &Context, session: &str, query: OpenTerminal, local: L
         escape: Escape::new(local.has_escape),
         input: standard_input(&[]),
     };
-    let course = attachment.stay(sender, receiver, &mut catch).await;
-    if !matches!(course, AttachOutcome::Exited { .. }) {
-        show(TIDY.as_bytes());
+    let outcome = attachment.run_until_end(sender, receiver, &mut catch).await;
+    if !matches!(outcome, AttachOutcome::Exited { .. }) {
+        show(RESET.as_bytes());
     }
     drop(raw);
     let id = attachment.query.terminal.unwrap_or_default();
     let again = format!("raworc session shell {session} --attach {id}");
-    match course {
+    match outcome {
         AttachOutcome::Exited { code, reason } => {
             if let Some(reason) = reason {
                 context.ui.note(&clean_lines(&reason));
@@ -145,8 +145,8 @@ pub async fn run(context: &Context, session: &str, query: OpenTerminal, local: L
     }
 }
 
-/// With the size and the kind of our own terminal.
-fn here(mut query: OpenTerminal) -> OpenTerminal {
+/// Adds size and type of our terminal.
+fn with_local_terminal(mut query: OpenTerminal) -> OpenTerminal {
     (query.columns, query.rows) = size().unzip();
     if query.terminal.is_none() {
         let is_name = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
@@ -164,11 +164,11 @@ fn size() -> Option<(u16, u16)> {
 
 fn show(bytes: &[u8]) {
     let mut out = io::stdout().lock();
-    // That nobody sees it is seen elsewhere: the terminal hangs up.
+    // A failure is ignored: if our terminal is gone, a signal follows.
     let _ = out.write_all(bytes).and_then(|()| out.flush());
 }
 
-/// What comes from outside of the terminal.
+/// Signals during an attachment.
 struct Signals {
     resized: Signal,
     ending: Ending,
@@ -182,7 +182,7 @@ struct Ending {
 }
 
 impl Ending {
-    /// Waits for one; the exit status it stands for.
+    /// Waits for a signal and returns its exit status.
     async fn recv(&mut self) -> u8 {
         tokio::select! {
             _ = self.terminate.recv() => 143,
@@ -215,31 +215,36 @@ struct Attachment<'a> {
 }
 
 impl Attachment<'_> {
-    async fn stay(&mut self, mut sender: Sender, mut receiver: Receiver, signals: &mut Signals) -> AttachOutcome {
+    async fn run_until_end(
+        &mut self,
+        mut sender: Sender,
+        mut receiver: Receiver,
+        signals: &mut Signals,
+    ) -> AttachOutcome {
         loop {
             let Self { query, escape, input, .. } = self;
-            let course = tokio::select! {
-                course = down(&mut receiver, &mut query.terminal) => course,
-                course = up(&mut sender, input, escape, signals) => course,
+            let outcome = tokio::select! {
+                outcome = receive_output(&mut receiver, &mut query.terminal) => outcome,
+                outcome = send_input(&mut sender, input, escape, signals) => outcome,
             };
-            if !matches!(course, AttachOutcome::Lost) || self.query.terminal.is_none() {
-                return course;
+            if !matches!(outcome, AttachOutcome::Lost) || self.query.terminal.is_none() {
+                return outcome;
             }
             show(b"\r\n[the connection is lost; it is being made again]\r\n");
-            (sender, receiver) = match self.again(signals).await {
+            (sender, receiver) = match self.reconnect(signals).await {
                 Ok(way) => way,
-                Err(course) => return course,
+                Err(outcome) => return outcome,
             };
-            show(TIDY.as_bytes());
-            show(CLEAR.as_bytes());
+            show(RESET.as_bytes());
+            show(CLEAR_SCREEN.as_bytes());
         }
     }
 
-    /// Attaches again, for as long as the terminal may still be there.
-    async fn again(&mut self, signals: &mut Signals) -> std::result::Result<(Sender, Receiver), AttachOutcome> {
+    /// Reconnects, as long as the terminal may still exist.
+    async fn reconnect(&mut self, signals: &mut Signals) -> std::result::Result<(Sender, Receiver), AttachOutcome> {
         let (deadline, mut wait) = (Instant::now() + DETACHED_MAX, BACKOFF);
         let terminal = self.query.terminal.clone();
-        self.query = here(OpenTerminal { terminal, watch: self.query.watch, ..OpenTerminal::default() });
+        self.query = with_local_terminal(OpenTerminal { terminal, watch: self.query.watch, ..OpenTerminal::default() });
         loop {
             let attached = tokio::select! {
                 attached = self.client.open_terminal(self.session, &self.query) => attached,
@@ -247,7 +252,7 @@ impl Attachment<'_> {
             };
             match attached {
                 Ok(way) => return Ok(way),
-                Err(error) if !is_passing(&error) => return Err(AttachOutcome::Refused(error)),
+                Err(error) if !is_transient(&error) => return Err(AttachOutcome::Refused(error)),
                 Err(_) if Instant::now() > deadline => return Err(AttachOutcome::Lost),
                 Err(_) => tokio::time::sleep(wait).await,
             }
@@ -256,7 +261,7 @@ impl Attachment<'_> {
     }
 }
 
-fn is_passing(error: &ClientError) -> bool {
+fn is_transient(error: &ClientError) -> bool {
     match error {
         ClientError::Unreachable { .. } | ClientError::Protocol(_) => true,
         ClientError::Problem(problem) => matches!(problem.code, Code::Busy | Code::Unavailable | Code::DiskFull),
@@ -264,8 +269,8 @@ fn is_passing(error: &ClientError) -> bool {
     }
 }
 
-/// From the session to our terminal.
-async fn down(receiver: &mut Receiver, terminal: &mut Option<String>) -> AttachOutcome {
+/// Copies output from the session to our terminal.
+async fn receive_output(receiver: &mut Receiver, terminal: &mut Option<String>) -> AttachOutcome {
     loop {
         let Ok(received) = timeout(QUIET_MAX, receiver.next()).await else { return AttachOutcome::Lost };
         match received {
@@ -288,21 +293,21 @@ async fn down(receiver: &mut Receiver, terminal: &mut Option<String>) -> AttachO
     }
 }
 
-/// From our terminal to the session.
-async fn up(
+/// Copies input from our terminal to the session.
+async fn send_input(
     sender: &mut Sender,
     input: &mut mpsc::Receiver<Vec<u8>>,
     escape: &mut Escape,
     signals: &mut Signals,
 ) -> AttachOutcome {
     let mut pings = interval(PING_INTERVAL);
-    let mut typed = Typed { escape, has_more: true, waiting: Vec::new() };
+    let mut typed = PendingInput { escape, has_more: true, waiting: Vec::new() };
     loop {
         let bytes = std::mem::take(&mut typed.waiting);
         let is_there = if bytes.is_empty() {
             tokio::select! {
                 bytes = input.recv(), if typed.has_more => match typed.take(bytes) {
-                    Some(course) => return course,
+                    Some(outcome) => return outcome,
                     None => true,
                 },
                 _ = signals.resized.recv() => match size() {
@@ -313,14 +318,14 @@ async fn up(
                 _ = pings.tick() => sender.ping().await,
             }
         } else {
-            // A program that reads nothing holds this up; what is typed to leave it is heard all the same.
+            // Sending blocks if the program does not read; the escape sequence must still work then.
             let mut sending = std::pin::pin!(sender.bytes(bytes));
             loop {
                 tokio::select! {
                     is_sent = &mut sending => break is_sent,
                     bytes = input.recv(), if typed.has_more && typed.waiting.len() < WAITING_BYTES_MAX => {
-                        if let Some(course) = typed.take(bytes) {
-                            return course;
+                        if let Some(outcome) = typed.take(bytes) {
+                            return outcome;
                         }
                     }
                     code = signals.ending.recv() => return AttachOutcome::Signalled(code),
@@ -333,16 +338,16 @@ async fn up(
     }
 }
 
-/// What was typed and is not sent yet.
-struct Typed<'e> {
+/// Input that was not sent yet.
+struct PendingInput<'e> {
     escape: &'e mut Escape,
     /// Standard input has not ended.
     has_more: bool,
     waiting: Vec<u8>,
 }
 
-impl Typed<'_> {
-    /// Takes more of it, or that there is none; how the command goes on, where that was asked for.
+impl PendingInput<'_> {
+    /// Adds input, or records its end. Returns an outcome if the user asked for one.
     fn take(&mut self, bytes: Option<Vec<u8>>) -> Option<AttachOutcome> {
         let Some(bytes) = bytes else {
             self.has_more = false;
@@ -359,14 +364,14 @@ impl Typed<'_> {
     }
 }
 
-/// What a person wants of this side.
+/// What an escape sequence asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EscapeAction {
     Detach,
     Help,
 }
 
-/// Finds `~.` at the beginning of a line, as ssh does.
+/// Recognizes `~.` at the beginning of a line, as ssh does.
 struct Escape {
     is_on: bool,
     at_start: bool,
@@ -378,7 +383,7 @@ impl Escape {
         Self { is_on, at_start: true, has_tilde: false }
     }
 
-    /// What is to be passed on of what was typed.
+    /// Removes escape sequences from input.
     fn typed(&mut self, bytes: &[u8]) -> (Vec<u8>, Option<EscapeAction>) {
         if !self.is_on {
             return (bytes.to_vec(), None);
@@ -426,7 +431,7 @@ mod tests {
             (b"~", b"", None),
         ] {
             assert_eq!(Escape::new(true).typed(typed), (passed.to_vec(), action), "{typed:?}");
-            // However it is cut.
+            // However the input is split.
             let mut escape = Escape::new(true);
             let (mut whole, mut last) = (Vec::new(), None);
             for byte in typed {

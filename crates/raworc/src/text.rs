@@ -1,17 +1,17 @@
-//! Text for people: times, spans, and words from elsewhere made harmless.
+//! Formats text for people: times, spans, sizes, and untrusted text.
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use raworc_core::names::is_invisible;
 
-/// A name or sentence from elsewhere, safe in one line on a terminal: no control characters, no escape sequences, nothing
-/// that cannot be seen or changes the direction of writing.
+/// Makes untrusted text safe for one line of a terminal: no control characters, escape sequences, invisible
+/// characters or changes of writing direction.
 pub fn clean(text: &str) -> String {
     let is_harmful = |c: char| c.is_control() || is_invisible(c);
     text.chars().flat_map(|c| if is_harmful(c) { shown(c) } else { vec![c] }).collect()
 }
 
-/// As [`clean`], but lines and tabs stay, and what belongs to the writing of languages and pictures.
+/// As [`clean`], but keeps lines, tabs, and the characters that scripts and emoji need.
 pub fn clean_lines(text: &str) -> String {
     let keep = |c: char| matches!(c, '\n' | '\t') || !is_harmful(c);
     text.chars().flat_map(|c| if keep(c) { vec![c] } else { shown(c) }).collect()
@@ -26,7 +26,7 @@ fn is_harmful(c: char) -> bool {
     c.is_control() || (is_invisible(c) && !is_of_writing)
 }
 
-/// At most so many characters of the first line.
+/// The beginning of the first line, in characters.
 pub fn brief(text: &str, characters_max: usize) -> String {
     let trimmed = text.trim();
     let line = trimmed.lines().next().unwrap_or_default();
@@ -37,7 +37,7 @@ pub fn brief(text: &str, characters_max: usize) -> String {
     clean_lines(&short)
 }
 
-/// A span of time, in the two largest units that matter.
+/// A span of time in its two largest units.
 pub fn span(seconds: f64) -> String {
     const MINUTE: u64 = 60;
     const HOUR: u64 = 60 * MINUTE;
@@ -60,7 +60,7 @@ pub fn span(seconds: f64) -> String {
     if small == 0 { format!("{large} {large_name}") } else { format!("{large} {large_name} {small} {small_name}") }
 }
 
-/// How long ago, roughly.
+/// Roughly how long ago.
 pub fn ago(at: Timestamp, now: Timestamp) -> String {
     let passed = now.duration_since(at);
     if passed < SignedDuration::from_secs(1) && passed > SignedDuration::from_secs(-1) {
@@ -77,22 +77,22 @@ pub fn ago(at: Timestamp, now: Timestamp) -> String {
     if is_future { format!("in {text}") } else { format!("{text} ago") }
 }
 
-/// A time on the clock of this machine.
+/// A local time.
 pub fn at(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// The time of day on the clock of this machine, to the millisecond.
+/// The local time of day with milliseconds.
 pub fn clock(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system()).strftime("%H:%M:%S%.3f").to_string()
 }
 
-/// Both ways of saying when.
+/// A local time, and how long ago it is.
 pub fn at_and_ago(time: Timestamp) -> String {
     format!("{} ({})", at(time), ago(time, Timestamp::now()))
 }
 
-/// An amount of bytes.
+/// A size in bytes.
 pub fn bytes(amount: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if amount < 1024 {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
 use raworc_core::ids::{ContainerId, LayerId};
-use raworc_workspace::Stack;
+use raworc_workspace::LayerStack;
 use tokio::sync::mpsc;
 
 pub mod native;
@@ -19,7 +19,7 @@ pub struct ContainerSpec {
     /// The image it runs; `None`: the machine's own programs.
     pub image: Option<Root>,
     /// What the session's workspace is made of; appears as `/workspace`.
-    pub workspace: Stack,
+    pub workspace: LayerStack,
     /// What it may use; always enforced.
     pub resources: Resources,
     /// The host's token, given to the container's first process only.
@@ -43,7 +43,7 @@ pub struct Listed {
     /// Which.
     pub id: ContainerId,
     /// What its workspace is made of, as far as is known.
-    pub workspace: Option<Stack>,
+    pub workspace: Option<LayerStack>,
     /// The layers of its image that are mounted, or about to be, as far as is known.
     pub image: Vec<LayerId>,
     /// Whether it runs; otherwise something of it is left over.
@@ -135,7 +135,7 @@ pub trait Runtime: Send + Sync + 'static {
     fn hidden(&self, id: ContainerId) -> io::Result<Hidden>;
 
     /// What the workspace of a container that runs is made of; `None` where it does not run.
-    fn workspace(&self, id: ContainerId) -> Option<Stack>;
+    fn workspace(&self, id: ContainerId) -> Option<LayerStack>;
 
     /// The root of that workspace, to read and write through, as long as the container runs.
     async fn open_workspace(&self, id: ContainerId) -> Result<OwnedFd, RuntimeError>;
@@ -147,7 +147,7 @@ pub trait Runtime: Send + Sync + 'static {
     async fn thaw(&self, id: ContainerId) -> Result<(), RuntimeError>;
 
     /// Puts another workspace in the place of the present one, in a container that is frozen and in which its host is alone.
-    async fn remount(&self, id: ContainerId, workspace: &Stack) -> Result<(), RuntimeError>;
+    async fn remount(&self, id: ContainerId, workspace: &LayerStack) -> Result<(), RuntimeError>;
 
     /// Containers that end by themselves, from those that were found at start as well. Taken once, by the reconcile loop.
     fn exits(&self) -> mpsc::Receiver<Exit>;

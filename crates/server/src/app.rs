@@ -124,7 +124,7 @@ pub fn system_clock() -> Clock {
 pub type Shared = Arc<App>;
 
 /// Delays work on layers, and has the server die before or after it. Only the simulator has one.
-/// (Inside of it, see [`raworc_workspace::steps`].)
+/// (Inside of it, see [`raworc_workspace::failpoints`].)
 pub trait FaultInjector: Send + Sync + 'static {
     /// Before some work. Where this never ends, nothing has been done.
     fn before(&self) -> BoxFuture<'_, ()>;

@@ -8,7 +8,7 @@ use raworc_core::layers::Lengths;
 use raworc_core::time::Time;
 use raworc_runtime::Runtime;
 use raworc_store::{Listener, Store, StoreError, agents, settings};
-use raworc_workspace::layers::Marks;
+use raworc_workspace::layers::OverlayXattrs;
 use raworc_workspace::{LayerStore, Mounter};
 
 use tokio::sync::Semaphore;
@@ -44,7 +44,7 @@ pub struct Parts<'p> {
     /// Outside, the id of containers' agents; workspaces belong to it.
     pub agent_owner: Option<u32>,
     /// How overlayfs marks things here.
-    pub marks: Marks,
+    pub xattrs: OverlayXattrs,
     /// Mounts workspaces; without it nothing can be looked into.
     pub mounter: Option<Mounter>,
     /// Which ids the owners of files are in containers.
@@ -83,14 +83,14 @@ impl Engine {
         open: impl FnOnce(Listener) -> Result<Store, StoreError>,
     ) -> Result<Self, StartError> {
         let hub = Arc::new(hub::Hub::default());
-        let layer_store = LayerStore::open(parts.data_dir, parts.agent_owner, parts.marks, parts.mounter)
+        let layer_store = LayerStore::open(parts.data_dir, parts.agent_owner, parts.xattrs, parts.mounter)
             .map_err(|error| StartError::File(parts.data_dir.to_owned(), error))?;
         let (capture_bases, garbage_queue) = (Arc::new(CaptureBases::default()), Arc::new(GarbageQueue::default()));
         let store = open(listener(&hub, &capture_bases, &garbage_queue))?;
         let now = (parts.clock)();
         let admin_token = admin_token::find_or_make(&store, &parts.data_dir.join("admin.token"), now).await?;
         let host_secret = first_records(&store, now).await?;
-        let format = raworc_oci::Format { marks: parts.marks, ids: parts.ids };
+        let format = raworc_oci::Format { xattrs: parts.xattrs, ids: parts.ids };
         let images = Images::open(parts.data_dir, format, parts.images_bytes_max)
             .map_err(|error| StartError::Other(format!("the images cannot be opened: {error}")))?;
         let app: Shared = Arc::new(App {

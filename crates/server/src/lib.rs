@@ -36,7 +36,7 @@ use raworc_core::layers::Lengths;
 use raworc_runtime::Runtime;
 use raworc_store::{Store, StoreError};
 use raworc_workspace::Mounter;
-use raworc_workspace::layers::Marks;
+use raworc_workspace::layers::OverlayXattrs;
 use tokio::net::TcpListener;
 
 use engine::Engine;
@@ -63,7 +63,7 @@ pub struct Config {
     /// Outside, the id of containers' agents; workspaces belong to it.
     pub agent_owner: Option<u32>,
     /// How overlayfs marks things here.
-    pub marks: Marks,
+    pub xattrs: OverlayXattrs,
     /// Mounts workspaces.
     pub mounter: Mounter,
     /// How registries are spoken to.
@@ -144,7 +144,7 @@ impl Server {
             .map_err(|error| StartError::File(config.host_socket.clone(), error))?;
         let records = config.data_dir.join("raworc.db");
         let (agent_owner, clock) = (config.agent_owner, app::system_clock());
-        let (marks, mounter) = (config.marks, Some(config.mounter.clone()));
+        let (xattrs, mounter) = (config.xattrs, Some(config.mounter.clone()));
         let ids = config.host_owner.map_or(raworc_oci::Ids::UNMAPPED, raworc_oci::Ids::based);
         let (registries, images_bytes_max) = (config.registries, config.images_bytes_max);
         let data_dir = &config.data_dir;
@@ -152,7 +152,7 @@ impl Server {
             data_dir,
             runtime,
             agent_owner,
-            marks,
+            xattrs,
             mounter,
             ids,
             registries,

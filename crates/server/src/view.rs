@@ -24,7 +24,7 @@ use raworc_store::events::EventRow;
 use raworc_store::images::ImageRow;
 use raworc_store::messages::MessageRow;
 use raworc_store::sessions::{BackupState, ImageUsed, SessionRow};
-use raworc_workspace::{Entry, Kind, Moment};
+use raworc_workspace::{Entry, EntryKind, FileTime};
 
 /// A session with its agents.
 pub fn session(row: SessionRow, agents: Vec<AssignedAgent>) -> Session {
@@ -239,18 +239,18 @@ pub fn name(bytes: &[u8]) -> (String, Option<String>) {
 }
 
 /// A time of a file. What is farther away than a date can say is at the end of time.
-pub fn moment((seconds, nanoseconds): Moment) -> Timestamp {
+pub fn moment((seconds, nanoseconds): FileTime) -> Timestamp {
     let end = if seconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
     Timestamp::new(seconds, nanoseconds.cast_signed()).unwrap_or(end)
 }
 
 /// A kind of file.
-pub fn kind(kind: Kind) -> FileKind {
+pub fn kind(kind: EntryKind) -> FileKind {
     match kind {
-        Kind::File => FileKind::File,
-        Kind::Directory => FileKind::Directory,
-        Kind::Symlink => FileKind::Symlink,
-        Kind::Other => FileKind::Other,
+        EntryKind::File => FileKind::File,
+        EntryKind::Directory => FileKind::Directory,
+        EntryKind::Symlink => FileKind::Symlink,
+        EntryKind::Other => FileKind::Other,
     }
 }
 

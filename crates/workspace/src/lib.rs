@@ -1,64 +1,67 @@
-//! The persistent directory of a session: layers that never change, and one on top that takes what is written.
+//! Workspaces: the persistent directories of sessions. Each is a stack of sealed layers with a writable one on top.
 //!
-//! What is in a workspace belongs to a hostile program. Every path is therefore opened with `openat2` beneath the
-//! workspace: no `..`, symbolic link or mount leads out of it, whatever changes while we look. Calls block.
+//! A workspace contains what hostile programs wrote. So every path is opened beneath it with `openat2`: no `..`,
+//! symbolic link or mount leads out, even if the tree changes meanwhile. Calls block.
 
+pub mod failpoints;
 mod files;
 mod layer_store;
 pub mod layers;
 mod mount;
-pub mod steps;
 mod trash;
 
 use std::io;
 
-pub use files::{Allows, Entries, Entry, Kind, Moment, OpenEntry, Present, Version, Workspace, Write, Written, list};
-pub use files::{Measured, Packed, Packing, Unpacked, Unpacking, measure, unpack_into};
+pub use files::{ArchiveSize, PackSource, PackStats, UnpackOptions, UnpackStats, measure, unpack_into};
+pub use files::{
+    Entries, Entry, EntryKind, ExistingEntry, FileTime, OpenEntry, Precondition, Version, Workspace, WriteOptions,
+    WriteResult, list,
+};
 pub use layer_store::{LayerStore, Space, has_limits, layers_in};
-pub use mount::{LayerMissing, Mounter, Stack};
+pub use mount::{LayerMissing, LayerStack, Mounter};
 use raworc_core::ids::LayerId;
 pub use trash::Trash;
 
-/// What can go wrong with a file.
+/// An error of a file operation.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// There is nothing of this name.
+    /// No entry has this name.
     #[error("there is no such file or directory")]
     NotFound,
-    /// The path cannot be one in a workspace.
+    /// The path is not valid in a workspace.
     #[error("{0}")]
     BadPath(&'static str),
     /// The path leads out of the workspace.
     #[error("the path leads out of the workspace")]
     Outside,
-    /// Links lead round in a circle.
+    /// Symbolic links form a loop.
     #[error("the path has too many symbolic links on it, or they lead in a circle")]
     Loop,
-    /// It is not, or not any more, what the caller expects to change.
+    /// The entry does not have the state that the caller expects.
     #[error("the file is not what the request's conditions say")]
     Stale,
-    /// It is a directory, or is none, or is neither file nor directory.
+    /// The entry has the wrong type.
     #[error("{0}")]
     WrongKind(&'static str),
     /// More bytes than allowed.
     #[error("the file is too large")]
     TooLarge,
-    /// An archive that is broken, or that tries what no honest one does.
+    /// The archive is broken or hostile.
     #[error("the archive cannot be used: {0}")]
     BadArchive(String),
-    /// Something is where an archive has something of another kind.
+    /// An archive entry conflicts with an existing entry of another type.
     #[error("{0}")]
     Conflict(String),
-    /// Directories are too deep inside one another.
+    /// Directories are nested too deeply.
     #[error("directories are more than {} levels deep", layers::DEPTH_MAX)]
     TooDeep,
     /// The disk is full.
     #[error("the disk is full")]
     DiskFull,
-    /// Something that a workspace is made of was removed behind the server's back.
+    /// A layer's directory is missing from the disk.
     #[error("{}", LayerMissing(*.0))]
     LayerMissing(LayerId),
-    /// Anything else.
+    /// Any other error.
     #[error("{0}")]
     Io(io::Error),
 }
@@ -74,11 +77,11 @@ impl From<io::Error> for FileError {
         }
         match Errno::from_io_error(&error) {
             Some(Errno::NOENT) => FileError::NotFound,
-            // A link where none was a moment ago.
+            // A link took the entry's place meanwhile.
             Some(Errno::XDEV | Errno::LOOP) => FileError::Outside,
             Some(Errno::NOTDIR) => FileError::WrongKind("a part of the path is not a directory"),
             Some(Errno::ISDIR) => FileError::WrongKind("it is a directory"),
-            // What opening a socket says, and a pipe that nobody reads.
+            // Returned for opening a socket, or a pipe without a reader.
             Some(Errno::NXIO) => FileError::WrongKind("it is neither a file nor a directory"),
             Some(Errno::NAMETOOLONG) => FileError::BadPath("the path or one of its names is too long"),
             Some(Errno::NOSPC | Errno::DQUOT) => FileError::DiskFull,

@@ -1,9 +1,8 @@
-//! Overlay mounts of layers, as descriptors that no directory of the machine shows.
+//! Mounts layers with overlayfs. A mount is a descriptor and visible in no directory.
 //!
-//! Mounting needs a mount point and, for short paths, a working directory; both are things of a whole process. So one
-//! thread does it, with a mount namespace and a working directory of its own (`unshare(2)`). What it hands out is a
-//! detached copy (`open_tree(2)`, `OPEN_TREE_CLONE`): it can be moved into a container, read and written through, and it
-//! goes when its last descriptor is closed, however this process ends.
+//! Mounting needs a mount point and, for short paths, a working directory, which are per process. So one thread
+//! unshares both (`unshare(2)`). It returns detached clones (`open_tree(2)`, `OPEN_TREE_CLONE`), which can be moved
+//! into a container or used directly, and are unmounted with their last descriptor, even after a crash.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -21,45 +20,45 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::layer_store::{PLAIN, name};
-use crate::layers::{Marks, links};
+use crate::layers::{OverlayXattrs, links};
 
-/// The directory below all others, always empty: an overlay wants something below.
+/// An empty directory for the bottom of a stack, because an overlay needs a lower layer.
 pub(crate) const EMPTY: &str = "empty";
-/// Another one: without anything to write to, an overlay wants two, and not the same.
-const NOTHING: &str = "nothing";
-/// Where the thread mounts, in its own namespace.
-const POINT: &str = "mount";
-/// What a layer that is thrown away consists of: what is written, and the directory that overlayfs wants beside it.
+/// A second empty directory: a read-only overlay needs two distinct lower layers.
+const EMPTY_SECOND: &str = "nothing";
+/// The mount point in the thread's namespace.
+const MOUNT_POINT: &str = "mount";
+/// Directories of a throw-away writable layer.
 const THROW_AWAY: [&str; 2] = ["upper", "work"];
-/// Where it is tried whether links are kept together.
+/// A scratch directory for testing whether hard links are kept together.
 const PROBE: &str = "probe";
-/// How long a mount waits for an earlier one of the same layer to go, which someone may be reading through, and how often it looks.
-const BUSY_MAX: Duration = Duration::from_secs(10);
+/// How long a mount waits until an earlier one of the same layer is gone.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
-/// What overlayfs remembers of the layers below, in the root of the one that is written to. Layers are merged, and what is
-/// remembered of one would keep the next mount from being made.
+/// The attribute by which overlayfs records the layers below a writable root. Merging layers changes them, and a
+/// stale record would prevent the next mount.
 const ORIGIN: &str = "trusted.overlay.origin";
-/// The longest options of a mount: the kernel takes a page, and would cut off the rest without a word.
+/// Maximum length of mount options; the kernel silently truncates them at a page.
 const OPTIONS_BYTES_MAX: usize = 4095;
 
-/// What a workspace is made of.
+/// The layers of a workspace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stack {
-    /// Layers that never change, the topmost first.
+pub struct LayerStack {
+    /// Sealed layers, the topmost first.
     pub layers: Vec<LayerId>,
-    /// What lies on top and takes what is written; without one, nothing can be.
+    /// The writable layer on top; without it, the stack is read-only.
     pub writable: Option<LayerId>,
 }
 
-/// A layer is named, and not there.
+/// The directory of a layer does not exist.
 #[derive(Debug, thiserror::Error)]
 #[error("the layer {0} of the workspace is missing")]
 pub struct LayerMissing(pub LayerId);
 
-/// What takes what is written to a mount.
+/// The writable top of a mount.
 #[derive(Clone)]
-enum Above {
-    /// Nothing can be written.
+enum UpperDir {
+    /// Nothing: the mount is read-only.
     Nothing,
     /// A layer.
     Layer(LayerId),
@@ -69,7 +68,7 @@ enum Above {
 
 struct Job {
     below: Vec<LayerId>,
-    above: Above,
+    above: UpperDir,
     answer: mpsc::Sender<io::Result<OwnedFd>>,
 }
 
@@ -81,20 +80,20 @@ pub struct Mounter {
 }
 
 impl Mounter {
-    /// For the layers in the directory `root`. The thread ends with the last of the clones.
+    /// Starts the mount thread for layers in `root`. It ends with the last clone.
     ///
     /// # Errors
-    /// Where the thread cannot have a mount namespace of its own.
-    pub fn start(root: &Path, marks: Marks) -> io::Result<Self> {
+    /// If the thread cannot unshare its mount namespace.
+    pub fn start(root: &Path, xattrs: OverlayXattrs) -> io::Result<Self> {
         let (jobs, waiting) = mpsc::channel::<Job>();
         let (began, begun) = mpsc::channel();
         let root = root.to_owned();
         std::thread::Builder::new().name("mounter".into()).spawn(move || {
-            let ready = set_apart(&root).map(|()| keeps_links(marks));
+            let ready = unshare_mounts(&root).map(|()| keeps_links(xattrs));
             let keeps_links = *ready.as_ref().unwrap_or(&false);
             if began.send(ready).is_ok() {
                 for job in waiting {
-                    let _ = job.answer.send(overlay(&job.below, &job.above, marks, keeps_links));
+                    let _ = job.answer.send(overlay(&job.below, &job.above, xattrs, keeps_links));
                 }
             }
         })?;
@@ -102,54 +101,54 @@ impl Mounter {
         Ok(Self { jobs, keeps_links })
     }
 
-    /// Whether a file of layers that has several names is one file under all of them also when it is written to. It needs root, and
-    /// a file system with file handles.
+    /// Whether hard-linked files of layers stay one file when they are written to. That needs root and a file system
+    /// with file handles.
     pub fn keeps_links(&self) -> bool {
         self.keeps_links
     }
 
-    /// A new mount of `stack`, not attached anywhere: its root.
+    /// Mounts `stack` and returns the root of the detached mount.
     ///
-    /// Two mounts with the same writable layer must not be used at the same time.
+    /// A writable layer must not be used by two mounts at the same time.
     ///
-    /// # Errors
+    /// If a layer is missing, or the file system does not support overlayfs.
     /// Where a layer is missing, or the file system of the layers cannot carry an overlay.
-    pub fn mount(&self, stack: &Stack) -> io::Result<OwnedFd> {
-        self.run(&stack.layers, stack.writable.map_or(Above::Nothing, Above::Layer))
+    pub fn mount(&self, stack: &LayerStack) -> io::Result<OwnedFd> {
+        self.run(&stack.layers, stack.writable.map_or(UpperDir::Nothing, UpperDir::Layer))
     }
 
-    /// A new mount of `layers`, the topmost first, not attached anywhere: its root, which belongs to `owner`. What is written
-    /// to it goes into the empty directory `above`, which may be renamed while the mount is in use.
+    /// Mounts `layers`, the topmost first, with the writable directory `above`, and returns the root, owned by
+    /// `owner`. `above` must be empty, and may be renamed while it is mounted.
     ///
     /// # Errors
-    /// As [`Mounter::mount`], and where there are more layers than one mount can name.
+    /// As [`Mounter::mount`], and if the layers do not fit into one mount.
     pub fn mount_over(&self, layers: &[LayerId], above: &Path, owner: u32) -> io::Result<OwnedFd> {
         let [upper, work] = THROW_AWAY.map(|part| above.join(part));
         fs::create_dir(&upper)?;
         fs::create_dir(&work)?;
         fs::set_permissions(&upper, Permissions::from_mode(0o755))?;
         chown(&upper, Some(owner), Some(owner))?;
-        self.run(layers, Above::Directory(above.to_owned()))
+        self.run(layers, UpperDir::Directory(above.to_owned()))
     }
 
-    /// A view of everything in `stack`, writable layer included, through which nothing can be written. It may be made while
-    /// the writable layer is in use; what is written meanwhile may or may not be seen.
+    /// Mounts `stack`, including its writable layer, read-only. The writable layer may be in use; concurrent changes
+    /// may be visible or not.
     ///
     /// # Errors
     /// As [`Mounter::mount`].
-    pub fn view(&self, stack: &Stack) -> io::Result<OwnedFd> {
+    pub fn mount_read_only(&self, stack: &LayerStack) -> io::Result<OwnedFd> {
         let layers = stack.writable.iter().chain(&stack.layers).copied().collect();
-        self.mount(&Stack { layers, writable: None })
+        self.mount(&LayerStack { layers, writable: None })
     }
 
-    fn run(&self, below: &[LayerId], above: Above) -> io::Result<OwnedFd> {
+    fn run(&self, below: &[LayerId], above: UpperDir) -> io::Result<OwnedFd> {
         let began = Instant::now();
         loop {
             let (answer, answered) = mpsc::channel();
             let job = Job { below: below.to_vec(), above: above.clone(), answer };
             self.jobs.send(job).map_err(|_| io::Error::other("the mounter has ended"))?;
             match answered.recv().map_err(io::Error::other)? {
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && began.elapsed() < BUSY_MAX => {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && began.elapsed() < BUSY_TIMEOUT => {
                     std::thread::sleep(BUSY_PAUSE);
                 }
                 outcome => return outcome,
@@ -158,17 +157,17 @@ impl Mounter {
     }
 }
 
-/// Every option that matters is named, so that the machine's defaults do not (overlayfs, "Kernel Boot Parameters").
-/// Paths are relative to the directory of layers: together they have to fit into a page. `above` is what can be written:
+/// The mount options. Every relevant option is explicit, so the machine's defaults do not matter (overlayfs, "Kernel
+/// Boot Parameters"). Paths are relative to the layer directory, so that they fit into a page. `above` holds
 /// `upperdir` and `workdir`.
-fn options(below: &[LayerId], above: Option<[String; 2]>, marks: Marks, index: bool) -> io::Result<String> {
+fn options(below: &[LayerId], above: Option<[String; 2]>, xattrs: OverlayXattrs, index: bool) -> io::Result<String> {
     let is_nothing = above.is_none() && below.is_empty();
     let below = below.iter().map(|layer| format!("{}/fs:", name(*layer))).collect::<String>();
-    let more = if is_nothing { format!(":{NOTHING}") } else { String::new() };
+    let more = if is_nothing { format!(":{EMPTY_SECOND}") } else { String::new() };
     let above = above.map(|[upper, work]| format!(",upperdir={upper},workdir={work}")).unwrap_or_default();
-    let renames = match marks {
-        Marks::Trusted => "redirect_dir=on",
-        Marks::User => "userxattr",
+    let renames = match xattrs {
+        OverlayXattrs::Trusted => "redirect_dir=on",
+        OverlayXattrs::User => "userxattr",
     };
     let index = if index { "on" } else { "off" };
     let options =
@@ -179,12 +178,12 @@ fn options(below: &[LayerId], above: Option<[String; 2]>, marks: Marks, index: b
     Ok(options)
 }
 
-/// Gives this thread a mount namespace and a working directory of its own.
-fn set_apart(root: &Path) -> io::Result<()> {
+/// Gives this thread its own mount namespace and working directory.
+fn unshare_mounts(root: &Path) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     nix::unistd::chdir(root)?;
-    for directory in [EMPTY, NOTHING, POINT] {
+    for directory in [EMPTY, EMPTY_SECOND, MOUNT_POINT] {
         match fs::create_dir(directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
@@ -193,39 +192,40 @@ fn set_apart(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether overlayfs, with an index, keeps links together here, and in a way that is known. The index is root's alone: without, the kernel
-/// does not open files by their handles.
-fn keeps_links(marks: Marks) -> bool {
+/// Tests whether overlayfs keeps hard links together with an index. The index needs root, because the kernel opens
+/// files by handle.
+fn keeps_links(xattrs: OverlayXattrs) -> bool {
     let scratch = Path::new(PROBE);
     let _ = fs::remove_dir_all(scratch);
-    let tried = marks == Marks::Trusted && fs::create_dir(scratch).is_ok();
+    let tried = xattrs == OverlayXattrs::Trusted && fs::create_dir(scratch).is_ok();
     let options = format!("lowerdir={PROBE}/lower,upperdir={PROBE}/upper,workdir={PROBE}/work,index=on,xino=auto");
-    let kept = tried && links::are_kept(scratch, |_| mounted(&options, MsFlags::empty())).unwrap_or(false);
+    let kept = tried && links::keeps_hard_links(scratch, |_| mounted(&options, MsFlags::empty())).unwrap_or(false);
     let _ = fs::remove_dir_all(scratch);
     kept
 }
 
-/// Whether a mount needs an index: where a file below has several names, or one is in it already.
-fn needs_index(below: &[LayerId], above: &Above) -> bool {
-    let Above::Layer(layer) = above else { return false };
+/// Whether a mount needs an index: a lower layer has hard links, or the index already has entries.
+fn needs_index(below: &[LayerId], above: &UpperDir) -> bool {
+    let UpperDir::Layer(layer) = above else { return false };
     let is_plain = |layer: &LayerId| Path::new(&name(*layer)).join(PLAIN).exists();
     let index = Path::new(&name(*layer)).join("work").join(links::INDEX);
     !below.iter().all(is_plain) || fs::read_dir(index).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-fn overlay(below: &[LayerId], above: &Above, marks: Marks, keeps_links: bool) -> io::Result<OwnedFd> {
+fn overlay(below: &[LayerId], above: &UpperDir, xattrs: OverlayXattrs, keeps_links: bool) -> io::Result<OwnedFd> {
     let mut opened = None;
     let index = keeps_links && needs_index(below, above);
     let above = match above {
-        Above::Nothing => None,
-        Above::Layer(layer) => {
+        UpperDir::Nothing => None,
+        UpperDir::Layer(layer) => {
             if index {
                 forget_origin(*layer)?;
             }
             Some(["fs", "work"].map(|part| format!("{}/{part}", name(*layer))))
         }
-        // Opened in this namespace, which overlayfs insists on, and named by number: nothing in a path becomes an option.
-        Above::Directory(path) => {
+        // Opened in this namespace, which overlayfs requires, and passed by descriptor number, so that no path is
+        // parsed as an option.
+        UpperDir::Directory(path) => {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let number = opened.insert(open(path, flags, Mode::empty())?).as_raw_fd();
             Some(THROW_AWAY.map(|part| format!("/proc/self/fd/{number}/{part}")))
@@ -235,25 +235,25 @@ fn overlay(below: &[LayerId], above: &Above, marks: Marks, keeps_links: bool) ->
     if above.is_none() {
         flags |= MsFlags::MS_RDONLY;
     }
-    let options = options(below, above, marks, index)?;
+    let options = options(below, above, xattrs, index)?;
     mounted(&options, flags).map_err(|error| {
         let missing = below.iter().find(|layer| !Path::new(&name(**layer)).join("fs").is_dir());
         missing.map_or_else(|| error, |layer| io::Error::other(LayerMissing(*layer)))
     })
 }
 
-/// See [`ORIGIN`].
+/// Removes [`ORIGIN`].
 fn forget_origin(layer: LayerId) -> io::Result<()> {
     match lremovexattr(format!("{}/fs", name(layer)), ORIGIN) {
-        // Where it is not there, the mount says so.
+        // If the directory is missing, the mount reports it.
         Ok(()) | Err(Errno::NODATA | Errno::NOENT) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
 fn mounted(options: &str, flags: MsFlags) -> io::Result<OwnedFd> {
-    mount(Some("workspace"), POINT, Some("overlay"), flags, Some(options))?;
-    let detached = open_tree(CWD, POINT, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
-    umount2(POINT, MntFlags::MNT_DETACH)?;
+    mount(Some("workspace"), MOUNT_POINT, Some("overlay"), flags, Some(options))?;
+    let detached = open_tree(CWD, MOUNT_POINT, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
+    umount2(MOUNT_POINT, MntFlags::MNT_DETACH)?;
     Ok(detached?)
 }

@@ -1,4 +1,4 @@
-//! What is being removed: nobody waits for it, and it may be much.
+//! Removes directories in the background, because that may take long.
 
 use std::ffi::CStr;
 use std::fs::{self, DirBuilder};
@@ -14,84 +14,85 @@ use uuid::Uuid;
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// How often something may have been added while a tree is taken apart.
-pub(crate) const BURY_FAILURES_MAX: usize = 64;
+/// How often removal is retried while someone adds entries.
+pub(crate) const REMOVE_FAILURES_MAX: usize = 64;
 
-/// A directory of what is being removed, by a thread that ends with the last of the clones.
+/// A trash directory, emptied by a thread that ends with the last clone.
 #[derive(Clone, Debug)]
 pub struct Trash {
     directory: PathBuf,
-    graves: mpsc::Sender<PathBuf>,
+    queue: mpsc::Sender<PathBuf>,
 }
 
 impl Trash {
-    /// Makes the directory where it is not there yet, and goes on with what an earlier run was removing when it ended.
+    /// Creates the directory if missing, and resumes removals that a crash interrupted.
     ///
     /// # Errors
-    /// Where it cannot be made.
+    /// If it cannot be created.
     pub fn open(directory: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        let (graves, buried) = mpsc::channel::<PathBuf>();
-        std::thread::Builder::new().name("trash".into()).spawn(move || buried.iter().for_each(|grave| bury(&grave)))?;
+        let (queue, queued) = mpsc::channel::<PathBuf>();
+        std::thread::Builder::new()
+            .name("trash".into())
+            .spawn(move || queued.iter().for_each(|doomed| delete_tree(&doomed)))?;
         for entry in fs::read_dir(directory)?.flatten() {
-            let _ = graves.send(entry.path());
+            let _ = queue.send(entry.path());
         }
-        Ok(Self { directory: directory.to_owned(), graves })
+        Ok(Self { directory: directory.to_owned(), queue })
     }
 
-    /// Takes the directory `path` away, where there is one; what it takes on the disk is given back in the background.
+    /// Moves the directory `path` to the trash, if it exists; its space is freed in the background.
     ///
     /// # Errors
-    /// Where it cannot be moved here.
-    pub fn take(&self, path: &Path) -> io::Result<()> {
-        if let Some(grave) = self.move_here(path)? {
-            // Where nobody buries it any more, the next start does.
-            let _ = self.graves.send(grave);
+    /// If it cannot be moved.
+    pub fn remove(&self, path: &Path) -> io::Result<()> {
+        if let Some(doomed) = self.move_to_trash(path)? {
+            // If the thread is gone, the next start removes it.
+            let _ = self.queue.send(doomed);
         }
         Ok(())
     }
 
-    /// The same, and what it takes is given back when this returns.
+    /// As [`Self::remove`], but returns after the space is freed.
     ///
     /// # Errors
-    /// Where it cannot be moved here.
-    pub fn take_whole(&self, path: &Path) -> io::Result<()> {
-        if let Some(grave) = self.move_here(path)? {
-            bury(&grave);
+    /// If it cannot be moved.
+    pub fn remove_now(&self, path: &Path) -> io::Result<()> {
+        if let Some(doomed) = self.move_to_trash(path)? {
+            delete_tree(&doomed);
         }
         Ok(())
     }
 
-    fn move_here(&self, path: &Path) -> io::Result<Option<PathBuf>> {
-        let grave = self.directory.join(Uuid::new_v4().simple().to_string());
-        match fs::rename(path, &grave) {
-            Ok(()) => Ok(Some(grave)),
+    fn move_to_trash(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+        let doomed = self.directory.join(Uuid::new_v4().simple().to_string());
+        match fs::rename(path, &doomed) {
+            Ok(()) => Ok(Some(doomed)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Where it is.
+    /// The path of the trash.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 }
 
-/// Removes a directory of the trash, however deep it is: directories in it are moved up, one after the other, so that two
-/// are open at any time and no path becomes long. No link is followed. What cannot be removed now is tried again when the server
-/// starts; it is out of every workspace.
-fn bury(grave: &Path) {
+/// Deletes a directory of any depth: nested directories are moved up one after the other, so that at most two are
+/// open and paths stay short. Links are not followed. Failures are retried at the next start.
+fn delete_tree(doomed: &Path) {
     let mut failures = 0;
-    while failures < BURY_FAILURES_MAX && fs::remove_dir(grave).is_err() {
-        let Ok(top) = open(grave, DIRECTORY, Mode::empty()) else { return };
+    while failures < REMOVE_FAILURES_MAX && fs::remove_dir(doomed).is_err() {
+        let Ok(top) = open(doomed, DIRECTORY, Mode::empty()) else { return };
         let Ok(entries) = Dir::read_from(&top) else { return };
         for entry in entries.flatten().filter(is_real) {
-            failures += usize::from(take_apart(&top, entry.file_name()).is_err());
+            failures += usize::from(flatten(&top, entry.file_name()).is_err());
         }
     }
 }
 
-fn take_apart(top: &OwnedFd, name: &CStr) -> io::Result<()> {
+fn flatten(top: &OwnedFd, name: &CStr) -> io::Result<()> {
     let directory = match openat(top, name, DIRECTORY, Mode::empty()) {
         Ok(directory) => directory,
         Err(Errno::NOTDIR | Errno::LOOP) => return Ok(unlinkat(top, name, AtFlags::empty())?),
@@ -119,7 +120,7 @@ mod tests {
     use super::*;
     use rustix::fs::mkdirat;
 
-    /// Deeper than any path is long.
+    /// Deeper than the longest path.
     const DEPTH: usize = 3000;
 
     fn deep(directory: &Path) {
@@ -140,8 +141,8 @@ mod tests {
         deep(&left);
         deep(&taken);
         let trash = Trash::open(&path).unwrap();
-        trash.take(&taken).unwrap();
-        trash.take(&taken).unwrap();
+        trash.remove(&taken).unwrap();
+        trash.remove(&taken).unwrap();
         assert!(!taken.exists());
         let begun = std::time::Instant::now();
         while fs::read_dir(&path).unwrap().next().is_some() {

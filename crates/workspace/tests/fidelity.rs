@@ -1,6 +1,6 @@
-//! A workspace beside a plain directory of the disk: whatever is done to both, they stay the same, however the workspace is saved, taken
-//! up again, copied while it goes on, merged, gone back to, exported and imported in between. Programs follow from their seeds.
-//! Needs to mount; says so loudly where it may not.
+//! Compares a workspace with a plain directory: after the same operations they are equal, even if the workspace is
+//! saved, remounted, captured live, merged, restored, exported and imported in between. Programs follow from their
+//! seeds. Prints SKIPPED if it may not mount.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
 mod tree;
@@ -13,38 +13,38 @@ use std::time::{Duration, Instant};
 
 use raworc_core::ids::LayerId;
 use raworc_oci::{Bounds, Format, Ids, pack, unpack};
-use raworc_workspace::layers::capture::{DOUBTFUL, How};
-use raworc_workspace::layers::{Marks, capture, seal, squash};
-use raworc_workspace::{LayerStore, Mounter, Stack, layers_in};
+use raworc_workspace::layers::capture::{CaptureOptions, TIMESTAMP_GRANULARITY};
+use raworc_workspace::layers::{OverlayXattrs, capture, seal, squash};
+use raworc_workspace::{LayerStack, LayerStore, Mounter, layers_in};
 use tree::{Op, Random, apply, differences, fingerprint};
 use uuid::Uuid;
 
-/// Seeds that have found something.
+/// Seeds that found bugs.
 const FOUND: &[u64] = &[];
-/// How many others are tried, and how long that may take.
+/// How many further seeds are tried, and for how long.
 const SEEDS: u64 = 25;
 const TIME_MAX: Duration = Duration::from_secs(20);
 /// Steps of one program.
 const STEPS: usize = 60;
-/// How long a failing program is made shorter.
+/// How long a failing program is minimized.
 const SHORTENING_MAX: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Debug)]
 enum Step {
     Do(Op),
-    /// Nothing runs, and what was written becomes a layer.
+    /// Seals the writable layer while it is not mounted.
     Seal,
-    /// The same while it is mounted, and someone else looks on.
+    /// Seals it while it is mounted and also mounted read-only.
     SealMounted,
-    /// What was written is copied, and goes on being written to.
+    /// Captures it while it stays writable.
     Copy,
-    /// It is mounted again as it is.
+    /// Remounts it.
     Wake,
-    /// A run of layers is made one.
+    /// Merges a run of layers.
     Merge(usize, usize),
-    /// Another version is gone back to, and it goes on from there; also what a remix is.
+    /// Restores another version and continues from there, as a remix does.
     Restore(usize),
-    /// The layers are made archives, and those layers again.
+    /// Packs the layers into archives and unpacks these.
     Export,
 }
 
@@ -63,7 +63,7 @@ fn program(seed: u64) -> Vec<Step> {
     (0..STEPS).map(|_| step()).collect()
 }
 
-/// A version that was saved: its layers, the topmost first, and a plain directory that was the same.
+/// A saved version: its layers, topmost first, and a copy as a plain directory.
 struct Saved {
     layers: Vec<LayerId>,
     plain: PathBuf,
@@ -76,7 +76,7 @@ struct World {
     layers: Vec<LayerId>,
     writable: LayerId,
     root: Option<OwnedFd>,
-    /// The last copy of what is written to: its layers, its listing.
+    /// The last capture: its layers and listing.
     copied: Option<(Vec<LayerId>, PathBuf)>,
     saved: Vec<Saved>,
     began: i64,
@@ -91,7 +91,7 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let root = layers_in(directory.path());
         fs::create_dir_all(&root).unwrap();
-        let mounter = match Mounter::start(&root, Marks::Trusted) {
+        let mounter = match Mounter::start(&root, OverlayXattrs::Trusted) {
             Ok(mounter) if mounter.keeps_links() => mounter,
             Ok(_) => {
                 eprintln!("SKIPPED: hard links are not kept together over layers here");
@@ -102,7 +102,7 @@ impl World {
                 return None;
             }
         };
-        let layer_store = LayerStore::open(directory.path(), None, Marks::Trusted, Some(mounter)).unwrap();
+        let layer_store = LayerStore::open(directory.path(), None, OverlayXattrs::Trusted, Some(mounter)).unwrap();
         let plain = directory.path().join("plain");
         fs::create_dir(&plain).unwrap();
         let began = tree::now();
@@ -113,8 +113,8 @@ impl World {
         Some(world)
     }
 
-    fn stack(&self) -> Stack {
-        Stack { layers: self.layers.clone(), writable: Some(self.writable) }
+    fn stack(&self) -> LayerStack {
+        LayerStack { layers: self.layers.clone(), writable: Some(self.writable) }
     }
 
     fn mount(&mut self) {
@@ -142,7 +142,7 @@ impl World {
             Step::Copy => self.copy(),
             Step::Wake => {
                 self.root = None;
-                self.layer_store.gather_resting(&self.stack()).unwrap();
+                self.layer_store.restore_hard_links_unmounted(&self.stack()).unwrap();
                 self.look(&self.stack(), &self.plain)?;
                 self.mount();
             }
@@ -152,12 +152,12 @@ impl World {
         }
         self.compare(&self.path(), &self.plain)?;
         let Some(saved) = self.saved.last() else { return Ok(()) };
-        self.look(&Stack { layers: saved.layers.clone(), writable: None }, &saved.plain)
+        self.look(&LayerStack { layers: saved.layers.clone(), writable: None }, &saved.plain)
     }
 
-    /// Compares what is seen from outside.
-    fn look(&self, stack: &Stack, plain: &Path) -> Result<(), String> {
-        let view = self.layer_store.view(stack).unwrap();
+    /// Compares both from outside.
+    fn look(&self, stack: &LayerStack, plain: &Path) -> Result<(), String> {
+        let view = self.layer_store.mount_read_only(stack).unwrap();
         let root = view.root().try_clone_to_owned().unwrap();
         self.compare(&path_of(&root), plain)
     }
@@ -170,7 +170,7 @@ impl World {
 
     fn save(&mut self, layers: Vec<LayerId>) {
         let plain = self.directory.path().join(Uuid::new_v4().to_string());
-        twin(&self.plain, &plain);
+        copy_layer(&self.plain, &plain);
         self.saved.push(Saved { layers, plain });
     }
 
@@ -190,31 +190,31 @@ impl World {
     }
 
     fn copy(&mut self) {
-        let files = self.layer_store.touched(self.writable).unwrap();
-        self.layer_store.gather(self.root.as_ref().unwrap(), self.writable, &files).unwrap();
+        let files = self.layer_store.copied_up_files(self.writable).unwrap();
+        self.layer_store.restore_hard_links(self.root.as_ref().unwrap(), self.writable, &files).unwrap();
         let (earlier, before) = self.copied.clone().unzip();
         let [first, second, whole] = [new_layer(), new_layer(), new_layer()];
         let mut listing = before;
         for (layer, is_still) in [(first, false), (second, true)] {
-            let how = How { marks: Marks::Trusted, is_still, doubtful: DOUBTFUL };
-            let into = self.layer_store.begin(layer).unwrap();
+            let how = CaptureOptions { xattrs: OverlayXattrs::Trusted, is_still, doubtful: TIMESTAMP_GRANULARITY };
+            let into = self.layer_store.create_empty(layer).unwrap();
             let new = self.directory.path().join(format!("{}.listing", Uuid::new_v4()));
             capture::capture(&self.layer_store.path(self.writable), &into, &new, listing.as_deref(), how).unwrap();
-            seal::resolve_redirects(&into, &self.layer_store.paths(&self.layers), Marks::Trusted).unwrap();
+            seal::resolve_redirects(&into, &self.layer_store.paths(&self.layers), OverlayXattrs::Trusted).unwrap();
             listing = Some(new);
         }
         let below = earlier.unwrap_or_else(|| self.layers.clone());
         let parts = self.layer_store.paths(&[second, first]);
-        let into = self.layer_store.begin(whole).unwrap();
-        squash::squash(&parts, &self.layer_store.paths(&below), &into, Marks::Trusted).unwrap();
-        self.layer_store.look_for_links(whole).unwrap();
+        let into = self.layer_store.create_empty(whole).unwrap();
+        squash::squash(&parts, &self.layer_store.paths(&below), &into, OverlayXattrs::Trusted).unwrap();
+        self.layer_store.detect_hard_links(whole).unwrap();
         [first, second].into_iter().for_each(|layer| self.layer_store.remove(layer).unwrap());
         let layers: Vec<LayerId> = [whole].into_iter().chain(below).collect();
         self.copied = Some((layers.clone(), listing.unwrap()));
         self.save(layers);
     }
 
-    /// What is written to lies on what the merged layer lies on from then on, once it is mounted again.
+    /// The writable layer lies on the merged one after it is remounted.
     fn merge(&mut self, start: usize, length: usize) {
         if self.layers.len() < 2 {
             return;
@@ -222,11 +222,11 @@ impl World {
         let start = start % (self.layers.len() - 1);
         let end = (start + length).min(self.layers.len());
         let merged = new_layer();
-        let into = self.layer_store.begin(merged).unwrap();
+        let into = self.layer_store.create_empty(merged).unwrap();
         let (run, lower) =
             (self.layer_store.paths(&self.layers[start..end]), self.layer_store.paths(&self.layers[end..]));
-        squash::squash(&run, &lower, &into, Marks::Trusted).unwrap();
-        self.layer_store.look_for_links(merged).unwrap();
+        squash::squash(&run, &lower, &into, OverlayXattrs::Trusted).unwrap();
+        self.layer_store.detect_hard_links(merged).unwrap();
         self.layers.splice(start..end, [merged]);
         self.mount();
     }
@@ -239,7 +239,7 @@ impl World {
         self.layers = saved.layers.clone();
         let plain = saved.plain.clone();
         fs::remove_dir_all(&self.plain).unwrap();
-        twin(&plain, &self.plain);
+        copy_layer(&plain, &self.plain);
         self.writable = new_layer();
         self.copied = None;
         self.mount();
@@ -248,7 +248,7 @@ impl World {
     fn export(&mut self) {
         self.seal(false);
         let ids = Ids::UNMAPPED;
-        let format = Format { marks: Marks::Trusted, ids };
+        let format = Format { xattrs: OverlayXattrs::Trusted, ids };
         let bounds = Bounds { bytes: 1 << 30, entries: 1 << 20 };
         let mut taken: Vec<LayerId> = Vec::new();
         for layer in self.layers.iter().rev() {
@@ -256,11 +256,11 @@ impl World {
             let packed = pack(&self.layer_store.path(*layer), &format, &mut archive).unwrap();
             assert_eq!(packed.skipped.count, 0, "{:?}", packed.skipped);
             let new = new_layer();
-            let into = self.layer_store.begin(new).unwrap();
+            let into = self.layer_store.create_empty(new).unwrap();
             seal::prepare(&into, None, None).unwrap();
             unpack(&archive[..], &into, &format, &bounds, &mut |_| {}).unwrap();
-            squash::trim(&into, &self.layer_store.paths(&taken), Marks::Trusted).unwrap();
-            self.layer_store.look_for_links(new).unwrap();
+            squash::trim(&into, &self.layer_store.paths(&taken), OverlayXattrs::Trusted).unwrap();
+            self.layer_store.detect_hard_links(new).unwrap();
             taken.insert(0, new);
         }
         self.layers = taken;
@@ -273,12 +273,12 @@ fn path_of(root: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}/.", root.as_fd().as_raw_fd()).into()
 }
 
-/// Another directory that is the same.
-fn twin(from: &Path, to: &Path) {
+/// Copies a directory.
+fn copy_layer(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
 }
 
-/// Which step failed, and why.
+/// The step that failed, and why.
 fn run(program: &[Step]) -> Result<(), (usize, String)> {
     let Some(mut world) = World::new() else { return Ok(()) };
     for (n, step) in program.iter().enumerate() {

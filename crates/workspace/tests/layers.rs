@@ -1,5 +1,5 @@
-//! Layers on real overlays: however a tree came to be, each version of it shows what was there then. Needs to mount; says so
-//! loudly where it may not.
+//! Layers on real overlays: each version shows the same tree, however its layers were made. Prints SKIPPED if it may
+//! not mount.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
 use std::cell::Cell;
@@ -15,14 +15,14 @@ use std::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use raworc_core::ids::LayerId;
-use raworc_workspace::layers::capture::How;
-use raworc_workspace::layers::compare::Side;
-use raworc_workspace::layers::{Marks, capture, compare, seal, squash};
-use raworc_workspace::{LayerStore, Mounter, Stack, layers_in, steps};
+use raworc_workspace::layers::capture::CaptureOptions;
+use raworc_workspace::layers::compare::ComparedTree;
+use raworc_workspace::layers::{OverlayXattrs, capture, compare, seal, squash};
+use raworc_workspace::{LayerStack, LayerStore, Mounter, failpoints, layers_in};
 use rustix::fs::XattrFlags;
 use uuid::Uuid;
 
-/// A change of a tree. Numbers choose among what there is, so most of them do something.
+/// A change to a tree. The numbers are indices into existing entries, so most changes have an effect.
 #[derive(Clone, Debug)]
 enum Op {
     Write(usize, usize, u16),
@@ -81,7 +81,7 @@ fn any_of(paths: &[PathBuf], n: usize) -> &Path {
     &paths[n % paths.len()]
 }
 
-/// Does it; what cannot be done (a directory in itself, a name that is taken) is left.
+/// Applies a change; impossible ones (moving a directory into itself, an existing name) are ignored.
 fn apply(root: &Path, op: &Op) {
     let (all, directories) = (paths(root, false), paths(root, true));
     let place = |directory: usize, name: usize| any_of(&directories, directory).join(format!("n{}", name % 6));
@@ -134,7 +134,7 @@ fn apply(root: &Path, op: &Op) {
     }
 }
 
-/// Everything that has to be the same of each path. Directories' own times and sizes are those of the file system.
+/// All properties of each path that must be equal. Times and sizes of directories belong to the file system.
 fn fingerprint(root: &Path) -> BTreeMap<String, String> {
     let mut groups: BTreeMap<(u64, u64), String> = BTreeMap::new();
     let mut found = BTreeMap::new();
@@ -161,10 +161,11 @@ fn fingerprint(root: &Path) -> BTreeMap<String, String> {
     found
 }
 
-/// Nothing is copied again that did not change: the clock advances between two captures.
-const EXACT: How = How { marks: Marks::Trusted, is_still: true, doubtful: Duration::ZERO };
+/// Waits until the clock has advanced, so that the next capture copies nothing unchanged.
+const EXACT: CaptureOptions =
+    CaptureOptions { xattrs: OverlayXattrs::Trusted, is_still: true, doubtful: Duration::ZERO };
 
-/// Until what is changed has another time of change than what was before.
+/// Waits until new changes get another change time.
 fn until_the_clock_advances(directory: &Path) {
     let now = || {
         let probe = directory.join("probe");
@@ -182,19 +183,19 @@ struct Shelf {
     listings: PathBuf,
 }
 
-/// Where mounting is possible: as root, in a directory that can carry an overlay.
+/// Skips unless it can mount: as root, on a file system that supports overlayfs.
 fn layer_store() -> Option<Shelf> {
     let directory = tempfile::tempdir().unwrap();
     let root = layers_in(directory.path());
     fs::create_dir_all(&root).unwrap();
-    let mounter = match Mounter::start(&root, Marks::Trusted) {
+    let mounter = match Mounter::start(&root, OverlayXattrs::Trusted) {
         Ok(mounter) => mounter,
         Err(error) => {
             eprintln!("SKIPPED: nothing can be mounted: {error}");
             return None;
         }
     };
-    let layer_store = LayerStore::open(directory.path(), None, Marks::Trusted, Some(mounter)).unwrap();
+    let layer_store = LayerStore::open(directory.path(), None, OverlayXattrs::Trusted, Some(mounter)).unwrap();
     let listings = directory.path().join("listings");
     fs::create_dir(&listings).unwrap();
     Some(Shelf { _directory: directory, layer_store, listings })
@@ -206,7 +207,7 @@ fn path_of(root: impl AsFd) -> PathBuf {
 
 impl Shelf {
     fn view(&self, layers: &[LayerId]) -> BTreeMap<String, String> {
-        let view = self.layer_store.view(&Stack { layers: layers.to_vec(), writable: None }).unwrap();
+        let view = self.layer_store.mount_read_only(&LayerStack { layers: layers.to_vec(), writable: None }).unwrap();
         let root = view.root().try_clone_to_owned().unwrap();
         fingerprint(&path_of(&root).join("."))
     }
@@ -215,7 +216,8 @@ impl Shelf {
         layers.iter().map(|layer| self.layer_store.path(*layer)).collect()
     }
 
-    /// Works on top of `below`; the layers of each save, the newest first. `live`: it is copied while it goes on.
+    /// Applies changes on top of `below`; returns the layers of each save, newest first. `live`: captures while
+    /// changes go on.
     fn work(&self, below: &[LayerId], rounds: &[Vec<Op>], live: bool) -> Vec<(Vec<LayerId>, BTreeMap<String, String>)> {
         let (mut saved, mut stack) = (Vec::new(), below.to_vec());
         let mut writable = LayerId(Uuid::new_v4());
@@ -223,20 +225,22 @@ impl Shelf {
         let mut listing: Option<PathBuf> = None;
         for (n, ops) in rounds.iter().enumerate() {
             if open.is_none() {
-                let wanted = Stack { layers: stack.clone(), writable: Some(writable) };
+                let wanted = LayerStack { layers: stack.clone(), writable: Some(writable) };
                 self.layer_store.create(&wanted).unwrap();
                 open = Some(self.layer_store.mount(&wanted).unwrap());
             }
             let root = path_of(open.as_ref().unwrap().root()).join(".");
             ops.iter().for_each(|op| apply(&root, op));
             let seen = fingerprint(&root);
-            let sealed = Stack { layers: stack.clone(), writable: Some(writable) };
+            let sealed = LayerStack { layers: stack.clone(), writable: Some(writable) };
             let layer = if live {
                 let mount = open.as_ref().unwrap().root().try_clone_to_owned().unwrap();
-                self.layer_store.gather(mount, writable, &self.layer_store.touched(writable).unwrap()).unwrap();
+                self.layer_store
+                    .restore_hard_links(mount, writable, &self.layer_store.copied_up_files(writable).unwrap())
+                    .unwrap();
                 let copy = LayerId(Uuid::new_v4());
                 let new = self.listings.join(format!("{n}-{}", Uuid::new_v4()));
-                let into = self.layer_store.begin(copy).unwrap();
+                let into = self.layer_store.create_empty(copy).unwrap();
                 capture::capture(&self.layer_store.path(writable), &into, &new, listing.as_deref(), EXACT).unwrap();
                 until_the_clock_advances(&self.listings);
                 listing = Some(new);
@@ -249,7 +253,7 @@ impl Shelf {
             let lower = self.paths(if live { below } else { &stack });
             let from = self.layer_store.path(layer);
             let layer = if live {
-                seal::resolve_redirects(&from, &lower, Marks::Trusted).unwrap();
+                seal::resolve_redirects(&from, &lower, OverlayXattrs::Trusted).unwrap();
                 layer
             } else {
                 self.layer_store.seal(&sealed, None, LayerId(Uuid::new_v4())).unwrap()
@@ -261,14 +265,14 @@ impl Shelf {
     }
 }
 
-/// As a map of what differs, so that a failure can be read.
+/// The differences as a map, for readable failures.
 fn differences(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Vec<String> {
     let names: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
     let differ = names.into_iter().filter(|name| a.get(*name) != b.get(*name));
     differ.map(|name| format!("{name}: {:?} / {:?}", a.get(name), b.get(name))).collect()
 }
 
-/// The paths in which two versions differ as far as a comparison goes: times, shared names and holes are not told.
+/// The paths in which two versions differ, without times, hard links and holes.
 fn told(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Vec<String> {
     let essence = |text: &String| {
         let words: Vec<&str> = text.split(' ').collect();
@@ -293,13 +297,16 @@ fn check(rounds: &[Vec<Op>], live: &[Vec<Op>], (start, length): (usize, usize)) 
     for (stack, seen) in &saved {
         let shown = layer_store.view(stack);
         assert_eq!(differences(&shown, seen), [] as [String; 0], "{} layers", stack.len());
-        let measured =
-            seal::measure(&layer_store.layer_store.path(stack[0]), &layer_store.paths(&stack[1..]), Marks::Trusted)
-                .unwrap();
+        let measured = seal::measure(
+            &layer_store.layer_store.path(stack[0]),
+            &layer_store.paths(&stack[1..]),
+            OverlayXattrs::Trusted,
+        )
+        .unwrap();
         files += measured.files;
         bytes += measured.bytes;
         disk += measured.disk;
-        let exact = seal::shown_usage(&layer_store.paths(stack), Marks::Trusted).unwrap();
+        let exact = seal::shown_usage(&layer_store.paths(stack), OverlayXattrs::Trusted).unwrap();
         assert!(u64::try_from(disk).unwrap() >= exact, "{disk} were counted of {exact}");
         let regular: Vec<i64> = seen
             .values()
@@ -309,19 +316,30 @@ fn check(rounds: &[Vec<Op>], live: &[Vec<Op>], (start, length): (usize, usize)) 
         assert_eq!((files, bytes), (i64::try_from(regular.len()).unwrap(), regular.iter().sum()));
     }
     // However much of it they share, two versions differ in what differs.
-    let open =
-        |layers: &[LayerId]| layer_store.layer_store.view(&Stack { layers: layers.to_vec(), writable: None }).unwrap();
+    let open = |layers: &[LayerId]| {
+        layer_store.layer_store.mount_read_only(&LayerStack { layers: layers.to_vec(), writable: None }).unwrap()
+    };
     for [(before, old), (after, new)] in
         saved.array_windows().chain([&[saved[0].clone(), saved[saved.len() - 1].clone()]])
     {
         let (before, after) = (open(before), open(after));
-        let (found, _) =
-            compare::compare(Side::sealed(before.root()), Side::sealed(after.root()), usize::MAX, &|| true).unwrap();
+        let (found, _) = compare::compare(
+            ComparedTree::sealed(before.root()),
+            ComparedTree::sealed(after.root()),
+            usize::MAX,
+            &|| true,
+        )
+        .unwrap();
         let mut found: Vec<_> = found.into_iter().map(|found| String::from_utf8(found.path).unwrap()).collect();
         found.sort();
         assert_eq!(found, told(old, new));
         for path in new.keys().filter(|path| !path.is_empty()) {
-            let one = compare::compare_one(Side::sealed(before.root()), Side::sealed(after.root()), path, &|| true);
+            let one = compare::compare_one(
+                ComparedTree::sealed(before.root()),
+                ComparedTree::sealed(after.root()),
+                path,
+                &|| true,
+            );
             let one = one.unwrap();
             assert_eq!(one.is_some(), found.contains(path), "{path}");
         }
@@ -331,9 +349,14 @@ fn check(rounds: &[Vec<Op>], live: &[Vec<Op>], (start, length): (usize, usize)) 
     let start = start % stack.len();
     let end = (start + length).min(stack.len());
     let merged = LayerId(Uuid::new_v4());
-    let into = layer_store.layer_store.begin(merged).unwrap();
-    squash::squash(&layer_store.paths(&stack[start..end]), &layer_store.paths(&stack[end..]), &into, Marks::Trusted)
-        .unwrap();
+    let into = layer_store.layer_store.create_empty(merged).unwrap();
+    squash::squash(
+        &layer_store.paths(&stack[start..end]),
+        &layer_store.paths(&stack[end..]),
+        &into,
+        OverlayXattrs::Trusted,
+    )
+    .unwrap();
     let shorter: Vec<LayerId> = stack[..start].iter().copied().chain([merged]).chain(stack[end..].to_vec()).collect();
     assert_eq!(differences(&layer_store.view(&shorter), seen), [] as [String; 0], "{start}..{end} of {}", stack.len());
     // And it is built on like any other.
@@ -347,10 +370,10 @@ fn check(rounds: &[Vec<Op>], live: &[Vec<Op>], (start, length): (usize, usize)) 
 fn what_is_written_over_layers_goes_where_it_is_told_to() {
     let Some(layer_store) = layer_store() else { return };
     let layer = LayerId(Uuid::new_v4());
-    let below = layer_store.layer_store.begin(layer).unwrap();
+    let below = layer_store.layer_store.create_empty(layer).unwrap();
     fs::create_dir(&below).unwrap();
     fs::write(below.join("file"), "below").unwrap();
-    let mounter = Mounter::start(&layers_in(layer_store._directory.path()), Marks::Trusted).unwrap();
+    let mounter = Mounter::start(&layers_in(layer_store._directory.path()), OverlayXattrs::Trusted).unwrap();
     // Nothing in this path is an option, or ends one.
     let above = layer_store.listings.join("a,lowerdir=b:c\\d");
     fs::create_dir(&above).unwrap();
@@ -368,8 +391,8 @@ fn what_is_written_over_layers_goes_where_it_is_told_to() {
     assert!(mounter.mount_over(&[layer; 200], &above, 7).is_err(), "not even a part of the layers");
 }
 
-/// Captures twice what `change` changes before a step of the first capture, as soon as it says that it has; what both show
-/// together is what is there in the end.
+/// Captures twice, with `change` applied before a step of the first capture. Both together must show the final
+/// content.
 fn changed_meanwhile(make: impl Fn(&Path), mut change: impl FnMut(&Path, &Path) -> bool + 'static) {
     let scratch = tempfile::tempdir().unwrap();
     let at = |name: &str| scratch.path().join(name);
@@ -378,19 +401,19 @@ fn changed_meanwhile(make: impl Fn(&Path), mut change: impl FnMut(&Path, &Path) 
     until_the_clock_advances(scratch.path());
     let (from, into, changed) = (at("from"), at("first"), Rc::new(Cell::new(false)));
     let is_changed = Rc::clone(&changed);
-    steps::watch(Some(Box::new(move |_| {
+    failpoints::set_handler(Some(Box::new(move |_| {
         if !is_changed.get() && change(&from, &into) {
             is_changed.set(true);
             until_the_clock_advances(from.parent().unwrap());
         }
         Ok(())
     })));
-    let moving = How { is_still: false, ..EXACT };
+    let moving = CaptureOptions { is_still: false, ..EXACT };
     capture::capture(&at("from"), &at("first"), &at("listing"), None, moving).unwrap();
-    steps::watch(None);
+    failpoints::set_handler(None);
     assert!(changed.get());
     capture::capture(&at("from"), &at("second"), &at("newer"), Some(&at("listing")), EXACT).unwrap();
-    squash::squash(&[at("second"), at("first")], &[], &at("whole"), Marks::Trusted).unwrap();
+    squash::squash(&[at("second"), at("first")], &[], &at("whole"), OverlayXattrs::Trusted).unwrap();
     assert_eq!(differences(&fingerprint(&at("whole")), &fingerprint(&at("from"))), [] as [String; 0]);
 }
 

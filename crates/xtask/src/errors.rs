@@ -1,4 +1,4 @@
-//! Every error code has a page, and every page a code.
+//! Checks that every error code has a page, and every page a code.
 
 use std::collections::BTreeSet;
 
@@ -7,28 +7,28 @@ use raworc_api::problem::Code;
 use raworc_core::session::FaultCode;
 use serde_json::Value;
 
-use crate::house::House;
-use crate::{Faults, openapi};
+use crate::repository::Repository;
+use crate::{Findings, openapi};
 
 const DIRECTORY: &str = "docs/errors";
-/// The list of pages is none itself.
+/// The list of pages, which is not a page itself.
 const LIST: &str = "README";
-/// Where the codes of messages are listed: they are words that the server writes, not a type.
+/// Where message codes are listed; they are strings, not a type.
 const MESSAGE_CODES: &str = "/components/schemas/MessageError/properties/code/description";
 
 /// Compares codes and pages.
-pub fn pages(house: &House) -> anyhow::Result<Faults> {
+pub fn pages(repository: &Repository) -> anyhow::Result<Findings> {
     let codes = codes()?;
-    let list = house.read(format!("{DIRECTORY}/{LIST}.md"))?;
+    let list = repository.read(format!("{DIRECTORY}/{LIST}.md"))?;
     let mut faults = Vec::new();
     let mut pages = BTreeSet::new();
-    for path in house.with_extension("md").filter(|path| path.starts_with(DIRECTORY)) {
+    for path in repository.with_extension("md").filter(|path| path.starts_with(DIRECTORY)) {
         let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
         if name == LIST {
             continue;
         }
         pages.insert(name.to_owned());
-        if !house.read(path)?.starts_with(&format!("# `{name}`\n")) {
+        if !repository.read(path)?.starts_with(&format!("# `{name}`\n")) {
             faults.push(format!("{} does not begin with the line: # `{name}`", path.display()));
         }
         if !list.contains(&format!("({name}.md)")) {
@@ -40,10 +40,10 @@ pub fn pages(house: &House) -> anyhow::Result<Faults> {
     Ok(faults)
 }
 
-/// The codes of problems, of sessions and of messages.
+/// The codes of problems, sessions and messages.
 fn codes() -> anyhow::Result<BTreeSet<String>> {
     let mut codes: BTreeSet<String> = Code::ALL.iter().map(|code| code.as_str().to_owned()).collect();
-    // Asked for a word that it does not know, serde names all those that it does.
+    // For an unknown variant, serde's error lists all known ones.
     let refusal = serde_json::from_str::<FaultCode>("\"\"").err().context("the empty code is known")?.to_string();
     let (_, words) = refusal.split_once("expected").context("serde says something else than before")?;
     codes.extend(quoted(words));
@@ -53,7 +53,7 @@ fn codes() -> anyhow::Result<BTreeSet<String>> {
     Ok(codes)
 }
 
-/// The words between backticks.
+/// The words in backticks.
 fn quoted(text: &str) -> impl Iterator<Item = String> {
     text.split('`').skip(1).step_by(2).map(str::to_owned)
 }

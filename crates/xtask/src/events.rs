@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use raworc_core::events::{Kind, kinds};
 use serde_json::Value;
 
-use crate::house::House;
-use crate::{Faults, openapi};
+use crate::repository::Repository;
+use crate::{Findings, openapi};
 
 /// Where the table is.
 const PAGE: &str = "docs/messages-and-events.md";
@@ -17,9 +17,9 @@ const HEAD: &str = "| type | `data` |";
 const MAPPING: &str = "/components/schemas/Event/discriminator/mapping";
 
 /// Compares the kinds of `core` with the table and with the document.
-pub fn are_listed(house: &House) -> anyhow::Result<Faults> {
+pub fn are_listed(repository: &Repository) -> anyhow::Result<Findings> {
     let kinds = kinds();
-    let mut faults = compare(&kinds, &house.read(PAGE)?);
+    let mut faults = compare(&kinds, &repository.read(PAGE)?);
     let document: Value = serde_json::from_str(&openapi::document())?;
     let mapping = document.pointer(MAPPING).and_then(Value::as_object).context(MAPPING)?;
     let told: BTreeSet<&str> = mapping.keys().map(String::as_str).collect();
@@ -30,7 +30,7 @@ pub fn are_listed(house: &House) -> anyhow::Result<Faults> {
     Ok(faults)
 }
 
-fn compare(kinds: &[Kind], page: &str) -> Faults {
+fn compare(kinds: &[Kind], page: &str) -> Findings {
     let rows = page.lines().skip_while(|line| !line.starts_with(HEAD)).skip(2).take_while(|line| line.starts_with('|'));
     let mut told: BTreeMap<&str, &str> = rows.filter_map(cells).collect();
     let mut faults = Vec::new();

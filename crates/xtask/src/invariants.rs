@@ -1,33 +1,34 @@
-//! The tests that ARCHITECTURE.md names are there.
+//! Checks that the tests named in ARCHITECTURE.md exist.
 
 use anyhow::Context as _;
 
-use crate::Faults;
-use crate::house::House;
+use crate::Findings;
+use crate::repository::Repository;
 
 const FILE: &str = "ARCHITECTURE.md";
 const SECTION: &str = "\n## Invariants\n";
 const HELD_BY: &str = "*Held by*";
 
-/// Looks for each of them.
-pub fn are_held(house: &House) -> anyhow::Result<Faults> {
-    let text = house.read(FILE)?;
+/// Looks for each test.
+pub fn are_held(repository: &Repository) -> anyhow::Result<Findings> {
+    let text = repository.read(FILE)?;
     let (_, section) = text.split_once(SECTION).with_context(|| format!("{FILE} has no section of invariants"))?;
     let section = section.split("\n## ").next().unwrap_or_default();
-    let sources = house.with_extension("rs").map(|path| house.read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let sources =
+        repository.with_extension("rs").map(|path| repository.read(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let exists = |test: &str| sources.iter().any(|source| source.contains(&format!("fn {test}(")));
     let missing = named(section).filter(|test| !exists(test));
     Ok(missing.map(|test| format!("{FILE} names the test {test}, which is not there")).collect())
 }
 
-/// The words in code after each “held by” that are long enough to be the name of a test.
+/// The words in backticks after each “held by” that are long enough for a test's name.
 fn named(section: &str) -> impl Iterator<Item = &str> {
     let held_by = section.split(HELD_BY).skip(1).map(this_item);
     let words = held_by.flat_map(|text| text.split('`').skip(1).step_by(2));
     words.filter(|word| word.matches('_').count() >= 2 && word.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
 }
 
-/// What comes before the next item of the list, which begins with a number.
+/// The text before the next numbered item.
 fn this_item(text: &str) -> &str {
     let next = text.match_indices('\n').find(|(at, _)| text[at + 1..].starts_with(|c: char| c.is_ascii_digit()));
     next.map_or(text, |(at, _)| &text[..at])

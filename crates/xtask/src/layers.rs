@@ -1,14 +1,14 @@
-//! Which crate may use which.
+//! Checks dependencies between crates.
 
 use std::path::Path;
 
 use anyhow::Context as _;
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
-use crate::Faults;
-use crate::house::House;
+use crate::Findings;
+use crate::repository::Repository;
 
-/// The order: a crate may use those before it, never those after it. The ones that are yet to come keep their place.
+/// The order: a crate may only use crates before it. Future crates have their place already.
 const ORDER: [&str; 15] = [
     "raworc-core",
     "raworc-api",
@@ -26,19 +26,19 @@ const ORDER: [&str; 15] = [
     "raworc-sim",
     "raworc-xtask",
 ];
-/// All that `core` may use from elsewhere: none of it does anything.
+/// The only dependencies allowed in `core`; none has effects.
 const CORE_USES: [&str; 7] =
     ["jiff", "serde", "serde_json", "thiserror", "unicode-normalization", "unicode-properties", "uuid"];
-/// What only these crates may use, so that there is one place to look and one to change.
+/// Dependencies that only these crates may use.
 const ONLY: [(&str, &[&str]); 4] = [
     ("libcontainer", &["raworc-launcher"]),
     ("libseccomp", &["raworc-launcher"]),
     ("clap", &["raworc", "raworc-bench", "raworc-sim"]),
     ("miette", &["raworc"]),
 ];
-/// Where a backend is chosen, and where it lives.
+/// Crates that may name a backend.
 const KNOW_THE_BACKENDS: [&str; 2] = ["crates/raworc", "crates/runtime"];
-/// Where the runtime is called.
+/// Files that may call the runtime.
 const CALL_THE_RUNTIME: [&str; 5] = [
     "crates/server/src/loops",
     "crates/server/src/checkpoints",
@@ -47,10 +47,10 @@ const CALL_THE_RUNTIME: [&str; 5] = [
     "crates/server/src/http/routes/system.rs",
 ];
 
-/// Arrows point one way.
-pub fn order(house: &House) -> anyhow::Result<Faults> {
+/// Checks that crates only use crates before them.
+pub fn order(repository: &Repository) -> anyhow::Result<Findings> {
     let mut faults = Vec::new();
-    for package in packages(house)? {
+    for package in packages(repository)? {
         let name = package.name.as_str();
         let Some(place) = place_of(name) else {
             faults.push(format!("{name} has no place in the order of crates (crates/xtask/src/layers.rs)"));
@@ -76,23 +76,23 @@ pub fn order(house: &House) -> anyhow::Result<Faults> {
     Ok(faults)
 }
 
-/// Only `main` and the rooms themselves know which runtime is in use.
-pub fn backends(house: &House) -> anyhow::Result<Faults> {
+/// Checks that only `main` and the backends name a backend.
+pub fn backends(repository: &Repository) -> anyhow::Result<Findings> {
     let mut faults = Vec::new();
-    for path in house.with_extension("rs").filter(|path| path.starts_with("crates") && !knows_backends(path)) {
-        if house.read(path)?.contains(concat!("raworc_runtime::", "native")) {
+    for path in repository.with_extension("rs").filter(|path| path.starts_with("crates") && !knows_backends(path)) {
+        if repository.read(path)?.contains(concat!("raworc_runtime::", "native")) {
             faults.push(format!("{} names a backend; crates/raworc/src/serve.rs picks them", path.display()));
         }
     }
     Ok(faults)
 }
 
-/// Verbs and handlers record what is wanted; only loops call the runtime, and `/health`, which asks how it is.
-pub fn containers(house: &House) -> anyhow::Result<Faults> {
+/// Checks that verbs and handlers only record what is wanted. Only loops, and `/health`, call the runtime.
+pub fn containers(repository: &Repository) -> anyhow::Result<Findings> {
     let mut faults = Vec::new();
-    let of_server = house.with_extension("rs").filter(|path| path.starts_with("crates/server/src"));
+    let of_server = repository.with_extension("rs").filter(|path| path.starts_with("crates/server/src"));
     for path in of_server.filter(|path| !CALL_THE_RUNTIME.iter().any(|place| path.starts_with(place))) {
-        if house.read(path)?.contains("app.runtime") {
+        if repository.read(path)?.contains("app.runtime") {
             faults.push(format!("{} calls the runtime; loops do", path.display()));
         }
     }
@@ -103,8 +103,8 @@ fn knows_backends(path: &Path) -> bool {
     KNOW_THE_BACKENDS.iter().any(|place| path.starts_with(place))
 }
 
-fn packages(house: &House) -> anyhow::Result<Vec<Package>> {
-    let metadata = MetadataCommand::new().current_dir(&house.root).no_deps().exec();
+fn packages(repository: &Repository) -> anyhow::Result<Vec<Package>> {
+    let metadata = MetadataCommand::new().current_dir(&repository.root).no_deps().exec();
     Ok(metadata.context("cargo metadata")?.packages)
 }
 

@@ -1,17 +1,17 @@
-//! Every local link in a Markdown file leads somewhere.
+//! Checks that every local link in a Markdown file has a target.
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::Faults;
-use crate::house::House;
+use crate::Findings;
+use crate::repository::Repository;
 
-/// Follows them all.
-pub fn resolve(house: &House) -> anyhow::Result<Faults> {
+/// Checks all links.
+pub fn resolve(repository: &Repository) -> anyhow::Result<Findings> {
     let mut faults = Vec::new();
-    for path in house.with_extension("md") {
-        let text = house.read(path)?;
+    for path in repository.with_extension("md") {
+        let text = repository.read(path)?;
         for target in targets(&prose(&text)) {
-            if let Some(fault) = fault(house, path, target)? {
+            if let Some(fault) = fault(repository, path, target)? {
                 faults.push(format!("{}: {target}: {fault}", path.display()));
             }
         }
@@ -19,17 +19,17 @@ pub fn resolve(house: &House) -> anyhow::Result<Faults> {
     Ok(faults)
 }
 
-fn fault(house: &House, from: &Path, target: &str) -> anyhow::Result<Option<String>> {
+fn fault(repository: &Repository, from: &Path, target: &str) -> anyhow::Result<Option<String>> {
     if target.contains("://") || target.starts_with("mailto:") {
         return Ok(None);
     }
     let (file, heading) = target.split_once('#').map_or((target, None), |(file, heading)| (file, Some(heading)));
     let path = if file.is_empty() { from.to_path_buf() } else { joined(from.parent().unwrap_or(from), file) };
-    if !house.root.join(&path).exists() {
+    if !repository.root.join(&path).exists() {
         return Ok(Some("there is no such file".into()));
     }
     let Some(heading) = heading else { return Ok(None) };
-    let found = anchors(&house.read(&path)?).iter().any(|anchor| anchor == heading);
+    let found = anchors(&repository.read(&path)?).iter().any(|anchor| anchor == heading);
     Ok((!found).then(|| "there is no such heading".into()))
 }
 
@@ -45,7 +45,7 @@ fn joined(directory: &Path, file: &str) -> PathBuf {
     path
 }
 
-/// The text without its code.
+/// The text without code.
 fn prose(text: &str) -> String {
     let mut in_code = false;
     let mut kept = String::new();
@@ -60,12 +60,12 @@ fn prose(text: &str) -> String {
     kept
 }
 
-/// What stands in `[…](here)`.
+/// The targets of `[…](target)`.
 fn targets(text: &str) -> impl Iterator<Item = &str> {
     text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).map(str::trim)
 }
 
-/// Headings as links name them: lower case, words joined by dashes, nothing else but letters, digits and `_`.
+/// Anchors of headings: lower case, words joined by dashes, otherwise only letters, digits and `_`.
 fn anchors(text: &str) -> Vec<String> {
     let headings = text
         .lines()

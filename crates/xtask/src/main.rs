@@ -1,29 +1,29 @@
-//! Checks and chores.
+//! Checks and generators of the repository.
 //!
 //! ```text
-//! cargo xtask check      the rules of the house (ARCHITECTURE.md) that a compiler does not hold
+//! cargo xtask check      the rules of the repository (ARCHITECTURE.md) that a compiler does not hold
 //! cargo xtask openapi    writes docs/openapi.json anew
 //! ```
 
 mod errors;
 mod events;
-mod house;
 mod invariants;
 mod layers;
 mod links;
 mod openapi;
+mod repository;
 mod text;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use house::House;
+use repository::Repository;
 
-/// What a check finds wrong, one sentence each.
-type Faults = Vec<String>;
-type Check = fn(&House) -> anyhow::Result<Faults>;
+/// The findings of a check, one sentence each.
+type Findings = Vec<String>;
+type Check = fn(&Repository) -> anyhow::Result<Findings>;
 
-/// Every check, by the name it is reported under.
+/// All checks by name.
 const CHECKS: [(&str, Check); 12] = [
     ("layers", layers::order),
     ("backends", layers::backends),
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["check"] => check(),
-        ["openapi"] => House::open().and_then(|house| openapi::write(&house)).map(|()| true),
+        ["openapi"] => Repository::open().and_then(|repository| openapi::write(&repository)).map(|()| true),
         _ => Err(anyhow::anyhow!(USAGE)),
     };
     match done {
@@ -59,12 +59,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs every check and says what each found; whether all is well.
+/// Runs all checks and prints their findings. Returns whether all passed.
 fn check() -> anyhow::Result<bool> {
-    let house = House::open()?;
+    let repository = Repository::open()?;
     let mut all_well = true;
     for (name, check) in CHECKS {
-        let faults = check(&house)?;
+        let faults = check(&repository)?;
         say(&format!("{name}: {}", if faults.is_empty() { "ok" } else { "not as it should be" }));
         faults.iter().for_each(|fault| say(&format!("  {fault}")));
         all_well &= faults.is_empty();
@@ -73,7 +73,7 @@ fn check() -> anyhow::Result<bool> {
 }
 
 fn say(line: &str) {
-    // Nobody is there to hear that nobody is there.
+    // If standard error is closed, there is nobody to tell.
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
@@ -83,10 +83,10 @@ mod tests {
 
     #[test]
     fn the_house_is_in_order() {
-        let house = House::open().unwrap();
-        let found = CHECKS
-            .iter()
-            .flat_map(|(name, check)| check(&house).unwrap().into_iter().map(move |fault| format!("{name}: {fault}")));
+        let repository = Repository::open().unwrap();
+        let found = CHECKS.iter().flat_map(|(name, check)| {
+            check(&repository).unwrap().into_iter().map(move |fault| format!("{name}: {fault}"))
+        });
         let found: Vec<String> = found.collect();
         assert!(found.is_empty(), "see `cargo xtask check`:\n{}", found.join("\n"));
     }

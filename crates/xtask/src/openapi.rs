@@ -1,24 +1,24 @@
-//! The committed OpenAPI document.
+//! The OpenAPI document in docs/.
 
-use crate::Faults;
-use crate::house::House;
+use crate::Findings;
+use crate::repository::Repository;
 
 const PATH: &str = "docs/openapi.json";
 
-/// What the server says of itself.
+/// The document that the server generates.
 pub fn document() -> String {
     let mut text = raworc_server::openapi();
     text.push('\n');
     text
 }
 
-/// The committed document is the one that the server answers with.
-pub fn is_current(house: &House) -> anyhow::Result<Faults> {
-    let is_current = house.root.join(PATH).exists() && house.read(PATH)? == document();
+/// Checks that the document in docs/ is current.
+pub fn is_current(repository: &Repository) -> anyhow::Result<Findings> {
+    let is_current = repository.root.join(PATH).exists() && repository.read(PATH)? == document();
     Ok(if is_current { Vec::new() } else { vec![format!("{PATH} is not current; `cargo xtask openapi` writes it")] })
 }
 
-/// Writes it.
-pub fn write(house: &House) -> anyhow::Result<()> {
-    Ok(std::fs::write(house.root.join(PATH), document())?)
+/// Writes the document to docs/.
+pub fn write(repository: &Repository) -> anyhow::Result<()> {
+    Ok(std::fs::write(repository.root.join(PATH), document())?)
 }

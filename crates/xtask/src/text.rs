@@ -1,15 +1,15 @@
-//! What may stand in which file.
+//! Checks the text of files.
 
 use std::path::Path;
 
-use crate::Faults;
-use crate::house::House;
+use crate::Findings;
+use crate::repository::Repository;
 
-/// Longest file of Rust, in lines; tests and snapshots may be longer.
+/// Maximum length of a Rust file in lines, except for tests and snapshots.
 const LINES_MAX: usize = 500;
-/// The crates that may contain `unsafe`: for system calls that no library wraps.
+/// The crates that may contain `unsafe`, for system calls that no library wraps.
 const UNSAFE: [&str; 2] = ["crates/launcher", "crates/quota"];
-/// What `core` may not reach for: files, network, processes, clocks, randomness, other tasks.
+/// What `core` must not use: files, network, processes, clocks, randomness, tasks.
 const EFFECTS: [&str; 13] = [
     "std::fs",
     "std::io",
@@ -25,45 +25,45 @@ const EFFECTS: [&str; 13] = [
     "async fn",
     "async move",
 ];
-/// Where packages may come from, as Cargo.lock writes it.
+/// The only allowed source of packages in Cargo.lock.
 const SOURCE: &str = "registry+https://github.com/rust-lang/crates.io-index";
-/// Hosts that texts may name: anyone may go there, and none of them serves packages.
+/// Hosts that texts may name: public, and without packages.
 const HOSTS: [&str; 7] =
     ["127.0.0.1", "10.0.0.1", "github.com", "keepachangelog.com", "semver.org", "www.apache.org", "www.w3.org"];
-/// Names that stand for no machine (RFC 2606).
+/// Reserved names (RFC 2606).
 const EXAMPLE_ENDINGS: [&str; 2] = [".test", ".example"];
 
-/// `core` has no effects.
-pub fn purity(house: &House) -> anyhow::Result<Faults> {
+/// Checks that `core` has no effects.
+pub fn purity(repository: &Repository) -> anyhow::Result<Findings> {
     let mut faults = Vec::new();
-    for path in house.with_extension("rs").filter(|path| path.starts_with("crates/core/src") && !is_test(path)) {
-        let text = house.read(path)?;
+    for path in repository.with_extension("rs").filter(|path| path.starts_with("crates/core/src") && !is_test(path)) {
+        let text = repository.read(path)?;
         let found = EFFECTS.iter().filter(|effect| text.contains(**effect));
         faults.extend(found.map(|effect| format!("{} contains {effect}", path.display())));
     }
     Ok(faults)
 }
 
-/// Only two crates leave the lints of the workspace, among them the one that forbids `unsafe`.
-pub fn lints(house: &House) -> anyhow::Result<Faults> {
+/// Checks that only two crates have lints of their own; the workspace's lints forbid `unsafe`.
+pub fn lints(repository: &Repository) -> anyhow::Result<Findings> {
     let mut faults = Vec::new();
-    if !house.read("Cargo.toml")?.contains("\nunsafe_code = \"forbid\"\n") {
+    if !repository.read("Cargo.toml")?.contains("\nunsafe_code = \"forbid\"\n") {
         faults.push("Cargo.toml does not forbid unsafe code".to_owned());
     }
-    let manifests = house.files.iter().filter(|path| path.starts_with("crates") && path.ends_with("Cargo.toml"));
+    let manifests = repository.files.iter().filter(|path| path.starts_with("crates") && path.ends_with("Cargo.toml"));
     for path in manifests.filter(|path| !UNSAFE.iter().any(|own| path.starts_with(own))) {
-        if !house.read(path)?.contains("\n[lints]\nworkspace = true\n") {
+        if !repository.read(path)?.contains("\n[lints]\nworkspace = true\n") {
             faults.push(format!("{} does not take the lints of the workspace", path.display()));
         }
     }
     Ok(faults)
 }
 
-/// No file that nobody can keep in mind.
-pub fn sizes(house: &House) -> anyhow::Result<Faults> {
+/// Checks the length of files.
+pub fn sizes(repository: &Repository) -> anyhow::Result<Findings> {
     let mut faults = Vec::new();
-    for path in house.with_extension("rs").filter(|path| !is_test(path)) {
-        let lines = house.read(path)?.lines().count();
+    for path in repository.with_extension("rs").filter(|path| !is_test(path)) {
+        let lines = repository.read(path)?.lines().count();
         if lines > LINES_MAX {
             faults.push(format!("{} has {lines} lines, at most {LINES_MAX} are allowed", path.display()));
         }
@@ -71,11 +71,11 @@ pub fn sizes(house: &House) -> anyhow::Result<Faults> {
     Ok(faults)
 }
 
-/// No address of a machine of ours, of a registry or of a mirror of one, anywhere.
-pub fn addresses(house: &House) -> anyhow::Result<Faults> {
+/// Checks that no file names a private machine, a registry or a mirror.
+pub fn addresses(repository: &Repository) -> anyhow::Result<Findings> {
     let mut faults = Vec::new();
-    for path in &house.files {
-        let Ok(text) = house.read(path) else {
+    for path in &repository.files {
+        let Ok(text) = repository.read(path) else {
             continue; // not text
         };
         if path == Path::new("Cargo.lock") {

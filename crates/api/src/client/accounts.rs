@@ -10,7 +10,7 @@ use crate::audit::{AuditEntry, ListAudit};
 use crate::page::{Page, PageQuery};
 
 impl Client {
-    /// `GET /me`: whose token this is.
+    /// `GET /me`: the account of the token.
     pub async fn me(&self) -> Result<Account> {
         self.fetch(Path::new("me"), &()).await
     }

@@ -10,7 +10,7 @@ use crate::checkpoint::{Checkpoint, CreateCheckpoint, Diff, DiffQuery, ListCheck
 use crate::page::Page;
 use crate::session::{RemixSession, Session};
 
-/// How long the server itself waits for a checkpoint.
+/// How long the server waits for a checkpoint.
 const TAKING: Duration = Duration::from_secs(60);
 
 pub(super) fn checkpoints(id: &str) -> Path {
@@ -18,7 +18,7 @@ pub(super) fn checkpoints(id: &str) -> Path {
 }
 
 impl Client {
-    /// `POST /sessions/{id}/checkpoints`: answers when it is safe, or could not be taken.
+    /// `POST /sessions/{id}/checkpoints`: answers when the checkpoint is safe on the disk, or has failed.
     pub async fn create_checkpoint(&self, id: &str, body: &CreateCheckpoint) -> Result<Checkpoint> {
         let request = self.request(Method::POST, checkpoints(id))?.json(body);
         let response = self.send(request.timeout(ANSWER_TIMEOUT + TAKING)).await?;
@@ -47,7 +47,7 @@ impl Client {
         self.document(response).await
     }
 
-    /// `POST /sessions/{id}/checkpoints/{n}/restore`: go back to it.
+    /// `POST /sessions/{id}/checkpoints/{n}/restore`.
     pub async fn restore_checkpoint(&self, id: &str, n: u64) -> Result<Session> {
         let request = self.request(Method::POST, checkpoints(id).id(n).then("restore"))?;
         let response = self.send(request.timeout(ANSWER_TIMEOUT + TAKING)).await?;

@@ -1,4 +1,4 @@
-//! How a call can fail.
+//! Errors of calls.
 
 use reqwest::StatusCode;
 use serde_json::Value;
@@ -9,27 +9,27 @@ use crate::problem::Problem;
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ClientError {
-    /// The server refused it and says why.
+    /// The server answered with a problem.
     #[error(transparent)]
     Problem(Box<Problem>),
-    /// Nothing answers, or the connection broke.
+    /// The server cannot be reached, or the connection broke.
     #[error("no answer from {url}: {reason}")]
     Unreachable {
-        /// Where.
+        /// The server's URL.
         url: String,
-        /// What happened.
+        /// The cause.
         reason: String,
     },
-    /// Something answered, but not as a Raworc server of this version does.
+    /// The answer is not that of a Raworc server of this version.
     #[error("unexpected answer: {0}")]
     Protocol(String),
-    /// The call can't be put into a request; nothing was sent.
+    /// The arguments cannot be sent as a request.
     #[error("{0}")]
     Input(String),
 }
 
 impl ClientError {
-    /// The server's problem document, where there is one.
+    /// The server's problem document, if there is one.
     #[must_use]
     pub fn problem(&self) -> Option<&Problem> {
         match self {
@@ -39,18 +39,18 @@ impl ClientError {
     }
 }
 
-/// An answer that is not a success.
+/// The error for an answer that is not a success.
 pub(super) fn refusal(status: StatusCode, body: &str) -> ClientError {
     if let Ok(problem) = serde_json::from_str::<Problem>(body) {
         return ClientError::Problem(Box::new(problem));
     }
-    // A newer server may have codes that are unknown here; its text still helps.
+    // The code may be unknown here because the server is newer; its text still helps.
     let detail = serde_json::from_str::<Value>(body).ok().and_then(|v| Some(v.get("detail")?.as_str()?.to_owned()));
     let shown: String = detail.unwrap_or_else(|| body.trim().to_owned()).chars().take(SHOWN_CHARACTERS_MAX).collect();
     ClientError::Protocol(if shown.is_empty() { status.to_string() } else { format!("{status}: {shown}") })
 }
 
-/// The error and what caused it, each said once. The outermost text of reqwest only repeats the URL.
+/// An error with its causes, without repetitions. The outermost text of reqwest only repeats the URL.
 pub(super) fn chain(error: &reqwest::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut source = std::error::Error::source(error);

@@ -1,4 +1,4 @@
-//! Events as they happen: server-sent events, resumed where the connection broke.
+//! Streams events as server-sent events, and resumes after a broken connection.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,18 +16,18 @@ use super::{ANSWER_TIMEOUT, Client, ClientError, Result};
 use crate::event::Event;
 use crate::problem::Code;
 
-/// Tries in a row that bring no event before giving up.
+/// Consecutive attempts without an event before giving up.
 const TRIES_MAX: u32 = 10;
-/// Wait before the second try; doubles with each further one.
+/// Delay before the second attempt; it doubles with each further one.
 const BACKOFF: Duration = Duration::from_millis(50);
-/// Longest wait between two tries.
+/// The longest delay between two attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// A connection that held this long was a good one, even if nothing happened meanwhile.
+/// A connection that lasted this long resets the attempts, even without events.
 const GOOD: Duration = Duration::from_secs(5);
-/// A stream on which not even a comment arrives for this long is dead.
+/// A stream without even a comment for this long is dead.
 const STANDSTILL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The events of a session, in order, none twice and none left out. Ends where the session is deleted, or with an error.
+/// A session's events in order, without gaps or repetitions. Ends when the session is deleted, or with an error.
 pub struct Follow(BoxStream<'static, Result<Event>>);
 
 impl Stream for Follow {
@@ -45,8 +45,8 @@ impl std::fmt::Debug for Follow {
 }
 
 impl Client {
-    /// Every event of a session after the one numbered `after`, those to come as well. A broken connection is taken up
-    /// again where it broke; after some tries in vain the stream ends with the error.
+    /// Streams every event of a session after number `after`, including future ones. A broken connection is resumed;
+    /// after several failed attempts the stream ends with an error.
     pub fn follow(&self, session: &str, after: u64) -> Follow {
         let follower = Follower {
             client: self.clone(),
@@ -69,7 +69,7 @@ impl Client {
 struct Follower {
     client: Client,
     session: String,
-    /// The newest event handed out.
+    /// The number of the newest event that was returned.
     last: u64,
     connected_once: bool,
     failures: u32,
@@ -88,7 +88,7 @@ impl Follower {
                 match self.connect().await {
                     Ok(Some(live)) => self.live = Some(live),
                     Ok(None) => return Ok(None),
-                    Err(error) if self.connected_once && is_passing(&error) => self.back_off(error).await?,
+                    Err(error) if self.connected_once && is_transient(&error) => self.back_off(error).await?,
                     Err(error) => return Err(error),
                 }
                 continue;
@@ -105,7 +105,7 @@ impl Follower {
         }
     }
 
-    /// None where nothing comes any more.
+    /// `None` if the session has no further events.
     async fn connect(&mut self) -> Result<Option<Live>> {
         let path = Path::new("sessions").id(&self.session).then("events");
         let mut request = self.client.request(Method::GET, path)?.header(ACCEPT, "text/event-stream");
@@ -127,7 +127,7 @@ impl Follower {
         Ok(Some(Live { events, since: Instant::now() }))
     }
 
-    /// The event, unless it was handed out before. A gap is not handed out but asked for again.
+    /// Returns the event unless it is a repetition. After a gap, reconnects.
     async fn take(&mut self, data: &str) -> Result<Option<Event>> {
         let event: Event = serde_json::from_str(data)
             .map_err(|error| ClientError::Protocol(format!("an event is not what was expected: {error}")))?;
@@ -156,7 +156,7 @@ impl Follower {
         ClientError::Unreachable { url: url.to_owned(), reason }
     }
 
-    /// Waits before the next try, or gives up with `error`.
+    /// Waits before the next attempt, or returns `error` after too many.
     async fn back_off(&mut self, error: ClientError) -> Result<()> {
         self.failures += 1;
         if self.failures >= TRIES_MAX {
@@ -168,8 +168,8 @@ impl Follower {
     }
 }
 
-/// Whether the same request may work a moment later.
-fn is_passing(error: &ClientError) -> bool {
+/// Whether a retry may succeed.
+fn is_transient(error: &ClientError) -> bool {
     match error {
         ClientError::Unreachable { .. } => true,
         ClientError::Problem(problem) => matches!(problem.code, Code::Busy | Code::Unavailable | Code::DiskFull),

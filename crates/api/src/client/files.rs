@@ -14,14 +14,14 @@ use super::path::Path;
 use super::{ANSWER_TIMEOUT, Client, ClientError, Result, error};
 use crate::workspace::{FileKind, Listing, ReadFile, Unpacked, WriteFile};
 
-/// The header that says what a path is.
+/// The header with the type of an entry.
 const KIND_HEADER: &str = "Raworc-Kind";
 /// The media type of a tar.
 pub const ARCHIVE: &str = "application/x-tar";
-/// How long a file may come to a standstill while it is read or written.
+/// How long a transfer of a file may stall.
 const STANDSTILL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What is at a path.
+/// The content at a path.
 #[derive(Debug)]
 pub enum Content {
     /// A directory.
@@ -30,7 +30,7 @@ pub enum Content {
     File(Box<FileBody>),
 }
 
-/// The bytes of a file, as they arrive.
+/// The bytes of a file as they arrive.
 pub struct FileBody {
     headers: HeaderMap,
     length: Option<u64>,
@@ -51,19 +51,19 @@ impl FileBody {
         Self { headers: parts.headers, length, body, client: client.clone() }
     }
 
-    /// Its length, where the server said so.
+    /// Its length, if the server stated it.
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         self.length
     }
 
-    /// A number that the server said beside it; what it knows only at the end comes with the last piece.
+    /// A number in a header; one in a trailer is available after the last chunk.
     #[must_use]
     pub fn number(&self, header: &str) -> Option<u64> {
         self.headers.get(header)?.to_str().ok()?.parse().ok()
     }
 
-    /// The next piece, or `None` at the end.
+    /// The next chunk, or `None` at the end.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         loop {
             let frame = match tokio::time::timeout(STANDSTILL_TIMEOUT, self.body.frame()).await {
@@ -79,7 +79,7 @@ impl FileBody {
         }
     }
 
-    /// All of it.
+    /// All bytes.
     pub async fn bytes(mut self) -> Result<Vec<u8>> {
         let mut all = Vec::new();
         while let Some(chunk) = self.chunk().await? {
@@ -89,7 +89,7 @@ impl FileBody {
     }
 }
 
-/// Files of a session as they are now, or as of a checkpoint (its number or label, or `now`).
+/// The path of a session's file, in its current state or in a checkpoint (number or label, or `now`).
 fn file(session: &str, version: Option<&str>, path: &[u8]) -> Path {
     let files = match version {
         Some(n) => checkpoints(session).id(n).then("files"),
@@ -99,8 +99,8 @@ fn file(session: &str, version: Option<&str>, path: &[u8]) -> Path {
 }
 
 impl Client {
-    /// `GET /sessions/{id}/files/{path}`, or `…/checkpoints/{n}/files/{path}` with a version; an empty path is the workspace
-    /// itself. A directory answers with its first page.
+    /// `GET /sessions/{id}/files/{path}`, or `…/checkpoints/{n}/files/{path}` with a version; an empty path is the
+    /// workspace. Returns the first page of a directory.
     pub async fn read_file(&self, session: &str, version: Option<&str>, path: &[u8]) -> Result<Content> {
         let request = self.request(Method::GET, file(session, version, path))?;
         let response = self.accepted(request).await?;
@@ -111,7 +111,7 @@ impl Client {
         Ok(Content::File(Box::new(FileBody::new(response, self))))
     }
 
-    /// The same of a directory: the page that `query` asks for.
+    /// As [`Self::read_file`] for a directory: the page that `query` asks for.
     pub async fn list_files(
         &self,
         session: &str,
@@ -122,7 +122,7 @@ impl Client {
         self.fetch(file(session, version, path), query).await
     }
 
-    /// `PUT /sessions/{id}/files/{path}`: makes or replaces a file, and the directories above it.
+    /// `PUT /sessions/{id}/files/{path}`: creates or replaces a file; missing directories are created.
     pub async fn write_file<S, E>(&self, session: &str, path: &[u8], query: &WriteFile, content: S) -> Result<()>
     where
         S: Stream<Item = std::result::Result<Bytes, E>> + Send + 'static,
@@ -133,8 +133,8 @@ impl Client {
         self.accepted(request.header("Content-Type", "application/octet-stream")).await.map(|_| ())
     }
 
-    /// `HEAD /sessions/{id}/files/{path}`, or `…/checkpoints/{n}/files/{path}`: what is there, if anything; of a link what it leads to
-    /// where `follow` says so.
+    /// `HEAD /sessions/{id}/files/{path}`, or `…/checkpoints/{n}/files/{path}`: the type of an entry, if it exists.
+    /// With `follow`, the type of a link's target.
     pub async fn file_kind(
         &self,
         session: &str,
@@ -158,8 +158,8 @@ impl Client {
         }
     }
 
-    /// `GET /sessions/{id}/files/{path}`, or `…/checkpoints/{n}/files/{path}`, as a tar. How much could not be put into it is the number
-    /// [`crate::image::LEFT_OUT_HEADER`] at its end.
+    /// `GET /sessions/{id}/files/{path}`, or `…/checkpoints/{n}/files/{path}`, as a tar. The trailer
+    /// [`crate::image::LEFT_OUT_HEADER`] has the number of omitted entries.
     pub async fn read_archive(
         &self,
         session: &str,
@@ -173,7 +173,7 @@ impl Client {
         Ok(FileBody::new(response, self))
     }
 
-    /// `PUT /sessions/{id}/files/{path}` of a tar: unpacks it into that directory.
+    /// `PUT /sessions/{id}/files/{path}` with a tar, which is unpacked into that directory.
     pub async fn write_archive<S, E>(&self, session: &str, path: &[u8], content: S) -> Result<Unpacked>
     where
         S: Stream<Item = std::result::Result<Bytes, E>> + Send + 'static,
@@ -191,7 +191,7 @@ impl Client {
     }
 }
 
-/// The bytes of a stream that must not come to a standstill: servers send a comment now and then.
+/// A stream that fails if it stalls; servers send comments to keep it alive.
 pub(super) fn lively(
     response: Response,
     standstill: Duration,

@@ -1,4 +1,4 @@
-//! Calls about images, and about checkpoints on their way to other servers.
+//! Calls about images, and about pushing and exporting checkpoints.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::{Client, ClientError, Result, error};
 use crate::image::{Image, ImportImages, Imported, ListImages, PullImage, PushCheckpoint, Pushed, TransferProgress};
 use crate::page::Page;
 
-/// A stream on which not even a comment arrives for this long is dead.
+/// A stream without even a comment for this long is dead.
 const STANDSTILL_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn checkpoint(session: &str, n: &str) -> Path {
@@ -23,12 +23,12 @@ fn checkpoint(session: &str, n: &str) -> Path {
 }
 
 impl Client {
-    /// `POST /images`: bring one in from a registry. `progress` is told how it gets on.
+    /// `POST /images`: pulls an image from a registry. `progress` is called regularly.
     pub async fn pull_image(&self, body: &PullImage, progress: impl FnMut(TransferProgress)) -> Result<Image> {
         self.transfer(self.request(Method::POST, Path::new("images"))?.json(body), progress).await
     }
 
-    /// `POST /images/import`: bring in those of an archive.
+    /// `POST /images/import`: imports the images of an archive.
     pub async fn import_images<S, E>(
         &self,
         query: &ImportImages,
@@ -76,7 +76,7 @@ impl Client {
         Ok(FileBody::new(self.accepted(request).await?, self))
     }
 
-    /// A call that tells how it gets on.
+    /// A call that reports its progress.
     async fn transfer<T: DeserializeOwned>(
         &self,
         request: RequestBuilder,

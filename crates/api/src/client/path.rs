@@ -1,10 +1,10 @@
-//! The path of a request, built so that no id, name or file leads to another endpoint than the one that is meant.
+//! Builds the path of a request, so that no id, name or file path leads to another endpoint.
 
 use std::fmt::Write as _;
 
 use super::{ClientError, Result};
 
-/// A path below the prefix, segment by segment.
+/// A path below the prefix, built segment by segment.
 #[derive(Debug)]
 pub(super) struct Path {
     text: String,
@@ -12,22 +12,22 @@ pub(super) struct Path {
 }
 
 impl Path {
-    /// Begins with a fixed segment.
+    /// Starts with a fixed segment.
     pub(super) fn new(segment: &'static str) -> Self {
         Self { text: segment.to_owned(), fault: None }
     }
 
-    /// A fixed segment.
+    /// Appends a fixed segment.
     pub(super) fn then(mut self, segment: &'static str) -> Self {
         self.text.push('/');
         self.text.push_str(segment);
         self
     }
 
-    /// A segment from elsewhere: an id or a name.
+    /// Appends an id or a name.
     pub(super) fn id(mut self, id: impl std::fmt::Display) -> Self {
         let id = id.to_string();
-        // URLs have no way to write these as names: even percent-encoded they mean "here" and "above".
+        // URLs cannot contain these as names: even percent-encoded they mean the same or the parent directory.
         if matches!(id.as_str(), "" | "." | "..") {
             self.fault.get_or_insert_with(|| format!("{id:?} can't be used as a name here: use the id"));
         }
@@ -36,7 +36,7 @@ impl Path {
         self
     }
 
-    /// The path of a file; `/`, `.` and nothing mean the top.
+    /// Appends the path of a file; `/`, `.` and the empty path mean the workspace.
     pub(super) fn file(mut self, path: &[u8]) -> Self {
         let segments = || path.split(|byte| *byte == b'/');
         if segments().any(|segment| segment == b"..") {
@@ -50,7 +50,7 @@ impl Path {
         self
     }
 
-    /// The text, relative to the prefix.
+    /// The path as text, relative to the prefix.
     pub(super) fn finish(self) -> Result<String> {
         match self.fault {
             Some(fault) => Err(ClientError::Input(fault)),

@@ -1,4 +1,4 @@
-//! Calls about sessions and what happens in them.
+//! Calls about sessions, messages and events.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::page::Page;
 use crate::session::{AssignAgents, AssignedAgent, CreateSession, ListSessions, Session, UpdateSession};
 use crate::workspace::{Exec, ExecResult};
 
-/// What the server takes where an exec names no `timeout_seconds`.
+/// The server's timeout for an exec without `timeout_seconds`.
 const EXEC_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 
 fn session(id: &str) -> Path {
@@ -22,7 +22,7 @@ fn session(id: &str) -> Path {
 }
 
 impl Client {
-    /// `POST /sessions`. Answers at once, in INIT; [`follow`](Self::follow) tells when it is READY.
+    /// `POST /sessions`. Answers at once, in INIT; use [`follow`](Self::follow) to wait for READY.
     pub async fn create_session(&self, body: &CreateSession) -> Result<Session> {
         self.post(Path::new("sessions"), body).await
     }
@@ -37,12 +37,12 @@ impl Client {
         self.fetch(session(id), &()).await
     }
 
-    /// `PUT /sessions/{id}`: what is absent stays as it is.
+    /// `PUT /sessions/{id}`: absent fields stay unchanged.
     pub async fn update_session(&self, id: &str, body: &UpdateSession) -> Result<Session> {
         self.put(session(id), body).await
     }
 
-    /// `DELETE /sessions/{id}`: ends and hides it. None where its record is damaged, so that there is nothing to show.
+    /// `DELETE /sessions/{id}`: terminates and hides it. `None` if its record is damaged and cannot be shown.
     pub async fn delete_session(&self, id: &str) -> Result<Option<Session>> {
         let request = self.request(Method::DELETE, session(id))?;
         let response = self.accepted(request.timeout(ANSWER_TIMEOUT)).await?;
@@ -52,32 +52,32 @@ impl Client {
         }
     }
 
-    /// `POST /sessions/{id}/pause`: rest, and do not wake for messages.
+    /// `POST /sessions/{id}/pause`.
     pub async fn pause_session(&self, id: &str) -> Result<Session> {
         self.lifecycle(id, "pause").await
     }
 
-    /// `POST /sessions/{id}/resume`: take up work again, and have a container now.
+    /// `POST /sessions/{id}/resume`: also starts a container.
     pub async fn resume_session(&self, id: &str) -> Result<Session> {
         self.lifecycle(id, "resume").await
     }
 
-    /// `POST /sessions/{id}/terminate`: end it; the workspace is kept.
+    /// `POST /sessions/{id}/terminate`: the workspace is kept.
     pub async fn terminate_session(&self, id: &str) -> Result<Session> {
         self.lifecycle(id, "terminate").await
     }
 
-    /// `POST /sessions/{id}/restart`: a new container.
+    /// `POST /sessions/{id}/restart`: replaces the container.
     pub async fn restart_session(&self, id: &str) -> Result<Session> {
         self.lifecycle(id, "restart").await
     }
 
-    /// `POST /sessions/{id}/restore`: undo a termination or deletion.
+    /// `POST /sessions/{id}/restore`: undoes a termination or deletion.
     pub async fn restore_session(&self, id: &str) -> Result<Session> {
         self.lifecycle(id, "restore").await
     }
 
-    /// `POST /sessions/{id}/cancel`: end the running message.
+    /// `POST /sessions/{id}/cancel`: cancels the running message.
     pub async fn cancel_session(&self, id: &str) -> Result<Session> {
         self.lifecycle(id, "cancel").await
     }
@@ -96,8 +96,8 @@ impl Client {
         self.put(session(id).then("agents"), body).await
     }
 
-    /// `POST /sessions/{id}/messages`. With an `idempotency_key` it is safe to send the same again. With `wait_seconds`
-    /// it answers when the message has ended, or after so long; its status tells which.
+    /// `POST /sessions/{id}/messages`. With an `idempotency_key`, repeating the call is safe. With `wait_seconds`, it
+    /// answers when the message has ended or the time is over; check its status.
     pub async fn send_message(
         &self,
         id: &str,
@@ -140,7 +140,7 @@ impl Client {
     /// `POST /sessions/{id}/exec`.
     pub async fn exec(&self, id: &str, body: &Exec) -> Result<ExecResult> {
         let asked = body.timeout_seconds.map_or(EXEC_TIMEOUT_DEFAULT, Duration::from_secs);
-        // The session may have to wake first.
+        // The session's container may have to start first.
         let timeout = asked + START_TIMEOUT + ANSWER_TIMEOUT;
         let request = self.request(Method::POST, session(id).then("exec"))?.json(body);
         let response = self.send(request.timeout(timeout)).await?;

@@ -15,30 +15,30 @@ use crate::page::Page;
 use crate::terminal::{ClientFrame, Notice, OpenTerminal, Terminal};
 use crate::workspace::Exec;
 
-/// What comes from the server.
+/// A frame or the end of a connection.
 #[derive(Debug)]
 pub enum Received {
-    /// Bytes: of a terminal as they are, of a command behind the byte that names their channel.
+    /// Bytes of a terminal; or of a command, preceded by a byte for the channel.
     Bytes(Bytes),
-    /// Something about them.
+    /// A notice.
     Notice(Box<Notice>),
-    /// Nothing more comes: the code and the reason that the server gave, if it gave one.
+    /// The connection was closed, with the server's code and reason if it sent them.
     Closed(Option<(u16, String)>),
 }
 
-/// The way to the server.
+/// The sending half of a connection.
 pub struct Sender(SplitSink<WebSocketStream<Upgraded>, Message>);
 
-/// The way from the server.
+/// The receiving half of a connection.
 pub struct Receiver(SplitStream<WebSocketStream<Upgraded>>);
 
 impl Sender {
-    /// Sends bytes; waits where the program takes none. False where the connection is no more.
+    /// Sends bytes, and waits while the server does not read. Returns false if the connection is closed.
     pub async fn bytes(&mut self, bytes: Vec<u8>) -> bool {
         self.0.send(Message::Binary(bytes.into())).await.is_ok()
     }
 
-    /// Sends a text frame. False where the connection is no more.
+    /// Sends a text frame. Returns false if the connection is closed.
     pub async fn frame(&mut self, frame: &ClientFrame) -> bool {
         match serde_json::to_string(frame) {
             Ok(text) => self.0.send(Message::Text(text.into())).await.is_ok(),
@@ -46,23 +46,23 @@ impl Sender {
         }
     }
 
-    /// Asks whether the server is there: something comes back where it is. False where the connection is no more.
+    /// Sends a ping, which the server answers. Returns false if the connection is closed.
     pub async fn ping(&mut self) -> bool {
         self.0.send(Message::Ping(Bytes::new())).await.is_ok()
     }
 
-    /// Says that nothing more is sent.
+    /// Closes the sending half.
     pub async fn close(&mut self) {
         let _ = self.0.close().await;
     }
 }
 
 impl Receiver {
-    /// What comes next; none where it says only that the server is there.
+    /// The next frame; `None` for a ping or pong.
     pub async fn next(&mut self) -> Option<Received> {
         match self.0.next().await {
             Some(Ok(Message::Binary(bytes))) => Some(Received::Bytes(bytes)),
-            // What is no notice of ours is of a newer server.
+            // An unknown notice is from a newer server.
             Some(Ok(Message::Text(text))) => {
                 serde_json::from_str(&text).ok().map(|notice| Received::Notice(Box::new(notice)))
             }
@@ -81,15 +81,15 @@ impl Client {
         self.upgrade(Path::new("sessions").id(id).then("terminal"), query).await
     }
 
-    /// `GET /sessions/{id}/exec`: runs a command whose streams are attached.
+    /// `GET /sessions/{id}/exec`: runs a command with attached streams.
     pub async fn open_exec(&self, id: &str, body: Exec) -> Result<(Sender, Receiver)> {
         let (mut sender, receiver) = self.connect_exec(id).await?;
-        // Where it can't be sent, the receiver says why.
+        // If it cannot be sent, the receiver returns the reason.
         sender.frame(&ClientFrame::Start(body)).await;
         Ok((sender, receiver))
     }
 
-    /// `GET /sessions/{id}/exec`: the WebSocket, over which the first frame says what to run.
+    /// `GET /sessions/{id}/exec`: opens the WebSocket; its first frame must say what to run.
     pub async fn connect_exec(&self, id: &str) -> Result<(Sender, Receiver)> {
         self.upgrade(Path::new("sessions").id(id).then("exec"), &()).await
     }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::words::{EnforcedBy, Outcome, Speaker, StreamError};
 use crate::checkpoints::Cause;
 use crate::ids::{MessageId, SessionId, TurnId};
-use crate::link::Stream;
+use crate::link::OutputStream;
 use crate::quantity::Bytes;
 use crate::session::{FaultCode, Reason, State, TerminationReason};
 
@@ -242,7 +242,7 @@ events! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         turn_id: Option<TurnId>,
         /// Where it was written to.
-        stream: Stream,
+        stream: OutputStream,
         /// What was written. Never ends within a character.
         text: String,
     }

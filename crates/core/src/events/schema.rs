@@ -186,7 +186,7 @@ macro_rules! object {
                 $crate::events::schema::object(vec![$( $crate::events::schema::Field {
                     name: stringify!($field),
                     doc: {
-                        #[allow(unused_mut, reason = "a field without a comment does not compile")]
+                        #[allow(unused_mut, clippy::vec_init_then_push, reason = "how many lines a comment has is seen here only")]
                         let mut docs: Vec<&'static str> = Vec::new();
                         $( attribute!(doc docs $($attribute)+); )+
                         docs

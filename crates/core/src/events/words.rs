@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::Described;
 use crate::checkpoints::Cause;
-use crate::link::Stream;
+use crate::link::OutputStream;
 use crate::quantity::Bytes;
 use crate::session::{FaultCode, Reason, State, TerminationReason};
 
@@ -63,7 +63,7 @@ words!(Speaker: User, Agent, System);
 words!(Outcome: Done, Failed, Cancelled);
 words!(EnforcedBy: Stopping, FileSystem);
 words!(StreamError: NotStarted, Abandoned, Lost, Closed, TimedOut);
-words!(Stream: Stdout, Stderr);
+words!(OutputStream: Stdout, Stderr);
 words!(Cause: Message, Stop, Every, Start, Request, Rewind, Remix);
 words!(State: Init, Ready, Idle, Busy, Error);
 words!(TerminationReason: Manual, Ttl, Deleted);

@@ -1,4 +1,4 @@
-//! Broken connections, repeated frames, and frames that are none.
+//! Broken connections, repeated frames, and invalid frames.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use raworc_core::link::{Ending, HostFrame, PROTOCOLS, Report, ServerFrame};
 
 use crate::server::{Connection, Server, exec, message};
 
-/// Accepts the host again and checks that it is as if nothing had been.
+/// Accepts the host again and checks that it continues.
 fn works_again(server: &Server) -> Connection {
     let mut connection = server.accept();
     assert_eq!(connection.hello(), []);

@@ -1,4 +1,4 @@
-//! Processes that leave their work in every way there is: they end with it, and no others do.
+//! Processes that detach from their work in every way: they end with it, and no others do.
 
 use std::fs::File;
 use std::io::Read;
@@ -7,7 +7,7 @@ use raworc_core::link::{Ending, ServerFrame, WorkId};
 
 use crate::server::{Connection, Server, exec, message};
 
-/// Ways to get out of sight. Each has a process run `$hold`, which says that it is there and then never ends by itself.
+/// Ways to detach. Each runs a process `$hold`, which reports that it runs and never ends by itself.
 const WAYS: [&str; 12] = [
     "setsid bash -c \"$hold\" &",
     "nohup bash -c \"$hold\" >/dev/null 2>&1 &",
@@ -31,7 +31,7 @@ fn is_root() -> bool {
     is_root
 }
 
-/// A script that leaves processes behind in all those ways, and then runs `last`. Each holds the pipe `held` open for writing.
+/// A script that starts a detached process of each kind, then runs `last`. Each has the pipe `held` open for writing.
 fn script(held: &str, last: &str) -> String {
     let there = format!("{held}.there");
     let mut script =
@@ -56,12 +56,12 @@ fn pipes(server: &Server, name: &str) -> File {
     reader
 }
 
-/// Waits until nobody has the pipe open for writing.
+/// Waits until no process has the pipe open for writing.
 fn ended(mut held: File) {
     assert_eq!(held.read(&mut [0]).unwrap(), 0);
 }
 
-/// Whether somebody has it open for writing.
+/// Whether a process has the pipe open for writing.
 fn is_held(held: &File) -> bool {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let mut held = [PollFd::new(std::os::fd::AsFd::as_fd(held), PollFlags::POLLIN)];

@@ -1,4 +1,4 @@
-//! How work ends, and what is said of it.
+//! How work ends, and how that is reported.
 
 use std::fs::{self, File};
 use std::io::Read;

@@ -1,4 +1,4 @@
-//! What agents find around them, and what they do not.
+//! The environment of agents, and its isolation.
 
 use std::os::fd::AsFd;
 

@@ -1,4 +1,4 @@
-//! The host as its server sees it: the real program, an ordinary process here, over a real socket.
+//! Tests of the host through its protocol: the real program, as an ordinary process, over a real socket.
 
 // What a test cannot go on without ends it, also in what tests share.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]

@@ -1,4 +1,4 @@
-//! What work writes, as it arrives.
+//! Output of work, as it arrives at the server.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! A script is to its shell what a file would be.
+//! Scripts behave like script files.
 
 use std::fs;
 
@@ -66,7 +66,7 @@ fn a_script_runs_as_a_file_does() {
     assert_eq!([lines[0], lines[2]], [&here, &here]);
 }
 
-/// Processes of the agents' user that are not this test's may be there outside of a container: none is to be hit.
+/// Outside of a container, the agents' user may have other processes; they must not be killed.
 fn raworc_alone() -> bool {
     false
 }

@@ -1,4 +1,4 @@
-//! A server for one host, as small as the protocol allows.
+//! A minimal server for one host.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -12,15 +12,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use raworc_core::ids::TurnId;
-use raworc_core::link::{Ending, HostFrame, PROTOCOLS, Program, Report, ServerFrame, Stream, Versions, Work, WorkId};
+use raworc_core::link::{
+    Ending, HostFrame, OutputStream, PROTOCOLS, Program, Report, ServerFrame, Versions, Work, WorkId,
+};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-/// A test that hangs should fail instead.
+/// Timeout of every wait, so that a hanging test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 pub const TOKEN: &str = "a-secret-token";
 
-/// A host, and the socket that it dials.
+/// A host, and the socket that it connects to.
 pub struct Server {
     directory: TempDir,
     listener: UnixListener,
@@ -46,7 +48,7 @@ impl Server {
         Self { directory, listener, host }
     }
 
-    /// A host that has been let in and has asked for work.
+    /// A host that was welcomed and has asked for work.
     pub fn ready() -> (Self, Connection) {
         let server = Self::start();
         let mut connection = server.accept();
@@ -70,7 +72,8 @@ impl Server {
         self.directory.path().join(name)
     }
 
-    /// A named pipe in the work's directory: opening it waits for the other side, which is how tests wait for scripts.
+    /// A named pipe in the work's directory, with which tests wait for scripts: opening it blocks until the other
+    /// side opens it.
     pub fn fifo(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         let everyone = nix::sys::stat::Mode::from_bits_truncate(0o666);
@@ -116,7 +119,7 @@ impl Drop for Server {
     }
 }
 
-/// All there is to know of one piece of work.
+/// The result of one work.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub stdout: String,
@@ -139,7 +142,7 @@ impl Connection {
         self.send_raw(line.as_bytes());
     }
 
-    /// For what follows the frames.
+    /// The socket, for data after the frames.
     pub fn into_reader(self) -> BufReader<UnixStream> {
         self.reader
     }
@@ -148,7 +151,7 @@ impl Connection {
         self.reader.get_mut().write_all(bytes).unwrap();
     }
 
-    /// The next frame of any kind; none at the end of the connection.
+    /// The next frame; `None` at the end of the connection.
     pub fn receive_any(&mut self) -> Option<HostFrame> {
         let mut line = String::new();
         match self.reader.read_line(&mut line) {
@@ -160,7 +163,7 @@ impl Connection {
         }
     }
 
-    /// The next frame that is no heartbeat.
+    /// The next frame that is not a heartbeat.
     pub fn receive(&mut self) -> HostFrame {
         self.try_receive().expect("the host closed the connection")
     }
@@ -174,7 +177,7 @@ impl Connection {
         }
     }
 
-    /// The number of background processes in the next heartbeat; nothing else may come before it.
+    /// The number of background processes in the next heartbeat, which must be the next frame.
     pub fn heartbeat(&mut self) -> u32 {
         match self.receive_any() {
             Some(HostFrame::Heartbeat { background_processes }) => background_processes,
@@ -182,7 +185,7 @@ impl Connection {
         }
     }
 
-    /// The works that the host names in its first frame.
+    /// The works in the host's first frame.
     pub fn hello(&mut self) -> Vec<WorkId> {
         match self.receive() {
             HostFrame::Hello { versions, token, works, .. } => {
@@ -200,7 +203,7 @@ impl Connection {
         }
     }
 
-    /// The next report, which has to be output of this text; acknowledges it.
+    /// Acknowledges the next report, which must be output with this text.
     pub fn expect_output(&mut self, id: WorkId, expected: &str) {
         let (n, report) = self.report();
         let Report::Output { work, text, .. } = report else { panic!("{report:?}") };
@@ -219,8 +222,8 @@ impl Connection {
                     assert_eq!(work, id);
                     assert!(text.len() <= raworc_core::limits::OUTPUT_CHUNK_BYTES_MAX);
                     match stream {
-                        Stream::Stdout => outcome.stdout += &text,
-                        Stream::Stderr => outcome.stderr += &text,
+                        OutputStream::Stdout => outcome.stdout += &text,
+                        OutputStream::Stderr => outcome.stderr += &text,
                     }
                 }
                 Report::Finished { work, ending, duration_micros, dropped_bytes, output_file } => {
@@ -235,7 +238,7 @@ impl Connection {
         }
     }
 
-    /// Runs work from beginning to end.
+    /// Runs work to its end.
     pub fn run(&mut self, work: Work) -> Outcome {
         let id = work.id;
         self.send(&ServerFrame::Run(work));
@@ -247,7 +250,7 @@ pub fn message(number: u128) -> WorkId {
     WorkId::Turn(TurnId(Uuid::from_u128(number)))
 }
 
-/// An exec of an id that no other test uses: files in `/tmp` are named after it.
+/// An exec with a unique id, because files in `/tmp` are named after it.
 pub fn exec() -> WorkId {
     WorkId::Exec(Uuid::new_v4())
 }

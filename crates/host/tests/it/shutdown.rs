@@ -1,4 +1,4 @@
-//! The end of a host.
+//! Shutdown of a host.
 
 use std::fs::File;
 use std::io::Read;

@@ -1,12 +1,12 @@
-//! Terminals, and commands whose streams are attached.
+//! Terminals, and commands with attached streams.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 
 use raworc_core::link::{
-    Attach, Ending, FEATURE_ATTACH, HostFrame, Interactive, PROTOCOLS, Program, Report, ServerFrame, Size, Stream,
-    Versions, WorkId,
+    Attach, Ending, FEATURE_ATTACH, HostFrame, Interactive, OutputStream, PROTOCOLS, Program, Report, ServerFrame,
+    Size, Versions, WorkId,
 };
 use raworc_core::pieces::{Decoder, Ended, Piece};
 use uuid::Uuid;
@@ -15,13 +15,13 @@ use crate::server::{Connection, Server, TOKEN, exec};
 
 const SIZE: Size = Size { columns: 100, rows: 30 };
 
-/// A client of a stream, as the server sees it.
+/// A client of a stream, seen from the server.
 struct Client {
     stream: BufReader<UnixStream>,
     decoder: Decoder,
 }
 
-/// What a client has seen of a stream when it ended.
+/// The output that a client received, and how it ended.
 #[derive(Debug, Default)]
 struct Seen {
     stdout: Vec<u8>,
@@ -41,7 +41,7 @@ impl Client {
         self.send(&Piece::Input(text.into()));
     }
 
-    /// The next piece; none at the end of the connection.
+    /// The next piece; `None` at the end of the connection.
     fn piece(&mut self) -> Option<Piece> {
         loop {
             if let Some(piece) = self.decoder.next_piece().unwrap() {
@@ -55,7 +55,7 @@ impl Client {
         }
     }
 
-    /// Reads until this was shown.
+    /// Reads until the output contains this.
     fn until(&mut self, text: &str) -> String {
         let mut seen = String::new();
         while !seen.contains(text) {
@@ -71,8 +71,8 @@ impl Client {
         let mut seen = Seen::default();
         while let Some(piece) = self.piece() {
             match piece {
-                Piece::Output(Stream::Stdout, bytes) => seen.stdout.extend(bytes),
-                Piece::Output(Stream::Stderr, bytes) => seen.stderr.extend(bytes),
+                Piece::Output(OutputStream::Stdout, bytes) => seen.stdout.extend(bytes),
+                Piece::Output(OutputStream::Stderr, bytes) => seen.stderr.extend(bytes),
                 Piece::Ended(ended) => seen.ended = Some(ended),
                 Piece::Lagged => seen.lagged = true,
                 other => panic!("{other:?}"),

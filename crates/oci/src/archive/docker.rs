@@ -1,12 +1,12 @@
-//! What `docker save` writes: `manifest.json` names the configs and layers of images (Docker image specification 1.2,
-//! "Combined Image JSON + Filesystem Changeset Format").
+//! Imports the archives of `docker save`, whose `manifest.json` lists configs and layers (Docker image specification
+//! 1.2, "Combined Image JSON + Filesystem Changeset Format").
 
 use std::io::Read;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::import::{Import, Named, count};
+use super::import::{Import, NamedImage, count};
 use crate::image::{CONFIG, Descriptor, Document, MANIFEST, canonical};
 use crate::layout::DOCUMENT_BYTES_MAX;
 use crate::{Digest, Error};
@@ -23,8 +23,8 @@ struct Saved {
 }
 
 impl<R: Read + Send> Import<'_, R> {
-    /// The images of a `manifest.json`, each once for each of its names.
-    pub(super) fn docker(mut self, manifest: &[u8]) -> Result<Vec<Named>, Error> {
+    /// The images of a `manifest.json`, once per name.
+    pub(super) fn docker(mut self, manifest: &[u8]) -> Result<Vec<NamedImage>, Error> {
         let entries: Vec<Saved> = serde_json::from_slice(manifest).map_err(bad)?;
         let mut images = Vec::new();
         for entry in entries {
@@ -46,7 +46,7 @@ impl<R: Read + Send> Import<'_, R> {
         let layers: Vec<_> = paths.map(|path| self.named_layer(path)).collect::<Result<_, _>>()?;
         let said: Value = serde_json::from_slice(&config).map_err(bad)?;
         let said: Vec<Digest> = match &said["rootfs"]["diff_ids"] {
-            // An image without a layer.
+            // An image without layers.
             Value::Null => Vec::new(),
             list => serde_json::from_value(list.clone()).map_err(bad)?,
         };

@@ -1,4 +1,4 @@
-//! Archives, read: each file is looked at once, in the order in which it comes, since an archive may be a pipe.
+//! Imports image archives. Each file is read once, in order, because the archive may come from a pipe.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -10,36 +10,36 @@ use crate::layer::read::{Reader, TarEntry, TarEntryKind, is_tar_header};
 use crate::layout::{DOCUMENT_BYTES_MAX, Layout, REF_NAME};
 use crate::{Bounds, Digest, Error, gzip};
 
-/// How much documents of one archive may have together, in bytes: they are kept in memory.
+/// Bytes of JSON documents in one archive; they are kept in memory.
 const DOCUMENTS_BYTES_MAX: u64 = 16 << 20;
-/// How many images, and names of them, one archive may have.
+/// Images, and names of images, in one archive.
 const IMAGES_MAX: usize = 256;
-/// How long the name of something in an archive may be that is looked at, in bytes.
+/// Longest file name in an archive that is considered, in bytes.
 const NAME_BYTES_MAX: usize = 512;
-/// How many links a layer of `docker save` may be behind.
+/// Length of a chain of links to a layer in `docker save` archives.
 const LINKS_MAX: usize = 8;
-/// The whole name of an image, as containerd writes it beside the tag in [`REF_NAME`].
+/// The full name of an image, which containerd writes beside the tag in [`REF_NAME`].
 const IMAGE_NAME: &str = "io.containerd.image.name";
 
-/// An image of an archive, and the name it has there.
-pub type Named = (Option<String>, Descriptor);
+/// An image of an archive with its name, if it has one.
+pub type NamedImage = (Option<String>, Descriptor);
 
-/// Reads an OCI archive or one of `docker save` (compressed or not) into a layout. Each image that is in it comes with the
-/// name it has there, and has not been tagged. What no image needs is left for [`Layout::collect`].
+/// Imports an OCI or `docker save` archive (compressed or not) into a layout. Returns its images with their names in
+/// the archive; nothing is tagged. Unused blobs are left for [`Layout::collect`].
 ///
-/// Archives of `docker save` have a `manifest.json`, which names their files; what those are called is for the tool to choose
-/// (crane, ko, kaniko and Jib write `HEX.tar.gz`, and configs without `.json`).
+/// In `docker save` archives, `manifest.json` names the files. Tools choose different names (crane, ko, kaniko and
+/// Jib write `HEX.tar.gz`, and configs without `.json`).
 ///
 /// # Errors
-/// [`Error::BadArchive`] where it is neither, [`Error::Damaged`] where content is not what its name says,
-/// [`Error::Missing`] where something is not in it (nor was in the layout), [`Error::TooLarge`] beyond `bounds`, which are
-/// those of the archive and of the layers in it, uncompressed.
+/// [`Error::BadArchive`] if it is neither format, [`Error::Damaged`] if content does not match its digest,
+/// [`Error::Missing`] if a blob is in neither the archive nor the layout, [`Error::TooLarge`] beyond `bounds`, which
+/// apply to the archive and to its uncompressed layers.
 pub fn import(
     reader: impl Read + Send,
     layout: &Layout,
     bounds: &Bounds,
     progress: &mut dyn FnMut(u64),
-) -> Result<Vec<Named>, Error> {
+) -> Result<Vec<NamedImage>, Error> {
     let mut import = Import {
         reader: Reader::new(decompress(reader).map_err(Error::from_io)?, bounds.bytes),
         layout,
@@ -59,26 +59,26 @@ pub fn import(
     import.finish()
 }
 
-/// A file of an archive that an image may name.
+/// A file of an archive that an image may refer to.
 enum File {
     Document(Vec<u8>),
     /// A layer outside of `blobs/`, and the digest of its uncompressed tar.
     Layer(Descriptor, Digest),
-    /// Something that begins like a layer and is none, and why. It is no fault where no image names it.
+    /// A file that starts like a layer but is invalid, with the reason. Only an error if an image refers to it.
     NoLayer(String),
-    /// Another name for this path.
+    /// A link to this path.
     Link(String),
 }
 
-/// An archive that is being read.
+/// The state of an import.
 pub(super) struct Import<'a, R: Read> {
     reader: Reader<R>,
     pub layout: &'a Layout,
-    /// What layers may still have, uncompressed.
+    /// Bytes that uncompressed layers may still have.
     bytes_left: u64,
-    /// By path in the archive; what is in `blobs/` is in the layout.
+    /// Files by path; those in `blobs/` are in the layout.
     files: BTreeMap<String, File>,
-    /// Bytes of memory for them.
+    /// Memory used by them, in bytes.
     files_bytes: u64,
 }
 
@@ -104,7 +104,7 @@ impl<R: Read + Send> Import<'_, R> {
         }
     }
 
-    /// A file that only its content says something about: it is a layer, a document, or of no use.
+    /// Reads a file and detects by its content whether it is a layer or a document.
     fn file(&mut self, path: &str, size: u64) -> Result<(), Error> {
         let mut first = Vec::with_capacity(MAGIC_BYTES);
         Data(&mut self.reader).take(MAGIC_BYTES as u64).read_to_end(&mut first).map_err(Error::from_io)?;
@@ -144,8 +144,8 @@ impl<R: Read + Send> Import<'_, R> {
         store(data, self.layout, &mut self.bytes_left)
     }
 
-    fn finish(mut self) -> Result<Vec<Named>, Error> {
-        // What Docker writes today is both; the newer says all that the older does.
+    fn finish(mut self) -> Result<Vec<NamedImage>, Error> {
+        // Docker writes both formats today; the OCI index has everything.
         if let Some(File::Document(index)) = self.files.remove("index.json") {
             return self.oci(&index);
         }
@@ -155,7 +155,7 @@ impl<R: Read + Send> Import<'_, R> {
         }
     }
 
-    fn oci(&self, index: &[u8]) -> Result<Vec<Named>, Error> {
+    fn oci(&self, index: &[u8]) -> Result<Vec<NamedImage>, Error> {
         let index = match Document::parse(index)? {
             Document::Index(entries) => entries,
             Document::Manifest { .. } => return Err(Error::BadArchive("its index.json is no index".into())),
@@ -170,7 +170,7 @@ impl<R: Read + Send> Import<'_, R> {
         Ok(images)
     }
 
-    /// Whether all that an image needs is there. Other machines' images of an index may be left out.
+    /// Checks that all blobs of an image exist. An index may lack the images of other machines.
     fn check(&self, manifest: &Descriptor, may_be_index: bool) -> Result<(), Error> {
         match Document::parse(&self.layout.document(&manifest.digest)?)? {
             Document::Manifest { config, layers, .. } => {
@@ -185,7 +185,7 @@ impl<R: Read + Send> Import<'_, R> {
         }
     }
 
-    /// The document that `manifest.json` names.
+    /// The document that `manifest.json` refers to.
     pub fn document(&self, path: &str) -> Result<Vec<u8>, Error> {
         match (self.find(path), blob(self.target(path))) {
             (Some(File::Document(bytes)), _) => Ok(bytes.clone()),
@@ -194,7 +194,7 @@ impl<R: Read + Send> Import<'_, R> {
         }
     }
 
-    /// The layer that `manifest.json` names, and the digest of its uncompressed tar.
+    /// The layer that `manifest.json` refers to, and the digest of its uncompressed tar.
     pub fn named_layer(&mut self, path: &str) -> Result<(Descriptor, Digest), Error> {
         match (self.find(path), blob(self.target(path))) {
             (Some(File::Layer(layer, diff_id)), _) => Ok((layer.clone(), *diff_id)),
@@ -211,7 +211,7 @@ impl<R: Read + Send> Import<'_, R> {
         self.files.get(self.target(path))
     }
 
-    /// Where a path leads, through links. They lead to names in the archive only: nothing is opened.
+    /// Follows links between names in the archive; nothing is opened.
     fn target<'a>(&'a self, path: &'a str) -> &'a str {
         let mut path = clean(path);
         for _ in 0..LINKS_MAX {
@@ -224,8 +224,8 @@ impl<R: Read + Send> Import<'_, R> {
     }
 }
 
-/// Stores a layer, compressed as it is where images have a media type for that, with gzip where not. Of `bytes_left` it takes
-/// what it has uncompressed.
+/// Stores a layer. Its compression is kept if OCI has a media type for it; otherwise it is recompressed with gzip.
+/// Its uncompressed size is subtracted from `bytes_left`.
 fn store(reader: impl Read + Send, layout: &Layout, bytes_left: &mut u64) -> Result<(Descriptor, Digest), Error> {
     let mut reader = reader;
     let mut first = Vec::with_capacity(MAGIC_BYTES);
@@ -236,7 +236,7 @@ fn store(reader: impl Read + Send, layout: &Layout, bytes_left: &mut u64) -> Res
         Some(media_type) => {
             let mut copied = Tee { inner: whole, copy: layout.writer()? };
             let (diff_id, bytes) = measure(decompress(&mut copied).map_err(Error::from_io)?, *bytes_left)?;
-            // Something may follow that the decoder had no need of.
+            // Data may follow that the decoder does not need.
             io::copy(&mut copied, &mut io::sink()).map_err(Error::from_io)?;
             let (digest, size) = copied.copy.commit(None)?;
             (Descriptor::new(media_type, digest, size), diff_id, bytes)
@@ -258,7 +258,7 @@ fn store(reader: impl Read + Send, layout: &Layout, bytes_left: &mut u64) -> Res
     Ok((stored, diff_id))
 }
 
-/// The digest and the length of what a reader yields, at most `bytes_max`.
+/// The digest and length of a reader's data, at most `bytes_max`.
 fn measure(reader: impl Read, bytes_max: u64) -> Result<(Digest, u64), Error> {
     let mut reader = Digesting::new(reader.take(bytes_max.saturating_add(1)));
     io::copy(&mut reader, &mut io::sink()).map_err(Error::from_io)?;
@@ -270,7 +270,7 @@ fn too_large() -> Error {
     Error::TooLarge("what layers hold, uncompressed,".into())
 }
 
-/// Writes what is read to a second place.
+/// Copies everything that is read to a writer.
 struct Tee<R, W> {
     inner: R,
     copy: W,
@@ -288,7 +288,7 @@ pub(super) fn count(images: usize) -> Result<(), Error> {
     if images > IMAGES_MAX { Err(Error::TooLarge("the number of its images".into())) } else { Ok(()) }
 }
 
-/// The data of the entry that has just been found.
+/// The data of the current entry.
 struct Data<'a, R: Read>(&'a mut Reader<R>);
 
 impl<R: Read> Read for Data<'_, R> {
@@ -301,17 +301,17 @@ fn is_empty_tar(first: &[u8]) -> bool {
     first.len() == MAGIC_BYTES && first.iter().all(|byte| *byte == 0)
 }
 
-/// What a path in `blobs/` stands for.
+/// The digest that a path in `blobs/` stands for.
 fn blob(path: &str) -> Option<Digest> {
     path.strip_prefix("blobs/sha256/").and_then(|hex| format!("sha256:{hex}").parse().ok())
 }
 
-/// A path without the `./` that some tools write before each.
+/// Strips the `./` that some tools write before each path.
 fn clean(path: &str) -> &str {
     path.trim_start_matches("./")
 }
 
-/// Where a link at `path` leads, as a name in the archive: only ever compared with other names there.
+/// The target of a link at `path`, as a name in the archive.
 fn resolve(path: &str, target: &str) -> String {
     let mut names: Vec<&str> = path.split('/').collect();
     names.pop();

@@ -1,4 +1,5 @@
-//! Images in one file: OCI archives (a tar of an image layout) and what `docker save` writes (a tar with `manifest.json`).
+//! Images in one file: OCI archives (a tar of an image layout) and `docker save` archives (a tar with
+//! `manifest.json`).
 
 mod docker;
 mod import;
@@ -11,10 +12,11 @@ use crate::{Digest, Error};
 
 pub use import::import;
 
-/// Writes an image with all its blobs as an OCI archive, under `name`. Of an index, the image for this machine is written.
+/// Exports an image with all its blobs as an OCI archive, under `name`. For an index, only the image for this
+/// machine.
 ///
 /// # Errors
-/// [`Error::Missing`] and [`Error::Damaged`] for blobs that are. What has been written then is no archive.
+/// [`Error::Missing`] and [`Error::Damaged`] for blobs. The output is then incomplete.
 pub fn export(
     layout: &Layout,
     manifest: &Descriptor,
@@ -48,7 +50,7 @@ pub fn export(
             return Err(Error::Damaged { digest: blob.digest });
         }
         let mut passed = 0;
-        let told = Told {
+        let told = ProgressReader {
             inner: content,
             tell: |bytes| {
                 passed += bytes;
@@ -70,18 +72,18 @@ fn add(archive: &mut tar::Builder<impl Write>, name: &str, mut content: impl Rea
     header.set_gid(0);
     let added = archive.append_data(&mut header, name, (&mut content).take(size));
     added.map_err(Error::from_io)?;
-    // The digest is compared when the end is seen, which `take` has kept from us.
+    // `take` hides the end, where the digest is verified.
     io::copy(&mut content, &mut io::sink()).map_err(Error::from_io)?;
     Ok(())
 }
 
-/// Tells how much is read.
-struct Told<R, F> {
+/// Reports how much is read.
+struct ProgressReader<R, F> {
     inner: R,
     tell: F,
 }
 
-impl<R: Read, F: FnMut(u64)> Read for Told<R, F> {
+impl<R: Read, F: FnMut(u64)> Read for ProgressReader<R, F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         (self.tell)(count as u64);

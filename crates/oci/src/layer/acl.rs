@@ -1,4 +1,4 @@
-//! Access control lists: as the kernel keeps them in attributes (Linux, `posix_acl_xattr.h`), and as archives have them, in the records
+//! Converts access control lists between the kernel's attributes (Linux, `posix_acl_xattr.h`) and tar records
 //! `SCHILY.acl.access` and `SCHILY.acl.default` (star(5), GNU tar, bsdtar).
 
 use std::fmt::Write as _;
@@ -6,16 +6,16 @@ use std::fmt::Write as _;
 use super::Ids;
 use super::read::TarEntry;
 
-/// The attributes, and the records that stand for them.
+/// Attributes and their tar records.
 pub const LISTS: [(&[u8], &[u8]); 2] =
     [(b"system.posix_acl_access", b"SCHILY.acl.access"), (b"system.posix_acl_default", b"SCHILY.acl.default")];
-/// Bits of a mode that a list which is left out may have narrowed.
+/// Mode bits that hold the mask of a list; cleared if the list is left out.
 pub const GROUP_BITS: u32 = 0o070;
 
 const VERSION: u32 = 2;
-/// The id of entries that name nobody.
+/// The id of entries without a user or group.
 const NOBODY: u32 = u32::MAX;
-/// Tags of entries: the owner, a user, the owning group, a group, the mask, others.
+/// Entry tags: owner, user, owning group, group, mask, others.
 const TAGS: [(u16, &str, bool); 6] = [
     (0x01, "user", false),
     (0x02, "user", true),
@@ -25,32 +25,32 @@ const TAGS: [(u16, &str, bool); 6] = [
     (0x20, "other", false),
 ];
 
-/// An entry, its id as it is inside.
+/// An entry of a list, with its id in the container.
 struct Entry {
     tag: u16,
     permissions: u16,
     id: u32,
 }
 
-/// Which list an attribute is.
+/// The tar record of an attribute, if it is a list.
 pub fn record_of(attribute: &[u8]) -> Option<&'static [u8]> {
     LISTS.iter().find(|(name, _)| *name == attribute).map(|(_, record)| *record)
 }
 
-/// Which list an attribute is, by its name.
+/// The tar record of an attribute by name.
 fn known(attribute: &[u8]) -> Option<&'static [u8]> {
     LISTS.iter().find(|(name, _)| *name == attribute).map(|(name, _)| *name)
 }
 
-/// Which attribute a record stands for.
+/// The attribute of a tar record, if it is a list.
 pub fn attribute_of(record: &[u8]) -> Option<&'static [u8]> {
     LISTS.iter().find(|(_, name)| *name == record).map(|(attribute, _)| *attribute)
 }
 
-/// The lists of an entry, for the kernel; none for one that is not understood.
+/// The lists of an entry in the kernel's format; `None` for one that is invalid.
 pub fn lists(found: &TarEntry, ids: Ids) -> impl Iterator<Item = (&'static [u8], Option<Vec<u8>>)> {
     let texts = found.lists.iter().map(move |(name, text)| (*name, from_text(text, ids)));
-    // As the kernel has them, with ids of inside: the way of others who write archives.
+    // In the kernel's format with container ids, as some archivers write it.
     let raw = found.attributes.iter().filter_map(move |(name, value)| {
         let name = known(name).filter(|_| found.lists.is_empty())?;
         Some((name, to_text(value, Ids::UNMAPPED).and_then(|text| from_text(text.as_bytes(), ids))))
@@ -58,7 +58,7 @@ pub fn lists(found: &TarEntry, ids: Ids) -> impl Iterator<Item = (&'static [u8],
     texts.chain(raw)
 }
 
-/// What the kernel has, as text.
+/// Converts the kernel's format to text.
 pub fn to_text(value: &[u8], ids: Ids) -> Option<String> {
     let entries = value.strip_prefix(&VERSION.to_le_bytes())?;
     let mut text = String::new();
@@ -77,13 +77,13 @@ pub fn to_text(value: &[u8], ids: Ids) -> Option<String> {
     Some(text)
 }
 
-/// The text of an archive, for the kernel. None where it is no list, or names users that have no number.
+/// Converts text to the kernel's format. `None` if it is invalid or has a user without a number.
 pub fn from_text(text: &[u8], ids: Ids) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(text).ok()?;
     let lines = text.split([',', '\n']).map(|line| line.split('#').next().unwrap_or_default().trim());
     let entries: Option<Vec<Entry>> = lines.filter(|line| !line.is_empty()).map(entry).collect();
     let mut entries = entries?;
-    // The kernel wants them in the order of their tags and ids, and what there has to be once (acl(5)).
+    // The kernel wants entries sorted by tag and id, and requires some of them (acl(5)).
     entries.sort_by_key(|entry| (entry.tag, entry.id));
     let count = |tag: u16| entries.iter().filter(|entry| entry.tag == tag).count();
     let (masks, names_any) = (count(0x10), count(0x02) + count(0x08) > 0);

@@ -1,12 +1,12 @@
-//! Layer directories and layer tars.
+//! Converts between layer directories and layer tars.
 //!
-//! A *layer directory* is what overlayfs keeps as its upper directory: a name deleted from below is a character device
-//! 0:0, a directory that hides what is below it has an extended attribute (Linux, `Documentation/filesystems/overlayfs`).
-//! A *layer tar* says the same with `.wh.NAME` and `.wh..wh..opq` (OCI image specification, "Image Layer Filesystem
-//! Changeset"). Redirects and other features of overlayfs have no such form and must have been settled before.
+//! A *layer directory* is an upper directory of overlayfs: a whiteout is a character device 0:0, an opaque directory
+//! has an extended attribute (Linux, `Documentation/filesystems/overlayfs`). A *layer tar* has `.wh.NAME` and
+//! `.wh..wh..opq` instead (OCI image specification, "Image Layer Filesystem Changeset"). Redirects and other features
+//! of overlayfs have no tar form and must be resolved before.
 //!
-//! Memory is bounded whatever the size of files. It grows with the names of one directory (and those above it) when
-//! packing, with the number of directories when unpacking, and with the number of hard-linked files; about 100 bytes each.
+//! Memory does not depend on file sizes. It grows with the names in open directories when packing, with the number of
+//! directories when unpacking, and with the number of hard links; about 100 bytes each.
 
 pub mod acl;
 mod pack;
@@ -19,7 +19,7 @@ mod walk;
 
 use std::path::PathBuf;
 
-/// Tars, entry by entry, for those who make and read them otherwise.
+/// A tar reader and writer for other crates.
 pub mod entries {
     pub use tar::EntryType;
 
@@ -36,40 +36,40 @@ use crate::Digest;
 pub use pack::pack;
 pub use unpack::unpack;
 
-/// Where overlayfs keeps its marks.
+/// The namespace of overlayfs's extended attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Marks {
-    /// `trusted.overlay.*`: mounts of root.
+pub enum OverlayXattrs {
+    /// `trusted.overlay.*`: mounts by root.
     Trusted,
     /// `user.overlay.*`: mounts in a user namespace (mount option `userxattr`).
     User,
 }
 
-impl Marks {
+impl OverlayXattrs {
     fn opaque(self) -> &'static str {
         match self {
-            Marks::Trusted => "trusted.overlay.opaque",
-            Marks::User => "user.overlay.opaque",
+            OverlayXattrs::Trusted => "trusted.overlay.opaque",
+            OverlayXattrs::User => "user.overlay.opaque",
         }
     }
 }
 
-/// Which ids outside stand for which inside.
+/// A mapping between ids of the host and of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ids {
-    /// The id outside that is 0 inside.
+    /// The host id of the container's id 0.
     pub base: u32,
-    /// How many ids there are inside, from 0.
+    /// The number of ids in the container, from 0.
     pub count: u32,
 }
 
 impl Ids {
-    /// Ids are the same outside as inside.
+    /// Ids are equal on the host and in the container.
     pub const UNMAPPED: Ids = Ids { base: 0, count: u32::MAX };
-    /// Inside, whoever has no id of its own.
+    /// The container id of unmapped host ids.
     const NOBODY: u32 = 65534;
 
-    /// The 65535 ids from `base` on.
+    /// Maps 65535 ids from `base` on.
     pub fn based(base: u32) -> Self {
         Self { base, count: 65535 }
     }
@@ -84,30 +84,30 @@ impl Ids {
     }
 }
 
-/// How a layer directory says what a tar says otherwise.
+/// How attributes and owners in a layer directory map to a tar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
-    /// Where overlayfs keeps its marks.
-    pub marks: Marks,
-    /// Which ids the owners of files are.
+    /// The namespace of overlayfs's attributes.
+    pub xattrs: OverlayXattrs,
+    /// The id mapping of owners.
     pub ids: Ids,
 }
 
-/// How much an archive may hold.
+/// Limits for an archive.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Bytes of the uncompressed tar (so [`Packed::bytes`] is always enough), and bytes on disk of sparse files.
+    /// Bytes of the uncompressed tar (so [`PackedLayer::bytes`] suffices), and bytes on disk of sparse files.
     pub bytes: u64,
-    /// Entries, and directories that are only implied by them.
+    /// Number of entries, including implied directories.
     pub entries: u64,
 }
 
-/// What has been left out.
+/// Entries that were left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Skipped {
-    /// How many.
+    /// Their number.
     pub count: u64,
-    /// The first [`Skipped::NAMED_MAX`] of them: where, and why.
+    /// Paths and reasons of the first [`Skipped::NAMED_MAX`].
     pub named: Vec<(PathBuf, &'static str)>,
 }
 
@@ -124,46 +124,46 @@ impl Skipped {
     }
 }
 
-/// A layer directory that has been made a tar.
+/// Statistics of a packed layer.
 #[derive(Clone, Debug)]
-pub struct Packed {
-    /// The digest of the (uncompressed) tar.
+pub struct PackedLayer {
+    /// Digest of the uncompressed tar.
     pub diff_id: Digest,
-    /// Its length in bytes.
+    /// Size of the tar in bytes.
     pub bytes: u64,
-    /// How many entries it has.
+    /// Number of entries.
     pub entries: u64,
-    /// What could not be expressed.
+    /// Entries without a tar form.
     pub skipped: Skipped,
 }
 
-/// A tar that has been made a layer directory.
+/// Statistics of an unpacked layer.
 #[derive(Clone, Debug)]
-pub struct Unpacked {
-    /// The digest of the (uncompressed) tar.
+pub struct UnpackedLayer {
+    /// Digest of the uncompressed tar.
     pub diff_id: Digest,
-    /// Its length in bytes.
+    /// Size of the tar in bytes.
     pub bytes: u64,
-    /// How many entries it has.
+    /// Number of entries.
     pub entries: u64,
-    /// What has been left out: devices, and kinds of entries that mean nothing here.
+    /// Entries that were left out: devices and unknown types.
     pub skipped: Skipped,
-    /// Directories that the tar has something in without saying what they are: they are root's and 0755 now, and should
-    /// become what they are in the layer below. Parents come before what is in them.
+    /// Directories that the tar implies but does not describe. They belong to root with mode 0755, and should get the
+    /// attributes of the layer below. Parents come first.
     pub implied: Vec<PathBuf>,
 }
 
-/// The names of `.wh.` entries begin with this.
+/// Name prefix of whiteouts.
 const WHITEOUT: &[u8] = b".wh.";
-/// What hides all that is below a directory.
+/// Name of the entry that makes its directory opaque.
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// Attributes of overlayfs, which are never content.
+/// Prefix of overlayfs's attributes, which are not content.
 const OVERLAY_ATTRIBUTES: &[u8] = b"user.overlay.";
-/// The only attributes that go into a tar.
+/// Prefix of the attributes that are packed.
 const USER_ATTRIBUTES: &[u8] = b"user.";
-/// How long a path in a tar may be, in bytes. Deep trees have longer paths than system calls take.
+/// Longest path in a tar, in bytes. It may exceed what one system call takes.
 const PATH_BYTES_MAX: usize = 64 << 10;
-/// The most a value of an attribute may have, in bytes (Linux, `XATTR_SIZE_MAX`), and all their names together.
+/// Size of an attribute value, or of all attribute names, in bytes (Linux, `XATTR_SIZE_MAX`).
 const ATTRIBUTE_BYTES_MAX: usize = 64 << 10;
-/// The most an extended header may have, in bytes.
+/// Size of an extended header, in bytes.
 const EXTENSION_BYTES_MAX: usize = 1 << 20;

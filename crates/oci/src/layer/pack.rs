@@ -1,4 +1,4 @@
-//! From a layer directory to a layer tar.
+//! Packs a layer directory into a layer tar.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -16,30 +16,30 @@ use super::acl;
 use super::pax::{self, Entry, Records};
 use super::walk::{Walk, id};
 use super::{
-    ATTRIBUTE_BYTES_MAX, EXTENSION_BYTES_MAX, Format, Marks, OPAQUE, OVERLAY_ATTRIBUTES, PATH_BYTES_MAX, Packed,
-    Skipped, USER_ATTRIBUTES,
+    ATTRIBUTE_BYTES_MAX, EXTENSION_BYTES_MAX, Format, OPAQUE, OVERLAY_ATTRIBUTES, OverlayXattrs, PATH_BYTES_MAX,
+    PackedLayer, Skipped, USER_ATTRIBUTES,
 };
 use super::{WHITEOUT, sparse};
 use crate::Error;
 use crate::digest::Digesting;
 
-/// What a program may when it is executed, whoever executes it.
+/// The attribute of file capabilities, which grant privileges to every user.
 const CAPABILITY: &[u8] = b"security.capability";
-/// How much is gathered before it is written on, in bytes.
+/// Size of the output buffer, in bytes.
 const BUFFER_BYTES: usize = 64 << 10;
-/// Holes of one layer that are written as zeros, in bytes. Files with more are written as sparse files.
+/// Bytes of holes in one layer that are written as zeros. Beyond, files are written as sparse files.
 const ZEROS_BYTES_MAX: u64 = 8 << 30;
 
-/// Writes the layer directory `directory` to `writer` as a tar (POSIX pax format). The same directory always becomes the
-/// same bytes: names are sorted, and nothing of the machine is written but what `format` maps.
+/// Packs `directory` into a tar (POSIX pax format), deterministically: names are sorted, and nothing depends on the
+/// machine but the mapping in `format`.
 ///
-/// Sockets, devices, names that begin with `.wh.`, paths longer than 64 KiB and attributes whose name contains `=` have no
-/// form in a layer; they are left out and told in [`Packed::skipped`], and so are capabilities of files. Access control lists are written
-/// as GNU tar and bsdtar do. Other attributes than these and `user.*` are not content, and left out silently.
+/// Sockets, devices, names with prefix `.wh.`, paths longer than 64 KiB, attribute names with `=` and file
+/// capabilities have no form in a layer; they are listed in [`PackedLayer::skipped`]. Access control lists are
+/// written as by GNU tar and bsdtar. Attributes other than these and `user.*` are not content and left out silently.
 ///
 /// # Errors
-/// [`Error::Changed`] where someone changes the directory meanwhile, and whatever reading or writing says.
-pub fn pack(directory: &Path, format: &Format, writer: impl Write) -> Result<Packed, Error> {
+/// [`Error::Changed`] if the directory changes meanwhile, or if reading or writing fails.
+pub fn pack(directory: &Path, format: &Format, writer: impl Write) -> Result<PackedLayer, Error> {
     let mut packer = Packer {
         out: Digesting::new(BufWriter::with_capacity(BUFFER_BYTES, writer)),
         format: *format,
@@ -65,7 +65,7 @@ pub fn pack(directory: &Path, format: &Format, writer: impl Write) -> Result<Pac
 struct Packer<W: Write> {
     out: Digesting<BufWriter<W>>,
     format: Format,
-    /// Where a file with several names was written first.
+    /// Where hard-linked files were written first.
     links: HashMap<(u64, u64), Box<[u8]>>,
     entries: u64,
     skipped: Skipped,
@@ -79,7 +79,7 @@ impl<W: Write> Packer<W> {
         let stat = statat(walk.directory(), name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?;
         let mut path = walk.path_of(name);
         if name.as_bytes().starts_with(WHITEOUT) {
-            self.skipped.add(&path, "its name is one that marks a deleted file");
+            self.skipped.add(&path, "its name is one that xattrs a deleted file");
             return Ok(());
         }
         if path.len() >= PATH_BYTES_MAX - WHITEOUT.len() - OPAQUE.len() {
@@ -121,13 +121,13 @@ impl<W: Write> Packer<W> {
         let records = self.attributes(directory, path)?;
         self.entry(EntryType::Directory, path, b"", stat, 0, records)?;
         let mut value = [0; 1];
-        match fgetxattr(directory, self.format.marks.opaque(), &mut value) {
+        match fgetxattr(directory, self.format.xattrs.opaque(), &mut value) {
             Ok(1) if value == *b"y" => {
                 let mut mark = if path == b"./" { Vec::new() } else { path.to_vec() };
                 mark.extend_from_slice(OPAQUE);
                 self.mark(&mark)
             }
-            // There are other values of later kernels ("x"), which hide nothing.
+            // Later kernels have other values ("x"), which hide nothing.
             Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::RANGE) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -140,7 +140,7 @@ impl<W: Write> Packer<W> {
                 self.entry(EntryType::Symlink, path, target.as_bytes(), stat, 0, Records::default())
             }
             FileType::Fifo => {
-                // It is not opened, which others would notice.
+                // Opening it properly could have side effects.
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let pipe = openat(directory, name.as_c_str(), flags, Mode::empty())?;
                 let mut records = Records::default();
@@ -168,7 +168,7 @@ impl<W: Write> Packer<W> {
         }
         let mut records = self.attributes(file.as_fd(), path)?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        // Only a hint that spares most files the look: what is data is what the file system says.
+        // Only a hint that saves a look at most files.
         let maybe_sparse = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) < size;
         let segments = if maybe_sparse { sparse::segments(&file, size, sparse::SEGMENTS_MAX)? } else { None };
         let segments = segments.filter(|segments| !self.fills(size, segments));
@@ -184,7 +184,7 @@ impl<W: Write> Packer<W> {
         records.add(b"GNU.sparse.minor", b"0");
         records.add(b"GNU.sparse.name", path);
         records.add(b"GNU.sparse.realsize", size.to_string().as_bytes());
-        // Who does not know sparse files unpacks map and data under this name (GNU tar writes its like).
+        // Readers without sparse support unpack map and data under this name (as with GNU tar).
         self.entry(EntryType::Regular, &sparse_name(path), b"", &stat, data, records)?;
         self.out.write_all(&map)?;
         for (start, length) in segments {
@@ -194,8 +194,8 @@ impl<W: Write> Packer<W> {
         Ok(pax::pad(&mut self.out, data)?)
     }
 
-    /// Whether a file's holes are written as zeros, which every reader understands (busybox reads the map of a sparse file as its
-    /// content) and which compress to nearly nothing.
+    /// Whether holes are written as zeros. Every reader understands that (busybox takes the map of a sparse file for
+    /// content), and zeros compress well.
     fn fills(&mut self, size: u64, segments: &[sparse::Segment]) -> bool {
         let data: u64 = segments.iter().map(|(_, length)| length).sum();
         let left = self.zeros_left.checked_sub(size.saturating_sub(data));
@@ -220,7 +220,7 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
-    /// An empty file of root's that stands for something that is gone.
+    /// Writes an empty file owned by root that marks a deletion.
     fn mark(&mut self, path: &[u8]) -> Result<(), Error> {
         self.entries += 1;
         let kind = EntryType::Regular;
@@ -266,8 +266,9 @@ impl<W: Write> Packer<W> {
         if all.clone().any(|name| name == CAPABILITY) {
             self.skipped.add(path, "it has capabilities");
         }
-        // Overlayfs has its own there only where it may have no others.
-        if self.format.marks == Marks::Trusted && all.clone().any(|name| name.starts_with(OVERLAY_ATTRIBUTES)) {
+        // With `trusted.*`, attributes in `user.overlay.*` are not overlayfs's and must not pass for such.
+        if self.format.xattrs == OverlayXattrs::Trusted && all.clone().any(|name| name.starts_with(OVERLAY_ATTRIBUTES))
+        {
             self.skipped.add(path, "an attribute of it has a name that is overlayfs's own");
         }
         let mut names: Vec<&[u8]> = all.filter(|name| is_content(name)).collect();
@@ -302,21 +303,21 @@ impl<W: Write> Packer<W> {
         }
     }
 
-    fn finish(mut self) -> Result<Packed, Error> {
-        // Two empty blocks are the end.
+    fn finish(mut self) -> Result<PackedLayer, Error> {
+        // Two empty blocks end a tar.
         self.out.write_all(&[0; 2 * pax::BLOCK as usize])?;
         self.out.flush()?;
         let (_, diff_id, bytes) = self.out.finish();
-        Ok(Packed { diff_id, bytes, entries: self.entries, skipped: self.skipped })
+        Ok(PackedLayer { diff_id, bytes, entries: self.entries, skipped: self.skipped })
     }
 }
 
-/// Whether an attribute is part of what a file is.
+/// Whether an attribute is content.
 pub fn is_content(name: &[u8]) -> bool {
     acl::record_of(name).is_some() || name.starts_with(USER_ATTRIBUTES) && !name.starts_with(OVERLAY_ATTRIBUTES)
 }
 
-/// What a sparse file is called for those who do not know sparse files (GNU tar writes its like).
+/// The name of a sparse file for readers without sparse support (as with GNU tar).
 pub fn sparse_name(path: &[u8]) -> Vec<u8> {
     let split = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
     [&path[..split], b"GNUSparseFile.0/", &path[split..]].concat()

@@ -1,25 +1,26 @@
-//! Extended headers: POSIX.1-2017, pax, "pax Extended Header": `LENGTH KEY=VALUE\n`, where the length counts itself.
+//! Writes and parses pax extended headers: `LENGTH KEY=VALUE\n`, where the length includes itself (POSIX.1-2017, pax,
+//! "pax Extended Header").
 
 use std::io::{self, Write};
 
 use tar::{EntryType, Header};
 
-/// Everything is padded to this, in bytes.
+/// Tar block size in bytes; everything is padded to it.
 pub const BLOCK: u64 = 512;
-/// What a header of twelve octal digits can say (one is taken by the end).
+/// The largest number in a header field of twelve octal digits (one is the terminator).
 const OCTAL_MAX: u64 = 0o777_7777_7777;
 
-/// Records of one extended header.
+/// The records of one extended header.
 #[derive(Default)]
 pub struct Records(Vec<u8>);
 
 impl Records {
-    /// Bytes so far.
+    /// Their size in bytes.
     pub fn bytes(&self) -> usize {
         self.0.len()
     }
 
-    /// Adds one.
+    /// Adds a record.
     pub fn add(&mut self, key: &[u8], value: &[u8]) {
         let rest = key.len() + value.len() + 3; // blank, equals sign, end of line
         let mut length = rest + 1;
@@ -39,7 +40,7 @@ fn digits(number: usize) -> usize {
     number.to_string().len()
 }
 
-/// Reads records. `None` for one that is malformed, which ends them.
+/// Parses records. Ends with `None` at the first invalid one.
 pub fn records(mut rest: &[u8]) -> impl Iterator<Item = Option<(&[u8], &[u8])>> {
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -59,32 +60,32 @@ fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     Some((&body[..equals], &body[equals + 1..], &bytes[length..]))
 }
 
-/// One entry as it is to be written.
+/// An entry to be written.
 pub struct Entry<'a> {
-    /// What it is.
+    /// Its type.
     pub kind: EntryType,
     /// Its path.
     pub path: &'a [u8],
-    /// Where a link of either kind leads.
+    /// The target of a hard or symbolic link.
     pub link: &'a [u8],
     /// Permission bits.
     pub mode: u32,
-    /// The id of its user.
+    /// Its user id.
     pub uid: u32,
-    /// The id of its group.
+    /// Its group id.
     pub gid: u32,
     /// Seconds since 1970 and nanoseconds.
     pub mtime: (i64, u32),
-    /// Bytes that follow.
+    /// Bytes of data that follow.
     pub size: u64,
-    /// What else is said of it.
+    /// Further pax records.
     pub records: Records,
 }
 
-/// Writes an entry's header, with an extended one before it where it needs one.
+/// Writes an entry's header, preceded by an extended header if needed.
 ///
 /// # Errors
-/// What writing says.
+/// If writing fails.
 pub fn write_header(out: &mut impl Write, mut entry: Entry<'_>) -> io::Result<()> {
     let mut header = Header::new_ustar();
     header.set_entry_type(entry.kind);
@@ -108,7 +109,7 @@ pub fn write_header(out: &mut impl Write, mut entry: Entry<'_>) -> io::Result<()
         }
     }
     if binary {
-        // "One or more octets of unspecified encoding": what POSIX has for names that are not UTF-8.
+        // "One or more octets of unspecified encoding": POSIX's charset for names that are not UTF-8.
         let mut first = Records::default();
         first.add(b"hdrcharset", b"BINARY");
         first.0.append(&mut entry.records.0);
@@ -132,7 +133,8 @@ pub fn write_header(out: &mut impl Write, mut entry: Entry<'_>) -> io::Result<()
     out.write_all(header.as_bytes())
 }
 
-/// Says a long name once more in the way of GNU tar (GNU tar manual, "Basic Tar Format"): busybox knows no other.
+/// Writes a long name a second time as a GNU header (GNU tar manual, "Basic Tar Format"), because busybox ignores pax
+/// names.
 fn write_long(out: &mut impl Write, kind: EntryType, value: &[u8]) -> io::Result<()> {
     write_meta(out, kind, "././@LongLink", &[value, b"\0"].concat())
 }
@@ -155,20 +157,20 @@ fn write_meta(out: &mut impl Write, kind: EntryType, name: &str, content: &[u8])
     pad(out, content.len() as u64)
 }
 
-/// Fills the last block of `size` bytes.
+/// Pads the last block of `size` bytes.
 ///
 /// # Errors
-/// What writing says.
+/// If writing fails.
 pub fn pad(out: &mut impl Write, size: u64) -> io::Result<()> {
     out.write_all(&[0; BLOCK as usize][..padding(size) as usize])
 }
 
-/// How many bytes fill the last block of `size` bytes.
+/// Bytes of padding after `size` bytes.
 pub fn padding(size: u64) -> u64 {
     (BLOCK - size % BLOCK) % BLOCK
 }
 
-/// A time as a decimal number: before 1970, nanoseconds count backwards too.
+/// A time as a decimal number. Before 1970, the fraction counts backwards as well.
 fn time(seconds: i64, nanos: u32) -> String {
     let (sign, whole, part) = match (seconds < 0, nanos) {
         (false, _) => ("", seconds.unsigned_abs(), nanos),
@@ -179,7 +181,7 @@ fn time(seconds: i64, nanos: u32) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// The time that a decimal number says, rounded down to nanoseconds.
+/// Parses a decimal time, rounded down to nanoseconds.
 pub fn parse_time(text: &[u8]) -> Option<(i64, u32)> {
     let text = std::str::from_utf8(text).ok()?;
     let (negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
@@ -243,7 +245,7 @@ mod tests {
             assert_eq!(written.len(), if size > OCTAL_MAX { 1536 } else { 512 });
             let found = crate::layer::read::Reader::new(&written[..], u64::MAX).next_entry().unwrap().unwrap();
             assert_eq!(found.size, size);
-            // Also by those who do not know extended headers.
+            // Also for readers without pax support.
             let bare = &written[written.len() - 512..];
             assert_eq!(crate::layer::read::Reader::new(bare, u64::MAX).next_entry().unwrap().unwrap().size, size);
         }

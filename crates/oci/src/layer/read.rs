@@ -1,5 +1,5 @@
-//! Reading tars that may be hostile: ustar and pax (POSIX.1-2017, pax), and what GNU tar adds (GNU tar manual, "Basic Tar
-//! Format"). Nothing is believed before it has been compared with a bound; nothing is kept but one entry.
+//! Reads untrusted tars: ustar and pax (POSIX.1-2017, pax) with GNU extensions (GNU tar manual, "Basic Tar Format").
+//! Every number is checked against a bound, and only one entry is kept in memory.
 
 use std::io::{self, Read};
 
@@ -10,12 +10,12 @@ use super::{EXTENSION_BYTES_MAX, PATH_BYTES_MAX};
 use crate::Error;
 use crate::digest::{Digest, Digesting};
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TarEntryKind {
     /// A regular file, sparse or not.
     File,
-    /// A further name of a file.
+    /// A hard link.
     Link,
     /// A symbolic link.
     Symlink,
@@ -23,40 +23,40 @@ pub enum TarEntryKind {
     Directory,
     /// A named pipe.
     Fifo,
-    /// A device of either kind.
+    /// A character or block device.
     Device,
-    /// What means nothing here.
+    /// An unknown type.
     Other,
 }
 
-/// An entry; its data is to be read before the next.
+/// An entry. Its data must be read before the next entry.
 #[derive(Debug)]
 pub struct TarEntry {
-    /// What it is.
+    /// Its type.
     pub kind: TarEntryKind,
-    /// Its path, as the archive has it.
+    /// Its path as in the archive.
     pub path: Vec<u8>,
-    /// Where a link of either kind leads.
+    /// The target of a hard or symbolic link.
     pub link: Vec<u8>,
     /// Permission bits.
     pub mode: u32,
-    /// The id of its user.
+    /// Its user id.
     pub uid: u64,
-    /// The id of its group.
+    /// Its group id.
     pub gid: u64,
     /// Seconds since 1970 and nanoseconds.
     pub mtime: (i64, u32),
-    /// Bytes of the file; those in the archive are less where it is sparse.
+    /// Size of the file in bytes; the archive has fewer if it is sparse.
     pub size: u64,
-    /// Where the data belongs, in a sparse file.
+    /// The data segments of a sparse file.
     pub segments: Option<Vec<Segment>>,
     /// Extended attributes.
     pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Access control lists: the attribute that each is to be, and its text.
+    /// Access control lists: the attribute to set, and the list's text.
     pub lists: Vec<(&'static [u8], Vec<u8>)>,
 }
 
-/// What extended headers have said about the next entry.
+/// Values of extended headers for the next entry.
 #[derive(Default)]
 struct Extended {
     path: Option<Vec<u8>>,
@@ -70,7 +70,7 @@ struct Extended {
     sparse: Sparse,
 }
 
-/// `GNU.sparse.*`.
+/// The records `GNU.sparse.*`.
 #[derive(Default)]
 struct Sparse {
     name: Option<Vec<u8>>,
@@ -85,24 +85,24 @@ struct Sparse {
 pub struct Reader<R: Read> {
     inner: Digesting<R>,
     bytes_max: u64,
-    /// Data of the current entry that has not been read, and the padding after it.
+    /// Bytes of the current entry's data and padding that were not read.
     data: u64,
     padding: u64,
     has_end: bool,
 }
 
 impl<R: Read> Reader<R> {
-    /// Reads from `inner`.
+    /// A reader of `inner`.
     pub fn new(inner: R, bytes_max: u64) -> Self {
         Self { inner: Digesting::new(inner), bytes_max, data: 0, padding: 0, has_end: false }
     }
 
-    /// Whether the mark of its end was there; without it, it may have been cut off after an entry.
+    /// Whether the end marker was read; without it, the tar may be truncated.
     pub fn has_end(&self) -> bool {
         self.has_end
     }
 
-    /// Bytes of the tar that have been read.
+    /// Bytes of the tar that were read.
     pub fn bytes(&self) -> u64 {
         self.inner.passed()
     }
@@ -110,10 +110,10 @@ impl<R: Read> Reader<R> {
     /// The next entry, or `None` at the end.
     ///
     /// # Errors
-    /// [`Error::BadArchive`], [`Error::TooLarge`], and whatever reading says.
+    /// [`Error::BadArchive`], [`Error::TooLarge`], or if reading fails.
     pub fn next_entry(&mut self) -> Result<Option<TarEntry>, Error> {
         let mut extended = Extended::default();
-        // Each extended header replaces what others said, so their number is bounded by the length of the tar only.
+        // Each extended header replaces the one before, so only the size of the tar bounds their number.
         loop {
             self.skip_rest()?;
             let Some(block) = self.header()? else { return Ok(None) };
@@ -123,14 +123,14 @@ impl<R: Read> Reader<R> {
                 b'x' => extended.read(&self.extension(size)?)?,
                 b'L' => extended.path = Some(until_nul(&self.extension(size)?)),
                 b'K' => extended.link = Some(until_nul(&self.extension(size)?)),
-                // What holds for all that follows is not used by layers, and not heeded by the tools of others.
+                // Global headers are not used in layers, and other tools ignore them.
                 b'g' => self.announce(size)?,
                 _ => return self.entry(&block, size, extended).map(Some),
             }
         }
     }
 
-    /// Reads data of the current entry. 0 at its end.
+    /// Reads data of the current entry; 0 at its end.
     ///
     /// # Errors
     /// As [`Self::next_entry`].
@@ -149,7 +149,7 @@ impl<R: Read> Reader<R> {
         Ok(count)
     }
 
-    /// Reads what follows the last entry, and says the digest and length of all.
+    /// Reads the rest of the tar. Returns its digest and size.
     ///
     /// # Errors
     /// As [`Self::next_entry`].
@@ -187,7 +187,7 @@ impl<R: Read> Reader<R> {
             attributes: extended.attributes,
             lists: extended.lists,
         };
-        // All tools agree that these have no data, whatever the size says.
+        // These types never have data, whatever the size field says.
         if !matches!(found.kind, TarEntryKind::File | TarEntryKind::Other) {
             found.size = 0;
         }
@@ -220,7 +220,7 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    /// The map of format 1.0.
+    /// Parses the map of sparse format 1.0.
     fn map_in_data(&mut self) -> Result<Vec<Segment>, Error> {
         let mut block = Block::default();
         let count = self.map_number(&mut block)?;
@@ -262,7 +262,7 @@ impl<R: Read> Reader<R> {
         Err(bad("the map of a sparse file is no list of numbers"))
     }
 
-    /// The map of GNU tar's own format: four segments in the header, 21 in each block that may follow.
+    /// Parses the map of GNU's old sparse format: four segments in the header, 21 in each following block.
     fn old_sparse(&mut self, header: &[u8], found: &mut TarEntry) -> Result<(), Error> {
         let mut segments = Vec::new();
         let mut more = old_segments(&header[386..482], &mut segments)? && header[482] != 0;
@@ -305,7 +305,7 @@ impl<R: Read> Reader<R> {
         Ok(Some(block))
     }
 
-    /// Reads the data of an extended header whole.
+    /// Reads the whole data of an extended header.
     fn extension(&mut self, size: u64) -> Result<Vec<u8>, Error> {
         if size > EXTENSION_BYTES_MAX as u64 {
             return Err(Error::TooLarge("an extended header".into()));
@@ -317,14 +317,14 @@ impl<R: Read> Reader<R> {
         Ok(bytes)
     }
 
-    /// `size` bytes of data follow.
+    /// Registers `size` bytes of data for the current entry.
     fn announce(&mut self, size: u64) -> Result<(), Error> {
         self.demand(size.saturating_add(pax::padding(size)))?;
         (self.data, self.padding) = (size, pax::padding(size));
         Ok(())
     }
 
-    /// Whether `bytes` more are allowed, before they are read.
+    /// Checks that `bytes` more are within the limit.
     fn demand(&self, bytes: u64) -> Result<(), Error> {
         if self.bytes().saturating_add(bytes) > self.bytes_max {
             return Err(Error::TooLarge("the archive".into()));
@@ -336,7 +336,7 @@ impl<R: Read> Reader<R> {
         let (data, padding) = (self.data, self.padding);
         (self.data, self.padding) = (0, 0);
         let skipped = io::copy(&mut (&mut self.inner).take(data + padding), &mut io::sink()).map_err(Error::from_io)?;
-        // Some write nothing after the last file, not even the padding (umoci's `insert`). Its digest says that it is whole.
+        // Some tools omit the padding after the last file (umoci's `insert`); the digest still protects it.
         if skipped >= data { Ok(()) } else { Err(bad("it ends in the middle of a file")) }
     }
 
@@ -344,7 +344,7 @@ impl<R: Read> Reader<R> {
         if self.fill_or_end(buffer)? || buffer.is_empty() { Ok(()) } else { Err(bad("it ends in the middle")) }
     }
 
-    /// False at the end of the stream.
+    /// Returns false at the end of the stream.
     fn fill_or_end(&mut self, buffer: &mut [u8]) -> Result<bool, Error> {
         let mut filled = 0;
         while filled < buffer.len() {
@@ -360,7 +360,7 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// A block of a map, and how much of it has been used.
+/// A block of a sparse map, and how much of it was parsed.
 struct Block {
     bytes: [u8; BLOCK as usize],
     filled: usize,
@@ -375,7 +375,7 @@ impl Default for Block {
 
 impl Extended {
     fn read(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        // A second extended header replaces these, so that they are bounded by one.
+        // A second extended header replaces these, which bounds their size.
         self.attributes.clear();
         self.lists.clear();
         self.sparse.map.clear();
@@ -387,7 +387,7 @@ impl Extended {
     }
 
     fn record(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
-        // An empty value takes back what was said before.
+        // An empty value removes an earlier one.
         let text = (!value.is_empty()).then(|| value.to_vec());
         let count = || match value {
             b"" => Ok(None),
@@ -428,7 +428,7 @@ impl Extended {
 
 fn old_segments(fields: &[u8], segments: &mut Vec<Segment>) -> Result<bool, Error> {
     for field in fields.chunks_exact(24) {
-        // The first that is empty ends the map.
+        // The first empty segment ends the map.
         if field[0] == 0 {
             return Ok(false);
         }
@@ -443,7 +443,7 @@ fn old_segments(fields: &[u8], segments: &mut Vec<Segment>) -> Result<bool, Erro
 
 fn kind(flag: u8, path: &[u8]) -> TarEntryKind {
     match flag {
-        // Before ustar, a directory was a file whose name ends so.
+        // Before ustar, a directory was a file whose name ends with a slash.
         0 if path.ends_with(b"/") => TarEntryKind::Directory,
         0 | b'0' | b'7' | b'S' => TarEntryKind::File,
         b'1' => TarEntryKind::Link,
@@ -455,7 +455,7 @@ fn kind(flag: u8, path: &[u8]) -> TarEntryKind {
     }
 }
 
-/// Whether a block has the checksum of a header in it (POSIX.1-2017, pax, "ustar Interchange Format").
+/// Whether a block has a valid header checksum (POSIX.1-2017, pax, "ustar Interchange Format").
 pub(crate) fn is_tar_header(block: &[u8]) -> bool {
     if block.len() < BLOCK as usize {
         return false;
@@ -467,7 +467,7 @@ pub(crate) fn is_tar_header(block: &[u8]) -> bool {
 
 fn ustar_path(block: &[u8]) -> Vec<u8> {
     let name = until_nul(&block[..100]);
-    // GNU tar has other things where ustar has the prefix, and says so with "ustar  ".
+    // GNU tar uses the prefix field for other data, and has "ustar  " as magic.
     let prefix = if &block[257..263] == b"ustar\0" { until_nul(&block[345..500]) } else { Vec::new() };
     if prefix.is_empty() { name } else { [&prefix[..], b"/", &name].concat() }
 }
@@ -476,7 +476,7 @@ fn until_nul(bytes: &[u8]) -> Vec<u8> {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()
 }
 
-/// A number in octal digits, or in GNU tar's binary form (marked by the highest bit).
+/// A number in octal, or in GNU's binary form (highest bit set).
 fn number(field: &[u8]) -> Option<i64> {
     let first = *field.first()?;
     if first & 0x80 != 0 {

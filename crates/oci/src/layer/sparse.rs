@@ -1,4 +1,4 @@
-//! Sparse files: which parts of a file are data, in the file system and in a tar (GNU tar manual, "Sparse Formats").
+//! Data segments of sparse files, on disk and in tars (GNU tar manual, "Sparse Formats").
 
 use std::io::Write as _;
 use std::os::fd::AsFd;
@@ -8,20 +8,21 @@ use rustix::io::Errno;
 
 use crate::Error;
 
-/// A run of data: where it begins, and how many bytes it has.
+/// A data segment: offset and length in bytes.
 pub type Segment = (u64, u64);
 
-/// How many segments of a file are kept in memory at most.
+/// Segments per file that are kept in memory.
 pub const SEGMENTS_MAX: usize = 1 << 18;
-/// The smallest hole worth one, in bytes.
+/// The smallest hole that is kept, in bytes.
 const HOLE_MIN: u64 = 4096;
-/// What a segment needs on disk at least, in bytes.
+/// Disk space per segment, in bytes, at least.
 const SEGMENT_ON_DISK: u64 = 4096;
 
-/// The segments of an open file of `size` bytes, or `None` where it has no holes. What follows the first `segments_max` counts as data.
+/// The data segments of an open file of `size` bytes; `None` if it has no holes. After `segments_max`, the rest
+/// counts as data.
 ///
 /// # Errors
-/// What the file system says.
+/// If the file system fails.
 pub fn segments(file: impl AsFd, size: u64, segments_max: usize) -> Result<Option<Vec<Segment>>, Error> {
     let mut found: Vec<Segment> = Vec::new();
     let mut at = 0;
@@ -30,7 +31,7 @@ pub fn segments(file: impl AsFd, size: u64, segments_max: usize) -> Result<Optio
         let start = match seek(&file, SeekFrom::Data(at)) {
             Ok(start) => start.min(size),
             Err(Errno::NXIO) => size,
-            // A file system that knows nothing of holes.
+            // The file system does not support holes.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
@@ -49,14 +50,14 @@ pub fn segments(file: impl AsFd, size: u64, segments_max: usize) -> Result<Optio
     if holes < HOLE_MIN {
         return Ok(None);
     }
-    // GNU tar says where a file ends with an empty segment.
+    // GNU tar marks the end of a file with an empty segment.
     if found.last().is_none_or(|(start, length)| start + length < size) {
         found.push((size, 0));
     }
     Ok(Some(found))
 }
 
-/// The map that precedes the data in format 1.0: decimal numbers, one a line, padded to a block by the caller.
+/// Encodes the map of sparse format 1.0: decimal numbers, one per line. The caller pads it to a block.
 pub fn encode(segments: &[Segment]) -> Vec<u8> {
     let mut map = format!("{}\n", segments.len()).into_bytes();
     for (start, length) in segments {
@@ -66,10 +67,10 @@ pub fn encode(segments: &[Segment]) -> Vec<u8> {
     map
 }
 
-/// Whether segments are in order, within `size`, and have `data` bytes together.
+/// Checks that segments are in order, within `size`, and have `data` bytes in total.
 ///
 /// # Errors
-/// [`Error::BadArchive`] where they do not.
+/// [`Error::BadArchive`] otherwise.
 pub fn check(segments: &[Segment], size: u64, data: u64) -> Result<(), Error> {
     let mut at = 0;
     let mut total = 0_u64;
@@ -81,7 +82,7 @@ pub fn check(segments: &[Segment], size: u64, data: u64) -> Result<(), Error> {
     if total == data { Ok(()) } else { Err(Error::BadArchive("the map of a sparse file does not fit its data".into())) }
 }
 
-/// How many bytes the segments may take on disk.
+/// Bytes that the segments may take on disk.
 pub fn on_disk(segments: &[Segment]) -> u64 {
     segments.iter().fold(0, |sum: u64, (_, length)| {
         let blocks = if *length == 0 { 0 } else { length.div_ceil(SEGMENT_ON_DISK).saturating_add(1) };

@@ -1,5 +1,5 @@
-//! The directory that a tar is unpacked into: everything in it is of our own making, and found again without following
-//! anything. Directories are known by number, so that paths may be longer than system calls take.
+//! The directory that a tar is unpacked into. Nobody else writes to it, and no link is followed. Directories have
+//! ids, so paths may be longer than system calls take.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -16,27 +16,27 @@ use rustix::io::Errno;
 use super::{ATTRIBUTE_BYTES_MAX, Format, Ids, acl};
 use crate::Error;
 
-/// How directories are opened: beneath, through nothing but directories.
+/// Flags for opening a directory without following links.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
-/// How long a path given to one system call may be, in bytes (Linux: `PATH_MAX` is 4096, with the NUL).
+/// Longest path for one system call, in bytes (Linux: `PATH_MAX` is 4096 with the NUL).
 const CALL_BYTES_MAX: usize = 4000;
-/// How many bytes the paths of implied directories may have together.
+/// Bytes of paths of all implied directories.
 const IMPLIED_BYTES_MAX: usize = 16 << 20;
 
-/// A directory, by number.
-pub type Node = u32;
-/// The directory that all is in.
-pub const ROOT: Node = 0;
+/// The id of a directory.
+pub type DirectoryId = u32;
+/// The id of the root directory.
+pub const ROOT: DirectoryId = 0;
 
-/// What is known of a directory.
-struct Known {
-    parent: Node,
+/// A directory that was created.
+struct DirectoryState {
+    parent: DirectoryId,
     name: Box<[u8]>,
-    inside: BTreeMap<Box<[u8]>, Node>,
-    /// When it is to have been changed last: everything that is made in it changes that.
+    inside: BTreeMap<Box<[u8]>, DirectoryId>,
+    /// Its final modification time, set last because creating entries changes it.
     mtime: Option<(i64, u32)>,
-    /// The access control list of what will be made in it.
+    /// Its default access control list, set last because new entries would inherit it.
     list: Option<Vec<u8>>,
     implied: bool,
     removed: bool,
@@ -46,16 +46,16 @@ struct Known {
 pub struct Tree {
     root: Rc<OwnedFd>,
     format: Format,
-    known: Vec<Known>,
-    /// The directory opened last, and its path where it was found by one: mostly, the next entry is in there too.
-    open: (Node, Rc<OwnedFd>),
-    found: (Vec<u8>, Node),
-    /// Entries that may still be made.
+    known: Vec<DirectoryState>,
+    /// The directory that was opened last, because the next entry is usually in it.
+    open: (DirectoryId, Rc<OwnedFd>),
+    found: (Vec<u8>, DirectoryId),
+    /// Number of entries that may still be created.
     left: u64,
 }
 
 impl Tree {
-    /// The directory must be empty.
+    /// Opens an empty directory.
     pub fn begin(path: &Path, format: Format, entries_max: u64) -> Result<Self, Error> {
         let root = Rc::new(rustix::fs::open(path, DIRECTORY - OFlags::NOFOLLOW, Mode::empty())?);
         for entry in Dir::read_from(&root)? {
@@ -68,7 +68,7 @@ impl Tree {
             }
         }
         let list = inherited(&root)?;
-        let first = Known {
+        let first = DirectoryState {
             parent: ROOT,
             name: Box::default(),
             inside: BTreeMap::new(),
@@ -81,14 +81,14 @@ impl Tree {
         Ok(Self { root, format, known: vec![first], open, found: (Vec::new(), ROOT), left: entries_max })
     }
 
-    /// One entry more.
+    /// Counts one entry.
     pub fn charge(&mut self) -> Result<(), Error> {
         self.left = self.left.checked_sub(1).ok_or_else(|| Error::TooLarge("the number of entries".into()))?;
         Ok(())
     }
 
-    /// The directory of `path` (clean, see `unpack::clean`), made with all above it where it is not there.
-    pub fn make_directories(&mut self, path: &[u8]) -> Result<Node, Error> {
+    /// Returns the directory of `path` (normalized) and creates missing ones.
+    pub fn make_directories(&mut self, path: &[u8]) -> Result<DirectoryId, Error> {
         let (mut node, rest) = self.start(path);
         for name in names(rest) {
             node = match self.known[node as usize].inside.get(name) {
@@ -109,19 +109,19 @@ impl Tree {
         Ok(node)
     }
 
-    /// The directory of `path`, where it is there.
-    pub fn find(&self, path: &[u8]) -> Option<Node> {
+    /// Returns the directory of `path`, if it exists.
+    pub fn find(&self, path: &[u8]) -> Option<DirectoryId> {
         let (node, rest) = self.start(path);
         names(rest).try_fold(node, |node, name| self.known[node as usize].inside.get(name).copied())
     }
 
-    /// The directory `name` in `node`, where it is one.
-    pub fn inside(&self, node: Node, name: &[u8]) -> Option<Node> {
+    /// Returns the subdirectory `name`, if it is one.
+    pub fn child(&self, node: DirectoryId, name: &[u8]) -> Option<DirectoryId> {
         self.known[node as usize].inside.get(name).copied()
     }
 
-    /// Makes the directory `name` in `node`. It is opaque where it replaces a whiteout: what is below stays hidden.
-    pub fn make_directory(&mut self, node: Node, name: &[u8]) -> Result<Node, Error> {
+    /// Creates the subdirectory `name`. It is opaque if it replaces a whiteout, so lower layers stay hidden.
+    pub fn make_directory(&mut self, node: DirectoryId, name: &[u8]) -> Result<DirectoryId, Error> {
         let parent = self.open(node)?;
         let mut opaque = false;
         match mkdirat(&parent, name, Mode::RWXU) {
@@ -132,8 +132,9 @@ impl Tree {
             }
             outcome => outcome?,
         }
-        let made = Node::try_from(self.known.len()).map_err(|_| Error::TooLarge("the number of entries".into()))?;
-        self.known.push(Known {
+        let made =
+            DirectoryId::try_from(self.known.len()).map_err(|_| Error::TooLarge("the number of entries".into()))?;
+        self.known.push(DirectoryState {
             parent: node,
             name: name.into(),
             inside: BTreeMap::new(),
@@ -152,14 +153,14 @@ impl Tree {
         Ok(made)
     }
 
-    /// Hides all that is below a directory.
-    pub fn make_opaque(&mut self, node: Node) -> Result<(), Error> {
+    /// Makes a directory opaque.
+    pub fn make_opaque(&mut self, node: DirectoryId) -> Result<(), Error> {
         let directory = self.open(node)?;
-        Ok(fsetxattr(&directory, self.format.marks.opaque(), b"y", XattrFlags::empty())?)
+        Ok(fsetxattr(&directory, self.format.xattrs.opaque(), b"y", XattrFlags::empty())?)
     }
 
-    /// Removes whatever has `name` in `node`.
-    pub fn make_room(&mut self, node: Node, name: &[u8]) -> Result<(), Error> {
+    /// Removes the entry `name`, if it exists.
+    pub fn remove_entry(&mut self, node: DirectoryId, name: &[u8]) -> Result<(), Error> {
         let parent = self.open(node)?;
         let Some(stat) = look(&parent, name)? else { return Ok(()) };
         if !FileType::from_raw_mode(stat.st_mode).is_dir() {
@@ -168,14 +169,14 @@ impl Tree {
         if let Some(gone) = self.known[node as usize].inside.remove(name) {
             self.known[gone as usize].removed = true;
         }
-        // They may be among what is removed.
+        // The open directory may be among what is removed.
         self.open = (ROOT, Rc::clone(&self.root));
         self.found = (Vec::new(), ROOT);
         remove_tree(&parent, name)
     }
 
-    /// The directory's own attributes have been said.
-    pub fn described(&mut self, node: Node, mtime: (i64, u32), list: Option<Vec<u8>>) {
+    /// Records the final attributes of a directory.
+    pub fn set_final_attributes(&mut self, node: DirectoryId, mtime: (i64, u32), list: Option<Vec<u8>>) {
         let known = &mut self.known[node as usize];
         known.implied = false;
         known.list = list;
@@ -183,7 +184,7 @@ impl Tree {
     }
 
     /// Opens a directory.
-    pub fn open(&mut self, node: Node) -> Result<Rc<OwnedFd>, Error> {
+    pub fn open(&mut self, node: DirectoryId) -> Result<Rc<OwnedFd>, Error> {
         let mut way = Vec::new();
         let mut at = node;
         while at != self.open.0 && at != ROOT {
@@ -206,39 +207,39 @@ impl Tree {
         Ok(opened)
     }
 
-    /// Which ids there are.
+    /// The id mapping.
     pub fn ids(&self) -> Ids {
         self.format.ids
     }
 
-    /// Gives an open file to ids of inside.
+    /// Sets the owner of an open file to container ids.
     pub fn own(&self, file: BorrowedFd<'_>, uid: u64, gid: u64) -> Result<(), Error> {
         let (uid, gid) = self.owner(uid, gid);
         Ok(fchown(file, Some(uid), Some(gid))?)
     }
 
-    /// Ids outside for ids of inside.
+    /// The host ids of container ids.
     pub fn owner(&self, uid: u64, gid: u64) -> (Uid, Gid) {
         let ids = self.format.ids;
         (Uid::from_raw(ids.outside(uid)), Gid::from_raw(ids.outside(gid)))
     }
 
-    /// Sets the times of directories, and says which have never been described.
+    /// Sets the times of directories. Returns the implied ones.
     pub fn finish(mut self) -> Result<Vec<PathBuf>, Error> {
         let (mut implied, mut bytes) = (Vec::new(), 0);
         for at in 0..self.known.len() {
             let parent = self.known[at].parent as usize;
-            // Parents have lower numbers, so this reaches all that went with them.
+            // Parents have lower ids, so this marks all descendants of removed directories.
             self.known[at].removed |= self.known[parent].removed;
             if self.known[at].removed {
                 continue;
             }
             if let Some(list) = self.known[at].list.take() {
-                let directory = self.open(at as Node)?;
+                let directory = self.open(at as DirectoryId)?;
                 fsetxattr(&directory, acl::LISTS[1].0, &list, XattrFlags::empty())?;
             }
             if let Some(mtime) = self.known[at].mtime {
-                let directory = self.open(at as Node)?;
+                let directory = self.open(at as DirectoryId)?;
                 rustix::fs::futimens(&directory, &times(mtime))?;
             }
             if self.known[at].implied {
@@ -262,8 +263,8 @@ impl Tree {
         names.into_iter().rev().collect()
     }
 
-    /// Where to begin to look for `path`, and what of it is left.
-    fn start<'a>(&self, path: &'a [u8]) -> (Node, &'a [u8]) {
+    /// The closest known parent of `path`, and the remaining path.
+    fn start<'a>(&self, path: &'a [u8]) -> (DirectoryId, &'a [u8]) {
         let (known, node) = &self.found;
         match path.strip_prefix(&known[..]) {
             Some(rest) if rest.is_empty() || rest[0] == b'/' => (*node, rest),
@@ -272,7 +273,7 @@ impl Tree {
     }
 }
 
-/// Takes what the root would have all that is made in it inherit; it gets it back in the end.
+/// Removes and returns the root's default access control list, which new entries would inherit.
 fn inherited(root: &OwnedFd) -> Result<Option<Vec<u8>>, Error> {
     let mut value = vec![0; ATTRIBUTE_BYTES_MAX];
     match fgetxattr(root, acl::LISTS[1].0, &mut value[..]) {
@@ -290,14 +291,14 @@ fn names(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.split(|byte| *byte == b'/').filter(|name| !name.is_empty())
 }
 
-/// Seconds and nanoseconds as the kernel takes them; the time of access is left as it is.
+/// A modification time for the kernel; the access time stays.
 pub fn times((seconds, nanos): (i64, u32)) -> rustix::fs::Timestamps {
     let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
     let modified = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
     rustix::fs::Timestamps { last_access: omit, last_modification: modified }
 }
 
-/// What has `name`, if anything.
+/// The entry `name`, if it exists.
 pub fn look(directory: &OwnedFd, name: &[u8]) -> Result<Option<Stat>, Error> {
     match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),
@@ -306,7 +307,7 @@ pub fn look(directory: &OwnedFd, name: &[u8]) -> Result<Option<Stat>, Error> {
     }
 }
 
-/// Whether it is overlayfs's mark for a deleted name.
+/// Whether it is a whiteout.
 pub fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
@@ -315,7 +316,7 @@ pub fn blocked(path: &[u8]) -> Error {
     Error::Blocked(String::from_utf8_lossy(path).into_owned())
 }
 
-/// Removes a directory of any depth with one of it open at a time.
+/// Removes a directory of any depth, with one directory open at a time.
 fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<(), Error> {
     let mut above = Vec::new();
     let mut directory = openat2(parent, name, DIRECTORY, Mode::empty(), RESOLVE)?;
@@ -327,7 +328,7 @@ fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<(), Error> {
             }
             None => {
                 let Some(emptied) = above.pop() else { break };
-                // Nobody else is in here, so that the way back is the one we came.
+                // Nobody else is in here, so `..` leads back.
                 directory = rustix::fs::openat(&directory, c"..", DIRECTORY, Mode::empty())?;
                 unlinkat(&directory, &emptied[..], AtFlags::REMOVEDIR)?;
             }
@@ -336,7 +337,7 @@ fn remove_tree(parent: &OwnedFd, name: &[u8]) -> Result<(), Error> {
     Ok(unlinkat(parent, name, AtFlags::REMOVEDIR)?)
 }
 
-/// Removes what is in a directory, until there is a directory.
+/// Removes entries until it finds a directory, which it returns.
 fn empty_until_directory(directory: &OwnedFd) -> Result<Option<Vec<u8>>, Error> {
     for entry in Dir::read_from(directory)? {
         let entry = entry?;

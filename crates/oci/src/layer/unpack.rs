@@ -1,4 +1,4 @@
-//! From a layer tar to a layer directory.
+//! Unpacks a layer tar into a layer directory.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -14,42 +14,42 @@ use rustix::io::Errno;
 use super::acl;
 use super::pack::is_content;
 use super::read::{Reader, TarEntry, TarEntryKind};
-use super::tree::{Node, ROOT, Tree, blocked, is_whiteout, look, times};
-use super::{ATTRIBUTE_BYTES_MAX, Bounds, Format, OPAQUE, Skipped, Unpacked, WHITEOUT, sparse};
+use super::tree::{DirectoryId, ROOT, Tree, blocked, is_whiteout, look, times};
+use super::{ATTRIBUTE_BYTES_MAX, Bounds, Format, OPAQUE, Skipped, UnpackedLayer, WHITEOUT, sparse};
 use crate::Error;
-use crate::room::Room;
+use crate::free_space::FreeSpaceGuard;
 
-/// How much is read at once, in bytes.
+/// Bytes per read.
 const BUFFER_BYTES: usize = 64 << 10;
 /// The smallest hole in a file, in bytes: a block of most file systems.
 pub const HOLE_BYTES: u64 = 4096;
-/// What an entry takes of the disk besides its content, in bytes.
+/// Disk space per entry besides its content, in bytes.
 const ENTRY_ON_DISK_BYTES: u64 = 256;
-/// The directory in which AUFS has files with several names.
+/// AUFS's directory for hard-linked files.
 const LINK_TARGETS: &[u8] = b".wh..wh.plnk";
 
-/// Unpacks the (uncompressed) tar that `reader` yields into the empty directory `directory`, as a layer directory.
-/// `progress` is told now and then how many bytes of the tar have been read.
+/// Unpacks the uncompressed tar in `reader` into the empty directory `directory`. `progress` is called regularly with
+/// the number of bytes read.
 ///
-/// The tar may be hostile: nothing outside the directory is touched, and no more is written than `bounds` says. Absolute
-/// names mean names from the root of the layer. A later entry replaces an earlier one of the same name. Where it fails, the
-/// directory holds what was unpacked so far. Nothing is flushed to disk.
+/// The tar is not trusted: nothing outside the directory is touched, and `bounds` limit what is written. Absolute
+/// paths start at the layer's root. A later entry replaces an earlier one. On failure, the directory holds what was
+/// unpacked so far. Nothing is flushed.
 ///
 /// # Errors
-/// [`Error::BadArchive`] for what no honest archive does (`..`, NUL bytes, links to what is not in it),
-/// [`Error::Blocked`] for a name beneath something that is no directory, [`Error::TooLarge`] beyond `bounds`.
+/// [`Error::BadArchive`] for an invalid or hostile tar (`..`, NUL bytes, links to missing entries),
+/// [`Error::Blocked`] if an entry's parent is not a directory, [`Error::TooLarge`] beyond `bounds`.
 pub fn unpack(
     reader: impl Read,
     directory: &Path,
     format: &Format,
     bounds: &Bounds,
     progress: &mut dyn FnMut(u64),
-) -> Result<Unpacked, Error> {
+) -> Result<UnpackedLayer, Error> {
     let mut unpacker = Unpacker {
         reader: Reader::new(reader, bounds.bytes),
         tree: Tree::begin(directory, *format, bounds.entries)?,
         disk_left: bounds.bytes,
-        room: Room::of(directory),
+        free_space: FreeSpaceGuard::of(directory),
         has_link_targets: false,
         entries: 0,
         skipped: Skipped::default(),
@@ -58,27 +58,27 @@ pub fn unpack(
     };
     while let Some(found) = unpacker.reader.next_entry()? {
         unpacker.tree.charge()?;
-        unpacker.room.charge(ENTRY_ON_DISK_BYTES)?;
+        unpacker.free_space.charge(ENTRY_ON_DISK_BYTES)?;
         unpacker.entries += 1;
         unpacker.entry(&found)?;
         (unpacker.progress)(unpacker.reader.bytes());
     }
     if unpacker.has_link_targets {
-        unpacker.tree.make_room(ROOT, LINK_TARGETS)?;
+        unpacker.tree.remove_entry(ROOT, LINK_TARGETS)?;
     }
     let (diff_id, bytes) = unpacker.reader.finish()?;
     let implied = unpacker.tree.finish()?;
     (unpacker.progress)(bytes);
-    Ok(Unpacked { diff_id, bytes, entries: unpacker.entries, skipped: unpacker.skipped, implied })
+    Ok(UnpackedLayer { diff_id, bytes, entries: unpacker.entries, skipped: unpacker.skipped, implied })
 }
 
 struct Unpacker<'a, R: Read> {
     reader: Reader<R>,
     tree: Tree,
-    /// What sparse files may still take on disk, in bytes.
+    /// Bytes on disk that sparse files may still take.
     disk_left: u64,
-    room: Room,
-    /// There is a directory [`LINK_TARGETS`].
+    free_space: FreeSpaceGuard,
+    /// The directory [`LINK_TARGETS`] exists.
     has_link_targets: bool,
     entries: u64,
     skipped: Skipped,
@@ -100,7 +100,7 @@ impl<R: Read> Unpacker<'_, R> {
             return self.foreign_mark(&path, parent, name, found);
         }
         if parent.split(|byte| *byte == b'/').any(|name| name.starts_with(WHITEOUT)) {
-            return Err(Error::BadArchive("something is in a directory that marks a deleted name".into()));
+            return Err(Error::BadArchive("something is in a directory that xattrs a deleted name".into()));
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             return self.mark(parent, name, hidden);
@@ -126,8 +126,8 @@ impl<R: Read> Unpacker<'_, R> {
         self.describe(ROOT, found)
     }
 
-    /// What AUFS keeps beside files. Of all of it only the files in `.wh..wh.plnk` mean something: hard links of the same tar may
-    /// lead to them, so they are kept until its end (Docker and containerd read old images like this).
+    /// Handles AUFS's own entries. Only files in `.wh..wh.plnk` matter: hard links of the same tar may point to them,
+    /// so they are kept until its end (as in Docker and containerd).
     fn foreign_mark(&mut self, path: &[u8], parent: &[u8], name: &[u8], found: &TarEntry) -> Result<(), Error> {
         if parent == LINK_TARGETS && found.kind == TarEntryKind::File {
             self.has_link_targets = true;
@@ -140,7 +140,7 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(())
     }
 
-    /// `.wh.HIDDEN`, which says something about what is below, never about what is in the same tar.
+    /// Handles `.wh.HIDDEN`, which hides a name of lower layers, never an entry of the same tar.
     fn mark(&mut self, parent: &[u8], name: &[u8], hidden: &[u8]) -> Result<(), Error> {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err(Error::BadArchive("a mark that hides nothing that could have a name".into()));
@@ -149,7 +149,7 @@ impl<R: Read> Unpacker<'_, R> {
         if name == OPAQUE {
             return self.tree.make_opaque(node);
         }
-        if let Some(inside) = self.tree.inside(node, hidden) {
+        if let Some(inside) = self.tree.child(node, hidden) {
             return self.tree.make_opaque(inside);
         }
         let directory = self.tree.open(node)?;
@@ -159,14 +159,14 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(())
     }
 
-    fn directory(&mut self, parent: Node, name: &[u8], found: &TarEntry) -> Result<(), Error> {
-        let node = match self.tree.inside(parent, name) {
+    fn directory(&mut self, parent: DirectoryId, name: &[u8], found: &TarEntry) -> Result<(), Error> {
+        let node = match self.tree.child(parent, name) {
             Some(node) => node,
             None => {
                 let directory = self.tree.open(parent)?;
-                // A whiteout is left to make_directory, which remembers it.
+                // A whiteout is left for `make_directory`, which makes the directory opaque.
                 if look(&directory, name)?.is_some_and(|stat| !is_whiteout(&stat)) {
-                    self.tree.make_room(parent, name)?;
+                    self.tree.remove_entry(parent, name)?;
                 }
                 self.tree.make_directory(parent, name)?
             }
@@ -174,18 +174,18 @@ impl<R: Read> Unpacker<'_, R> {
         self.describe(node, found)
     }
 
-    fn describe(&mut self, node: Node, found: &TarEntry) -> Result<(), Error> {
+    fn describe(&mut self, node: DirectoryId, found: &TarEntry) -> Result<(), Error> {
         let directory = self.tree.open(node)?;
         remove_attributes(directory.as_fd())?;
         self.attributes(directory.as_fd(), found)?;
         self.tree.own(directory.as_fd(), found.uid, found.gid)?;
         let (mode, of_children) = self.lists(found, &way_to(&*directory))?;
         fchmod(&directory, Mode::from_raw_mode(mode))?;
-        self.tree.described(node, found.mtime, of_children);
+        self.tree.set_final_attributes(node, found.mtime, of_children);
         Ok(())
     }
 
-    fn link(&mut self, parent: Node, path: &[u8], name: &[u8], found: &TarEntry) -> Result<(), Error> {
+    fn link(&mut self, parent: DirectoryId, path: &[u8], name: &[u8], found: &TarEntry) -> Result<(), Error> {
         let target = clean(&found.link)?;
         let gone =
             || Error::BadArchive(format!("a hard link to {:?}, which is not in it", String::from_utf8_lossy(&target)));
@@ -194,10 +194,10 @@ impl<R: Read> Unpacker<'_, R> {
             return Err(Error::BadArchive("a hard link to itself".into()));
         }
         let node = self.tree.find(above).ok_or_else(gone)?;
-        self.tree.make_room(parent, name)?;
+        self.tree.remove_entry(parent, name)?;
         let from = self.tree.open(node)?;
         let stat = look(&from, target_name)?.ok_or_else(gone)?;
-        // Not directories, and not the devices that are marks.
+        // Neither directories nor whiteouts.
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile | FileType::Symlink | FileType::Fifo => {}
             _ => return Err(gone()),
@@ -206,18 +206,18 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(linkat(&from, target_name, &to, name, AtFlags::empty())?)
     }
 
-    fn symlink(&mut self, parent: Node, name: &[u8], found: &TarEntry) -> Result<(), Error> {
+    fn symlink(&mut self, parent: DirectoryId, name: &[u8], found: &TarEntry) -> Result<(), Error> {
         if found.link.is_empty() || found.link.contains(&0) {
             return Err(Error::BadArchive("a symbolic link that leads nowhere".into()));
         }
-        self.tree.make_room(parent, name)?;
+        self.tree.remove_entry(parent, name)?;
         let directory = self.tree.open(parent)?;
         symlinkat(&found.link[..], &directory, name)?;
         self.own_by_name(&directory, name, found)
     }
 
-    fn fifo(&mut self, parent: Node, name: &[u8], found: &TarEntry) -> Result<(), Error> {
-        self.tree.make_room(parent, name)?;
+    fn fifo(&mut self, parent: DirectoryId, name: &[u8], found: &TarEntry) -> Result<(), Error> {
+        self.tree.remove_entry(parent, name)?;
         let directory = self.tree.open(parent)?;
         mknodat(&directory, name, FileType::Fifo, Mode::RUSR, 0)?;
         self.own_by_name(&directory, name, found)?;
@@ -233,12 +233,12 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(utimensat(directory, name, &times(found.mtime), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    fn file(&mut self, parent: Node, name: &[u8], found: &TarEntry) -> Result<(), Error> {
+    fn file(&mut self, parent: DirectoryId, name: &[u8], found: &TarEntry) -> Result<(), Error> {
         if let Some(segments) = &found.segments {
             let left = self.disk_left.checked_sub(sparse::on_disk(segments));
             self.disk_left = left.ok_or_else(|| Error::TooLarge("what sparse files hold".into()))?;
         }
-        self.tree.make_room(parent, name)?;
+        self.tree.remove_entry(parent, name)?;
         let directory = self.tree.open(parent)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
@@ -252,24 +252,24 @@ impl<R: Read> Unpacker<'_, R> {
                 }
             }
         }
-        // Whatever is at the end may have been a hole.
+        // The end of the file may be a hole.
         file.set_len(found.size).map_err(|error| match error.kind() {
             ErrorKind::FileTooLarge | ErrorKind::InvalidInput => Error::TooLarge("a sparse file".into()),
             _ => error.into(),
         })?;
-        // Giving a file away takes its setuid bit, so that comes after.
+        // Changing the owner clears the setuid bit, so the mode comes after.
         self.tree.own(file.as_fd(), found.uid, found.gid)?;
         let (mode, _) = self.lists(found, &way_to(&file))?;
         fchmod(&file, Mode::from_raw_mode(mode))?;
         Ok(futimens(&file, &times(found.mtime))?)
     }
 
-    /// Writes `size` bytes of the archive at `at`; what is zeros there becomes a hole, so that nothing takes more of the disk than
-    /// it says.
+    /// Writes `size` bytes of the archive at offset `at`. Blocks of zeros become holes, so disk usage stays within
+    /// limits.
     fn copy(&mut self, file: &File, mut at: u64, size: u64) -> Result<(), Error> {
         let end = at.saturating_add(size);
         while at < end {
-            // Up to a boundary of a block, so that all blocks but the first and the last are looked at whole.
+            // Ends at a block boundary, so that every inner block is examined whole.
             let room = self.buffer.len() as u64 - at % HOLE_BYTES;
             let wanted = usize::try_from((end - at).min(room)).unwrap_or(self.buffer.len());
             let mut filled = 0;
@@ -282,7 +282,7 @@ impl<R: Read> Unpacker<'_, R> {
             }
             let first = (HOLE_BYTES - at % HOLE_BYTES) as usize;
             for (offset, data) in runs_of_data(&self.buffer[..wanted], first) {
-                self.room.charge(data.len() as u64)?;
+                self.free_space.charge(data.len() as u64)?;
                 file.write_all_at(data, at + offset as u64)?;
             }
             at += wanted as u64;
@@ -291,9 +291,9 @@ impl<R: Read> Unpacker<'_, R> {
         Ok(())
     }
 
-    /// Gives a file (by its descriptor, or a way to it) its access control lists, and says its mode then. Where one is not understood, or cannot
-    /// be kept, the mode gives its group nothing: those bits are of all that the list speaks of. The list for what is made in a directory is
-    /// returned, since it would be inherited by all that comes.
+    /// Sets the access control list of a file, given by descriptor path, and returns its mode and its default list.
+    /// If a list is invalid or cannot be set, group bits are cleared from the mode, because they mean the list's
+    /// mask. The default list is set later, because new entries would inherit it.
     fn lists(&mut self, found: &TarEntry, path: &str) -> Result<(u32, Option<Vec<u8>>), Error> {
         let (mut mode, mut of_children) = (found.mode, None);
         for (name, value) in acl::lists(found, self.tree.ids()) {
@@ -329,7 +329,7 @@ impl<R: Read> Unpacker<'_, R> {
     }
 }
 
-/// The parts of `bytes` that have to be written, and where they begin. The first block ends at `first`.
+/// The parts of `bytes` to write, with their offsets; blocks of zeros are left out. The first block ends at `first`.
 pub fn runs_of_data(bytes: &[u8], first: usize) -> Vec<(usize, &[u8])> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     let (mut start, mut end) = (0, first.min(bytes.len()));
@@ -345,12 +345,12 @@ pub fn runs_of_data(bytes: &[u8], first: usize) -> Vec<(usize, &[u8])> {
     runs.into_iter().map(|(start, end)| (start, &bytes[start..end])).collect()
 }
 
-/// Whether a name is one that AUFS keeps its own things under. `.wh..wh..opq` is one that layers have, too.
+/// Whether a name is one of AUFS's own. `.wh..wh..opq` is used in layers, too.
 fn is_foreign_mark(name: &[u8]) -> bool {
     name != OPAQUE && name.strip_prefix(WHITEOUT).is_some_and(|hidden| hidden.starts_with(WHITEOUT))
 }
 
-/// Whether the kernel has taken an access control list, or says that it is none or that there are none here.
+/// Whether the kernel accepted an access control list; false if it is invalid or unsupported.
 fn is_list(outcome: Result<(), Errno>) -> Result<bool, Error> {
     match outcome {
         Ok(()) => Ok(true),
@@ -359,12 +359,12 @@ fn is_list(outcome: Result<(), Errno>) -> Result<bool, Error> {
     }
 }
 
-/// A path that leads to what is open, also where it is only a handle.
+/// A path to an open file, even if it is only a handle.
 fn way_to(file: &impl AsRawFd) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
-/// Takes the attributes that an earlier entry gave a directory.
+/// Removes the attributes that an earlier entry gave a directory.
 fn remove_attributes(file: BorrowedFd<'_>) -> Result<(), Error> {
     let mut list = vec![0; ATTRIBUTE_BYTES_MAX];
     let count = match flistxattr(file, &mut list[..]) {
@@ -378,7 +378,7 @@ fn remove_attributes(file: BorrowedFd<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// A path without empty names and `.`, so that each place has one spelling. Empty for the root.
+/// Normalizes a path, so that each has one spelling. Empty for the root.
 fn clean(path: &[u8]) -> Result<Vec<u8>, Error> {
     if path.is_empty() || path.contains(&0) {
         return Err(Error::BadArchive("a name that is empty or has a NUL byte".into()));
@@ -388,7 +388,7 @@ fn clean(path: &[u8]) -> Result<Vec<u8>, Error> {
         match name {
             b"" | b"." => continue,
             b".." => return Err(Error::BadArchive(format!("{:?} leads upwards", String::from_utf8_lossy(path)))),
-            // What hides a name is longer than the name.
+            // A whiteout is longer than the name it hides.
             _ if name.strip_prefix(WHITEOUT).unwrap_or(name).len() > NAME_BYTES_MAX => {
                 return Err(blocked(&path[..NAME_BYTES_MAX]));
             }
@@ -402,10 +402,10 @@ fn clean(path: &[u8]) -> Result<Vec<u8>, Error> {
     Ok(clean)
 }
 
-/// Linux, `NAME_MAX`.
+/// Longest file name, in bytes (Linux, `NAME_MAX`).
 const NAME_BYTES_MAX: usize = 255;
 
-/// The directory that a clean path is in, and its name there. `None` for the root.
+/// Splits a normalized path into parent and name. `None` for the root.
 fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     match path.iter().rposition(|byte| *byte == b'/') {
         Some(slash) => Some((&path[..slash], &path[slash + 1..])),

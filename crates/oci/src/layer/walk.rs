@@ -1,4 +1,4 @@
-//! Walking a tree of any depth with one open directory and without a long path.
+//! Walks a directory tree of any depth with one open directory and without long paths.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,10 +8,10 @@ use rustix::fs::{Dir, Mode, OFlags, Stat, fstat, open, openat};
 
 use crate::Error;
 
-/// How directories are opened: never through a symbolic link.
+/// Flags for opening a directory without following links.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// A place in a tree, and what is still to be seen in the directories above it. Names come sorted by their bytes.
+/// The current directory of a walk, and the names still to visit in it and above. Names are sorted by bytes.
 pub struct Walk {
     current: OwnedFd,
     levels: Vec<Level>,
@@ -19,15 +19,15 @@ pub struct Walk {
 }
 
 struct Level {
-    /// Device and inode, by which the directory is known when we come back to it.
+    /// Device and inode, to recognize the directory on return.
     id: (u64, u64),
     names: std::vec::IntoIter<CString>,
-    /// How much of the path is its own.
+    /// Length of its own part of the path.
     path_bytes: usize,
 }
 
 impl Walk {
-    /// Begins at the directory `root`.
+    /// Starts at the directory `root`.
     pub fn begin(root: &Path) -> Result<Self, Error> {
         let current = open(root, DIRECTORY - OFlags::NOFOLLOW, Mode::empty())?;
         let mut walk = Self { current, levels: Vec::new(), path: Vec::new() };
@@ -35,12 +35,12 @@ impl Walk {
         Ok(walk)
     }
 
-    /// The directory that we are in.
+    /// The current directory.
     pub fn directory(&self) -> BorrowedFd<'_> {
         self.current.as_fd()
     }
 
-    /// The next name in the directory that we are in.
+    /// The next name in the current directory.
     pub fn next(&mut self) -> Option<CString> {
         self.levels.last_mut()?.names.next()
     }
@@ -53,7 +53,7 @@ impl Walk {
         path
     }
 
-    /// Goes into the directory `name`, which `seen` has been said to be.
+    /// Enters the directory `name`, whose status was `seen`.
     pub fn enter(&mut self, name: &CString, seen: &Stat) -> Result<(), Error> {
         let inner = openat(&self.current, name.as_c_str(), DIRECTORY, Mode::empty())?;
         self.path.extend_from_slice(name.as_bytes());
@@ -63,7 +63,7 @@ impl Walk {
         self.expect(id(seen))
     }
 
-    /// Goes back up. False where there is nothing above.
+    /// Returns to the parent. False at the root.
     pub fn leave(&mut self) -> Result<bool, Error> {
         self.levels.pop();
         let Some(above) = self.levels.last() else { return Ok(false) };
@@ -88,7 +88,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Whoever renames directories under us does not lead us elsewhere.
+    /// Checks that the directory is the expected one, in case someone renames directories meanwhile.
     fn expect(&self, expected: (u64, u64)) -> Result<(), Error> {
         if id(&fstat(&self.current)?) == expected {
             Ok(())
@@ -98,7 +98,7 @@ impl Walk {
     }
 }
 
-/// What a file is known by.
+/// Identifies a file by device and inode.
 pub fn id(stat: &Stat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
 }

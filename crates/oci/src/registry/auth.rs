@@ -1,15 +1,15 @@
-//! What a registry asks for before it lets us in (RFC 7235 and 7617; distribution project, "Token Authentication").
+//! Authentication at registries (RFC 7235 and 7617; distribution project, "Token Authentication").
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
-/// A challenge of `WWW-Authenticate`.
+/// A challenge in `WWW-Authenticate`.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Challenge {
     /// User and password with each request.
     Basic,
-    /// A token, to be had at `realm`.
+    /// A token, issued by `realm`.
     Bearer { realm: String, service: Option<String>, scope: Option<String> },
 }
 
@@ -21,18 +21,18 @@ pub struct Token {
 }
 
 impl Token {
-    /// The header that shows it.
+    /// The header for a token.
     pub fn header(self) -> Option<String> {
         self.token.or(self.access_token).map(|token| format!("Bearer {token}"))
     }
 }
 
-/// The header that says user and password.
+/// The header for user and password.
 pub fn basic((user, password): &(String, String)) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
-/// The best of all challenges; tokens rather than passwords.
+/// The preferred challenge: tokens over passwords.
 pub fn challenge<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
     let mut found = None;
     for header in headers {
@@ -52,7 +52,7 @@ pub fn challenge<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge
     found
 }
 
-/// `key=value` or `key="value"`, between commas.
+/// Parses `key=value` or `key="value"`, separated by commas.
 fn parameters(mut text: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     while let Some((key, rest)) = text.split_once('=') {

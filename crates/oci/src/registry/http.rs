@@ -1,4 +1,4 @@
-//! Requests: over TLS or not, again when something went wrong in passing, with credentials where they belong.
+//! HTTP requests to a registry, with TLS, retries, redirects and credentials.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,49 +19,49 @@ use serde_json::Value;
 use url::Url;
 
 use super::Options;
+use super::address_policy::{PrivateAddress, Resolver};
 use super::auth::{self, Challenge, Token};
-use super::reach::{PrivateAddress, Resolver};
 use crate::Error;
 
-/// The longest wait before another try.
+/// The longest delay before a retry.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// The longest wait that a registry may ask for.
+/// The longest delay that a registry may request.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
-/// How often the transfer of one blob may break, however far it gets in between.
+/// Faults per blob transfer, even if it progresses in between.
 const FAULTS_MAX: u32 = 1000;
-/// How often a registry may send us elsewhere for one request.
+/// Redirects per request.
 const REDIRECTS_MAX: u32 = 5;
-/// How much of an answer about a failure, or with a token, is read, in bytes.
+/// Bytes read of an error or token answer.
 const ANSWER_BYTES_MAX: u64 = 256 << 10;
-/// How much of what a registry says is passed on, in characters.
+/// Characters of a registry's message that are passed on.
 const WHY_CHARS_MAX: usize = 300;
-/// What an upload is expected to make at least, in bytes a second, on top of the time to wait.
+/// Minimum upload speed in bytes per second, which extends the timeout.
 const UPLOAD_BYTES_PER_SECOND: u64 = 8 << 10;
 
-/// What went wrong with a request.
+/// Why a request failed.
 pub enum Fault {
-    /// It may go right when tried again.
-    Passing { why: String, after: Option<Duration> },
-    /// It will not.
-    Final(Error),
+    /// A transient fault; a retry may succeed.
+    Transient { why: String, after: Option<Duration> },
+    /// A permanent error.
+    Permanent(Error),
 }
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
-        Fault::Final(error)
+        Fault::Permanent(error)
     }
 }
 
-/// One request.
+/// A request.
 #[derive(Clone)]
-pub struct Call {
+pub struct HttpRequest {
     pub method: Method,
     pub url: Url,
     pub headers: Vec<(HeaderName, String)>,
     pub body: Bytes,
 }
 
-impl Call {
+impl HttpRequest {
     pub fn new(method: Method, url: Url) -> Self {
         Self { method, url, headers: Vec::new(), body: Bytes::new() }
     }
@@ -77,12 +77,12 @@ impl Call {
     }
 }
 
-/// Speaks to one registry.
+/// A client for one registry.
 pub struct Http {
     client: Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>,
     base: Url,
     credentials: Option<(String, String)>,
-    /// What has let us in so far.
+    /// The credentials that were accepted last.
     authorization: Mutex<Option<String>>,
     options: Options,
 }
@@ -97,13 +97,13 @@ impl Http {
             let certificate = certificate.map_err(|error| bad_certificate(&error))?;
             roots.add(certificate).map_err(|error| bad_certificate(&error))?;
         }
-        // The provider is named here, so that nothing depends on what the program has installed.
+        // The provider is explicit, so that it does not depend on what the program installed.
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| bad_certificate(&error))?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut connector = HttpConnector::new_with_resolver(Resolver::new(options.reach.clone()));
+        let mut connector = HttpConnector::new_with_resolver(Resolver::new(options.address_policy.clone()));
         connector.enforce_http(false);
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(options.connect_timeout));
@@ -113,30 +113,30 @@ impl Http {
         Ok(Self { client, base, credentials, authorization: Mutex::new(None), options: options.clone() })
     }
 
-    /// How often something is tried with this registry.
-    pub fn patience(&self) -> Patience {
+    /// A retry budget for this registry.
+    pub fn retry_budget(&self) -> RetryBudget {
         let Options { tries, backoff, .. } = self.options;
-        Patience { registry: self.origin(), tries: tries.max(1), tried: 0, faults: 0, first: backoff }
+        RetryBudget { registry: self.origin(), tries: tries.max(1), tried: 0, faults: 0, first: backoff }
     }
 
-    /// Where it is: scheme, host and port.
+    /// Scheme, host and port of the registry.
     pub fn origin(&self) -> String {
         self.base.origin().ascii_serialization()
     }
 
-    /// Sends a request that does no harm when sent twice, as often as it takes.
-    pub async fn call(&self, call: &Call) -> Result<Response<Incoming>, Error> {
-        let mut patience = self.patience();
+    /// Sends an idempotent request, with retries.
+    pub async fn call(&self, call: &HttpRequest) -> Result<Response<Incoming>, Error> {
+        let mut budget = self.retry_budget();
         loop {
             match self.once(call).await {
                 Ok(response) => return Ok(response),
-                Err(fault) => patience.again(fault).await?,
+                Err(fault) => budget.back_off(fault).await?,
             }
         }
     }
 
-    /// Sends a request once; credentials are shown where the registry asks for them, and reading follows where it sends us.
-    pub async fn once(&self, call: &Call) -> Result<Response<Incoming>, Fault> {
+    /// Sends a request once, authenticates if challenged, and follows redirects of reads.
+    pub async fn once(&self, call: &HttpRequest) -> Result<Response<Incoming>, Fault> {
         let mut url = call.url.clone();
         let mut redirects = 0;
         let mut asked = false;
@@ -158,14 +158,14 @@ impl Http {
             } else if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
                 let after = retry_after(&response);
                 let why = format!("status {}: {}", status.as_u16(), self.why(response).await);
-                return Err(Fault::Passing { why, after });
+                return Err(Fault::Transient { why, after });
             } else {
                 return Ok(response);
             }
         }
     }
 
-    /// Where an answer says that something is.
+    /// The URL in an answer's `Location`.
     pub fn location(&self, from: &Url, response: &Response<Incoming>) -> Result<Url, Error> {
         let said = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
         let location = said.and_then(|said| from.join(said).ok());
@@ -177,7 +177,7 @@ impl Http {
         Ok(location)
     }
 
-    /// The error for an answer that is none of those expected.
+    /// The error for an unexpected answer.
     pub async fn unexpected(&self, response: Response<Incoming>, what: &str) -> Error {
         let status = response.status();
         if status == StatusCode::NOT_FOUND {
@@ -187,7 +187,7 @@ impl Http {
         Error::Refused { status: status.as_u16(), why: format!("{what}: {why}") }
     }
 
-    /// The next piece of an answer, or `None` at its end.
+    /// The next chunk of an answer, or `None` at its end.
     pub async fn piece(&self, body: &mut Incoming) -> Result<Option<Bytes>, Fault> {
         loop {
             let frame = self.in_time(self.options.idle_timeout, body.frame()).await?;
@@ -198,12 +198,12 @@ impl Http {
                         return Ok(Some(data));
                     }
                 }
-                Some(Err(error)) => return Err(passing(&error)),
+                Some(Err(error)) => return Err(transient(&error)),
             }
         }
     }
 
-    /// An answer whole. `None` where it is larger than `bytes_max`.
+    /// The whole answer; `None` if it is larger than `bytes_max`.
     pub async fn whole(&self, body: &mut Incoming, bytes_max: u64) -> Result<Option<Vec<u8>>, Fault> {
         let mut whole = Vec::new();
         while let Some(piece) = self.piece(body).await? {
@@ -215,15 +215,15 @@ impl Http {
         Ok(Some(whole))
     }
 
-    async fn send(&self, call: &Call, url: &Url) -> Result<Response<Incoming>, Fault> {
+    async fn send(&self, call: &HttpRequest, url: &Url) -> Result<Response<Incoming>, Fault> {
         let shown = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // Credentials are for the registry alone, wherever it sends us.
+        // Credentials go to the registry only, not to where it redirects.
         let shown = shown.filter(|_| self.is_ours(url));
         self.send_as(call, url, shown).await
     }
 
-    async fn send_as(&self, call: &Call, url: &Url, shown: Option<String>) -> Result<Response<Incoming>, Fault> {
-        self.options.reach.check(url)?;
+    async fn send_as(&self, call: &HttpRequest, url: &Url, shown: Option<String>) -> Result<Response<Incoming>, Fault> {
+        self.options.address_policy.check(url)?;
         let mut request = Request::builder().method(&call.method).uri(url.as_str());
         request = request.header(USER_AGENT, concat!("raworc/", env!("CARGO_PKG_VERSION")));
         for (name, value) in &call.headers {
@@ -243,7 +243,7 @@ impl Http {
         url.origin() == self.base.origin()
     }
 
-    /// Does what the registry asks for, so that the next request may be let in.
+    /// Answers the challenge of a registry, for the next request.
     async fn authorize(&self, response: &Response<Incoming>) -> Result<(), Fault> {
         let headers = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         let header = match auth::challenge(headers) {
@@ -257,9 +257,9 @@ impl Http {
     }
 
     async fn token(&self, realm: &str, service: Option<String>, scope: Option<String>) -> Result<String, Fault> {
-        let denied = |why: &str| Fault::Final(Error::Unauthorized(why.to_owned()));
+        let denied = |why: &str| Fault::Permanent(Error::Unauthorized(why.to_owned()));
         let mut url = Url::parse(realm).map_err(|_| denied("it does not say where to get a token"))?;
-        // Whoever hands out tokens is told the password, so not in the clear where the registry itself is not.
+        // The token server gets the password, so it must use TLS if the registry does.
         if url.scheme() != "https" && url.scheme() != self.base.scheme() {
             return Err(denied("it asks to get a token from where there is no TLS"));
         }
@@ -269,11 +269,11 @@ impl Http {
             }
         }
         let shown = self.credentials.as_ref().map(auth::basic);
-        let mut response = self.send_as(&Call::new(Method::GET, url.clone()), &url, shown).await?;
+        let mut response = self.send_as(&HttpRequest::new(Method::GET, url.clone()), &url, shown).await?;
         let status = response.status();
         if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
             let why = format!("the server of tokens says status {}", status.as_u16());
-            return Err(Fault::Passing { why, after: retry_after(&response) });
+            return Err(Fault::Transient { why, after: retry_after(&response) });
         }
         if !status.is_success() {
             return Err(Error::Unauthorized(self.why(response).await).into());
@@ -283,7 +283,7 @@ impl Http {
         token.ok_or_else(|| denied("the server of tokens sent none"))
     }
 
-    /// What an answer says, shortened, as one line.
+    /// The message of an error answer, shortened to one line.
     async fn why(&self, mut response: Response<Incoming>) -> String {
         let status = response.status();
         let bytes = match self.whole(response.body_mut(), ANSWER_BYTES_MAX).await {
@@ -301,56 +301,56 @@ impl Http {
     async fn in_time<T>(&self, time: Duration, work: impl Future<Output = T>) -> Result<T, Fault> {
         tokio::time::timeout(time, work)
             .await
-            .map_err(|_| Fault::Passing { why: "nothing came in time".into(), after: None })
+            .map_err(|_| Fault::Transient { why: "nothing came in time".into(), after: None })
     }
 }
 
-/// How often something is still tried.
-pub struct Patience {
+/// A retry budget.
+pub struct RetryBudget {
     registry: String,
     tries: u32,
     tried: u32,
-    /// Faults altogether, also between those something was achieved.
+    /// All faults, even if there was progress between them.
     faults: u32,
     first: Duration,
 }
 
-impl Patience {
-    /// Something has been achieved since the last fault.
-    pub fn renew(&mut self) {
+impl RetryBudget {
+    /// Resets the consecutive failures after progress.
+    pub fn reset(&mut self) {
         self.tried = 0;
     }
 
-    /// Waits until it may be tried again.
-    pub async fn again(&mut self, fault: Fault) -> Result<(), Error> {
+    /// Waits before the next attempt, or returns the error if the budget is used up.
+    pub async fn back_off(&mut self, fault: Fault) -> Result<(), Error> {
         let (why, after) = match fault {
-            Fault::Passing { why, after } => (why, after),
-            Fault::Final(error) => return Err(error),
+            Fault::Transient { why, after } => (why, after),
+            Fault::Permanent(error) => return Err(error),
         };
         self.tried += 1;
         self.faults += 1;
         if self.tried >= self.tries || self.faults >= FAULTS_MAX {
             let registry = std::mem::take(&mut self.registry);
-            return Err(Error::Away { registry, tries: self.faults, why });
+            return Err(Error::Unreachable { registry, tries: self.faults, why });
         }
         let wait = self.first.saturating_mul(1 << (self.tried - 1).min(16)).min(BACKOFF_MAX);
-        // Those who failed together do not come back together.
+        // Jitter: clients that failed together should not retry together.
         let wait = wait.mul_f64(rand::random_range(0.5..1.5)).max(after.unwrap_or_default());
         tokio::time::sleep(wait).await;
         Ok(())
     }
 }
 
-/// What a connection that was not made means: another try changes nothing where the address may not be reached.
+/// The fault of a failed connection; permanent if the address is not allowed.
 fn forbidden(error: &hyper_util::client::legacy::Error, url: &Url) -> Fault {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(inner) = cause {
         if inner.is::<PrivateAddress>() {
-            return Fault::Final(Error::Private(url.host_str().unwrap_or_default().to_owned()));
+            return Fault::Permanent(Error::Private(url.host_str().unwrap_or_default().to_owned()));
         }
         cause = inner.source();
     }
-    passing(error)
+    transient(error)
 }
 
 pub fn refused(status: StatusCode, why: &str) -> Error {
@@ -362,15 +362,15 @@ fn retry_after(response: &Response<Incoming>) -> Option<Duration> {
     Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
 }
 
-/// An error with its causes, each of which says what the one before leaves out.
-pub fn passing(error: &dyn std::error::Error) -> Fault {
+/// A transient fault, with the messages of all causes.
+pub fn transient(error: &dyn std::error::Error) -> Fault {
     let mut why = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
         why = format!("{why}: {inner}");
         cause = inner.source();
     }
-    Fault::Passing { why, after: None }
+    Fault::Transient { why, after: None }
 }
 
 fn bad_certificate(error: &dyn std::fmt::Display) -> Error {

@@ -1,12 +1,12 @@
-//! Registries (OCI distribution specification 1.1; tokens as Docker's registries hand them out, "Token Authentication
-//! Specification" of the distribution project).
-//! Why the client is our own is said at the top of the crate.
+//! A client for registries (OCI distribution specification 1.1; "Token Authentication Specification" of the
+//! distribution project).
+//! The crate documentation says why it is our own.
 
+mod address_policy;
 mod auth;
 mod http;
 mod pull;
 mod push;
-mod reach;
 mod reference;
 
 use std::time::Duration;
@@ -16,30 +16,30 @@ use url::Url;
 use crate::Error;
 use http::Http;
 
-pub use reach::Reach;
-pub use reference::{Reference, Which};
+pub use address_policy::AddressPolicy;
+pub use reference::{Reference, TagOrDigest};
 
-/// How a registry is spoken to.
+/// Options of a registry client.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Whether to speak without TLS. `None`: only to registries on this machine.
+    /// Whether to use HTTP without TLS. `None`: only for loopback addresses.
     pub plain_http: Option<bool>,
-    /// How long to wait for a connection.
+    /// Timeout for a connection.
     pub connect_timeout: Duration,
-    /// How long to wait while nothing comes.
+    /// Timeout without any data.
     pub idle_timeout: Duration,
-    /// How often something is tried in a row without getting on, at least once.
+    /// Consecutive attempts without progress, at least 1.
     pub tries: u32,
-    /// How long to wait before the second try; each further wait is twice as long, at most 10 seconds.
+    /// Delay before the second attempt; it doubles, up to 10 seconds.
     pub backoff: Duration,
-    /// How much is uploaded at once, in bytes: between 64 KiB and 16 MiB. As much is kept in memory.
+    /// Bytes per upload request: between 64 KiB and 16 MiB. Held in memory.
     pub chunk_bytes: u64,
-    /// Bytes that the layers of an image may have together, as they are stored.
+    /// Total size of an image's stored layers, in bytes.
     pub bytes_max: u64,
-    /// Certificates (PEM) to trust besides the machine's own.
+    /// Certificates (PEM) to trust besides the machine's.
     pub certificates: Option<Vec<u8>>,
-    /// Where requests may go, those that the registry leads to included.
-    pub reach: Reach,
+    /// TagOrDigest addresses may be connected to, redirects included.
+    pub address_policy: AddressPolicy,
 }
 
 impl Default for Options {
@@ -53,15 +53,15 @@ impl Default for Options {
             chunk_bytes: 8 << 20,
             bytes_max: 256 << 30,
             certificates: None,
-            reach: Reach::Anywhere,
+            address_policy: AddressPolicy::Anywhere,
         }
     }
 }
 
-/// Is told how a push or pull gets on. What holds up here holds up the transfer.
+/// Called with the progress of a push or pull. A slow callback slows down the transfer.
 pub trait Progress: Send + Sync {
-    /// Of `what` (a digest, or "manifest"), `done` of `total` bytes have been transferred or were there already. It may
-    /// go back where a transfer had to begin again.
+    /// `done` of `total` bytes of `what` (a digest, or "manifest") are transferred or existed already. `done`
+    /// decreases if a transfer restarts.
     fn progress(&self, what: &str, done: u64, total: u64);
 }
 
@@ -71,7 +71,7 @@ impl<F: Fn(&str, u64, u64) + Send + Sync> Progress for F {
     }
 }
 
-/// What `what` is called where a manifest is transferred.
+/// The `what` of manifests.
 const MANIFEST_PROGRESS: &str = "manifest";
 
 /// A repository in a registry.
@@ -84,11 +84,11 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Prepares to speak to the registry of `reference`, as `credentials` (user and password) where it asks. Nothing is
-    /// sent yet.
+    /// A client for the registry of `reference`, with `credentials` (user and password) for challenges. Sends nothing
+    /// yet.
     ///
     /// # Errors
-    /// [`Error::BadReference`] where it makes no address; where certificates cannot be read.
+    /// [`Error::BadReference`] if it makes no valid URL, or if certificates cannot be read.
     pub fn new(reference: Reference, credentials: Option<(String, String)>, options: Options) -> Result<Self, Error> {
         let plain = options.plain_http.unwrap_or_else(|| reference.is_loopback());
         let scheme = if plain { "http" } else { "https" };
@@ -98,7 +98,7 @@ impl Registry {
         Ok(Self { reference, http, options, base })
     }
 
-    /// What it was made for.
+    /// The reference it was created for.
     pub fn reference(&self) -> &Reference {
         &self.reference
     }

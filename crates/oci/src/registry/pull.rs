@@ -1,4 +1,4 @@
-//! From a registry to a layout.
+//! Pulls from a registry into a layout.
 
 use std::io::Write as _;
 
@@ -9,43 +9,43 @@ use hyper::{Method, Response, StatusCode};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::http::{Call, Fault};
+use super::http::{Fault, HttpRequest};
 use super::push::blocking;
-use super::{MANIFEST_PROGRESS, Progress, Registry, Which};
+use super::{MANIFEST_PROGRESS, Progress, Registry, TagOrDigest};
 use crate::image::{DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Document, INDEX, MANIFEST, choose};
 use crate::layout::{BlobWriter, DOCUMENT_BYTES_MAX, Layout};
 use crate::{Digest, Error};
 
-/// How many pieces of a download may wait to be written. Each has what one read of a connection yields, 400 KiB at most.
+/// Chunks of a download that wait to be written; each has at most 400 KiB.
 const PIECES_MAX: usize = 8;
-/// What answers to requests for digests are called.
+/// The header with the digest of a manifest.
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
-/// The kinds of manifests that are understood.
+/// Accepted media types of manifests.
 fn accepted() -> String {
     [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_INDEX].join(", ")
 }
 
-/// What a registry says that it sends.
+/// The digest that a registry states.
 fn content_digest(response: &Response<Incoming>) -> Option<Digest> {
     response.headers().get(CONTENT_DIGEST).and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
 impl Registry {
-    /// Downloads an image and all its blobs; what the layout has, by its size, is not asked for (what is damaged there has to
-    /// be deleted first). Of an index, the image for Linux and this
-    /// machine comes with it. Returns what the reference stands for; nothing has been tagged.
+    /// Pulls an image and all its blobs. Blobs that the layout has, by size, are not downloaded; delete damaged ones
+    /// first. For an index, the image for Linux and this machine is pulled. Returns the descriptor of the reference;
+    /// nothing is tagged.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Unauthorized`], [`Error::Away`], [`Error::Refused`]; [`Error::Damaged`] and
-    /// [`Error::TooLarge`] where the registry sends something else than it should.
+    /// [`Error::NotFound`], [`Error::Unauthorized`], [`Error::Unreachable`], [`Error::Refused`]; [`Error::Damaged`]
+    /// and [`Error::TooLarge`] if the registry sends wrong content.
     pub async fn pull(&self, layout: &Layout, progress: &dyn Progress) -> Result<Descriptor, Error> {
-        let (top, bytes) = self.pull_manifest(self.reference.which(), None, layout, progress).await?;
+        let (top, bytes) = self.pull_manifest(self.reference.tag_or_digest(), None, layout, progress).await?;
         let (config, layers) = match Document::parse(&bytes)? {
             Document::Manifest { config, layers, .. } => (config, layers),
             Document::Index(entries) => {
                 let chosen = choose(&entries)?;
-                let which = Which::Digest(chosen.digest);
+                let which = TagOrDigest::Digest(chosen.digest);
                 let (_, bytes) = self.pull_manifest(&which, Some(chosen.size), layout, progress).await?;
                 match Document::parse(&bytes)? {
                     Document::Manifest { config, layers, .. } => (config, layers),
@@ -66,17 +66,19 @@ impl Registry {
         Ok(top)
     }
 
-    /// What the reference stands for now, asked once and for few bytes; none where the registry does not say it.
+    /// The current digest of the reference, by one small request; `None` if the registry does not state it.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Unauthorized`], [`Error::Away`], [`Error::Refused`].
+    /// [`Error::NotFound`], [`Error::Unauthorized`], [`Error::Unreachable`], [`Error::Refused`].
     pub async fn digest(&self) -> Result<Option<Digest>, Error> {
-        let which = self.reference.which();
-        let call = Call::new(Method::HEAD, self.url(&format!("manifests/{which}"))?).header(ACCEPT, accepted());
+        let which = self.reference.tag_or_digest();
+        let call = HttpRequest::new(Method::HEAD, self.url(&format!("manifests/{which}"))?).header(ACCEPT, accepted());
         let response = match self.http.once(&call).await {
             Ok(response) => response,
-            Err(Fault::Final(error)) => return Err(error),
-            Err(Fault::Passing { why, .. }) => return Err(Error::Away { registry: self.http.origin(), tries: 1, why }),
+            Err(Fault::Permanent(error)) => return Err(error),
+            Err(Fault::Transient { why, .. }) => {
+                return Err(Error::Unreachable { registry: self.http.origin(), tries: 1, why });
+            }
         };
         match response.status() {
             StatusCode::OK => Ok(content_digest(&response)),
@@ -86,13 +88,13 @@ impl Registry {
 
     async fn pull_manifest(
         &self,
-        which: &Which,
+        which: &TagOrDigest,
         size: Option<u64>,
         layout: &Layout,
         progress: &dyn Progress,
     ) -> Result<(Descriptor, Vec<u8>), Error> {
-        let call = Call::new(Method::GET, self.url(&format!("manifests/{which}"))?).header(ACCEPT, accepted());
-        let mut patience = self.http.patience();
+        let call = HttpRequest::new(Method::GET, self.url(&format!("manifests/{which}"))?).header(ACCEPT, accepted());
+        let mut budget = self.http.retry_budget();
         let (bytes, said) = loop {
             let mut response = self.http.call(&call).await?;
             if response.status() != StatusCode::OK {
@@ -103,20 +105,20 @@ impl Registry {
             {
                 Ok(Some(bytes)) => break (bytes, said),
                 Ok(None) => return Err(Error::TooLarge("the manifest".into())),
-                Err(fault) => patience.again(fault).await?,
+                Err(fault) => budget.back_off(fault).await?,
             }
         };
         let digest = Digest::of(&bytes);
-        // By tag, what the registry says it is protects from a broken one, not from a dishonest one.
+        // For a tag, the stated digest protects from transfer errors, not from a dishonest registry.
         let expected = match which {
-            Which::Digest(expected) => Some(*expected),
-            Which::Tag(_) => said,
+            TagOrDigest::Digest(expected) => Some(*expected),
+            TagOrDigest::Tag(_) => said,
         };
         if let Some(expected) = expected.filter(|expected| *expected != digest) {
             return Err(Error::Damaged { digest: expected });
         }
         let total = bytes.len() as u64;
-        // Only what can be read is worth storing.
+        // Store only valid documents.
         Document::parse(&bytes)?;
         let (layout, stored) = (layout.clone(), bytes.clone());
         blocking(move || layout.put(&stored[..], DOCUMENT_BYTES_MAX, Some(&digest))).await?;
@@ -132,9 +134,9 @@ impl Registry {
         }
         let mut download = Download::begin(layout)?;
         let outcome = self.fetch_all(blob, &mut download, progress).await;
-        // Waited for also where it failed, so that nothing of it is left when we return.
+        // Awaited even on failure, so that no writer is left.
         let writer = download.end().await?;
-        // A writer that failed says so itself, and why.
+        // If the writer failed, its error says why.
         outcome?;
         let expected = blob.digest;
         blocking(move || writer.commit(Some(&expected))).await?;
@@ -148,29 +150,29 @@ impl Registry {
         download: &mut Download,
         progress: &dyn Progress,
     ) -> Result<(), Error> {
-        let mut patience = self.http.patience();
+        let mut budget = self.http.retry_budget();
         let mut furthest = 0;
         while download.done < blob.size {
             if let Err(fault) = self.fetch(blob, download, progress).await {
                 if download.done > furthest {
                     furthest = download.done;
-                    patience.renew();
+                    budget.reset();
                 }
-                patience.again(fault).await?;
+                budget.back_off(fault).await?;
             }
         }
         Ok(())
     }
 
-    /// Downloads as much as one answer yields, from where the last one ended.
+    /// Downloads as much as one answer has, from the current offset.
     async fn fetch(&self, blob: &Descriptor, download: &mut Download, progress: &dyn Progress) -> Result<(), Fault> {
         let what = blob.digest.to_string();
-        let mut call = Call::new(Method::GET, self.url(&format!("blobs/{}", blob.digest))?);
+        let mut call = HttpRequest::new(Method::GET, self.url(&format!("blobs/{}", blob.digest))?);
         if download.done > 0 {
             call = call.header(RANGE, format!("bytes={}-{}", download.done, blob.size - 1));
         }
         let mut response = self.http.once(&call).await?;
-        // What has been written already, where the answer begins before it.
+        // Bytes to skip if the answer starts before the offset.
         let mut skip = match response.status() {
             StatusCode::OK => download.done,
             StatusCode::PARTIAL_CONTENT if first_byte(&response) == Some(download.done) => 0,
@@ -195,13 +197,13 @@ impl Registry {
             progress.progress(&what, download.done, blob.size);
         }
         if download.done < blob.size {
-            return Err(Fault::Passing { why: "it sends less than it should".into(), after: None });
+            return Err(Fault::Transient { why: "it sends less than it should".into(), after: None });
         }
         Ok(())
     }
 }
 
-/// A blob that is being written by a thread that may wait for the disk.
+/// A blob that is written by a blocking thread.
 struct Download {
     pieces: mpsc::Sender<Bytes>,
     writing: JoinHandle<Result<BlobWriter, Error>>,
@@ -237,7 +239,7 @@ impl Download {
     }
 }
 
-/// Where a part begins: `bytes FIRST-LAST/SIZE`.
+/// The first byte of a partial answer: `bytes FIRST-LAST/SIZE`.
 fn first_byte<T>(response: &Response<T>) -> Option<u64> {
     let text = response.headers().get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
     text.split_once('-')?.0.parse().ok()

@@ -1,4 +1,4 @@
-//! From a layout to a registry.
+//! Pushes from a layout to a registry.
 
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 
@@ -7,41 +7,41 @@ use hyper::header::{ACCEPT, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use hyper::{Method, Response, StatusCode};
 use url::Url;
 
-use super::http::{Call, Fault};
-use super::{MANIFEST_PROGRESS, Progress, Registry, Which};
+use super::http::{Fault, HttpRequest};
+use super::{MANIFEST_PROGRESS, Progress, Registry, TagOrDigest};
 use crate::image::{Descriptor, Document};
 use crate::layout::Layout;
 use crate::{Digest, Error};
 
-/// What is uploaded in one piece, in bytes.
+/// Blobs up to this size, in bytes, are uploaded in one request.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
 /// Bounds of [`super::Options::chunk_bytes`].
 const CHUNK_BYTES: std::ops::RangeInclusive<u64> = 64 << 10..=16 << 20;
-/// How many manifests may hang together.
+/// Maximum number of manifests in nested indexes.
 const MANIFESTS_MAX: usize = 256;
 
-/// An upload that has begun.
+/// An upload in progress.
 struct Upload {
-    /// Where to send the next piece.
+    /// The URL of the next request.
     location: Url,
-    /// How much the registry has, in bytes.
+    /// Bytes that the registry has.
     offset: u64,
 }
 
 impl Registry {
-    /// Uploads an image and all its blobs; what the registry has is not sent. Of an index, all manifests are uploaded before
-    /// it. Where the reference names a digest, it must be that of `manifest`.
+    /// Pushes an image and all its blobs; what the registry has is not sent. The manifests of an index are pushed
+    /// before it. If the reference has a digest, it must be that of `manifest`.
     ///
     /// # Errors
-    /// [`Error::Missing`] and [`Error::Damaged`] for what both the layout and the registry lack; [`Error::Unauthorized`], [`Error::Away`],
-    /// [`Error::Refused`]. What has been uploaded stays, and is not sent again the next time.
+    /// [`Error::Missing`] and [`Error::Damaged`] for blobs that neither side has; [`Error::Unauthorized`],
+    /// [`Error::Unreachable`], [`Error::Refused`]. Uploaded blobs stay, and are not sent again.
     pub async fn push(&self, layout: &Layout, manifest: &Digest, progress: &dyn Progress) -> Result<(), Error> {
-        if let Which::Digest(named) = self.reference.which()
+        if let TagOrDigest::Digest(named) = self.reference.tag_or_digest()
             && named != manifest
         {
             return Err(Error::BadReference(format!("{} is not what is pushed, {manifest}", self.reference)));
         }
-        // Parents come before children here, and after them in the registry.
+        // Parents first here, but last in the registry.
         let mut manifests = vec![*manifest];
         let mut at = 0;
         while at < manifests.len() {
@@ -60,7 +60,8 @@ impl Registry {
             at += 1;
         }
         for digest in manifests.iter().rev() {
-            let which = if digest == manifest { self.reference.which().clone() } else { Which::Digest(*digest) };
+            let which =
+                if digest == manifest { self.reference.tag_or_digest().clone() } else { TagOrDigest::Digest(*digest) };
             self.push_manifest(layout, digest, &which, progress).await?;
         }
         Ok(())
@@ -70,13 +71,13 @@ impl Registry {
         &self,
         layout: &Layout,
         digest: &Digest,
-        which: &Which,
+        which: &TagOrDigest,
         progress: &dyn Progress,
     ) -> Result<(), Error> {
         let bytes = document(layout, *digest).await?;
         let total = bytes.len() as u64;
         progress.progress(MANIFEST_PROGRESS, 0, total);
-        let call = Call::new(Method::PUT, self.url(&format!("manifests/{which}"))?)
+        let call = HttpRequest::new(Method::PUT, self.url(&format!("manifests/{which}"))?)
             .header(CONTENT_TYPE, Document::media_type(&bytes))
             .body(bytes);
         let response = self.http.call(&call).await?;
@@ -97,8 +98,8 @@ impl Registry {
                 Some(_) => {}
             }
             match self.upload(layout, blob, progress).await {
-                // The registry's word for "this is not what its digest says" is one of many: look for ourselves. Where it is,
-                // the pieces were put together wrongly (two who uploaded the same at the same time can do that to a registry).
+                // Registries have many errors for a wrong digest, so verify the blob. If it is fine, the registry
+                // assembled the chunks wrongly (which concurrent uploads of one blob can cause).
                 Err(Error::Refused { status, why }) => {
                     verify(layout, blob.digest).await?;
                     if status != StatusCode::BAD_REQUEST.as_u16() {
@@ -113,12 +114,12 @@ impl Registry {
         Ok(())
     }
 
-    /// Whether the registry has this blob: then nobody needs to have it to push an image with it.
+    /// Whether the registry has this blob, so that it need not be in the layout.
     ///
     /// # Errors
-    /// [`Error::Unauthorized`], [`Error::Away`], [`Error::Refused`].
+    /// [`Error::Unauthorized`], [`Error::Unreachable`], [`Error::Refused`].
     pub async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        let response = self.http.call(&Call::new(Method::HEAD, self.url(&format!("blobs/{digest}"))?)).await?;
+        let response = self.http.call(&HttpRequest::new(Method::HEAD, self.url(&format!("blobs/{digest}"))?)).await?;
         match response.status() {
             StatusCode::OK => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
@@ -126,9 +127,9 @@ impl Registry {
         }
     }
 
-    /// Uploads until it is done, or has got no further for too long.
+    /// Uploads a blob with retries.
     async fn upload(&self, layout: &Layout, blob: &Descriptor, progress: &dyn Progress) -> Result<(), Error> {
-        let mut patience = self.http.patience();
+        let mut budget = self.http.retry_budget();
         let mut furthest = 0;
         let mut upload: Option<Upload> = None;
         loop {
@@ -138,23 +139,23 @@ impl Registry {
                     progress.progress(&blob.digest.to_string(), next.offset, blob.size);
                     if next.offset > furthest {
                         furthest = next.offset;
-                        patience.renew();
+                        budget.reset();
                     }
                     upload = Some(next);
                 }
                 Err((last, fault)) => {
-                    patience.again(fault).await?;
+                    budget.back_off(fault).await?;
                     upload = match last {
                         Some(last) => self.resume(last, blob.size).await?,
                         None => None,
                     };
-                    // What arrived before the fault counts as much as what was answered.
+                    // Data that arrived before the fault counts as progress.
                     if let Some(upload) = upload.as_ref().filter(|upload| upload.offset > furthest) {
                         furthest = upload.offset;
-                        patience.renew();
+                        budget.reset();
                         progress.progress(&blob.digest.to_string(), upload.offset, blob.size);
                     }
-                    // The last answer may have been lost on the way.
+                    // The last answer may have been lost.
                     if upload.is_none() && self.has_blob(&blob.digest).await? {
                         return Ok(());
                     }
@@ -163,8 +164,8 @@ impl Registry {
         }
     }
 
-    /// One request on the way: begins an upload, sends a piece, or ends it. `None` where it has been ended. After a fault,
-    /// the upload as it was known before.
+    /// Sends one request: starts an upload, sends a chunk, or completes it (`None`). On a fault, `upload` stays as it
+    /// was.
     async fn step(
         &self,
         layout: &Layout,
@@ -184,7 +185,7 @@ impl Registry {
 
     async fn begin(&self) -> Result<Upload, Fault> {
         let url = self.url("blobs/uploads/")?;
-        let response = self.http.once(&Call::new(Method::POST, url.clone())).await?;
+        let response = self.http.once(&HttpRequest::new(Method::POST, url.clone())).await?;
         if response.status() != StatusCode::ACCEPTED {
             return Err(self.http.unexpected(response, "the beginning of an upload").await.into());
         }
@@ -196,7 +197,7 @@ impl Registry {
         let bytes = bytes.min(blob.size - upload.offset);
         let end = upload.offset + bytes;
         let piece = read(layout, blob.digest, upload.offset, bytes).await?;
-        let call = Call::new(Method::PATCH, upload.location.clone())
+        let call = HttpRequest::new(Method::PATCH, upload.location.clone())
             .header(CONTENT_TYPE, "application/octet-stream")
             .header(CONTENT_RANGE, format!("{}-{}", upload.offset, end - 1))
             .body(piece);
@@ -205,17 +206,17 @@ impl Registry {
             StatusCode::ACCEPTED => {
                 let offset = received(&response).filter(|offset| *offset <= end).unwrap_or(end);
                 if offset <= upload.offset {
-                    return Err(Fault::Passing {
+                    return Err(Fault::Transient {
                         why: "it takes a piece of an upload and has no more".into(),
                         after: None,
                     });
                 }
                 Ok(Upload { location: self.http.location(&upload.location, &response)?, offset })
             }
-            // We differ over where we are, or it has forgotten: asking tells.
+            // The registry has another offset or no upload; `resume` asks.
             StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::NOT_FOUND => {
                 let why = format!("it refused a piece of an upload with status {}", response.status().as_u16());
-                Err(Fault::Passing { why, after: None })
+                Err(Fault::Transient { why, after: None })
             }
             _ => Err(self.http.unexpected(response, "a piece of an upload").await.into()),
         }
@@ -225,31 +226,31 @@ impl Registry {
         let mut url = upload.location.clone();
         url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
         let rest = read(layout, blob.digest, upload.offset, blob.size - upload.offset).await?;
-        let call = Call::new(Method::PUT, url).header(CONTENT_TYPE, "application/octet-stream").body(rest);
+        let call = HttpRequest::new(Method::PUT, url).header(CONTENT_TYPE, "application/octet-stream").body(rest);
         let response = self.http.once(&call).await?;
         match response.status() {
             StatusCode::CREATED => Ok(()),
             StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => {
-                Err(Fault::Passing { why: "it has forgotten the upload".into(), after: None })
+                Err(Fault::Transient { why: "it has forgotten the upload".into(), after: None })
             }
             _ => Err(self.http.unexpected(response, "the end of an upload").await.into()),
         }
     }
 
-    /// Asks how much of an upload has arrived. `None` where it is better begun again.
+    /// Asks how much of an upload has arrived. `None` to start again.
     async fn resume(&self, last: Upload, size: u64) -> Result<Option<Upload>, Error> {
-        let call = Call::new(Method::GET, last.location.clone()).header(ACCEPT, "*/*");
+        let call = HttpRequest::new(Method::GET, last.location.clone()).header(ACCEPT, "*/*");
         let response = match self.http.once(&call).await {
             Ok(response) => response,
-            // If it is still away, beginning again finds out, and counts.
-            Err(Fault::Passing { .. }) => return Ok(Some(last)),
-            Err(Fault::Final(error @ Error::Unauthorized(_))) => return Err(error),
-            Err(Fault::Final(_)) => return Ok(None),
+            // If the registry is still unreachable, the next attempt notices.
+            Err(Fault::Transient { .. }) => return Ok(Some(last)),
+            Err(Fault::Permanent(error @ Error::Unauthorized(_))) => return Err(error),
+            Err(Fault::Permanent(_)) => return Ok(None),
         };
         if !matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::ACCEPTED) {
             return Ok(None);
         }
-        // "0-0" means one byte as well as none: then nothing is lost by beginning again.
+        // "0-0" means one byte or none; starting again loses nothing.
         let Some(offset) = received(&response).filter(|offset| (2..=size).contains(offset)) else { return Ok(None) };
         let has_location = response.headers().contains_key(hyper::header::LOCATION);
         let location = if has_location { self.http.location(&last.location, &response)? } else { last.location };
@@ -257,7 +258,7 @@ impl Registry {
     }
 }
 
-/// How much the registry says that it has, in bytes: `Range: 0-LAST`.
+/// Bytes that the registry has: `Range: 0-LAST`.
 fn received<T>(response: &Response<T>) -> Option<u64> {
     let text = response.headers().get(RANGE)?.to_str().ok()?.trim_start_matches("bytes=");
     let (_, last) = text.split_once('-')?;
@@ -293,7 +294,7 @@ async fn read(layout: &Layout, digest: Digest, offset: u64, bytes: u64) -> Resul
     .await
 }
 
-/// Runs work on files where it holds nobody up.
+/// Runs blocking file operations.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error).into()))
 }

@@ -7,32 +7,32 @@ use std::str::FromStr;
 
 use crate::{Digest, Error};
 
-/// How long a repository's name may be, in bytes.
+/// Longest repository name, in bytes.
 const REPOSITORY_BYTES_MAX: usize = 255;
-/// How long a tag may be, in bytes.
+/// Longest tag, in bytes.
 const TAG_BYTES_MAX: usize = 128;
-/// The tag of a reference that has none.
+/// The default tag.
 const TAG: &str = "latest";
 
-/// Where an image is, and which one.
+/// An image reference: registry, repository, and tag or digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
     host: String,
     repository: String,
-    which: Which,
+    which: TagOrDigest,
 }
 
-/// What of a repository is meant.
+/// The tag or digest of a reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Which {
-    /// What has this name now.
+pub enum TagOrDigest {
+    /// A tag, which may move.
     Tag(String),
-    /// Exactly this manifest.
+    /// The digest of one manifest.
     Digest(Digest),
 }
 
 impl Reference {
-    /// The registry, with its port where one is said.
+    /// The registry's host, with its port if there is one.
     pub fn host(&self) -> &str {
         &self.host
     }
@@ -42,12 +42,12 @@ impl Reference {
         &self.repository
     }
 
-    /// What of it is meant.
-    pub fn which(&self) -> &Which {
+    /// The tag or digest.
+    pub fn tag_or_digest(&self) -> &TagOrDigest {
         &self.which
     }
 
-    /// Whether the registry is on this machine.
+    /// Whether the registry is a loopback address.
     pub fn is_loopback(&self) -> bool {
         if let Ok(address) = self.host.parse::<SocketAddr>() {
             return address.ip().is_loopback();
@@ -67,7 +67,7 @@ impl FromStr for Reference {
     type Err = Error;
 
     /// # Errors
-    /// [`Error::BadReference`], saying what is wrong.
+    /// [`Error::BadReference`] with the reason.
     fn from_str(text: &str) -> Result<Self, Error> {
         let bad = |why: &str| Error::BadReference(format!("{text:?} names no image: {why}"));
         let (host, rest) = text.split_once('/').ok_or_else(|| {
@@ -98,8 +98,10 @@ impl FromStr for Reference {
         }
         let which = match (tag, digest) {
             (Some(_), Some(_)) => return Err(bad("give a tag or a digest, not both")),
-            (None, Some(digest)) => Which::Digest(digest.parse().map_err(|_| bad("the digest is no sha256 digest"))?),
-            (tag, None) => Which::Tag(tag.unwrap_or(TAG).to_owned()),
+            (None, Some(digest)) => {
+                TagOrDigest::Digest(digest.parse().map_err(|_| bad("the digest is no sha256 digest"))?)
+            }
+            (tag, None) => TagOrDigest::Tag(tag.unwrap_or(TAG).to_owned()),
         };
         Ok(Self { host: host.to_owned(), repository: repository.to_owned(), which })
     }
@@ -109,22 +111,22 @@ impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.host, self.repository)?;
         match &self.which {
-            Which::Tag(tag) => write!(f, ":{tag}"),
-            Which::Digest(digest) => write!(f, "@{digest}"),
+            TagOrDigest::Tag(tag) => write!(f, ":{tag}"),
+            TagOrDigest::Digest(digest) => write!(f, "@{digest}"),
         }
     }
 }
 
-impl fmt::Display for Which {
+impl fmt::Display for TagOrDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Which::Tag(tag) => f.write_str(tag),
-            Which::Digest(digest) => digest.fmt(f),
+            TagOrDigest::Tag(tag) => f.write_str(tag),
+            TagOrDigest::Digest(digest) => digest.fmt(f),
         }
     }
 }
 
-/// A name with a dot or a port, `localhost`, or an address: what could not as well be part of a repository.
+/// Whether it is a host: with a dot or port, `localhost`, or an address. Anything else is part of a repository.
 fn is_host(host: &str) -> bool {
     if host.parse::<SocketAddr>().is_ok() {
         return true;
@@ -151,7 +153,7 @@ fn is_component(component: &str) -> bool {
             b'a'..=b'z' | b'0'..=b'9' => separators = 0,
             b'.' | b'_' | b'-' => {
                 separators += 1;
-                // Two underscores and any number of dashes are one separator.
+                // Two underscores, or any number of dashes, are one separator.
                 let joined = last == Some(byte) && (byte == b'-' || byte == b'_' && separators == 2);
                 if last.is_none() || separators > 1 && !joined {
                     return false;
@@ -187,7 +189,7 @@ mod tests {
         ] {
             let reference: Reference = text.parse().unwrap();
             assert_eq!(
-                (reference.host(), reference.repository(), &*reference.which().to_string()),
+                (reference.host(), reference.repository(), &*reference.tag_or_digest().to_string()),
                 (host, repository, which)
             );
             assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference);

@@ -1,4 +1,4 @@
-//! Images in one file, written by us and read by others, and the other way round.
+//! Image archives, written by us and read by other programs, and vice versa.
 
 use std::fs;
 use std::path::Path;
@@ -86,7 +86,7 @@ fn compressed(program: &str, bytes: &[u8]) -> Vec<u8> {
     run(Command::new(program).arg("-c").arg(file.path())).stdout
 }
 
-/// What the tools there are call the files of an archive with a `manifest.json`, and how they compress its layers.
+/// File names and compression in `manifest.json` archives of other tools.
 #[test]
 fn whatever_an_archive_calls_its_files_comes_in() {
     if !able(&["gzip", "xz", "bzip2", "zstd"]) {

@@ -1,4 +1,4 @@
-//! Debian's registry on a free port of this machine, ended with the test.
+//! Debian's registry on a free local port, killed at the end of the test.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a registry may take to listen.
+/// How long a registry may take to start.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Daemon {
@@ -15,7 +15,7 @@ pub struct Daemon {
     process: Option<Child>,
 }
 
-/// What a registry asks for, and how it speaks.
+/// The configuration of a registry.
 #[derive(Clone, Copy, Default)]
 pub struct Settings {
     pub password: bool,
@@ -46,7 +46,7 @@ impl Daemon {
         daemon
     }
 
-    /// Starts it (once more), at the same address with the same data.
+    /// Starts it (again), with the same address and data.
     pub fn again(&mut self) {
         self.kill();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
@@ -66,7 +66,7 @@ impl Daemon {
         }
     }
 
-    /// Ends it in the middle of whatever it does.
+    /// Kills it.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().unwrap();

@@ -1,4 +1,4 @@
-//! Archives that try what no honest archive does. Whatever they say, nothing outside the directory changes.
+//! Hostile archives: nothing outside the directory changes.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -9,7 +9,7 @@ use tar::EntryType;
 
 use crate::support::{AMPLE, PLAIN, able, look};
 
-/// A tar in the making, without any of a library's scruples.
+/// Builds a tar without a library's checks.
 #[derive(Default)]
 struct Tar(Vec<u8>);
 
@@ -67,8 +67,8 @@ impl Tar {
     }
 }
 
-/// Unpacks beside a file and a directory that must stay as they are.
-fn tried(tar: &[u8], bounds: &Bounds) -> (tempfile::TempDir, Result<raworc_oci::Unpacked, Error>) {
+/// Unpacks next to a file and a directory that must not change.
+fn tried(tar: &[u8], bounds: &Bounds) -> (tempfile::TempDir, Result<raworc_oci::UnpackedLayer, Error>) {
     let scratch = tempfile::tempdir().unwrap();
     let outside = scratch.path().join("outside");
     fs::create_dir_all(outside.join("directory")).unwrap();
@@ -192,7 +192,7 @@ fn odd_archives_are_harmless() {
     let opaque = |root: &Path, name: &str| {
         look(root)[name.as_bytes()].attributes.get(&b"trusted.overlay.opaque"[..]).map(Vec::as_slice) == Some(b"y")
     };
-    type Check<'a> = Box<dyn Fn(&Path, &raworc_oci::Unpacked) -> bool + 'a>;
+    type Check<'a> = Box<dyn Fn(&Path, &raworc_oci::UnpackedLayer) -> bool + 'a>;
     let cases: Vec<(&str, Tar, Check<'_>)> = vec![
         ("absolute", Tar::default().file("/etc/a", "x"), Box::new(|root, _| read(root, "etc/a") == "x")),
         ("slashes and dots", Tar::default().file(".//a/./b//", "x"), Box::new(|root, _| read(root, "a/b") == "x")),
@@ -287,7 +287,7 @@ fn odd_archives_are_harmless() {
         ),
         ("the opaque root", Tar::default().file(".wh..wh..opq", ""), Box::new(|root, _| opaque(root, ""))),
         (
-            "marks as attributes",
+            "xattrs as attributes",
             Tar::default()
                 .pax(&[
                     ("SCHILY.xattr.user.overlay.opaque", b"y"),

@@ -8,12 +8,12 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use raworc_oci::{Bounds, Error, Format, Ids, Marks, unpack};
+use raworc_oci::{Bounds, Error, Format, Ids, OverlayXattrs, unpack};
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, mkdirat, mknodat, openat, setxattr};
 
 use crate::support::{AMPLE, PLAIN, Seen, able, assert_same, look, packed, run, unpacked};
 
-/// A layer with one of everything.
+/// A layer with an entry of every kind.
 pub fn full_layer(root: &Path) {
     fs::create_dir_all(root.join("dir/empty")).unwrap();
     fs::write(root.join("dir/file"), "content").unwrap();
@@ -43,11 +43,11 @@ pub fn full_layer(root: &Path) {
     fs::File::open(root.join("dir/empty")).unwrap().set_modified(time(1, 0)).unwrap();
 }
 
-/// What only a layer has.
-fn marks(root: &Path, format: &Format) {
-    let opaque = match format.marks {
-        Marks::Trusted => "trusted.overlay.opaque",
-        Marks::User => "user.overlay.opaque",
+/// Entries that only layers have.
+fn xattrs(root: &Path, format: &Format) {
+    let opaque = match format.xattrs {
+        OverlayXattrs::Trusted => "trusted.overlay.opaque",
+        OverlayXattrs::User => "user.overlay.opaque",
     };
     mknodat(CWD, root.join("dir/deleted"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
     fs::create_dir(root.join("opaque")).unwrap();
@@ -72,11 +72,11 @@ fn a_layer_comes_back_as_it_was() {
     if !able(&[]) {
         return;
     }
-    for marks_at in [Marks::Trusted, Marks::User] {
-        let format = Format { marks: marks_at, ids: Ids::UNMAPPED };
+    for marks_at in [OverlayXattrs::Trusted, OverlayXattrs::User] {
+        let format = Format { xattrs: marks_at, ids: Ids::UNMAPPED };
         let (_scratch, from, to) = two();
         full_layer(&from);
-        marks(&from, &format);
+        xattrs(&from, &format);
         let (tar, first) = packed(&from, &format);
         assert_eq!(first.skipped.count, 0);
         assert_eq!(packed(&from, &format).0, tar, "the same directory is the same tar");
@@ -99,7 +99,7 @@ fn owners_are_mapped() {
         return;
     }
     let (scratch, from, to) = two();
-    let based = Format { marks: Marks::Trusted, ids: Ids::based(100_000) };
+    let based = Format { xattrs: OverlayXattrs::Trusted, ids: Ids::based(100_000) };
     for (name, id) in [("root", 100_000), ("agent", 101_000), ("last", 165_534), ("beyond", 165_535), ("host", 0)] {
         fs::write(from.join(name), "").unwrap();
         std::os::unix::fs::chown(from.join(name), Some(id), Some(id)).unwrap();
@@ -209,7 +209,7 @@ fn gnu_tar_reads_what_is_packed_and_the_other_way_round() {
     }
 }
 
-/// What readers of others make of what is packed: long names, names that are not UTF-8, links, holes.
+/// Other programs read our tars: long names, names that are not UTF-8, links, holes.
 #[test]
 fn every_reader_reads_what_is_packed() {
     let scratch = tempfile::tempdir().unwrap();
@@ -260,7 +260,7 @@ fn every_reader_reads_what_is_packed() {
     }
 }
 
-/// Zeros take no room, whoever packed them how.
+/// Zeros take no space, however they were packed.
 #[test]
 fn zeros_become_holes() {
     if !able(&["tar"]) {
@@ -287,7 +287,7 @@ fn zeros_become_holes() {
     assert!(taken <= 64 << 10, "{taken} bytes");
 }
 
-/// AUFS wrote files with several names below `.wh..wh.plnk`, and links to there.
+/// AUFS's form of hard links: files below `.wh..wh.plnk`, with links to them.
 #[test]
 fn links_of_old_images_are_found() {
     if !able(&[]) {
@@ -401,12 +401,12 @@ fn a_hole_may_be_larger_than_any_tar() {
     }
 }
 
-/// Started by the next test in a user namespace, where it has root's rights over its own files only.
+/// Started by the next test in a user namespace.
 #[test]
 fn does_it_without_root() {
     let Some(root) = std::env::var_os("RAWORC_OCI_TEST_NAMESPACE") else { return };
     let (from, to) = (PathBuf::from(&root).join("from"), PathBuf::from(&root).join("to"));
-    let format = Format { marks: Marks::User, ids: Ids { base: 0, count: 1 } };
+    let format = Format { xattrs: OverlayXattrs::User, ids: Ids { base: 0, count: 1 } };
     let (tar, _) = packed(&from, &format);
     unpacked(&tar, &to, &format);
     assert_same(&look(&from), &look(&to));
@@ -420,7 +420,7 @@ fn a_layer_comes_back_in_a_user_namespace() {
     let (scratch, from, to) = two();
     fs::create_dir(from.join("dir")).unwrap();
     fs::write(from.join("dir/file"), "content").unwrap();
-    marks(&from, &Format { marks: Marks::User, ids: Ids::UNMAPPED });
+    xattrs(&from, &Format { xattrs: OverlayXattrs::User, ids: Ids::UNMAPPED });
     let mut inside = Command::new("unshare");
     inside.args(["--user", "--map-root-user"]).arg(std::env::current_exe().unwrap());
     inside.args(["--exact", "layers::does_it_without_root"]).env("RAWORC_OCI_TEST_NAMESPACE", scratch.path());
@@ -455,7 +455,7 @@ fn access_control_lists_go_along() {
     }
     const OWN: &str = "system.posix_acl_access";
     const OF_CHILDREN: &str = "system.posix_acl_default";
-    let format = Format { marks: Marks::Trusted, ids: Ids::based(100_000) };
+    let format = Format { xattrs: OverlayXattrs::Trusted, ids: Ids::based(100_000) };
     let (scratch, from, to) = two();
     fs::create_dir(from.join("d")).unwrap();
     fs::write(from.join("d/child"), "x").unwrap();

@@ -1,4 +1,4 @@
-//! Layouts: what is stored, named, damaged, killed and collected.
+//! Image layouts: storing, tagging, damage, crashes and collection.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -102,7 +102,7 @@ fn a_damaged_layer_is_named() {
     assert!(matches!(outcome, Err(Error::Damaged { .. })), "{outcome:?}");
 }
 
-/// Started by the next test as another process, which is killed while it writes.
+/// Started by the next test as a process that is killed while it writes.
 #[test]
 fn writes_until_it_is_killed() {
     let Some(root) = std::env::var_os("RAWORC_OCI_TEST_WRITE_TO") else { return };
@@ -115,7 +115,7 @@ fn writes_until_it_is_killed() {
     }
 }
 
-/// How large the blobs are that it writes.
+/// Size of the blobs that it writes.
 const BLOB_BYTES: usize = 160_000;
 
 #[test]

@@ -1,8 +1,9 @@
-//! Layers, images, layouts, archives and registries, with Debian's own tools as judges.
+//! Layers, images, layouts, archives and registries, verified with Debian's tools.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
 mod archives;
+mod broken_registries;
 mod daemon;
 mod hostile;
 mod layers;

@@ -1,4 +1,4 @@
-//! Memory does not grow with images.
+//! Memory use does not depend on image size.
 
 use std::fs;
 use std::io::Write as _;
@@ -10,13 +10,12 @@ use crate::daemon::{Daemon, Settings};
 use crate::registries::{noise, registry};
 use crate::support::{PLAIN, able, run};
 
-/// The most that a process may have needed which did all there is to do with an image, in kibibytes:
-/// less than the layer has.
+/// Peak memory in KiB of a process that performs every operation with an image: less than its layer's size.
 const RESIDENT_KIB_MAX: u64 = 48 << 10;
-/// How large its layer is, in mebibytes; the environment may say otherwise.
+/// Size of the layer in MiB; can be set in the environment.
 const LAYER_MIB: u64 = 64;
 
-/// Started by the next test as another process, whose memory is looked at.
+/// Started by the next test as a process whose memory is measured.
 #[test]
 fn does_all_there_is_to_do() {
     let Ok(address) = std::env::var("RAWORC_OCI_TEST_PUSH_TO") else { return };
@@ -53,7 +52,7 @@ fn does_all_there_is_to_do() {
     assert!(resident() < RESIDENT_KIB_MAX, "{} KiB", resident());
 }
 
-/// The most memory that this process has had, in kibibytes.
+/// Peak memory of this process in KiB.
 fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -1,4 +1,4 @@
-//! Any layer directory becomes a tar and itself again.
+//! Any layer directory survives packing and unpacking.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,17 +9,17 @@ use std::path::{Path, PathBuf};
 
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
-use raworc_oci::{Format, Ids, Marks};
+use raworc_oci::{Format, Ids, OverlayXattrs};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, mknodat, setxattr, utimensat};
 
 use crate::support::{able, assert_same, look, packed, unpacked};
 
-/// Trees tried.
+/// Number of random trees.
 const CASES: u32 = 64;
 
 #[derive(Clone, Debug)]
 enum Node {
-    /// Where data is, in blocks of 4096 bytes, and a tail of bytes.
+    /// Data in blocks of 4096 bytes, and a tail of bytes.
     File {
         data: Vec<(u16, Vec<u8>)>,
         hole_after: u16,
@@ -28,7 +28,7 @@ enum Node {
     Fifo,
     Whiteout,
     Directory(BTreeMap<Vec<u8>, Made>, bool),
-    /// A second name for a file that was made before, if there is one.
+    /// A hard link to an earlier file, if there is one.
     Link(usize),
 }
 
@@ -76,8 +76,8 @@ fn tree() -> impl Strategy<Value = Made> {
     made((btree_map(name(), inner, 0..6), any::<bool>()).prop_map(|(inside, opaque)| Node::Directory(inside, opaque)))
 }
 
-/// Makes `made` at `path`. Attributes of directories last, since what is made in them changes them.
-fn make(path: &Path, made: &Made, marks: Marks, files: &mut Vec<PathBuf>) {
+/// Creates `made` at `path`. Attributes of directories last, because new entries change them.
+fn make(path: &Path, made: &Made, xattrs: OverlayXattrs, files: &mut Vec<PathBuf>) {
     match &made.node {
         Node::File { data, hole_after } => {
             let mut file = fs::File::create(path).unwrap();
@@ -107,9 +107,9 @@ fn make(path: &Path, made: &Made, marks: Marks, files: &mut Vec<PathBuf>) {
         Node::Directory(inside, opaque) => {
             let _ = fs::create_dir(path);
             for (name, inner) in inside {
-                make(&path.join(std::ffi::OsStr::from_bytes(name)), inner, marks, files);
+                make(&path.join(std::ffi::OsStr::from_bytes(name)), inner, xattrs, files);
             }
-            let mark = if marks == Marks::Trusted { "trusted.overlay.opaque" } else { "user.overlay.opaque" };
+            let mark = if xattrs == OverlayXattrs::Trusted { "trusted.overlay.opaque" } else { "user.overlay.opaque" };
             if *opaque {
                 setxattr(path, mark, b"y", XattrFlags::empty()).unwrap();
             }
@@ -137,12 +137,12 @@ proptest! {
         if !able(&[]) {
             return Ok(());
         }
-        let format = Format { marks: if user { Marks::User } else { Marks::Trusted }, ids: Ids::UNMAPPED };
+        let format = Format { xattrs: if user { OverlayXattrs::User } else { OverlayXattrs::Trusted }, ids: Ids::UNMAPPED };
         let scratch = tempfile::tempdir().unwrap();
         let (from, to) = (scratch.path().join("from"), scratch.path().join("to"));
         fs::create_dir(&from).unwrap();
         fs::create_dir(&to).unwrap();
-        make(&from, &tree, format.marks, &mut Vec::new());
+        make(&from, &tree, format.xattrs, &mut Vec::new());
         let (tar, said) = packed(&from, &format);
         prop_assert_eq!(said.skipped.count, 0);
         prop_assert!(packed(&from, &format).0 == tar, "the same directory, another tar");
@@ -157,13 +157,13 @@ proptest! {
     }
 }
 
-/// `.wh.` and a name that is as long as names can be are more than a name can be.
+/// `.wh.` plus the longest name is too long for a name.
 #[test]
 fn the_longest_name_can_be_hidden() {
     if !able(&[]) {
         return;
     }
-    let format = Format { marks: Marks::Trusted, ids: Ids::UNMAPPED };
+    let format = Format { xattrs: OverlayXattrs::Trusted, ids: Ids::UNMAPPED };
     let scratch = tempfile::tempdir().unwrap();
     let (from, to) = (scratch.path().join("from"), scratch.path().join("to"));
     fs::create_dir(&from).unwrap();

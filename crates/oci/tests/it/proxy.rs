@@ -1,4 +1,4 @@
-//! A wire that breaks: passes connections on, and cuts each of the first ones after so many bytes.
+//! A proxy that breaks its first connections after a number of bytes.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-/// Counts what it has done.
+/// A proxy with counters.
 pub struct Proxy {
     pub address: SocketAddr,
     cuts_left: Arc<AtomicU64>,
@@ -14,7 +14,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Cuts `cuts` connections once `bytes` have passed in either direction.
+    /// Breaks `cuts` connections after `bytes` in either direction.
     pub fn start(to: SocketAddr, bytes: u64, cuts: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -34,12 +34,12 @@ impl Proxy {
         Self { address, cuts_left, passed }
     }
 
-    /// How many cuts have not been made.
+    /// Connections still to be broken.
     pub fn cuts_left(&self) -> u64 {
         self.cuts_left.load(Ordering::SeqCst)
     }
 
-    /// How many bytes have passed in both directions.
+    /// Bytes passed in both directions.
     pub fn passed(&self) -> u64 {
         self.passed.load(Ordering::SeqCst)
     }

@@ -1,4 +1,4 @@
-//! What tests share: looking at trees, running tools.
+//! Helpers: comparing trees, running tools.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -8,14 +8,14 @@ use std::path::Path;
 
 pub use crate::daemon::run;
 
-use raworc_oci::{Bounds, Digest, Format, Ids, Marks, Packed, Unpacked, pack, unpack};
+use raworc_oci::{Bounds, Digest, Format, Ids, OverlayXattrs, PackedLayer, UnpackedLayer, pack, unpack};
 
-/// Ids as they are, marks of root.
-pub const PLAIN: Format = Format { marks: Marks::Trusted, ids: Ids::UNMAPPED };
-/// Enough for every honest test.
+/// Unmapped ids, and root's attribute namespace.
+pub const PLAIN: Format = Format { xattrs: OverlayXattrs::Trusted, ids: Ids::UNMAPPED };
+/// Limits that no honest test reaches.
 pub const AMPLE: Bounds = Bounds { bytes: 4 << 30, entries: 1_000_000 };
 
-/// What can be seen of a file.
+/// All visible properties of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub kind: String,
@@ -32,7 +32,7 @@ pub struct Seen {
     pub blocks: u64,
 }
 
-/// All that is in a directory, and itself, by path.
+/// All entries of a directory and itself, by path.
 pub fn look(root: &Path) -> BTreeMap<Vec<u8>, Seen> {
     let mut seen = BTreeMap::new();
     let mut inodes = BTreeMap::new();
@@ -88,7 +88,7 @@ fn attributes(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
         .collect()
 }
 
-/// Says what is different.
+/// Reports differences.
 pub fn assert_same(left: &BTreeMap<Vec<u8>, Seen>, right: &BTreeMap<Vec<u8>, Seen>) {
     for (name, seen) in left {
         let path = String::from_utf8_lossy(name);
@@ -101,7 +101,7 @@ pub fn assert_same(left: &BTreeMap<Vec<u8>, Seen>, right: &BTreeMap<Vec<u8>, See
 }
 
 /// Packs to memory.
-pub fn packed(directory: &Path, format: &Format) -> (Vec<u8>, Packed) {
+pub fn packed(directory: &Path, format: &Format) -> (Vec<u8>, PackedLayer) {
     let mut bytes = Vec::new();
     let packed = pack(directory, format, &mut bytes).unwrap();
     assert_eq!(packed.bytes, bytes.len() as u64);
@@ -110,14 +110,14 @@ pub fn packed(directory: &Path, format: &Format) -> (Vec<u8>, Packed) {
 }
 
 /// Unpacks from memory.
-pub fn unpacked(tar: &[u8], directory: &Path, format: &Format) -> Unpacked {
+pub fn unpacked(tar: &[u8], directory: &Path, format: &Format) -> UnpackedLayer {
     let unpacked = unpack(tar, directory, format, &AMPLE, &mut |_| {}).unwrap();
     assert_eq!(unpacked.diff_id, Digest::of(tar));
     assert_eq!(unpacked.bytes, tar.len() as u64);
     unpacked
 }
 
-/// Whether a test can be run, or why not, loudly.
+/// Whether a test can run; prints SKIPPED and the reason otherwise.
 pub fn able(tools: &[&str]) -> bool {
     if !rustix::process::geteuid().is_root() {
         return skipped("layer directories have owners and devices: root is needed");

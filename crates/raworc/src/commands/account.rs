@@ -14,28 +14,28 @@ use crate::text::{ago, at_and_ago, clean};
 /// Commands about accounts.
 #[derive(Debug, Subcommand)]
 pub enum Account {
-    /// Make an account; give it a token next.
+    /// Create an account; create a token for it next.
     #[command(after_help = "Example:\n  raworc account create alice && raworc token create laptop --account alice")]
     Create {
-        /// Its name: letters, digits, '-', '_' and '.'.
+        /// The name: letters, digits, '-', '_' and '.'.
         name: String,
-        /// admin: everything; member: only sessions of its own.
+        /// admin: full access; member: its own sessions only.
         #[arg(long, default_value = "member", value_parser = role, value_name = "ROLE")]
         role: Role,
     },
-    /// List the accounts there are.
+    /// List accounts.
     #[command(visible_alias = "ls", after_help = "Example:\n  raworc account list")]
     List(Paging),
     /// Show one account.
     #[command(after_help = "Example:\n  raworc account get alice")]
     Get {
-        /// Its id or name.
+        /// The account's id or name.
         account: String,
     },
     /// Close an account: its tokens stop working, its sessions stay.
     #[command(after_help = "Example:\n  raworc account close alice")]
     Close {
-        /// Its id or name.
+        /// The account's id or name.
         account: String,
     },
 }
@@ -48,7 +48,7 @@ fn role_word(role: Role) -> String {
     serde_json::to_value(role).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// Carries one out.
+/// Runs the command.
 pub async fn run(context: &Context, command: Account) -> Result<()> {
     let client = context.client()?;
     let ui = context.ui;
@@ -71,7 +71,7 @@ pub async fn run(context: &Context, command: Account) -> Result<()> {
     }
 }
 
-/// Shows whose token is in use.
+/// Shows the account of the token in use.
 pub async fn me(context: &Context) -> Result<()> {
     context.ui.show(&context.client()?.me().await?, details)
 }

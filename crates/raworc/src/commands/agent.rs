@@ -14,69 +14,69 @@ use crate::text::{ago, at_and_ago, brief, clean, clean_lines, span};
 /// Commands about agents.
 #[derive(Debug, Subcommand)]
 pub enum Agent {
-    /// Register an agent.
+    /// Create an agent.
     #[command(
         after_help = "Example:\n  raworc agent create builder --description 'Builds things' --timeout 10m --env CI=1"
     )]
     Create {
-        /// Its name: letters, digits, '-', '_' and '.'.
+        /// The name: letters, digits, '-', '_' and '.'.
         name: String,
         #[command(flatten)]
         fields: Fields,
     },
-    /// List the agents there are.
+    /// List agents.
     #[command(visible_alias = "ls", after_help = "Example:\n  raworc agent list")]
     List(Paging),
     /// Show one agent.
     #[command(after_help = "Example:\n  raworc agent get shell")]
     Get {
-        /// Its id or name.
+        /// The agent's id or name.
         agent: String,
     },
-    /// Change what is named of an agent; the rest stays.
+    /// Change the given settings of an agent; the others stay.
     #[command(after_help = "Example:\n  raworc agent update builder --timeout 1h --name big-builder")]
     Update {
-        /// Its id or name.
+        /// The agent's id or name.
         agent: String,
-        /// A new name.
+        /// The new name.
         #[arg(long)]
         name: Option<String>,
         #[command(flatten)]
         fields: Fields,
     },
-    /// Remove an agent that no session uses.
+    /// Delete an agent that no session uses.
     #[command(visible_alias = "rm", after_help = "Example:\n  raworc agent delete builder")]
     Delete {
-        /// Its id or name.
+        /// The agent's id or name.
         agent: String,
     },
 }
 
-/// What an agent is.
+/// The settings of an agent.
 #[derive(Debug, Args)]
 pub struct Fields {
-    /// For people.
+    /// A description for people.
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// For the agent.
+    /// Instructions for the agent.
     #[arg(long, value_name = "TEXT")]
     instructions: Option<String>,
-    /// Which model it uses, for those that use one.
+    /// The model, for agents that use one.
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// The image that sessions with it run, unless they name one.
+    /// The image for sessions that have this agent and name no image.
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
     /// How it runs [default: shell].
     #[arg(long, value_name = "RUNTIME", value_parser = runtime)]
     runtime: Option<AgentRuntime>,
-    /// Ends a message that takes longer, such as 90 or 10m.
+    /// Time limit of a message, such as 90 or 10m.
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     timeout: Option<u64>,
-    /// An environment variable on top of the session's; may be repeated. Replaces all there were.
+    /// An environment variable that overrides the session's; may be repeated. Replaces all earlier ones.
     #[arg(long, value_name = "NAME=VALUE", value_parser = input::variable)]
     env: Vec<(String, String)>,
-    /// Anything of yours, as a JSON object.
+    /// Your own data, as a JSON object.
     #[arg(long, value_name = "JSON", value_parser = input::object)]
     metadata: Option<Map<String, Value>>,
 }
@@ -101,7 +101,7 @@ impl Fields {
     }
 }
 
-/// Carries one out.
+/// Runs the command.
 pub async fn run(context: &Context, command: Agent) -> Result<()> {
     let client = context.client()?;
     let ui = context.ui;

@@ -11,37 +11,37 @@ use crate::input;
 use crate::output::table;
 use crate::text::clean;
 
-/// Show who did what, and who was refused; newest first. For administrators.
+/// Show who did what and who was refused, newest first. For administrators.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  raworc audit --since 1h\n  raworc audit --actor alice --outcome refused")]
 pub struct Audit {
-    /// Only of the account of this name.
+    /// Only entries of this account name.
     #[arg(long, value_name = "ACCOUNT")]
     actor: Option<String>,
-    /// Only this, such as session.delete.
+    /// Only this action, such as session.delete.
     #[arg(long)]
     action: Option<String>,
-    /// Only on this: an id, as entries have it.
+    /// Only entries about this id.
     #[arg(long)]
     target: Option<String>,
-    /// Only with this outcome.
+    /// Only entries with this outcome.
     #[arg(long, value_enum)]
     outcome: Option<Outcome>,
-    /// Only of so long ago or less, such as 1h.
+    /// Only entries of the last span of time, such as 1h.
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     since: Option<u64>,
     #[command(flatten)]
     paging: Paging,
 }
 
-/// What came of it.
+/// The outcome of an action.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Outcome {
     Done,
     Refused,
 }
 
-/// Shows the entries that match.
+/// Shows matching entries.
 pub async fn run(context: &Context, args: Audit) -> Result<()> {
     let client = context.client()?;
     let outcome = args.outcome.map(|outcome| match outcome {

@@ -19,22 +19,22 @@ use crate::output::{Ui, table};
 use crate::progress::Progress;
 use crate::text::{ago, bytes, clean, span};
 
-/// Commands about the versions of a session's workspace. SESSION is an id or a name everywhere.
+/// Manage versions of a session's workspace. SESSION is an id or a name.
 #[derive(Debug, Subcommand)]
 pub enum Checkpoint {
     /// Take a checkpoint of a session's workspace now.
     #[command(after_help = "Example:\n  raworc checkpoint create demo --label before-the-upgrade")]
     Create {
-        /// Whose.
+        /// The session's id or name.
         session: String,
-        /// A name for it; one with a name is kept.
+        /// A label; labelled checkpoints are not deleted automatically.
         #[arg(long, value_name = "NAME")]
         label: Option<String>,
     },
-    /// List the checkpoints of a session, the oldest first.
+    /// List the checkpoints of a session, oldest first.
     #[command(visible_alias = "ls", after_help = "Example:\n  raworc checkpoint list demo")]
     List {
-        /// Whose.
+        /// The session's id or name.
         session: String,
         #[command(flatten)]
         paging: Paging,
@@ -42,18 +42,18 @@ pub enum Checkpoint {
     /// Show one checkpoint.
     #[command(after_help = "Example:\n  raworc checkpoint get demo 3")]
     Get {
-        /// Whose.
+        /// The session's id or name.
         session: String,
-        /// Its number or label.
+        /// The checkpoint's number or label.
         #[arg(value_name = "N")]
         version: String,
     },
-    /// Give up a checkpoint.
+    /// Delete a checkpoint.
     #[command(visible_alias = "rm", after_help = "Example:\n  raworc checkpoint delete demo 3")]
     Delete {
-        /// Whose.
+        /// The session's id or name.
         session: String,
-        /// Its number or label.
+        /// The checkpoint's number or label.
         #[arg(value_name = "N")]
         version: String,
     },
@@ -64,70 +64,70 @@ pub enum Checkpoint {
                             raworc checkpoint diff one --from other@now"
     )]
     Diff {
-        /// Whose.
+        /// The session's id or name.
         session: String,
-        /// The earlier one: a number or label, or SESSION@N of another session [default: the checkpoint before the later
-        /// one].
+        /// The earlier version: a number or label, or SESSION@N of another session [default: the checkpoint before
+        /// the later one].
         #[arg(long, value_name = "[SESSION@]N")]
         from: Option<String>,
-        /// The later one: a number or label, or now.
+        /// The later version: a number, a label, or now.
         #[arg(long, value_name = "N", default_value = "now")]
         to: String,
-        /// Only this file, line by line.
+        /// Show the differing lines of this file only.
         #[arg(long, value_name = "PATH")]
         path: Option<String>,
     },
-    /// Send a checkpoint to a registry, as an OCI image.
+    /// Push a checkpoint to a registry, as an OCI image.
     #[command(after_help = "Examples:\n  raworc checkpoint push demo registry.example:5000/team/demo:v1\n  \
                             raworc checkpoint push demo@3 127.0.0.1:5000/demo:third")]
     Push {
-        /// Whose, and which: SESSION for what is there now, SESSION@N for its checkpoint of that number or label.
+        /// SESSION for its current state, or SESSION@N for the checkpoint with that number or label.
         #[arg(value_name = "SESSION[@N]")]
         session: String,
-        /// Where to: REGISTRY/REPOSITORY:TAG.
+        /// The destination: REGISTRY/REPOSITORY:TAG.
         reference: String,
         #[command(flatten)]
         login: Login,
     },
-    /// Bring a checkpoint in from a registry; `raworc session create --from` goes on from it.
+    /// Pull a checkpoint from a registry; `raworc session create --from` starts a session from it.
     #[command(after_help = "Example:\n  raworc checkpoint pull registry.example:5000/team/demo:v1")]
     Pull {
-        /// Where from: REGISTRY/REPOSITORY:TAG or REGISTRY/REPOSITORY@DIGEST.
+        /// The source: REGISTRY/REPOSITORY:TAG or REGISTRY/REPOSITORY@DIGEST.
         reference: String,
         #[command(flatten)]
         login: Login,
     },
-    /// Write a checkpoint to a file, as an OCI archive.
+    /// Export a checkpoint to a file, as an OCI archive.
     #[command(after_help = "Examples:\n  raworc checkpoint export demo@3 demo.tar\n  \
                             raworc checkpoint export demo - | ssh there raworc checkpoint import - --name demo")]
     Export {
-        /// Whose, and which: SESSION for what is there now, SESSION@N for its checkpoint of that number or label.
+        /// SESSION for its current state, or SESSION@N for the checkpoint with that number or label.
         #[arg(value_name = "SESSION[@N]")]
         session: String,
         /// The file; '-' is standard output.
         file: PathBuf,
     },
-    /// Bring a checkpoint in from a file, or from an OCI layout; `raworc session create --from` goes on from it.
+    /// Import a checkpoint from a file or an OCI layout; `raworc session create --from` starts a session from it.
     #[command(after_help = "Example:\n  raworc checkpoint import demo.tar --name demo")]
     Import {
         /// The file, or the directory of an OCI layout; '-' is standard input.
         file: PathBuf,
-        /// What to call it here [default: what the archive calls it].
+        /// Its name on this server [default: the name in the archive].
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
     },
-    /// Go back to a checkpoint: workspace and conversation. What is there now is saved as a checkpoint first.
+    /// Restore workspace and conversation of a checkpoint. The current state is saved as a checkpoint first.
     #[command(after_help = "Example:\n  raworc checkpoint restore demo 3")]
     Restore {
-        /// Whose.
+        /// The session's id or name.
         session: String,
-        /// Its number or label.
+        /// The checkpoint's number or label.
         #[arg(value_name = "N")]
         version: String,
     },
 }
 
-/// Carries one out.
+/// Runs the command.
 pub async fn run(context: &Context, command: Checkpoint) -> Result<()> {
     let client = context.client()?;
     let ui = context.ui;
@@ -186,12 +186,12 @@ pub async fn run(context: &Context, command: Checkpoint) -> Result<()> {
     }
 }
 
-/// What `SESSION[@N]` means.
+/// Splits `SESSION[@N]`.
 fn version(text: &str) -> (&str, &str) {
     text.rsplit_once('@').filter(|(session, n)| !session.is_empty() && !n.is_empty()).unwrap_or((text, "now"))
 }
 
-/// The number of the checkpoint that someone names by its number or label.
+/// The number of the checkpoint with this number or label.
 pub async fn number(client: &Client, session: &str, version: &str) -> Result<u64> {
     match version.parse() {
         Ok(n) => Ok(n),
@@ -199,7 +199,7 @@ pub async fn number(client: &Client, session: &str, version: &str) -> Result<u64
     }
 }
 
-/// Writes an archive beside its name, which it gets when it is whole.
+/// Writes an archive to a temporary file, which is renamed when it is complete.
 async fn export(context: &Context, session: &str, file: &Path) -> Result<()> {
     let (session, n) = version(session);
     let mut archive = context.client()?.export_checkpoint(session, n).await?;
@@ -211,7 +211,7 @@ async fn export(context: &Context, session: &str, file: &Path) -> Result<()> {
         return Ok(());
     }
     let wrong = |error: std::io::Error| Failure::failed(format!("{} can't be written: {error}", file.display()));
-    // A pipe or a device is written to as it is.
+    // Pipes and devices are written to directly.
     if std::fs::metadata(file).is_ok_and(|found| !found.is_file()) {
         let mut open = tokio::fs::OpenOptions::new().write(true).open(file).await.map_err(wrong)?;
         while let Some(chunk) = archive.chunk().await? {
@@ -234,7 +234,7 @@ async fn export(context: &Context, session: &str, file: &Path) -> Result<()> {
     context.ui.show(&shown, |_| format!("Wrote {} ({})", file.display(), bytes(written)))
 }
 
-/// What is not there should not be missed later.
+/// Warns about entries that the archive lacks.
 fn warn_of(ui: Ui, left_out: u64) {
     if left_out > 0 {
         let what = "sockets, devices, names that begin with .wh., attributes with = in their names";

@@ -10,10 +10,10 @@ use crate::failure::{EXIT_FAILED, Failure, Result};
 use crate::output::{Style, Ui};
 use crate::text::clean_lines;
 
-/// How checks of the server are called.
+/// The name of the server's checks.
 const SERVER: &str = "server";
 
-/// Looks at this machine, and at the server, where one is known.
+/// Checks this machine, and the server if one is known.
 pub async fn run(context: &Context) -> Result<()> {
     let mut checks = doctor(&context.global.data_dir()?);
     checks.extend(server(context).await);
@@ -38,7 +38,7 @@ async fn server(context: &Context) -> Vec<Check> {
         Ok(None) => return check(Status::Ok, "none runs here; `raworc serve` starts one".into(), String::new()),
         Err(failure) => return check(Status::Warning, told(failure), String::new()),
     };
-    // What is wrong is told to administrators; how the server is, to everyone.
+    // Only administrators see problems; everyone sees the status.
     let client = match target.client().or_else(|_| target.anonymous()) {
         Ok(client) => client,
         Err(failure) => return check(Status::Warning, told(failure), String::new()),
@@ -54,13 +54,13 @@ async fn server(context: &Context) -> Vec<Check> {
 
 fn told(failure: Failure) -> String {
     match failure {
-        Failure::Said { message, .. } => message,
+        Failure::Message { message, .. } => message,
         Failure::Client(error) => error.to_string(),
         _ => "it cannot be looked up which server runs here".to_owned(),
     }
 }
 
-/// What a server says is wrong with it, each with what to do; that it is well, where nothing is.
+/// The problems that a server reports, each with a remedy, or that it is healthy.
 fn complaints(url: &str, health: Health) -> Vec<Check> {
     let check = |status, found: String, remedy: String| Check { name: SERVER, status, found, remedy };
     if health.status == "ok" {

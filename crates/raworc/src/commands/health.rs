@@ -8,10 +8,10 @@ use crate::failure::{EXIT_FAILED, Failure, Result};
 use crate::output::{Style, fields};
 use crate::text::clean;
 
-/// Asks the server how it is.
+/// Shows the server's health.
 pub async fn health(context: &Context) -> Result<()> {
     let target = connect::find(&context.global)?;
-    // What is wrong is told to administrators; how the server is, to everyone.
+    // Only administrators see problems; everyone sees the status.
     let client = target.client().or_else(|_| target.anonymous())?;
     let health = client.health().await?;
     let is_well = health.status == "ok";
@@ -39,7 +39,7 @@ pub async fn health(context: &Context) -> Result<()> {
     if is_well { Ok(()) } else { Err(Failure::Status(EXIT_FAILED)) }
 }
 
-/// Tells both versions. That no server answers is no failure here.
+/// Shows both versions. It is no error if no server answers.
 pub async fn version(context: &Context) -> Result<()> {
     let own = env!("CARGO_PKG_VERSION");
     let server = match connect::find(&context.global).and_then(|target| target.anonymous()) {

@@ -22,56 +22,57 @@ use crate::output::{Ui, table};
 use crate::progress::Progress;
 use crate::text::{ago, bytes, clean};
 
-/// Longest password that is read, in bytes.
+/// Maximum length of a password, in bytes.
 const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
-/// What an OCI image layout consists of.
+/// The files and directories of an OCI image layout.
 const LAYOUT: [&str; 3] = ["oci-layout", "index.json", "blobs"];
-/// Bytes of a layout that are read ahead of what is sent.
+/// Bytes of a layout that are read ahead of sending.
 const LAYOUT_BUFFER_BYTES: usize = 256 * 1024;
 
-/// Commands about images. IMAGE is an id or a name everywhere.
+/// Manage images. IMAGE is an id or a name.
 #[derive(Debug, Subcommand)]
 pub enum Image {
-    /// Bring an image in from a registry.
+    /// Pull an image from a registry.
     #[command(after_help = "Example:\n  raworc image pull registry.example:5000/tools:3")]
     Pull {
-        /// Where from: REGISTRY/REPOSITORY:TAG or REGISTRY/REPOSITORY@DIGEST. It is also what it is called here.
+        /// The source: REGISTRY/REPOSITORY:TAG or REGISTRY/REPOSITORY@DIGEST. It is also the image's name on this
+        /// server.
         reference: String,
         #[command(flatten)]
         login: Login,
     },
-    /// Bring in the images of a file: an OCI archive, or what `docker save` writes, compressed or not; or of an OCI layout.
+    /// Import the images of an OCI archive, a `docker save` archive (compressed or not), or an OCI layout.
     #[command(after_help = "Examples:\n  docker save tools:3 | raworc image import - --name tools:3\n  \
                             skopeo copy docker-daemon:tools:3 oci-archive:tools.tar && raworc image import tools.tar\n  \
                             raworc image import path/to/layout --name tools:3")]
     Import {
         /// The file, or the directory of an OCI layout; '-' is standard input.
         file: PathBuf,
-        /// What to call it here [default: what the archive calls it].
+        /// Its name on this server [default: the name in the archive].
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
     },
-    /// List images, those that came first at the top.
+    /// List images, oldest first.
     #[command(visible_alias = "ls", after_help = "Example:\n  raworc image list")]
     List(Paging),
     /// Show one image.
     #[command(after_help = "Example:\n  raworc image get tools:3 --output json")]
     Get {
-        /// Its id or name.
+        /// The image's id or name.
         image: String,
     },
-    /// Remove an image. Sessions that run it keep what they have of it.
+    /// Delete an image. Sessions that use it keep it.
     #[command(visible_alias = "rm", after_help = "Example:\n  raworc image delete tools:3")]
     Delete {
-        /// Its id or name.
+        /// The image's id or name.
         image: String,
     },
 }
 
-/// Who to be at a registry.
+/// Credentials for a registry.
 #[derive(Debug, Args)]
 pub struct Login {
-    /// Who to be at the registry [default: what the server's file of credentials says].
+    /// User name at the registry [default: from the server's credentials file].
     #[arg(long, value_name = "USER", requires = "password_stdin")]
     username: Option<String>,
     /// Read the password from standard input.
@@ -80,7 +81,7 @@ pub struct Login {
 }
 
 impl Login {
-    /// The credentials, if any are named.
+    /// The credentials, if there are any.
     pub fn credentials(self) -> Result<Option<RegistryCredentials>> {
         let Some(username) = self.username else { return Ok(None) };
         let mut password = String::new();
@@ -93,7 +94,7 @@ impl Login {
     }
 }
 
-/// Carries one out.
+/// Runs the command.
 pub async fn run(context: &Context, command: Image) -> Result<()> {
     let client = context.client()?;
     let ui = context.ui;
@@ -114,7 +115,7 @@ pub async fn run(context: &Context, command: Image) -> Result<()> {
     }
 }
 
-/// Brings an image or a checkpoint in from a registry.
+/// Pulls an image or checkpoint from a registry.
 pub async fn pull(context: &Context, reference: String, login: Login) -> Result<()> {
     let client = context.client()?;
     let body = PullImage { reference, credentials: login.credentials()? };
@@ -122,7 +123,7 @@ pub async fn pull(context: &Context, reference: String, login: Login) -> Result<
     context.ui.show(&image, sentence)
 }
 
-/// Brings in what is in an archive.
+/// Imports an archive.
 pub async fn import(context: &Context, file: &Path, name: Option<String>) -> Result<()> {
     let client = context.client()?;
     let archive = match file {
@@ -135,7 +136,7 @@ pub async fn import(context: &Context, file: &Path, name: Option<String>) -> Res
     context.ui.show(&imported.await?, |Imported { items }| items.iter().map(sentence).collect::<Vec<_>>().join("\n"))
 }
 
-/// An OCI image layout, as an archive that is made while it is sent.
+/// Streams an OCI image layout as an archive.
 fn layout(directory: &Path) -> Result<BoxStream<'static, std::io::Result<Bytes>>> {
     if !directory.join("index.json").is_file() {
         let what = format!("{} is a directory, but no OCI image layout", clean(&directory.display().to_string()));
@@ -155,16 +156,16 @@ fn layout(directory: &Path) -> Result<BoxStream<'static, std::io::Result<Bytes>>
         }
         archive.into_inner()?.shutdown()
     });
-    // What could not be read ends the request, and not the archive.
+    // A read error fails the request instead of truncating the archive.
     let ended = futures::stream::once(async { writing.await.map_err(std::io::Error::other)? });
     let ended = ended.filter_map(async |outcome| outcome.err().map(Err));
     Ok(ReaderStream::new(reader).chain(ended).boxed())
 }
 
-/// Has an image brought in that a new session is to have, so that the wait for it can be watched.
+/// Pulls the image of a new session if it is missing, and shows progress.
 pub async fn ensure(context: &Context, client: &Client, name: &str) -> Result<()> {
     match client.get_image(name).await {
-        // Whether it can be one at all is the server's to say.
+        // The server decides whether it is a valid reference.
         Err(ClientError::Problem(problem)) if problem.code == Code::NotFound && name.contains('/') => {
             let body = PullImage { reference: name.to_owned(), credentials: None };
             transfer(&context.ui, "pulling", async |tell| client.pull_image(&body, tell).await).await?;
@@ -174,7 +175,7 @@ pub async fn ensure(context: &Context, client: &Client, name: &str) -> Result<()
     }
 }
 
-/// Shows how something gets on that takes its time.
+/// Shows the progress of a transfer.
 pub async fn transfer<T>(
     ui: &Ui,
     what: &str,

@@ -1,4 +1,4 @@
-//! `raworc run`: one piece of work, with or without a server.
+//! `raworc run`: runs one task, with or without a server.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -17,8 +17,8 @@ use crate::config::{ServeOptions, Settings};
 use crate::connect;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
+use crate::follow_message::{self, Ended, Watched};
 use crate::input;
-use crate::live::{self, Ended, Watched};
 use crate::serve::{self, Running};
 use crate::signals::Signals;
 use crate::text::clean;
@@ -38,42 +38,42 @@ script's own, or 1 where it has none (a signal, a timeout); 2 and 3 are as for e
 itself, which is then said on standard error. Ctrl-C cancels the work and ends with 130; pressed again, it does not wait \
 for the work to end.";
 
-/// How long a server that another run is starting may take.
-const START_PATIENCE: Duration = Duration::from_secs(30);
-/// How long the end of a session that is not kept may take.
-const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for a server that another run is starting.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long to wait for the deletion of a session.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
 const REMOVAL_INTERVAL: Duration = Duration::from_millis(20);
-/// A server that starts inside this process may use any port.
+/// A server inside this process may use any port.
 const ANY_PORT: &str = "127.0.0.1:0";
 
 /// Options of `raworc run`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Run {
-    /// What to do; for the shell agent a script. '-' reads it from standard input.
+    /// The task; for the shell agent, a script. '-' reads it from standard input.
     prompt: String,
-    /// The agent that does it.
+    /// The agent that gets the task.
     #[arg(long, value_name = "AGENT", default_value = "shell")]
     agent: String,
-    /// Keep the session and its workspace; otherwise it is deleted at the end.
+    /// Keep the session and its workspace; otherwise they are deleted at the end.
     #[arg(long)]
     keep: bool,
-    /// What to call the session [default: made up].
+    /// The session's name [default: generated].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// The image its container runs: one that is here, or REGISTRY/REPOSITORY:TAG, which is pulled then [default: that of the
-    /// agent, or the programs of the server's machine].
+    /// The image for its container: one on this server, or REGISTRY/REPOSITORY:TAG to pull [default: the agent's, or
+    /// the programs of the server's machine].
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
     #[command(flatten)]
     resources: Resources,
 }
 
-/// Does the work and ends as it ended.
+/// Runs the task and exits with its status.
 pub async fn run(context: &Context, args: Run) -> Result<()> {
     let prompt = input::prompt(&args.prompt)?;
     let mut signals = Signals::catch()?;
-    // From here until it is released, no other run ends the server that we use.
+    // Until it is released, no other run stops the server that we use.
     let use_of_server = SharedServerGuard::begin(context).await?;
     let (client, own) = find_or_start(context).await?;
     let result = Box::pin(work(context, &client, &args, prompt, &mut signals, own.is_some())).await;
@@ -84,18 +84,18 @@ pub async fn run(context: &Context, args: Run) -> Result<()> {
     result
 }
 
-/// A client of the server that answers, or of one started in this process.
+/// A client for a running server, or for one started in this process.
 async fn find_or_start(context: &Context) -> Result<(Client, Option<Running>)> {
     if let Some(client) = answering(context).await? {
         return Ok((client, None));
     }
     let settings = settings(context)?;
     start_logging(&settings.log, settings.log_format)?;
-    let deadline = Instant::now() + START_PATIENCE;
+    let deadline = Instant::now() + START_TIMEOUT;
     loop {
         match Box::pin(serve::start(&settings)).await.map_err(Failure::from) {
             Ok(running) => return Ok((Client::new(&running.url, &running.token)?, Some(running))),
-            // Another run is starting its server at this moment: it answers soon.
+            // Another run is starting its server; it will answer soon.
             Err(Failure::Report(report)) if serve::is_in_use(&report) && Instant::now() < deadline => {
                 sleep(REMOVAL_INTERVAL).await;
             }
@@ -107,8 +107,8 @@ async fn find_or_start(context: &Context) -> Result<(Client, Option<Running>)> {
     }
 }
 
-/// Held while a run uses the server of a data directory. Runs side by side share one server: whichever started it must
-/// not end it while others use it.
+/// Held while a run uses a data directory's server. Concurrent runs share one server, and the run that started it
+/// must not stop it while others use it.
 struct SharedServerGuard {
     file: Option<File>,
 }
@@ -121,14 +121,14 @@ impl SharedServerGuard {
         let data_dir = context.global.data_dir()?;
         serve::prepare(&data_dir)?;
         let path = data_dir.join("runs.lock");
-        // Whoever may lock it could hold every run up.
+        // Private, because anyone who can lock the file can block every run.
         let opened = File::options().create(true).append(true).mode(0o600).open(&path);
         let file = opened.map_err(|error| Failure::usage(format!("{} can't be used: {error}", path.display())))?;
         lock(&file, FlockOperation::LockShared).await?;
         Ok(Self { file: Some(file) })
     }
 
-    /// Waits for the other runs that use this process's server.
+    /// Waits for other runs that use this process's server.
     async fn until_alone(self, context: &Context) -> Result<()> {
         let Some(file) = self.file else { return Ok(()) };
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
@@ -146,25 +146,25 @@ async fn lock(file: &File, operation: FlockOperation) -> Result<()> {
     locked.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))
 }
 
-/// The server that is there. One that was named must be.
+/// A client for a running server. If one is given explicitly, it must answer.
 async fn answering(context: &Context) -> Result<Option<Client>> {
     let Some(target) = connect::find_here(&context.global)? else { return Ok(None) };
     let is_named = context.global.url.as_ref().is_some_and(|url| !url.is_empty());
     match target.anonymous()?.version().await {
         Ok(_) => target.client().map(Some),
-        // What is written down is left over from a server that has gone.
+        // The URL file is left over from a server that is gone.
         Err(ClientError::Unreachable { .. } | ClientError::Protocol(_)) if !is_named => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Of a server in this process.
+/// The settings of a server in this process.
 fn settings(context: &Context) -> Result<Settings> {
     let any = ANY_PORT.parse().map_err(|_| Failure::failed("no loopback address"))?;
     let given = ServeOptions::from_variables()?;
-    // Only what goes wrong: the work's own output is what people want to see.
+    // Errors only, because people want to see the task's output.
     let log = given.log.or_else(|| Some("warn".into()));
-    // There is one session, and it does not wait for a container to be prepared for another.
+    // There is only one session, so spare containers are useless.
     let options = ServeOptions { listen: Some(any), log, spares: Some(0), ..given };
     Settings::load(&context.global.data_dir()?, &options)
 }
@@ -193,9 +193,9 @@ async fn work(
     }
     let session = client.create_session(&body).await?;
     let watched = Watched { session: session.id, message: None, after: 0, deadline: None };
-    let ended = live::watch(context, client, watched, signals).await;
+    let ended = follow_message::watch(context, client, watched, signals).await;
     let result = match ended {
-        Ok(Ended::Message(message)) => live::conclude(context.ui, &message),
+        Ok(Ended::Message(message)) => follow_message::conclude(context.ui, &message),
         Ok(Ended::Interrupted(status)) => Err(Failure::Status(status)),
         Ok(Ended::Late) => Err(Failure::failed("the work has not ended in time")),
         Err(failure) => Err(failure),
@@ -205,7 +205,7 @@ async fn work(
         context.ui.note(&format!("kept as session {name}: raworc session send {name} '…'"));
         return result;
     }
-    // How the work ended matters more than how tidying up did.
+    // The task's result matters more than a failed cleanup.
     let removed = remove(client, &session, is_own_server).await;
     result.and(removed)
 }
@@ -213,14 +213,14 @@ async fn work(
 async fn remove(client: &Client, session: &Session, wait: bool) -> Result<()> {
     let id = session.id.to_string();
     client.delete_session(&id).await?;
-    let deadline = Instant::now() + REMOVAL_PATIENCE;
+    let deadline = Instant::now() + REMOVAL_TIMEOUT;
     while wait && Instant::now() < deadline && !has_ended(client, &id).await? {
         sleep(REMOVAL_INTERVAL).await;
     }
     Ok(())
 }
 
-/// The walk towards the end goes on after the answer to a delete.
+/// Whether a deleted session has ended; that continues after the answer.
 async fn has_ended(client: &Client, id: &str) -> Result<bool> {
     match client.get_session(id).await {
         Ok(session) => Ok(matches!(session.state, State::Idle | State::Error)),

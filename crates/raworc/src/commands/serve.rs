@@ -43,7 +43,7 @@ pub async fn run(context: &Context, args: &Serve) -> Result<()> {
     let settings = Settings::load(&data_dir, &args.options)?;
     start_logging(&settings.log, settings.log_format)?;
     let running = Box::pin(serve::start(&settings)).await?;
-    // Before anyone hears that the server is there, and may want it to stop again.
+    // Before anyone can see the server and stop it.
     let mut signals = Signals::catch()?;
     if context.ui.is_json() {
         context.ui.json_line(&json!({ "url": running.url, "data_dir": data_dir }))?;
@@ -53,11 +53,11 @@ pub async fn run(context: &Context, args: &Serve) -> Result<()> {
         context.ui.line(&format!("The administrator's token is in {}", clean(&token.display().to_string())))?;
     }
     signals.next().await;
-    // Containers go on, for the next server to find.
+    // Containers keep running; the next server adopts them.
     Ok(Box::pin(running.shutdown()).await?)
 }
 
-/// Logs to standard error from now on.
+/// Starts logging to standard error.
 pub fn start_logging(filter: &str, format: LogFormat) -> Result<()> {
     let filter = EnvFilter::try_new(filter).map_err(|error| {
         Failure::usage(format!("{filter:?} is not a log filter: {error}"))

@@ -11,16 +11,16 @@ use crate::output::{fields, table};
 use crate::progress::Progress;
 use crate::text::bytes;
 
-/// Commands about the server's machine.
+/// Commands about the server.
 #[derive(Debug, Subcommand)]
 pub enum System {
-    /// Show what takes space on the server's disk.
+    /// Show what uses disk space on the server.
     #[command(after_help = "Example:\n  raworc system df")]
     Df,
-    /// Show what the server does by itself, over and over, and how it gets on.
+    /// Show the status of the server's background loops.
     #[command(after_help = "Example:\n  raworc system loops")]
     Loops,
-    /// Remove what nothing needs, and what is named here.
+    /// Remove unused data, and what the options select.
     #[command(after_help = "Examples:\n  raworc system prune\n  raworc system prune --images --deleted-before 7d")]
     Prune(Prune),
 }
@@ -28,16 +28,16 @@ pub enum System {
 /// Options of `raworc system prune`.
 #[derive(Debug, Args)]
 pub struct Prune {
-    /// Remove images that no session runs. Checkpoints that were pulled or imported stay.
+    /// Remove images that no session uses. Pulled and imported checkpoints stay.
     #[arg(long)]
     images: bool,
-    /// Remove, for good, the files and checkpoints of sessions that were deleted so long ago, such as 7d; 0 for all deleted
-    /// ones. Their conversations and logs stay.
+    /// Permanently remove files and checkpoints of sessions deleted at least this long ago, such as 7d; 0 for all
+    /// deleted sessions. Conversations and logs stay.
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     deleted_before: Option<u64>,
 }
 
-/// Carries one out.
+/// Runs the command.
 pub async fn run(context: &Context, command: System) -> Result<()> {
     let client = context.client()?;
     match command {

@@ -16,23 +16,23 @@ use crate::text::{ago, clean};
 /// Commands about tokens.
 #[derive(Debug, Subcommand)]
 pub enum Token {
-    /// Make a token; it is shown this once.
+    /// Create a token; its secret is shown only once.
     #[command(after_help = "Examples:\n  raworc token create laptop\n  \
                             raworc token create ci --account builder --expires-in 30d > token")]
     Create {
-        /// What it is for.
+        /// What the token is for.
         name: String,
-        /// Whose [default: yours].
+        /// The account [default: yours].
         #[arg(long, value_name = "ACCOUNT")]
         account: Option<String>,
-        /// Stops working after so long, such as 12h or 30d [default: never by itself].
+        /// Expire after this long, such as 12h or 30d [default: never].
         #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
         expires_in: Option<u64>,
     },
     /// List tokens, without their secrets.
     #[command(visible_alias = "ls", after_help = "Example:\n  raworc token list --account alice")]
     List {
-        /// Whose [default: yours].
+        /// The account [default: yours].
         #[arg(long, value_name = "ACCOUNT")]
         account: Option<String>,
         #[command(flatten)]
@@ -41,15 +41,15 @@ pub enum Token {
     /// Revoke a token: it stops working at once.
     #[command(after_help = "Example:\n  raworc token revoke 0192f1d2-0000-7000-8000-000000000000 --account alice")]
     Revoke {
-        /// Its id, as `raworc token list` shows it.
+        /// The token's id, as shown by `raworc token list`.
         token_id: TokenId,
-        /// Whose [default: yours].
+        /// The account [default: yours].
         #[arg(long, value_name = "ACCOUNT")]
         account: Option<String>,
     },
 }
 
-/// Carries one out.
+/// Runs the command.
 pub async fn run(context: &Context, command: Token) -> Result<()> {
     let client = context.client()?;
     let ui = context.ui;

@@ -1,4 +1,4 @@
-//! Who may do what, and the tokens that say who is who.
+//! Accounts, tokens and permissions.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,7 @@ use crate::harness::{PATIENCE, TestServer, eventually};
 use crate::raw::{exchange, request};
 use crate::server_or_skip;
 
-/// Makes a token of this account; its record and its secret.
+/// Creates a token of this account; returns its record and secret.
 async fn token(server: &TestServer, account: &str, body: Value) -> (Value, String) {
     let (status, mut record) = server.post(&format!("/accounts/{account}/tokens"), body).await;
     assert_eq!(status, 201, "{record}");
@@ -20,7 +20,7 @@ async fn token(server: &TestServer, account: &str, body: Value) -> (Value, Strin
     (record, secret.as_str().unwrap().to_owned())
 }
 
-/// Makes a member with a token; the token.
+/// Creates a member and returns its token.
 pub async fn member(server: &TestServer, name: &str) -> String {
     let (status, account) = server.post("/accounts", json!({ "name": name, "role": "member" })).await;
     assert_eq!((status.as_u16(), &account["role"]), (201, &json!("member")));

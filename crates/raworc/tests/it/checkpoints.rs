@@ -1,4 +1,4 @@
-//! Versions of a workspace: saved, looked into, compared, gone back to, made sessions of.
+//! Checkpoints: taking, reading, comparing, restoring and remixing them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use crate::harness::{TestServer, eventually};
 use crate::portable::registry;
 use crate::server_or_skip;
 
-/// Everything there is to say of the workspace's content, for comparison.
+/// Prints all properties of the workspace's content, for comparison.
 const FINGERPRINT: &str = r#"cd /workspace; find . -mindepth 1 -printf '%p %y %m %U %G %s %T@ %l\n' | sed 's/^\([^ ]* d [^ ]* [^ ]* [^ ]*\) [0-9]*/\1 -/' | LC_ALL=C sort
 find . -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum
 find . -type f -links +1 -samefile links/a 2>/dev/null | LC_ALL=C sort
 perl -e 'for (@ARGV) { my $f = $_; print "$f ", (stat $f)[12] * 512 < 1 << 20 ? "sparse" : "full", "\n" }' sparse 2>/dev/null; :"#;
 
-/// A session's checkpoints when those that are being taken have been.
+/// A session's checkpoints, once none is in progress.
 async fn list(server: &TestServer, id: &str) -> Vec<Value> {
     loop {
         let (status, page) = server.get(&format!("/sessions/{id}/checkpoints")).await;
@@ -49,7 +49,7 @@ async fn remix(server: &TestServer, parent: &str, body: Value) -> String {
     id
 }
 
-/// Directories of layers there are.
+/// Existing layer directories.
 fn layers(data: &Path) -> usize {
     let names = fs::read_dir(data.join("layers")).unwrap().flatten();
     names.filter(|entry| entry.file_name().len() == 32).count()
@@ -438,7 +438,7 @@ async fn they_are_called_by_number_or_label_and_compared_across_sessions() {
     assert!(list(&server, &one).await.len() <= before + 1);
 }
 
-/// The example of docs/workspaces.md, as someone who types it in.
+/// Runs the example in docs/workspaces.md.
 #[tokio::test]
 async fn the_example_of_the_documentation_works() {
     let Some(daemon) = registry(Settings::default()) else { return };

@@ -1,4 +1,4 @@
-//! The command line, as people and scripts use it.
+//! The command line.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::RAWORC;
 use crate::server_or_skip;
 
-/// The program on a data directory where no server runs.
+/// The program with a data directory without a server.
 fn raworc(data_dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(RAWORC);
     command.args(arguments).env("RAWORC_DATA_DIR", data_dir).env_remove("RAWORC_URL").env_remove("RAWORC_TOKEN");

@@ -1,4 +1,4 @@
-//! Conditional and range requests, as RFC 9110 has them, or refused: never overlooked where something would change.
+//! Conditional and range requests as in RFC 9110; a condition is never ignored by a call that changes something.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ fn call(server: &TestServer, method: &str, target: &str, headers: &[&str], body:
     send(server, method, target, &[&plain[..], headers].concat(), body)
 }
 
-/// A file as it is: its bytes and its tag.
+/// The current bytes and tag of a file.
 fn content(server: &TestServer, target: &str) -> Option<(Vec<u8>, String)> {
     let answer = send(server, "GET", target, &[], b"");
     (answer.status == 200).then(|| (answer.body.clone(), answer.header("etag").to_owned()))

@@ -1,32 +1,30 @@
-//! What dies, and what lives on: servers, hosts, launchers, containers that cannot start.
+//! Crashes of servers, hosts and launchers, and containers that cannot start.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::statvfs::{Statvfs, statvfs};
 use nix::unistd::Pid;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{RAWORC, TestServer, eventually};
+use crate::harness::{RAWORC, TestServer};
 use crate::server_or_skip;
 
-/// Every session is in a state that says the truth so long after a server has come back.
+/// How long after a server's start every session must have its true state.
 const SETTLED: Duration = Duration::from_secs(10);
 
-/// Queues a message; its id.
-async fn post(server: &TestServer, id: &str, content: &str) -> String {
+/// Queues a message and returns its id.
+pub async fn post(server: &TestServer, id: &str, content: &str) -> String {
     let (status, message) = server.post(&format!("/sessions/{id}/messages"), json!({ "content": content })).await;
     assert_eq!(status, 201, "{message}");
     message["id"].as_str().unwrap().to_owned()
 }
 
-/// Waits for a message's end.
-async fn ended(server: &TestServer, id: &str, message: &str) -> Value {
+/// Waits for the end of a message.
+pub async fn ended(server: &TestServer, id: &str, message: &str) -> Value {
     let (status, message) = server.get(&format!("/sessions/{id}/messages/{message}?wait_seconds=60")).await;
     assert_eq!(status, 200, "{message}");
     assert_ne!(message["finished_at"], Value::Null, "it has no end: {message:#}\n{}", server.log());
@@ -37,8 +35,8 @@ fn of_message<'a>(events: &'a [Value], kind: &str, message: &str) -> Vec<&'a Val
     events.iter().filter(|event| event["type"] == kind && event["data"]["message_id"] == message).collect()
 }
 
-/// The log and the conversation say the same of every message: begun once for each attempt, ended once, answered once,
-/// with the output that the log has.
+/// Checks that log and conversation agree on every message: started once per attempt, finished once, answered once,
+/// with the output in the log.
 async fn assert_told_once(server: &TestServer, id: &str) {
     // Also what the server had stored but not acknowledged when it was killed.
     server.until(id, |session| session["queued_messages"] == 0 && session["state"] == "READY").await;
@@ -59,7 +57,7 @@ async fn assert_told_once(server: &TestServer, id: &str) {
 }
 
 /// Waits until only these containers are there, with nothing left of any other.
-async fn until_only(server: &TestServer, containers: &[String]) {
+pub async fn until_only(server: &TestServer, containers: &[String]) {
     let deadline = Instant::now() + SETTLED;
     let wanted = containers.iter().cloned().collect();
     while server.containers() != wanted {
@@ -215,7 +213,7 @@ async fn a_server_that_stops_leaves_containers_for_the_next_one() {
 }
 
 /// Waits until the message is being worked on by this container.
-async fn until_busy(server: &TestServer, id: &str, generation: u32) -> String {
+pub async fn until_busy(server: &TestServer, id: &str, generation: u32) -> String {
     server.until(id, |session| session["state"] == "BUSY" && session["generation"] == generation).await;
     format!("{id}-{generation}")
 }
@@ -363,7 +361,7 @@ async fn memory_that_runs_out_is_named_as_the_reason() {
     assert_eq!(failures[0]["data"]["code"], "out_of_memory");
 }
 
-/// Waits until a message has written something.
+/// Waits until a message has output.
 async fn until_said(server: &TestServer, id: &str) {
     loop {
         let events = server.events(id).await;
@@ -395,7 +393,7 @@ async fn a_host_that_falls_silent_is_replaced() {
     until_only(&server, &[format!("{waiting}-2"), format!("{busy}-2")]).await;
 }
 
-/// The process that starts this server's containers.
+/// The launcher of this server.
 fn launcher_of(server: &TestServer) -> i32 {
     let children = format!("/proc/{0}/task", server.pid());
     let tasks = fs::read_dir(children).unwrap().flatten().map(|task| task.path().join("children"));
@@ -471,109 +469,6 @@ async fn a_container_that_cannot_start_waits_for_a_person_in_the_end() {
     assert_eq!(page["items"][1]["content"], "at last\n");
 }
 
-/// Until no process in a container has this name.
-fn until_none_runs(server: &TestServer, name: &str) {
-    let is_it = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|found| found.trim_end() == name);
-    let deadline = Instant::now() + crate::harness::PATIENCE;
-    while server.container_processes().iter().any(is_it) {
-        assert!(Instant::now() < deadline, "{name} still runs");
-        std::thread::yield_now();
-    }
-}
-
-#[tokio::test]
-async fn a_full_disk_refuses_new_work_and_corrupts_nothing() {
-    if !crate::harness::can_run_containers() {
-        return;
-    }
-    let mut server = TestServer::start_on_disk(48);
-    // What is in a checkpoint would stay there when it is deleted, and what is added to a file that is would need room.
-    let manual = json!({ "checkpoints": { "policy": "manual" } });
-    let (filling, other) = (server.session(manual.clone()).await, server.session(manual).await);
-    // Its first block is taken while there is one.
-    server.send(&other, "echo 0 >order").await;
-    let filler = post(&server, &filling, "cat /dev/zero >big; echo big").await;
-    let path = format!("/sessions/{other}/messages");
-    let (mut sent, deadline) = (1, Instant::now() + crate::harness::PATIENCE);
-    while server.get(&format!("/sessions/{filling}/files/big")).await.0 != 200 {
-        assert!(Instant::now() < deadline, "nobody fills the disk");
-    }
-    let problem = loop {
-        let script = format!("echo {sent} >>order # {}", "x".repeat(64 << 10));
-        let (status, answer) = server.post(&path, json!({ "content": script })).await;
-        if status != 201 {
-            assert_eq!((status.as_u16(), &answer["code"]), (503, &json!("disk_full")), "{answer}");
-            break answer;
-        }
-        sent += 1;
-        assert!(Instant::now() < deadline, "the disk never fills up");
-    };
-    assert!(problem["detail"].as_str().unwrap().contains("disk"), "{problem}");
-    // What is there can be read, and room be made: by whoever has a file open not before it is closed.
-    assert_eq!(server.get(&format!("/sessions/{filling}/files")).await.0, 200);
-    until_none_runs(&server, "cat");
-    let (status, answer) = server.delete(&format!("/sessions/{filling}/files/big")).await;
-    assert!(status.is_success(), "{status} {answer}");
-    assert_eq!(
-        ended(&server, &filling, &filler).await["reply"]["content"].as_str().map(|text| text.ends_with("big\n")),
-        Some(true)
-    );
-    server.until(&other, |session| session["queued_messages"] == 0 && session["state"] == "READY").await;
-    let done: String = (0..sent).map(|n| format!("{n}\n")).collect();
-    assert_eq!(server.output(&other, "cat order").await, done, "what was accepted was done, once and in order");
-    server.stop();
-    let records = rusqlite::Connection::open(server.data_dir().join("raworc.db")).unwrap();
-    let verdict: String = records.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
-    assert_eq!(verdict, "ok");
-    drop(records);
-    server.start_again();
-    assert_eq!(server.output(&other, "cat order | wc -l").await, format!("{sent}\n"));
-}
-
-#[tokio::test]
-async fn a_server_starts_on_a_full_disk_and_room_can_be_made() {
-    let is_full = |disk: &Statvfs| disk.blocks_available() * disk.fragment_size() <= 64 << 10;
-    starts_when_full("size=128m", ("cat", "cat /dev/zero >big 2>/dev/null"), is_full).await;
-}
-
-#[tokio::test]
-async fn a_server_starts_without_inodes_and_room_can_be_made() {
-    let fill = "perl -e 'for (1..30000) { open(F, \">$_\") or last }'";
-    starts_when_full("size=512m,nr_inodes=20000", ("perl", fill), |disk| disk.files_available() == 0).await;
-}
-
-/// A session fills a disk with these options, by a program of this name; the server is killed, starts, and the session can be removed.
-async fn starts_when_full(options: &str, (filler, fill): (&str, &str), is_full: fn(&Statvfs) -> bool) {
-    if !crate::harness::can_run_containers() {
-        return;
-    }
-    let mut server = TestServer::start_on_small_disk(options);
-    let reserve = server.data_dir().join("reserve");
-    let (filling, other) = (server.session(json!({})).await, server.session(json!({})).await);
-    server.output(&other, "echo mine > mine").await;
-    assert!(reserve.exists(), "there was room when the server started");
-    post(&server, &filling, fill).await;
-    // One that still writes would take what the server gives up. That it has ended can perhaps not be recorded.
-    let deadline = Instant::now() + crate::harness::PATIENCE;
-    while !is_full(&statvfs(&server.data_dir()).unwrap()) {
-        assert!(Instant::now() < deadline, "it does not get full");
-        tokio::task::yield_now().await;
-    }
-    until_none_runs(&server, filler);
-    server.kill();
-    server.start_again();
-    assert!(!reserve.exists());
-    assert_eq!(server.get(&format!("/sessions/{other}/files/mine")).await.0, 200);
-    assert_eq!(server.delete(&format!("/sessions/{filling}")).await.0, 200);
-    let prune = || server.post("/system/prune", json!({ "deleted_sessions_after_seconds": 0 }));
-    // Its container may be on its way out still.
-    eventually("its files go", async || prune().await.1["sessions"] == 1).await;
-    server.send(&other, "cat mine").await;
-    server.stop();
-    server.start_again();
-    assert_eq!(server.output(&other, "cat mine").await, "mine\n");
-}
-
 #[tokio::test]
 async fn a_message_whose_agent_was_taken_away_ends_and_says_so() {
     let server = server_or_skip!();
@@ -611,83 +506,8 @@ async fn a_data_directory_has_one_server() {
     assert_eq!(server.output(&id, "echo undisturbed").await, "undisturbed\n");
 }
 
-/// Whether a process has not ended; one that only waits for its parent to take note has.
-fn lives(pid: i32) -> bool {
+/// Whether a process is running; a zombie is not.
+pub fn lives(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-}
-
-/// A process of ours that is not this test, ended with it.
-struct Bystander(Child);
-
-impl Bystander {
-    fn start() -> Self {
-        Self(Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap())
-    }
-
-    fn pid(&self) -> i32 {
-        self.0.id() as i32
-    }
-
-    fn lives(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_none()
-    }
-}
-
-impl Drop for Bystander {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[tokio::test]
-async fn what_no_session_owns_is_gone_when_a_server_has_started() {
-    if !crate::harness::can_run_containers() {
-        return;
-    }
-    let mut server = TestServer::start(&[]);
-    let kept = server.session(json!({})).await;
-    server.stop();
-    // A session that the records know nothing of: they are set back to what they were before it.
-    let records = |data: &Path| -> Vec<PathBuf> {
-        let files = fs::read_dir(data).unwrap().flatten().map(|entry| entry.path());
-        files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("raworc.db")).collect()
-    };
-    let data = server.data_dir();
-    let before: Vec<(PathBuf, Vec<u8>)> =
-        records(&data).into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect();
-    server.start_again();
-    let lost = server.session(json!({})).await;
-    let orphan = server.host_pid(&format!("{lost}-1"));
-    let kept_process = server.host_pid(&format!("{kept}-1"));
-    let cgroup = server.cgroups_of(&format!("{lost}-1")).pop().unwrap();
-    server.kill();
-    records(&data).into_iter().for_each(|path| fs::remove_file(path).unwrap());
-    before.into_iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
-    // And remains that no server would leave: a cgroup with a process, a bundle that names someone else's process, one
-    // whose record was cut off, and files that are no containers.
-    let (mut inside, mut outside) = (Bystander::start(), Bystander::start());
-    let name = |n: u32| format!("01a20744-0059-7211-9344-{n:012}-1");
-    let slot = |n: u32| format!("slot-{n:032}");
-    let remains = cgroup.with_file_name(slot(1));
-    fs::create_dir(&remains).unwrap();
-    fs::write(remains.join("cgroup.procs"), inside.pid().to_string()).unwrap();
-    for (n, record) in [(2, format!("{} 1", outside.pid())), (3, outside.pid().to_string()), (4, String::new())] {
-        let bundle = data.join("run/containers").join(name(n));
-        fs::create_dir(&bundle).unwrap();
-        fs::write(bundle.join("process"), record).unwrap();
-        fs::write(bundle.join("slot"), slot(n)).unwrap();
-    }
-    fs::write(data.join("run/containers/README"), "no container").unwrap();
-    server.start_again();
-
-    fs::remove_file(data.join("run/containers/README")).unwrap();
-    until_only(&server, &[format!("{kept}-1")]).await;
-    assert!(!lives(orphan), "the lost session's container has ended");
-    assert!(!inside.lives(), "what was in a container's cgroup has ended");
-    assert!(outside.lives(), "a process that only has the number of one lives");
-    assert_eq!(server.host_pid(&format!("{kept}-1")), kept_process);
-    assert_eq!(server.output(&kept, "echo kept").await, "kept\n");
-    assert_eq!(server.get(&format!("/sessions/{lost}")).await.0, 404);
 }

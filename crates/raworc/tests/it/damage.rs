@@ -1,4 +1,4 @@
-//! Records that are damaged: every column of every table in turn, while the server runs and while it does not.
+//! Damaged records: every column of every table, while the server runs and while it does not.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::harness::{TestServer, eventually};
 use crate::server_or_skip;
 
-/// What a column is made to be.
+/// The value of a damaged column.
 fn damages() -> Vec<Sql> {
     vec![
         Sql::Null,
@@ -34,7 +34,7 @@ struct Victim {
     rowid: i64,
 }
 
-/// The database, past the server.
+/// The database, accessed without the server.
 fn database(server: &TestServer) -> rusqlite::Connection {
     let connection = rusqlite::Connection::open(server.data_dir().join("raworc.db")).unwrap();
     connection.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
@@ -42,14 +42,14 @@ fn database(server: &TestServer) -> rusqlite::Connection {
     connection
 }
 
-/// Records a terminal that was left over. Such a record goes as soon as the session has another container.
+/// Inserts a stale terminal, whose record is removed when the session has another container.
 fn leave_over(database: &rusqlite::Connection, session: &str) {
     let row = "INSERT OR IGNORE INTO streams VALUES \
                ('00000000-0000-7000-8000-000000000001', ?1, 1, 'terminal', 'sh', 'admin', 1)";
     database.execute(row, [session]).unwrap();
 }
 
-/// A record of each table, as the schema has them: those of the session, agent, account and image that are called `victim`.
+/// A record of each table: those of the session, agent, account and image named `victim`.
 fn victims(database: &rusqlite::Connection, session: &str) -> Vec<Victim> {
     leave_over(database, session);
     let mut tables = database
@@ -83,15 +83,15 @@ impl Victim {
         database.query_row(&text, [], |row| row.get(0)).unwrap()
     }
 
-    /// False where the table does not take it.
+    /// Returns false if the table rejects the value.
     fn write(&self, database: &rusqlite::Connection, column: &str, value: &Sql) -> bool {
         let text = format!("UPDATE {} SET {column} = ?1 WHERE rowid = {}", self.table, self.rowid);
         database.execute(&text, [value]).is_ok_and(|rows| rows == 1)
     }
 }
 
-/// A session that is left alone, and one of which everything is damaged; with an agent, an account, an image, and all else that
-/// there are tables for.
+/// Creates an intact session, and one to be damaged, with an agent, an account, an image, and a record in every other
+/// table.
 async fn furnish(server: &TestServer) -> (String, String) {
     let agent = json!({ "name": "victim", "metadata": { "a": 1 } });
     assert_eq!(server.post("/agents", agent).await.0, 201);
@@ -129,7 +129,7 @@ async fn saved(server: &TestServer, id: &str) {
     .await;
 }
 
-/// Whatever is damaged: the server says so, and lists answer, and nothing is a fault of the server.
+/// With any damage, the server reports it, lists work, and no call fails with `internal`.
 async fn holds(server: &TestServer, victim: &str, what: &str) -> Value {
     let anonymous = reqwest::get(format!("{}/api/v0/health", server.url)).await.unwrap();
     assert_eq!(anonymous.status(), 200, "{what}");
@@ -160,13 +160,13 @@ async fn holds(server: &TestServer, victim: &str, what: &str) -> Value {
     health
 }
 
-/// Every directory of a layer.
+/// All layer directories.
 fn layers(server: &TestServer) -> BTreeSet<String> {
     let all = fs::read_dir(server.data_dir().join("layers")).unwrap();
     all.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Whether a column of this table cannot be `{`, whatever it is for: then it has to be told.
+/// Whether `{` is invalid in any column of this table, so that it must be reported.
 fn is_strict(table: &str, column: &str) -> bool {
     let free = [
         "sessions.name",
@@ -356,7 +356,7 @@ async fn a_database_that_is_none_or_newer_is_said_at_start() {
     server.start_again();
 }
 
-/// What a server says that does not start.
+/// The error of a server that does not start.
 fn fails_to_start(server: &TestServer) -> String {
     let output = server.cli(&["serve", "--listen", "127.0.0.1:0"]);
     assert!(!output.status.success(), "{output:?}");

@@ -1,11 +1,11 @@
-//! What takes space, and how it is given back.
+//! Disk usage, and freeing space.
 
 use serde_json::{Value, json};
 
 use crate::harness::eventually;
 use crate::server_or_skip;
 
-/// Bytes of what is written once in these tests.
+/// Bytes written at once in these tests.
 const MUCH: u64 = 3_000_000;
 
 #[tokio::test]

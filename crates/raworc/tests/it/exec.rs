@@ -1,4 +1,4 @@
-//! Commands beside the conversation.
+//! Commands besides the conversation.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -11,14 +11,14 @@ use crate::harness::{PATIENCE, TestServer};
 use crate::raw::send;
 use crate::server_or_skip;
 
-/// Runs one and answers how it ended.
+/// Runs a command and returns its result.
 async fn exec(server: &TestServer, id: &str, body: Value) -> Value {
     let (status, result) = server.post(&format!("/sessions/{id}/exec"), body.clone()).await;
     assert_eq!(status, 200, "{body}: {result}");
     result
 }
 
-/// Whether a process of this server's containers has this among its arguments.
+/// Whether a process in this server's containers has this in its arguments.
 fn runs(server: &TestServer, argument: &str) -> bool {
     let has = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| contains(&line, argument));
     server.container_processes().iter().any(has)
@@ -108,7 +108,7 @@ async fn of_too_much_output_both_ends_are_kept() {
     assert_eq!(whole.bytes().await.unwrap().len(), 3_000_004);
 }
 
-/// What a program in a terminal would find: scripts that take their shell apart.
+/// Scripts that interact with their shell, as programs in a terminal do.
 #[tokio::test]
 async fn a_script_is_to_its_shell_what_a_file_would_be() {
     let server = server_or_skip!();

@@ -1,4 +1,4 @@
-//! Names, links, modes and times of files, as they are in a workspace and as the API tells them.
+//! Names, links, modes and times of files, in the workspace and in the API.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Files of a workspace, from outside: whatever the agent inside makes of it.
+//! Files of a workspace, accessed from outside, with hostile agents inside.
 
 use std::fs;
 use std::time::Instant;
@@ -258,7 +258,7 @@ async fn every_kind_of_entry_is_listed_and_every_name_can_be_used() {
     }
 }
 
-/// The most memory that the server has used so far, in KiB.
+/// Peak memory of the server, in KiB.
 fn peak_memory_kib(server: &TestServer) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -1,4 +1,4 @@
-//! A server of our own for each test, and everything that it makes gone at the end.
+//! A separate server for each test; everything it creates is removed at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,10 +16,11 @@ use serde_json::{Value, json};
 
 /// The program under test.
 pub const RAWORC: &str = env!("CARGO_BIN_EXE_raworc");
-/// Longest wait for anything that has to happen.
+/// Timeout of every wait.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether containers can be made here; says so where not. A test that needs them returns where this is false.
+/// Whether containers can run here; prints SKIPPED and the reason otherwise. Tests that need them return if it is
+/// false.
 pub fn can_run_containers() -> bool {
     let is_root = nix::unistd::geteuid().is_root();
     if !is_root {
@@ -29,7 +30,7 @@ pub fn can_run_containers() -> bool {
     is_root
 }
 
-/// Asks again and again until it is so.
+/// Polls until a condition is true.
 pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so().await {
@@ -38,7 +39,7 @@ pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Begins a test that needs containers, or skips it loudly.
+/// Starts a test that needs containers, or prints SKIPPED.
 #[macro_export]
 macro_rules! server_or_skip {
     () => {{
@@ -49,34 +50,34 @@ macro_rules! server_or_skip {
     }};
 }
 
-/// A running server on a data directory of its own.
+/// A running server with its own data directory.
 pub struct TestServer {
     directory: tempfile::TempDir,
-    /// The data directory is mounted.
+    /// Whether the data directory is a mount.
     has_disk: bool,
     arguments: Vec<String>,
     child: Option<Child>,
-    /// Where it listens.
+    /// Its URL.
     pub url: String,
-    /// Its administrator's token.
+    /// The administrator's token.
     pub token: String,
     client: reqwest::Client,
 }
 
 impl TestServer {
-    /// Starts one with these arguments besides the usual ones.
+    /// Starts a server with additional arguments.
     pub fn start(arguments: &[&str]) -> Self {
         let mut server = Self::new(arguments);
         server.start_again();
         server
     }
 
-    /// Starts one whose data directory is a disk of its own, of so many mebibytes.
+    /// Starts a server whose data directory is a separate disk of this many MiB.
     pub fn start_on_disk(mebibytes: u32) -> Self {
         Self::start_on_small_disk(&format!("size={mebibytes}m"))
     }
 
-    /// Starts one whose data directory is a disk of its own, as these options of a tmpfs say.
+    /// Starts a server whose data directory is a tmpfs with these options.
     pub fn start_on_small_disk(options: &str) -> Self {
         let mut server = Self::new(&[]);
         fs::create_dir(server.data_dir()).unwrap();
@@ -87,7 +88,7 @@ impl TestServer {
         server
     }
 
-    /// Starts one on a copy of this data directory.
+    /// Starts a server on a copy of this data directory.
     pub fn start_on_copy(data_dir: &Path) -> Self {
         let mut server = Self::new(&[]);
         let status = Command::new("cp").arg("-a").args([data_dir, &server.data_dir()]).status().unwrap();
@@ -114,7 +115,7 @@ impl TestServer {
         self.directory.path().join("data")
     }
 
-    /// The blobs of images that are on their way, or were left there.
+    /// Blobs of running or failed transfers.
     pub fn blobs(&self) -> Vec<PathBuf> {
         let list =
             |directory: PathBuf| fs::read_dir(directory).into_iter().flatten().map(|entry| entry.unwrap().path());
@@ -126,19 +127,19 @@ impl TestServer {
         self.child.as_ref().unwrap().id() as i32
     }
 
-    /// Has it started with these arguments from now on.
+    /// Sets the arguments for the next starts.
     pub fn set_arguments(&mut self, arguments: &[&str]) {
         self.arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
     }
 
-    /// Ends the server as a power cut would.
+    /// Kills the server, as a power failure would.
     pub fn kill(&mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    /// Ends the server as an administrator would; it must end well.
+    /// Stops the server with SIGTERM; it must exit with 0.
     pub fn stop(&mut self) {
         let mut child = self.child.take().unwrap();
         kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
@@ -146,12 +147,12 @@ impl TestServer {
         assert!(status.success(), "the server ended with {status}");
     }
 
-    /// Starts the server on the same data directory, after it was ended.
+    /// Starts the stopped server on the same data directory.
     pub fn start_again(&mut self) {
         self.start_again_at("0");
     }
 
-    /// The same, where it listens at this port.
+    /// As [`Self::start_again`], on this port.
     pub fn start_again_at(&mut self, port: &str) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
         let mut child = Command::new(RAWORC)
@@ -188,7 +189,7 @@ impl TestServer {
         self.directory.path().join("log")
     }
 
-    /// What the server has logged so far.
+    /// The server's log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
@@ -223,7 +224,7 @@ impl TestServer {
         answer(self.request(Method::DELETE, path)).await
     }
 
-    /// Creates a session and waits until it is READY; its id.
+    /// Creates a session, waits until it is READY, and returns its id.
     pub async fn session(&self, body: Value) -> String {
         let (status, session) = self.post("/sessions", body).await;
         assert_eq!(status, 201, "{session}");
@@ -232,7 +233,7 @@ impl TestServer {
         id
     }
 
-    /// Waits, by the session's events, until it is as wanted; the session then.
+    /// Waits for a condition by the session's events, and returns the session.
     pub async fn until(&self, id: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -246,7 +247,7 @@ impl TestServer {
         }
     }
 
-    /// Waits until there is an event after `after`, or for a second.
+    /// Waits for an event after `after`, at most a second.
     async fn next_event(&self, id: &str, after: u64) {
         let path = format!("/sessions/{id}/events?after={after}");
         let mut response = self.request(Method::GET, &path).header("accept", "text/event-stream").send().await.unwrap();
@@ -255,7 +256,7 @@ impl TestServer {
         }
     }
 
-    /// Sends a message and waits for its end: the message, with its reply.
+    /// Sends a message, waits for its end, and returns it with its reply.
     pub async fn send(&self, id: &str, content: &str) -> Value {
         let (status, message) =
             self.post(&format!("/sessions/{id}/messages?wait_seconds=60"), json!({ "content": content })).await;
@@ -263,7 +264,7 @@ impl TestServer {
         message
     }
 
-    /// Sends a message that must be done; what it wrote.
+    /// Sends a message that must be done, and returns its output.
     pub async fn output(&self, id: &str, script: &str) -> String {
         let message = self.send(id, script).await;
         assert_eq!(message["status"], "done", "{message:#}");
@@ -304,7 +305,7 @@ impl TestServer {
         format!("{id}-{}", self.get(&format!("/sessions/{id}")).await.1["generation"])
     }
 
-    /// The process id outside of a container's first process.
+    /// The host process id of a container's first process.
     pub fn host_pid(&self, container: &str) -> i32 {
         let record = self.data_dir().join("run/containers").join(container).join("process");
         let text = fs::read_to_string(&record).unwrap_or_else(|error| panic!("{}: {error}", record.display()));
@@ -316,7 +317,7 @@ impl TestServer {
         kill(Pid::from_raw(self.host_pid(container)), signal).unwrap();
     }
 
-    /// The value of the first of these files that a container's cgroups have.
+    /// The first of these files in a container's cgroups.
     pub fn cgroup_value(&self, container: &str, files: &[&str]) -> Option<String> {
         let own = self.cgroups_of(container);
         let text = files
@@ -332,7 +333,7 @@ impl TestServer {
         self.cgroups().into_iter().filter(|path| slot.as_ref().is_some_and(|slot| path.ends_with(slot))).collect()
     }
 
-    /// What the runtime has of containers: names of bundles, and of cgroups without one. Spare ones are nobody's.
+    /// Names of bundles, and of cgroups without a bundle; without spare containers.
     pub fn containers(&self) -> BTreeSet<String> {
         let slots = self.slots();
         let bundles = fs::read_dir(self.data_dir().join("run/containers")).into_iter().flatten().flatten();
@@ -341,7 +342,7 @@ impl TestServer {
         all.map(|name| slots.get(&name).cloned().unwrap_or(name)).filter(|name| !slots.contains_key(name)).collect()
     }
 
-    /// The names of bundles by their slots; those of spare containers are the same.
+    /// Names of bundles by slot; those of spare containers equal their slot.
     pub fn slots(&self) -> BTreeMap<String, String> {
         let bundles = fs::read_dir(self.data_dir().join("run/containers")).into_iter().flatten().flatten();
         let named = |entry: fs::DirEntry| {
@@ -351,7 +352,7 @@ impl TestServer {
         bundles.filter_map(named).collect()
     }
 
-    /// The processes, seen from outside, of this server's containers.
+    /// Processes of this server's containers, by host process id.
     pub fn container_processes(&self) -> Vec<i32> {
         let mut found = Vec::new();
         for cgroup in self.cgroups() {
@@ -378,12 +379,12 @@ impl TestServer {
         found
     }
 
-    /// A run of the command line against this server.
+    /// Runs the command line with this server.
     pub fn cli(&self, arguments: &[&str]) -> std::process::Output {
         self.program(RAWORC, arguments)
     }
 
-    /// A run of commands in a shell that finds the program, and the program this server.
+    /// Runs a shell script with the program in PATH, and this server.
     pub fn shell(&self, script: &str) -> std::process::Output {
         let directory = Path::new(RAWORC).parent().unwrap().display();
         self.program("bash", &["-euc", &format!("PATH={directory}:$PATH\n{script}")])

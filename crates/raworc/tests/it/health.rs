@@ -1,4 +1,4 @@
-//! Health tells each part that does not work, and to administrators what and what to do.
+//! Health reports each failing part; administrators also see problems and remedies.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::harness::{TestServer, can_run_containers, eventually};
 use crate::server_or_skip;
 
-/// What everyone is told, and what an administrator is.
+/// The health as seen by everyone, and by an administrator.
 async fn health(server: &TestServer) -> (Value, Value) {
     let anonymous = reqwest::get(format!("{}/api/v0/health", server.url)).await.unwrap();
     assert_eq!(anonymous.status(), 200);

@@ -1,4 +1,4 @@
-//! Images that containers run: pulled, imported, shared, removed, hostile.
+//! Images for containers: pulled, imported, shared, deleted, hostile.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,10 +11,10 @@ use crate::daemon::{Settings, run};
 use crate::harness::TestServer;
 use crate::portable::registry;
 
-/// What is in the image: enough to work with, taken from this machine.
+/// Programs in the image, copied from this machine.
 const PROGRAMS: [&str; 10] = ["sh", "cat", "ls", "id", "env", "touch", "head", "sha256sum", "mkdir", "rm"];
 
-/// An image layout with an image `v1` of this machine's programs, and `v2` with a change on top.
+/// An image layout with an image `v1` of this machine's programs, and `v2` with a change.
 struct Made {
     scratch: tempfile::TempDir,
 }
@@ -63,7 +63,7 @@ impl Made {
     }
 }
 
-/// Copies a program, and the libraries that it is linked with.
+/// Copies a program with its shared libraries.
 fn install(root: &Path, program: &Path, to: &Path) {
     let place = root.join(to);
     fs::create_dir_all(&place).unwrap();

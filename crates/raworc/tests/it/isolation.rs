@@ -1,4 +1,4 @@
-//! What an agent can see, reach and use up: nothing but its session's own.
+//! An agent sees, reaches and uses up only its own session.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::harness::PATIENCE;
 use crate::server_or_skip;
 
 const PROBE: &str = include_str!("isolation.sh");
-/// Names of variables that agents may see.
+/// Names of variables that agents may have.
 const VARIABLES: &str = "GOMAXPROCS HOME LANG LOGNAME OMP_NUM_THREADS PATH PWD RAWORC_MESSAGE_ID RAWORC_SESSION_ID \
                          RAWORC_SESSION_NAME SHELL TERM USER";
 
@@ -204,7 +204,7 @@ async fn files_that_an_agent_made_lead_nowhere_and_hold_nobody_up() {
     assert_ne!(fs::read_to_string("/etc/shadow").unwrap(), "changed");
 }
 
-/// A process that claims to be a container's host.
+/// A process that poses as a container's host.
 struct FakeHost(BufReader<UnixStream>);
 
 impl FakeHost {
@@ -215,7 +215,7 @@ impl FakeHost {
         Self(BufReader::new(stream))
     }
 
-    /// What the server says; `None` where it hangs up.
+    /// The server's answer; `None` if it closes the connection.
     fn hear(&mut self) -> Option<Value> {
         let mut line = String::new();
         match self.0.read_line(&mut line) {
@@ -238,7 +238,7 @@ impl FakeHost {
     }
 }
 
-/// The token of a container's host, made as the server makes it: whoever may read its records can.
+/// The token of a container's host, derived from the database as the server does.
 fn token_of(data_dir: &Path, container: &str) -> String {
     let records = rusqlite::Connection::open(data_dir.join("raworc.db")).unwrap();
     let secret = "SELECT value FROM settings WHERE name = 'host_secret'";

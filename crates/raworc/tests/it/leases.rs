@@ -1,4 +1,4 @@
-//! What is closed, revoked or expired ends at once, in every way that is open.
+//! Closing an account, revoking or expiring a token, and deleting a session immediately end everything that is open.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use crate::accounts::{call, member};
 use crate::harness::{PATIENCE, TestServer, can_run_containers, eventually};
 
-/// Everything here would go on for at least a minute; this is how soon it has to end.
+/// How soon everything must end; it would otherwise last at least a minute.
 const SOON: Duration = Duration::from_secs(15);
 
-/// What ends.
+/// What is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     TokenRevoked,
@@ -23,12 +23,12 @@ enum End {
     ServerStopped,
 }
 
-/// A way that is open.
+/// An open request.
 struct Way {
     name: &'static str,
     head: String,
     body: Vec<u8>,
-    /// In bytes: of the answer, or of the body that is announced.
+    /// Size in bytes of the answer, or of the announced body.
     length: usize,
 }
 
@@ -95,17 +95,17 @@ fn ways(id: &str, message: &str, registry: &str) -> Vec<Way> {
     ]
 }
 
-/// A text frame of a WebSocket's client, whose mask is zero.
+/// A WebSocket text frame of a client, with mask zero.
 fn frame(text: &str) -> Vec<u8> {
     [&[0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0], text.as_bytes()].concat()
 }
 
-/// How many of these the log has.
+/// The number of such events in the log.
 fn count(page: &Value, kind: &str) -> usize {
     page["items"].as_array().unwrap().iter().filter(|event| event["type"] == kind).count()
 }
 
-/// The beginning of an archive with a large file in it.
+/// The beginning of an archive with a large file.
 fn begun_archive() -> Vec<u8> {
     let mut header = tar::Header::new_ustar();
     header.set_path("blob").unwrap();
@@ -115,7 +115,7 @@ fn begun_archive() -> Vec<u8> {
     [header.as_bytes().as_slice(), &vec![b'x'; 100_000]].concat()
 }
 
-/// Whether it has to do with the session.
+/// Whether it concerns the session.
 fn is_of_session(way: &Way) -> bool {
     way.head.contains("/sessions/")
 }
@@ -131,7 +131,7 @@ fn open(server: &TestServer, token: &str, way: &Way) -> TcpStream {
     stream
 }
 
-/// Reads to the end, which has to come soon; how much there was.
+/// Reads to the end, which must come soon; returns the number of bytes.
 fn ends(mut stream: TcpStream, name: &str, end: End) -> Vec<u8> {
     let began = Instant::now();
     let mut all = Vec::new();
@@ -153,7 +153,7 @@ fn ends(mut stream: TcpStream, name: &str, end: End) -> Vec<u8> {
     }
 }
 
-/// A registry that lets everyone in, and never says a word.
+/// A registry that accepts connections and never answers.
 fn silent_registry() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();

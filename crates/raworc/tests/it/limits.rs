@@ -1,5 +1,5 @@
-//! What the kernel counts for a machine or a user, and what shared files would tell: one session takes all it can get, and
-//! another one, and the machine's root, still have theirs.
+//! Resources that no cgroup limits, and shared files: while one session uses all it can get, another one and the
+//! machine's root still get theirs.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -14,12 +14,12 @@ use crate::server_or_skip;
 const TAKE: &str = include_str!("limits.pl");
 const SOCKETS: &str = include_str!("limits_sockets.pl");
 const WATCH: &str = include_str!("limits_watch.pl");
-/// What a test needs one more of, on the machine and in a session, while another session has all it can get.
+/// Resources of which the machine and a session must get one more, while another session uses all it can get.
 const TAKEN: [&str; 7] = ["inotify", "terminals", "timers", "queues", "segments", "semaphores", "locked"];
-/// What a session cannot have at all, and what it is told.
+/// Resources that sessions cannot have, with the errors.
 const REFUSED: [(&str, &str); 4] =
     [("aio", "ENOSYS"), ("keys", "EPERM"), ("namespaces", "EPERM"), ("netlink", "EPROTONOSUPPORT")];
-/// More than a session gets of anything.
+/// More than a session gets of any resource.
 const MANY: u32 = 250_000;
 const RUNC: &str = "/usr/sbin/runc";
 
@@ -29,7 +29,7 @@ async fn put(server: &TestServer, id: &str, name: &str, text: &str) {
     assert!(response.status().is_success(), "{path}: {}", response.status());
 }
 
-/// Has the machine's root take one, as a session would.
+/// Allocates a resource as the machine's root.
 struct OfRoot(Child);
 
 impl OfRoot {
@@ -157,7 +157,7 @@ async fn nor_do_they_with_another_runtime() {
     nothing_shared_tells_or_blocks(TestServer::start(&["--oci-runtime", RUNC])).await;
 }
 
-/// What a server is started with that gives little.
+/// Options of a server with low ceilings.
 const LITTLE: [&str; 8] = [
     "--max-cpu-per-session",
     "0.5",

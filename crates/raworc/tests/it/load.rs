@@ -1,4 +1,4 @@
-//! Many and hostile clients: what they send slowly, what they do not read, and how much there is of it.
+//! Many and hostile clients: slow requests, unread answers, large amounts.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -20,7 +20,7 @@ fn connect(server: &TestServer) -> TcpStream {
     stream
 }
 
-/// A connection on which this was sent.
+/// A connection with a sent request.
 fn sent(server: &TestServer, text: &str) -> TcpStream {
     let mut stream = connect(server);
     // It may be closed already, in favour of a newer one.
@@ -28,21 +28,21 @@ fn sent(server: &TestServer, text: &str) -> TcpStream {
     stream
 }
 
-/// A GET whose answer nobody reads.
+/// A GET whose answer is not read.
 fn unread(server: &TestServer, token: &str, path: &str, accept: &str) -> TcpStream {
     let head =
         format!("GET /api/v0{path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\naccept: {accept}\r\n\r\n");
     sent(server, &head)
 }
 
-/// How many sockets the server has open.
+/// Number of open sockets of the server.
 fn sockets(server: &TestServer) -> usize {
     let descriptors = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().flatten();
     let links = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
     links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
 }
 
-/// Reads until the other side has closed.
+/// Reads until the peer closes the connection.
 fn is_closed(mut stream: TcpStream) -> bool {
     let mut rest = Vec::new();
     match stream.read_to_end(&mut rest) {
@@ -115,7 +115,7 @@ async fn who_keeps_the_server_waiting_is_given_up() {
     assert_eq!((status, result["stdout"].as_str()), (StatusCode::OK, Some("done\n")), "{result}");
 }
 
-/// A cgroup whose memory is limited, removed in the end.
+/// A cgroup with a memory limit, removed on drop.
 struct MemoryLimit {
     path: PathBuf,
 }
@@ -145,7 +145,7 @@ impl Drop for MemoryLimit {
     }
 }
 
-/// Messages in the session of the attack, and their size: control characters, each of which JSON writes in six.
+/// Number and size of messages in the attack: control characters, which take six bytes each in JSON.
 const MESSAGES: usize = 24;
 const FILL: &str = "head -c 1048576 /dev/zero | tr '\\0' '\\1'";
 

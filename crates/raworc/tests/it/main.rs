@@ -1,7 +1,8 @@
-//! Tests through the outside: the real program, real containers, HTTP and the command line.
+//! End-to-end tests: the real program, real containers, HTTP and the command line.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should say where")]
 
 mod accounts;
+mod attached;
 mod bad_input;
 mod checkpoints;
 mod cli;
@@ -16,11 +17,14 @@ mod disk;
 mod exec;
 mod file_names;
 mod files;
+mod full_disk;
+mod fuzz;
 mod harness;
 mod health;
 mod images;
 mod isolation;
 mod leases;
+mod leftovers;
 mod limits;
 mod load;
 mod messages;

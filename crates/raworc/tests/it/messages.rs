@@ -1,4 +1,4 @@
-//! Messages, their answers, and the log.
+//! Messages, answers and the event log.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -182,7 +182,7 @@ async fn messages_are_answered_in_order_and_a_repeated_key_sends_one() {
     assert_eq!(response.json::<Value>().await.unwrap()["code"], "idempotency_key_reused");
 }
 
-/// Reads a stream of events until `last`; their numbers, types and texts.
+/// Reads a stream until event `last`; returns numbers, types and texts.
 async fn follow(server: &TestServer, id: &str, resume: Option<u64>, last: &str) -> Vec<(u64, String)> {
     let mut request =
         server.request(Method::GET, &format!("/sessions/{id}/events")).header("accept", "text/event-stream");

@@ -1,4 +1,4 @@
-//! Names that mislead, and other users of the machine who look around.
+//! Misleading names, and other users of the machine.
 
 use std::fs;
 use std::io::Write as _;
@@ -68,7 +68,7 @@ async fn names_that_mislead_are_refused_everywhere() {
     }
 }
 
-/// What another user of the machine can read or list of these paths, as they are now.
+/// What another user of the machine can read or list of these paths.
 fn open_to_others(paths: &[PathBuf]) -> Vec<String> {
     let script = "while IFS= read -r -d '' path; do if [ -r \"$path\" ] || [ -w \"$path\" ]; then printf '%s\\n' \"$path\"; fi; done";
     let mut child = Command::new("setpriv")

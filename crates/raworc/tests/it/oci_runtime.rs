@@ -1,4 +1,4 @@
-//! The same on another OCI runtime: Debian's runc.
+//! Sessions on another OCI runtime: Debian's runc.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::harness::TestServer;
 
 const RUNC: &str = "/usr/sbin/runc";
 
-/// A server on runc; skips the test loudly where that can't be.
+/// A server that uses runc, or SKIPPED.
 fn start() -> Option<TestServer> {
     if !Path::new(RUNC).exists() {
         eprintln!("SKIPPED: there is no {RUNC}; apt-get install runc");
@@ -66,7 +66,7 @@ async fn containers_of_runc_outlive_their_server() {
     until_nothing_is_left(&server).await;
 }
 
-/// No bundle, no cgroup, and nothing in runc's own records.
+/// Checks that no bundle, cgroup or runc state is left.
 async fn until_nothing_is_left(server: &TestServer) {
     let state = server.data_dir().join("run/state");
     let deadline = std::time::Instant::now() + crate::harness::PATIENCE;

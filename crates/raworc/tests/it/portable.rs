@@ -1,4 +1,4 @@
-//! Checkpoints that go to another server: through a registry, and in a file.
+//! Checkpoints that are moved to another server: through a registry and as a file.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ use crate::accounts::{call, member};
 use crate::daemon::{Daemon, Settings, run};
 use crate::harness::{RAWORC, TestServer, can_run_containers};
 
-/// Everything of a workspace in which two servers may differ, were they to.
+/// Prints everything in a workspace that could differ between two servers.
 const FINGERPRINT: &str = r"find . -mindepth 1 -printf '%p %y %m %U %G %s %l\n' | LC_ALL=C sort
 find . -type f -print0 | LC_ALL=C sort -z | xargs -0r sha256sum";
 
-/// Fills a workspace with something of every kind, in more than one layer.
+/// Fills a workspace with an entry of every kind, in several layers.
 const WORK: [&str; 2] = [
     "mkdir -p src/deep empty; echo one > src/a; ln src/a src/same; ln -s ../nowhere src/link; chmod 751 src; chmod 4640 src/a
      truncate -s 5M sparse; printf 'x' | dd of=sparse bs=1 seek=3000000 conv=notrunc 2>/dev/null
@@ -23,7 +23,7 @@ const WORK: [&str; 2] = [
     "rm gone; rm -r src/deep; mkdir src/deep; echo new > src/deep/g; echo two > b",
 ];
 
-/// Begins a test that needs a registry of its own, or skips it loudly.
+/// Starts a test that needs a registry, or prints SKIPPED.
 pub fn registry(settings: Settings) -> Option<Daemon> {
     if !can_run_containers() {
         return None;
@@ -295,8 +295,8 @@ async fn what_the_server_may_at_registries_is_not_what_members_may() {
     }
 }
 
-/// Members have the server speak to public registries and to those that are allowed. An answer about another says nothing of what is
-/// there, whether a port is open or closed, however it is written.
+/// Members may use public and allowed registries only. The error for another one does not reveal whether its port is
+/// open.
 #[tokio::test]
 async fn members_do_not_look_around_through_the_server() {
     if !can_run_containers() {
@@ -367,8 +367,7 @@ async fn members_do_not_look_around_through_the_server() {
     assert!(open.accept().is_err(), "nothing was sent to a port of the machine");
 }
 
-/// What an OCI archive names, changed by `change`, which gets the directory of blobs, its manifest and its config. The digests of
-/// these are made right again.
+/// Calls `change` with the blob directory, manifest and config of an OCI archive, and corrects the digests.
 fn forge(archive: &Path, change: impl FnOnce(&Path, &mut Value, &mut Value)) -> Vec<u8> {
     let scratch = tempfile::tempdir().unwrap();
     run(Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(scratch.path()));

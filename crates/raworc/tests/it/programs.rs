@@ -1,4 +1,4 @@
-//! What programs of the machine find in a session: their configuration, their names, their limits, and each other.
+//! Programs of the machine in a session: their configuration, names, limits, and tracing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::harness::TestServer;
 use crate::server_or_skip;
 
 const LANGUAGES: &str = include_str!("languages.sh");
-/// What of the machine's `/etc` sessions are not to have, though links in `/usr` lead there.
+/// Files in the machine's `/etc` that sessions must not have, even if links in `/usr` lead to them.
 const KEPT_BACK: [&str; 4] = ["/etc/environment", "/etc/maven/settings.xml", "/etc/shadow", "/etc/ssl/private"];
 
 #[tokio::test]
@@ -33,7 +33,7 @@ async fn every_language_of_the_machine_runs() {
     }
 }
 
-/// The links below `/usr` that lead nowhere.
+/// Broken links below `/usr`.
 const DANGLING: &str = "find /usr -xdev -xtype l -print0 | sort -z | tr '\\0' '\\n'";
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn what_is_configured_later_is_there_for_the_next_session() {
     assert_eq!(server.send(&id, &script).await["reply"]["content"], "420\n");
 }
 
-/// Each line says something that has to be so; what is not, is printed.
+/// Each line is a condition; those that fail are printed.
 const PLACES: &str = r#"
 is() { [ "$2" = "$3" ] || echo "$1: $2, expected $3"; }
 for path in /tmp /var/tmp /dev/shm /run/lock /var/lock; do
@@ -155,7 +155,7 @@ async fn programs_of_an_image_find_their_names_whatever_it_left_empty() {
     }
 }
 
-/// An archive of an image with the machine's programs that [`NAMES`] needs, in which a command has changed each file of `/etc`.
+/// An image archive with the programs that [`NAMES`] needs, in which a command has changed every file of `/etc`.
 fn image(kind: &str, command: &str) -> tempfile::TempDir {
     let scratch = tempfile::tempdir().unwrap();
     let script = format!(
@@ -179,7 +179,7 @@ fn image(kind: &str, command: &str) -> tempfile::TempDir {
     scratch
 }
 
-/// What programs ask for their limits with, and what they are told. $CPUS and $MIB are the limits.
+/// How programs query limits, with the expected answers. $CPUS and $MIB are the limits.
 const LIMITS: &str = r#"
 is() { [ "$2" = "$3" ] || echo "$1: $2, expected $3"; }
 has() { command -v $1 >/dev/null; }
@@ -232,7 +232,7 @@ async fn programs_are_told_the_limits_of_their_session() {
     }
 }
 
-/// Tracing, by the tools that need it, of one's own processes; and of what is not one's own.
+/// Tracing with common tools, of own and other processes.
 const TRACING: &str = r#"
 has() { command -v $1 >/dev/null; }
 cd /tmp

@@ -1,4 +1,4 @@
-//! Wishes that come right after an answer, while the server saves what the message has left.
+//! Requests right after an answer, while the server takes a checkpoint.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use crate::harness::TestServer;
 use crate::server_or_skip;
 
-/// How often each action is raced.
+/// Rounds per action.
 const TIMES: usize = 12;
-/// A container that cannot end is killed after its grace, three seconds: no wake waits for that.
+/// A container that cannot end is killed after three seconds; no start may wait for that.
 const WAKE_MAX: Duration = Duration::from_millis(2_500);
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Requests byte by byte: what a well-behaved client would not send, and answers with all their headers.
+//! Requests sent byte by byte, for malformed ones, and answers with all headers.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::harness::{PATIENCE, TestServer};
 
-/// An answer, whole.
+/// A complete answer.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,

@@ -1,4 +1,4 @@
-//! Whatever becomes of the files in `run`: a session has one host.
+//! Damage to the files in `run`: a session still has exactly one host.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::harness::{TestServer, eventually};
 use crate::server_or_skip;
 
-/// What happens to a file or directory.
+/// What is done to a file or directory.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Gone,
@@ -20,7 +20,7 @@ enum Fate {
 }
 
 const FATES: [Fate; 4] = [Fate::Gone, Fate::Garbage, Fate::Directory, Fate::LeadsElsewhere];
-/// Everything in `run`; `ID` is the session's container.
+/// All files in `run`; `ID` is the session's container.
 const PATHS: [&str; 17] = [
     "",
     "instance",
@@ -57,7 +57,7 @@ fn meet(path: &Path, fate: Fate) {
     }
 }
 
-/// The hosts of this server's containers: those that have a session's workspace, and those that wait for one.
+/// Hosts of this server's containers: with a session's workspace, and spare ones.
 fn hosts(server: &TestServer) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let place = server.data_dir().join("run/host");
     let is_ours = |process: &PathBuf| {
@@ -78,7 +78,7 @@ fn hosts(server: &TestServer) -> (Vec<PathBuf>, Vec<PathBuf>) {
     ours.partition(|process| fs::read_to_string(process.join("mountinfo")).unwrap_or_default().contains(" /workspace "))
 }
 
-/// A process that has nothing to do with it.
+/// An unrelated process.
 struct Bystander(Child);
 
 impl Drop for Bystander {

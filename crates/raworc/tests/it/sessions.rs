@@ -1,4 +1,4 @@
-//! The life of a session.
+//! The life cycle of a session.
 
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Streams of events, as a browser's `EventSource` follows them, and which representation a client gets.
+//! Event streams, as followed by `EventSource` in browsers, and content negotiation.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
@@ -10,21 +10,21 @@ use crate::harness::{PATIENCE, TestServer, eventually};
 use crate::raw::{exchange, request};
 use crate::server_or_skip;
 
-/// One connection of an `EventSource` (HTML, section 9.2): it remembers the last id, and sends it with the same URL.
+/// A connection of an `EventSource` (HTML, section 9.2), which sends the last id with the same URL.
 struct EventSource {
     url: String,
     last_event_id: String,
     retry: Option<u64>,
 }
 
-/// What a connection brought.
+/// The result of a connection.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
-    /// It was cut after as many events as were wanted.
+    /// It was closed after the wanted number of events.
     Cut,
-    /// The server ended it: an `EventSource` connects again.
+    /// The server closed it, so an `EventSource` reconnects.
     Ended,
-    /// The server says not to connect again, with this status.
+    /// The server rejected it with this status, so an `EventSource` does not reconnect.
     Closed(u16),
 }
 
@@ -33,7 +33,7 @@ impl EventSource {
         Self { url, last_event_id: String::new(), retry: None }
     }
 
-    /// Connects, and takes up to `count` events.
+    /// Connects and reads up to `count` events.
     fn connect(&mut self, server: &TestServer, count: usize) -> (Vec<(u64, Value)>, Outcome) {
         let mut stream = TcpStream::connect(server.url.trim_start_matches("http://")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -1,4 +1,4 @@
-//! How the server is, what it counts, and what it says of itself.
+//! Health, metrics and version of the server.
 
 use std::path::Path;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! Bad days of what is on its way: kills, a full disk, spoiled blobs.
+//! Faults of transfers: kills, a full disk, damaged blobs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::daemon::{Daemon, Settings};
 use crate::harness::{TestServer, can_run_containers};
 use crate::portable::registry;
 
-/// Begins a call that tells how it gets on, and reads until it has told so often; true where it ended before.
+/// Starts a call with progress and reads `told` reports; returns true if it ended before.
 async fn begin(request: reqwest::RequestBuilder, told: usize) -> (reqwest::Response, bool) {
     let mut response = request.header("accept", "text/event-stream").send().await.unwrap();
     assert!(response.status().is_success(), "{}", response.status());
@@ -27,20 +27,20 @@ async fn begin(request: reqwest::RequestBuilder, told: usize) -> (reqwest::Respo
     (response, false)
 }
 
-/// Directories of layers, when what is nobody's has been removed.
+/// Layer directories, after garbage was removed.
 async fn layers(server: &TestServer) -> Vec<PathBuf> {
     assert_eq!(server.post("/system/prune", json!({})).await.0, 200);
     let entries = fs::read_dir(server.data_dir().join("layers")).unwrap().flatten().map(|entry| entry.path());
     entries.filter(|path| path.file_name().unwrap().len() == 32).collect()
 }
 
-/// A blob in the registry's own files.
+/// A blob in the registry's files.
 fn blob(daemon: &Daemon, digest: &str) -> PathBuf {
     let hex = digest.trim_start_matches("sha256:");
     daemon.path("data").join("docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
 }
 
-/// The digests of an image's layers, the lowest first.
+/// Digests of an image's layers, lowest first.
 fn layers_of(daemon: &Daemon, manifest: &Value) -> Vec<String> {
     let bytes = fs::read(blob(daemon, manifest["digest"].as_str().unwrap())).unwrap();
     let manifest: Value = serde_json::from_slice(&bytes).unwrap();

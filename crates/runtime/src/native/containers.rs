@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use raworc_core::ids::{ContainerId, LayerId};
 use raworc_launcher::protocol::{Action, Assign, Outcome};
-use raworc_workspace::{Mounter, Stack, Trash};
+use raworc_workspace::{LayerStack, Mounter, Trash};
 use tokio::sync::{OwnedMutexGuard, RwLock, mpsc};
 
 use super::cgroup::Cgroups;
@@ -50,7 +50,7 @@ pub struct Owned {
     /// Its first process while that runs.
     pub process: Option<Arc<Handle>>,
     /// What its workspace is made of, once it has one.
-    pub workspace: Option<Stack>,
+    pub workspace: Option<LayerStack>,
     /// The layers of its image.
     pub image: Vec<LayerId>,
     /// Taken to look at the workspace's mount, and alone to exchange it: in between there is none.
@@ -59,7 +59,7 @@ pub struct Owned {
 
 impl Owned {
     /// One of which no process is known.
-    pub fn new(slot: Slot, workspace: Option<Stack>, image: Vec<LayerId>) -> Self {
+    pub fn new(slot: Slot, workspace: Option<LayerStack>, image: Vec<LayerId>) -> Self {
         Self { slot, process: None, workspace, image, mount: Arc::default() }
     }
 }
@@ -212,7 +212,7 @@ impl Containers {
         let trees = [self.layout.state().join(slot.as_str()), bundle.to_owned()];
         let (trash, written) = (self.trash.clone(), bundle.join(image::WRITTEN));
         blocking(move || {
-            trash.take(&written)?;
+            trash.remove(&written)?;
             trees.iter().try_for_each(|tree| remove(tree))
         })
         .await
@@ -256,7 +256,7 @@ impl Containers {
     }
 
     /// Notes that a container that runs has another workspace.
-    pub fn set_workspace(&self, id: ContainerId, workspace: Stack) {
+    pub fn set_workspace(&self, id: ContainerId, workspace: LayerStack) {
         if let Some(owned) = locked(&self.owned).get_mut(&id) {
             owned.workspace = Some(workspace);
         }

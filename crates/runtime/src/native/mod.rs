@@ -29,7 +29,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use raworc_core::ids::ContainerId;
 use raworc_core::link::AGENT_UID;
-use raworc_workspace::{Mounter, Stack, Trash};
+use raworc_workspace::{LayerStack, Mounter, Trash};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -172,7 +172,7 @@ impl Runtime for NativeRuntime {
         self.containers.hidden(id)
     }
 
-    fn workspace(&self, id: ContainerId) -> Option<Stack> {
+    fn workspace(&self, id: ContainerId) -> Option<LayerStack> {
         self.containers.workspace(id)
     }
 
@@ -188,7 +188,7 @@ impl Runtime for NativeRuntime {
         self.containers.thaw(id).await
     }
 
-    async fn remount(&self, id: ContainerId, workspace: &Stack) -> Result<(), RuntimeError> {
+    async fn remount(&self, id: ContainerId, workspace: &LayerStack) -> Result<(), RuntimeError> {
         let (containers, workspace) = (Arc::clone(&self.containers), workspace.clone());
         detached(async move { containers.remount(id, &workspace).await }).await
     }

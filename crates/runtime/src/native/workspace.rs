@@ -8,7 +8,7 @@ use std::path::Path;
 use raworc_core::ids::{ContainerId, LayerId};
 use raworc_core::link::WORKSPACE_PATH;
 use raworc_launcher::protocol::{Action, Outcome, PROCESS_FILE, Process, Remount};
-use raworc_workspace::Stack;
+use raworc_workspace::LayerStack;
 use raworc_workspace::layers::usage;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
@@ -23,24 +23,24 @@ use crate::{Hidden, Occupancy, RuntimeError};
 const WORKSPACE_FILE: &str = "workspace";
 
 /// Notes what a container's workspace is made of, for the server after this one.
-pub fn note(bundle: &Path, workspace: &Stack) -> io::Result<()> {
+pub fn note(bundle: &Path, workspace: &LayerStack) -> io::Result<()> {
     let layers = workspace.writable.iter().chain(&workspace.layers);
     let text: String = layers.map(|layer| format!("{layer}\n")).collect();
     write_file(&bundle.join(WORKSPACE_FILE), text.as_bytes(), 0o600)
 }
 
 /// What was noted.
-pub fn noted(bundle: &Path) -> Option<Stack> {
+pub fn noted(bundle: &Path) -> Option<LayerStack> {
     let file = bundle.join(WORKSPACE_FILE);
     let text = if is_file(&file) { fs::read_to_string(file).ok()? } else { return None };
     let mut layers = text.lines().map(str::parse::<LayerId>).collect::<Result<Vec<_>, _>>().ok()?.into_iter();
     let writable = Some(layers.next()?);
-    Some(Stack { layers: layers.collect(), writable })
+    Some(LayerStack { layers: layers.collect(), writable })
 }
 
 impl Containers {
     /// See [`Runtime::workspace`](crate::Runtime::workspace).
-    pub fn workspace(&self, id: ContainerId) -> Option<Stack> {
+    pub fn workspace(&self, id: ContainerId) -> Option<LayerStack> {
         self.running(id)?.workspace
     }
 
@@ -85,7 +85,7 @@ impl Containers {
     }
 
     /// See [`Runtime::remount`](crate::Runtime::remount).
-    pub async fn remount(&self, id: ContainerId, workspace: &Stack) -> Result<(), RuntimeError> {
+    pub async fn remount(&self, id: ContainerId, workspace: &LayerStack) -> Result<(), RuntimeError> {
         let (mounter, stack) = (self.mounter.clone(), workspace.clone());
         let mount = blocking(move || mounter.mount(&stack)).await?;
         let owned = self.running(id).ok_or_else(|| RuntimeError::Other("the container does not run".into()))?;

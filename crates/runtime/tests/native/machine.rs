@@ -9,8 +9,8 @@ use std::time::Duration;
 use raworc_core::ids::{ContainerId, LayerId, SessionId};
 use raworc_runtime::native::{Ids, NativeConfig, NativeRuntime};
 use raworc_runtime::{ContainerSpec, Exit, Resources, Runtime};
-use raworc_workspace::layers::Marks;
-use raworc_workspace::{Mounter, Stack, layers_in};
+use raworc_workspace::layers::OverlayXattrs;
+use raworc_workspace::{LayerStack, Mounter, layers_in};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -65,7 +65,7 @@ impl Machine {
         let launcher = std::env::var("RAWORC_TEST_LAUNCHER").unwrap_or(env!("CARGO_BIN_EXE_raworc-launcher").into());
         let layers = layers_in(&self.data());
         fs::create_dir_all(&layers).unwrap();
-        let mounter = Mounter::start(&layers, Marks::Trusted).unwrap();
+        let mounter = Mounter::start(&layers, OverlayXattrs::Trusted).unwrap();
         let runtime = NativeRuntime::open(NativeConfig {
             mounter,
             data_dir: self.data(),
@@ -91,7 +91,7 @@ impl Machine {
         chown(&workspace, Some(Ids::BASE_OF_ROOT), Some(Ids::BASE_OF_ROOT)).unwrap();
         fs::set_permissions(&workspace, Permissions::from_mode(0o777)).unwrap();
         fs::write(workspace.join("script"), script).unwrap();
-        let workspace = Stack { layers: Vec::new(), writable: Some(layer) };
+        let workspace = LayerStack { layers: Vec::new(), writable: Some(layer) };
         ContainerSpec {
             id: ContainerId { session: SessionId(Uuid::from_u128(number)), generation: 1 },
             image: None,

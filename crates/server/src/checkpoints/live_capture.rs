@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_runtime::Occupancy;
-use raworc_workspace::layers::capture::{Captured, How};
+use raworc_workspace::layers::capture::{CaptureOptions, CaptureStats};
 use raworc_workspace::layers::links::CopiedUpFile;
 use raworc_workspace::layers::{capture, seal, squash};
 
@@ -141,12 +141,12 @@ impl CaptureBases {
 /// keep one from being found; when it stands still, nothing does.
 async fn gather(job: &Job<'_>, gathered: &mut BTreeSet<CopiedUpFile>) -> Result<(), SaveError> {
     let (layer_store, writable) = (job.app.layer_store.clone(), job.row.writable_id);
-    let found = job.app.work(move || layer_store.touched(writable)).await??;
+    let found = job.app.work(move || layer_store.copied_up_files(writable)).await??;
     let files: BTreeSet<CopiedUpFile> = found.difference(gathered).cloned().collect();
     if !files.is_empty() {
         let root = job.app.runtime.open_workspace(job.container).await?;
         let (layer_store, wanted) = (job.app.layer_store.clone(), files.clone());
-        job.app.work(move || layer_store.gather(root, writable, &wanted)).await??;
+        job.app.work(move || layer_store.restore_hard_links(root, writable, &wanted)).await??;
     }
     gathered.extend(files);
     Ok(())
@@ -158,14 +158,14 @@ async fn round(
     layer: LayerId,
     before: Option<Arc<Listing>>,
     is_still: bool,
-) -> Result<(Arc<Listing>, Captured), SaveError> {
+) -> Result<(Arc<Listing>, CaptureStats), SaveError> {
     let (layer_store, from) = (job.app.layer_store.clone(), job.row.writable_id);
     // In a simulation time is made up, and what the file system says of it means nothing.
-    let doubtful = if job.app.fault_injector.is_some() { Duration::MAX } else { capture::DOUBTFUL };
-    let how = How { marks: layer_store.marks(), is_still, doubtful };
-    let copy = move || -> io::Result<(Arc<Listing>, Captured)> {
-        let into = layer_store.begin(layer)?;
-        let listing = Listing(layer_store.beside(from, &format!("{}.listing", layer.0.as_simple())));
+    let doubtful = if job.app.fault_injector.is_some() { Duration::MAX } else { capture::TIMESTAMP_GRANULARITY };
+    let how = CaptureOptions { xattrs: layer_store.overlay_xattrs(), is_still, doubtful };
+    let copy = move || -> io::Result<(Arc<Listing>, CaptureStats)> {
+        let into = layer_store.create_empty(layer)?;
+        let listing = Listing(layer_store.sibling(from, &format!("{}.listing", layer.0.as_simple())));
         let captured = capture::capture(
             &layer_store.path(from),
             &into,
@@ -186,11 +186,11 @@ async fn join(job: &Job<'_>, rounds: &[LayerId], whole: LayerId, earlier: Option
     let layer_store = job.app.layer_store.clone();
     let newest_first: Vec<LayerId> = rounds.iter().rev().copied().collect();
     let work = move || -> io::Result<()> {
-        let (lower, parts, marks) =
-            (layer_store.paths(&stack.layers), layer_store.paths(&newest_first), layer_store.marks());
-        parts.iter().try_for_each(|part| seal::resolve_redirects(part, &lower, marks))?;
-        squash::squash(&parts, &layer_store.paths(&below.layers), &layer_store.begin(whole)?, marks)?;
-        layer_store.look_for_links(whole)
+        let (lower, parts, xattrs) =
+            (layer_store.paths(&stack.layers), layer_store.paths(&newest_first), layer_store.overlay_xattrs());
+        parts.iter().try_for_each(|part| seal::resolve_redirects(part, &lower, xattrs))?;
+        squash::squash(&parts, &layer_store.paths(&below.layers), &layer_store.create_empty(whole)?, xattrs)?;
+        layer_store.detect_hard_links(whole)
     };
     Ok(job.app.work(work).await??)
 }

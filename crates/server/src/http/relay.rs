@@ -13,7 +13,7 @@ use raworc_api::terminal::{
     CHANNEL_STDERR, CHANNEL_STDIN, CHANNEL_STDOUT, CLOSE_LOST, CLOSE_TOO_SLOW, ClientFrame, Notice,
 };
 use raworc_core::limits::PIECE_BYTES_MAX;
-use raworc_core::link::{Ending, Size, Stream};
+use raworc_core::link::{Ending, OutputStream, Size};
 use raworc_core::pieces::{Decoder, Ended, Piece};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::OwnedSemaphorePermit;
@@ -155,13 +155,13 @@ async fn down(
     }
 }
 
-fn outgoing(kind: Kind, stream: Stream, bytes: Vec<u8>) -> Bytes {
+fn outgoing(kind: Kind, stream: OutputStream, bytes: Vec<u8>) -> Bytes {
     if kind == Kind::Terminal {
         return bytes.into();
     }
     let channel = match stream {
-        Stream::Stdout => CHANNEL_STDOUT,
-        Stream::Stderr => CHANNEL_STDERR,
+        OutputStream::Stdout => CHANNEL_STDOUT,
+        OutputStream::Stderr => CHANNEL_STDERR,
     };
     let mut framed = Vec::with_capacity(bytes.len() + 1);
     framed.push(channel);

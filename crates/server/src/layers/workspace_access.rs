@@ -10,8 +10,8 @@ use raworc_core::ids::{ContainerId, LayerId, SessionId};
 use raworc_core::time::Time;
 use raworc_store::layers::{self, LayerRow};
 use raworc_store::sessions::SessionRow;
-use raworc_workspace::layers::compare::Side;
-use raworc_workspace::{FileError, LayerStore, Stack, Workspace};
+use raworc_workspace::layers::compare::ComparedTree;
+use raworc_workspace::{FileError, LayerStack, LayerStore, Workspace};
 use uuid::Uuid;
 
 use crate::app::Shared;
@@ -36,12 +36,12 @@ pub struct PinnedWorkspace {
 
 impl PinnedWorkspace {
     /// To be compared.
-    pub fn side(&self) -> Side<'_> {
-        let side = Side::sealed(self.workspace.root());
+    pub fn side(&self) -> ComparedTree<'_> {
+        let side = ComparedTree::sealed(self.workspace.root());
         let Some(LayerId(writable)) = self.writable else { return side };
         // Its name says when it was made.
         let made = writable.get_timestamp().map_or((0, 0), |made| made.to_unix());
-        Side { sealed_at: SystemTime::UNIX_EPOCH + Duration::new(made.0, made.1), ..side }
+        ComparedTree { sealed_at: SystemTime::UNIX_EPOCH + Duration::new(made.0, made.1), ..side }
     }
 }
 
@@ -63,9 +63,9 @@ pub fn new_layer() -> LayerId {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn stack(app: &Shared, top: Option<LayerId>) -> Result<(Stack, LayerPin), Failure> {
+pub async fn stack(app: &Shared, top: Option<LayerId>) -> Result<(LayerStack, LayerPin), Failure> {
     let (chain, hold) = chain(app, top).await?;
-    Ok((Stack { layers: chain.into_iter().map(|layer| layer.id).collect(), writable: None }, hold))
+    Ok((LayerStack { layers: chain.into_iter().map(|layer| layer.id).collect(), writable: None }, hold))
 }
 
 /// The same, with what is recorded of them.
@@ -93,7 +93,7 @@ async fn chain_now(app: &Shared, top: Option<LayerId>) -> Result<Vec<LayerRow>, 
 ///
 /// # Errors
 /// 404 where there is no such session.
-pub async fn stack_of(app: &Shared, session: SessionId) -> Result<(Stack, LayerPin), Failure> {
+pub async fn stack_of(app: &Shared, session: SessionId) -> Result<(LayerStack, LayerPin), Failure> {
     loop {
         let seen = stack_now(app, session).await?;
         let hold = app.layer_pins.pin(seen.writable.into_iter().chain(seen.layers.iter().copied()));
@@ -107,7 +107,7 @@ pub async fn stack_of(app: &Shared, session: SessionId) -> Result<(Stack, LayerP
 ///
 /// # Errors
 /// 404 where there is no such session.
-pub async fn image_of(app: &Shared, session: SessionId) -> Result<(Stack, LayerPin), Failure> {
+pub async fn image_of(app: &Shared, session: SessionId) -> Result<(LayerStack, LayerPin), Failure> {
     loop {
         let top = image_now(app, session).await?;
         match stack(app, top).await {
@@ -127,7 +127,7 @@ async fn image_now(app: &Shared, session: SessionId) -> Result<Option<LayerId>, 
 ///
 /// # Errors
 /// 404 where there is no such session; where the directory cannot be made.
-pub async fn ready_stack_of(app: &Shared, session: SessionId) -> Result<(Stack, LayerPin), Failure> {
+pub async fn ready_stack_of(app: &Shared, session: SessionId) -> Result<(LayerStack, LayerPin), Failure> {
     let (stack, hold) = stack_of(app, session).await?;
     let (layer_store, wanted) = (app.layer_store.clone(), stack.clone());
     app.work(move || layer_store.create(&wanted)).await.flatten().map_err(FileError::from)?;
@@ -143,12 +143,12 @@ pub async fn is_changed(app: &Shared, row: &SessionRow) -> std::io::Result<bool>
     app.work(move || layer_store.is_changed(layer, below)).await.flatten()
 }
 
-async fn stack_now(app: &Shared, session: SessionId) -> Result<Stack, Failure> {
+async fn stack_now(app: &Shared, session: SessionId) -> Result<LayerStack, Failure> {
     let mut connection = app.store.read().await?;
     let row = raworc_store::sessions::find(&mut connection, session).await?;
     let row = row.ok_or_else(|| Failure::not_found("session", &session.to_string()))?;
     let chain = layers::chain(&mut connection, row.layer_id).await?;
-    Ok(Stack { layers: chain.into_iter().map(|layer| layer.id).collect(), writable: Some(row.writable_id) })
+    Ok(LayerStack { layers: chain.into_iter().map(|layer| layer.id).collect(), writable: Some(row.writable_id) })
 }
 
 /// Refuses what a session cannot do any more whose files are gone.
@@ -177,8 +177,8 @@ pub async fn open_now(app: &Shared, row: &SessionRow) -> Result<PinnedWorkspace,
     let (stack, hold) = ready_stack_of(app, row.id).await?;
     let writable = stack.writable;
     let view = move |layer_store: &LayerStore| {
-        layer_store.gather_resting(&stack)?;
-        layer_store.view(&stack)
+        layer_store.restore_hard_links_unmounted(&stack)?;
+        layer_store.mount_read_only(&stack)
     };
     Ok(PinnedWorkspace { workspace: open(app, view).await?, writable, _hold: hold })
 }
@@ -188,9 +188,9 @@ pub async fn open_now(app: &Shared, row: &SessionRow) -> Result<PinnedWorkspace,
 /// # Errors
 /// Where they cannot be mounted.
 pub async fn open_layers(app: &Shared, layers: Vec<LayerId>, hold: LayerPin) -> Result<PinnedWorkspace, Failure> {
-    let stack = Stack { layers, writable: None };
+    let stack = LayerStack { layers, writable: None };
     Ok(PinnedWorkspace {
-        workspace: open(app, move |layer_store| layer_store.view(&stack)).await?,
+        workspace: open(app, move |layer_store| layer_store.mount_read_only(&stack)).await?,
         writable: None,
         _hold: hold,
     })

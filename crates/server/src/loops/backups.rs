@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use raworc_core::ids::{AccountId, SessionId};
 use raworc_core::permissions::Actor;
-use raworc_oci::{Reach, Reference};
+use raworc_oci::{AddressPolicy, Reference};
 use raworc_store::sessions::BackupDue;
 use raworc_store::{accounts, checkpoints, sessions};
 use tokio::time::Instant;
@@ -130,8 +130,9 @@ async fn back_up(app: &Shared, session: SessionId) -> Result<(), Failure> {
         (row, newest, owner)
     };
     // Credentials are the server's, but where a backup goes is what the session's owner says.
-    let reach = owner.map(|owner| Actor { account: owner.id, name: owner.name, role: owner.role });
-    let reach = reach.map_or_else(|| Reach::Public(Vec::new()), |owner| app.registries.reach(&owner));
+    let address_policy = owner.map(|owner| Actor { account: owner.id, name: owner.name, role: owner.role });
+    let address_policy =
+        address_policy.map_or_else(|| AddressPolicy::Public(Vec::new()), |owner| app.registries.address_policy(&owner));
     let newest = newest.filter(|newest| Some(newest.n) > row.backup.checkpoint);
     let (Some(plan), Some(newest)) = (&row.settings.backup, newest) else {
         return backups::nothing(app, session).await;
@@ -142,8 +143,8 @@ async fn back_up(app: &Shared, session: SessionId) -> Result<(), Failure> {
     let sent = async {
         let own = named(format!("{session}-{}", newest.n))?;
         let to = [
-            app.registries.registry(&own, Login::Servers, reach.clone()).await?,
-            app.registries.registry(&named(session.to_string())?, Login::Servers, reach).await?,
+            app.registries.registry(&own, Login::Servers, address_policy.clone()).await?,
+            app.registries.registry(&named(session.to_string())?, Login::Servers, address_policy).await?,
         ];
         let (digest, _) = push::send(app, row.owner_id, (&row, &newest), &to, &tell).await?;
         Ok::<_, Failure>((own.to_string(), digest.to_string()))

@@ -18,7 +18,7 @@ use raworc_store::StoreError;
 use raworc_store::checkpoints::{self, CheckpointRow, Status};
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::layers::seal;
-use raworc_workspace::{FileError, Stack};
+use raworc_workspace::{FileError, LayerStack};
 use uuid::Uuid;
 
 use super::{admitted, layers, quotas};
@@ -291,7 +291,7 @@ impl Job<'_> {
         }
     }
 
-    async fn fix_running(&self, stack: &Stack, pending: &[CheckpointRow]) -> Result<bool, SaveError> {
+    async fn fix_running(&self, stack: &LayerStack, pending: &[CheckpointRow]) -> Result<bool, SaveError> {
         if stack.writable != Some(self.row.writable_id) {
             // What it writes to was sealed, though nobody could be told.
             give_up(self.app, self.container).await?;
@@ -378,8 +378,10 @@ impl Job<'_> {
         let next = workspace_access::new_layer();
         let _hold = self.app.layer_pins.pin([next]);
         let layer_store = self.app.layer_store.clone();
-        let made =
-            self.app.work(move || layer_store.create(&Stack { layers: vec![layer], writable: Some(next) })).await?;
+        let made = self
+            .app
+            .work(move || layer_store.create(&LayerStack { layers: vec![layer], writable: Some(next) }))
+            .await?;
         let recorded = match made {
             Ok(()) => self.record(SaveOutcome::Sealed { layer, next }, since.elapsed()).await.map_err(SaveError::from),
             Err(error) => Err(error.into()),
@@ -414,7 +416,7 @@ impl Job<'_> {
             (self.app.layer_store.clone(), self.row.writable_id, workspace_access::new_layer());
         let hold = self.app.layer_pins.pin([settled]);
         let (looked, is_mounted) = (layer_store.clone(), self.app.runtime.workspace(self.container).is_some());
-        let lacks_names = !self.app.work(move || looked.touched(written)).await.flatten()?.is_empty();
+        let lacks_names = !self.app.work(move || looked.copied_up_files(written)).await.flatten()?.is_empty();
         let root = match is_mounted && lacks_names {
             true => Some(self.app.runtime.open_workspace(self.container).await?),
             false => None,
@@ -422,7 +424,7 @@ impl Job<'_> {
         let work = move || -> std::io::Result<LayerId> {
             // It is not the session that writes to it now.
             layer_store.limit(written, None)?;
-            layer_store.seal(&Stack { layers: stack.layers, writable: Some(written) }, root, settled)
+            layer_store.seal(&LayerStack { layers: stack.layers, writable: Some(written) }, root, settled)
         };
         let done = self.app.work(work).await.flatten();
         // If it does not become a layer of the session.
@@ -451,7 +453,7 @@ async fn finish(app: &Shared, session: SessionId, layer: LayerId) -> Result<(), 
         let paths = layer_store.paths(&stack.layers);
         let (own, lower) = paths.split_first().ok_or(std::io::ErrorKind::NotFound)?;
         seal::sync(own)?;
-        seal::measure(own, lower, layer_store.marks())
+        seal::measure(own, lower, layer_store.overlay_xattrs())
     };
     match app.work(work).await.flatten() {
         Ok(change) => {

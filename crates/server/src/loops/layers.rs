@@ -142,12 +142,12 @@ async fn merge_run(app: &Shared, chain: &[LayerRow], run: Range<usize>) -> Resul
     let (from, lower) = (paths(layers), paths(below));
     let work = {
         let layer_store = layer_store.clone();
-        move || -> std::io::Result<seal::Change> {
-            let into = layer_store.begin(new)?;
-            squash::squash(&from, &lower, &into, layer_store.marks())?;
-            layer_store.look_for_links(new)?;
+        move || -> std::io::Result<seal::LayerDelta> {
+            let into = layer_store.create_empty(new)?;
+            squash::squash(&from, &lower, &into, layer_store.overlay_xattrs())?;
+            layer_store.detect_hard_links(new)?;
             seal::sync(&into)?;
-            seal::measure(&into, &lower, layer_store.marks())
+            seal::measure(&into, &lower, layer_store.overlay_xattrs())
         }
     };
     let measured = app.work(work).await.map_err(FileError::Io)?.map_err(FileError::from);
@@ -165,7 +165,7 @@ async fn replace(
     hold: LayerPin,
     run: Vec<LayerRow>,
     new: LayerId,
-    measured: seal::Change,
+    measured: seal::LayerDelta,
 ) -> Result<bool, Failure> {
     let now = app.now();
     let write = app.store.write(move |transaction| {

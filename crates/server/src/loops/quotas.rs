@@ -307,7 +307,7 @@ async fn taken(app: &Shared, row: &SessionRow, container: ContainerId) -> Result
 async fn count(app: &Shared, layer: LayerId) -> Result<u64, Failure> {
     let (stack, _hold) = workspace_access::stack(app, Some(layer)).await?;
     let layer_store = app.layer_store.clone();
-    let work = move || seal::shown_usage(&layer_store.paths(&stack.layers), layer_store.marks());
+    let work = move || seal::shown_usage(&layer_store.paths(&stack.layers), layer_store.overlay_xattrs());
     let bytes = app.work(work).await.flatten().map_err(FileError::from)?;
     let write = app.store.write(move |transaction| {
         Box::pin(async move {

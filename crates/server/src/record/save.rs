@@ -15,7 +15,7 @@ use raworc_store::checkpoints::{self, CheckpointRow, Status};
 use raworc_store::layers::{self, LayerRow};
 use raworc_store::messages;
 use raworc_store::sessions::SessionRow;
-use raworc_workspace::layers::seal::Change as Measured;
+use raworc_workspace::layers::seal::LayerDelta;
 
 use super::backups;
 use crate::app::Shared;
@@ -283,7 +283,7 @@ async fn go_back(change: &mut Change<'_>, saved_as: &CheckpointRow) -> Result<()
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn ready(app: &Shared, session: SessionId, layer: LayerId, measured: Measured) -> Result<(), Failure> {
+pub async fn ready(app: &Shared, session: SessionId, layer: LayerId, measured: LayerDelta) -> Result<(), Failure> {
     let now = app.now();
     app.store
         .write(move |transaction| {
@@ -340,7 +340,7 @@ async fn layer(change: &mut Change<'_>, id: LayerId) -> Result<LayerRow, Failure
     found.ok_or_else(|| Failure::not_found("layer", &id.to_string()))
 }
 
-async fn store_sizes(change: &mut Change<'_>, id: LayerId, measured: Measured) -> Result<LayerRow, Failure> {
+async fn store_sizes(change: &mut Change<'_>, id: LayerId, measured: LayerDelta) -> Result<LayerRow, Failure> {
     let mut layer = layer(change, id).await?;
     let below = match layer.parent_id {
         Some(parent) => layers::find(change.connection(), parent).await?,

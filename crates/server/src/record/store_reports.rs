@@ -228,14 +228,17 @@ mod tests {
         let work = WorkId::Turn(TurnId(Uuid::nil()));
         let out = |stream, text: &str| Report::Output { work, stream, text: text.into() };
         let reports = vec![
-            (1, out(Stream::Stdout, "old")),
-            (2, out(Stream::Stdout, "a")),
-            (3, out(Stream::Stdout, "b")),
-            (4, out(Stream::Stderr, "c")),
-            (5, out(Stream::Stdout, "d")),
+            (1, out(OutputStream::Stdout, "old")),
+            (2, out(OutputStream::Stdout, "a")),
+            (3, out(OutputStream::Stdout, "b")),
+            (4, out(OutputStream::Stderr, "c")),
+            (5, out(OutputStream::Stdout, "d")),
         ];
-        let expected =
-            vec![(3, out(Stream::Stdout, "ab")), (4, out(Stream::Stderr, "c")), (5, out(Stream::Stdout, "d"))];
+        let expected = vec![
+            (3, out(OutputStream::Stdout, "ab")),
+            (4, out(OutputStream::Stderr, "c")),
+            (5, out(OutputStream::Stdout, "d")),
+        ];
         assert_eq!(merge(reports, 1), expected);
     }
 }

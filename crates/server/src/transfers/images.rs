@@ -235,7 +235,7 @@ impl From<Error> for Failure {
             Error::Unauthorized(_) => Failure::new(Code::RegistryRefused, text),
             Error::NotFound(_) => Failure::new(Code::RegistryNotFound, text),
             Error::Refused { status, .. } if status < 500 => Failure::new(Code::RegistryRefused, text),
-            Error::Refused { .. } | Error::Away { .. } => Failure::new(Code::RegistryUnavailable, text),
+            Error::Refused { .. } | Error::Unreachable { .. } => Failure::new(Code::RegistryUnavailable, text),
             Error::Io(error) => FileError::from(error).into(),
         }
     }

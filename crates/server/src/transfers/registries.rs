@@ -6,7 +6,7 @@ use raworc_api::image::RegistryCredentials;
 use raworc_api::problem::Code;
 use raworc_core::limits::IMAGE_BYTES_MAX;
 use raworc_core::permissions::{Action, Actor, Decision, allow};
-use raworc_oci::{Options, Reach, Reference, Registry};
+use raworc_oci::{AddressPolicy, Options, Reference, Registry};
 use raworc_workspace::FileError;
 
 use crate::error::Failure;
@@ -68,10 +68,10 @@ impl Registries {
     }
 
     /// Where the server goes for an account. It stands where much trusts it that would not trust every member.
-    pub fn reach(&self, actor: &Actor) -> Reach {
+    pub fn address_policy(&self, actor: &Actor) -> AddressPolicy {
         match allow(actor, Action::ReachPrivateRegistries) {
-            Decision::Allow => Reach::Anywhere,
-            Decision::Forbid | Decision::Hide => Reach::Public(self.allowed.clone()),
+            Decision::Allow => AddressPolicy::Anywhere,
+            Decision::Forbid | Decision::Hide => AddressPolicy::Public(self.allowed.clone()),
         }
     }
 
@@ -79,7 +79,12 @@ impl Registries {
     ///
     /// # Errors
     /// Where a file that the server was told of cannot be read.
-    pub async fn registry(&self, reference: &Reference, login: Login, reach: Reach) -> Result<Registry, Failure> {
+    pub async fn registry(
+        &self,
+        reference: &Reference,
+        login: Login,
+        address_policy: AddressPolicy,
+    ) -> Result<Registry, Failure> {
         let (registries, reference) = (self.clone(), reference.clone());
         let prepare = move || -> Result<Registry, Failure> {
             let credentials = match (login, &registries.auth_file) {
@@ -95,7 +100,8 @@ impl Registries {
                 true => Some(true),
                 false => certificates.as_ref().map(|_| false),
             };
-            let options = Options { plain_http, certificates, reach, bytes_max: IMAGE_BYTES_MAX, ..Options::default() };
+            let options =
+                Options { plain_http, certificates, address_policy, bytes_max: IMAGE_BYTES_MAX, ..Options::default() };
             Ok(Registry::new(reference, credentials, options)?)
         };
         blocking(prepare).await.map_err(FileError::Io)?

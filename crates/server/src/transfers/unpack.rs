@@ -9,7 +9,7 @@ use raworc_core::limits::{IMAGE_ENTRIES_MAX, LAYERS_MAX};
 use raworc_oci::{Bounds, Image, Layer, Layout};
 use raworc_store::layers::{self, Archived, LayerRow};
 use raworc_workspace::layers::{adopt, seal, squash};
-use raworc_workspace::{FileError, Stack};
+use raworc_workspace::{FileError, LayerStack};
 
 use super::images::{Tell, layer_of};
 use crate::app::Shared;
@@ -121,7 +121,7 @@ async fn known(
     Ok(Some((row, hold)))
 }
 
-fn lay(app: &Shared, id: LayerId, below: Option<&LayerRow>, measured: seal::Change) -> LayerRow {
+fn lay(app: &Shared, id: LayerId, below: Option<&LayerRow>, measured: seal::LayerDelta) -> LayerRow {
     let (depth, bytes, files) = below.map_or((0, 0, 0), |below| (below.depth, below.bytes, below.files));
     let disk_bytes = below.map_or(0, |below| below.disk_bytes).saturating_add_signed(measured.disk);
     LayerRow {
@@ -153,10 +153,10 @@ struct Unpack {
 }
 
 impl Unpack {
-    fn run(self) -> Result<(seal::Change, u64), Failure> {
+    fn run(self) -> Result<(seal::LayerDelta, u64), Failure> {
         let (format, layer_store) = (&self.app.images.format, &self.app.layer_store);
         let io = |error: std::io::Error| Failure::from(FileError::from(error));
-        let path = layer_store.begin(self.id).map_err(io)?;
+        let path = layer_store.create_empty(self.id).map_err(io)?;
         let paths = layer_store.paths(&self.below);
         let root = format.ids.base;
         seal::prepare(&path, paths.first().map(PathBuf::as_path), Some((root, root))).map_err(io)?;
@@ -167,13 +167,13 @@ impl Unpack {
         let unpacked = self.layer.unpack(&self.layout, &path, format, &bounds, &mut progress)?;
         let implied: Vec<PathBuf> = unpacked.implied.into_iter().filter(|path| !path.as_os_str().is_empty()).collect();
         if !implied.is_empty() {
-            let below = layer_store.view(&Stack { layers: self.below, writable: None }).map_err(io)?;
+            let below = layer_store.mount_read_only(&LayerStack { layers: self.below, writable: None }).map_err(io)?;
             adopt(&path, &implied, below.root()).map_err(io)?;
         }
-        squash::trim(&path, &paths, layer_store.marks()).map_err(io)?;
-        layer_store.look_for_links(self.id).map_err(io)?;
+        squash::trim(&path, &paths, layer_store.overlay_xattrs()).map_err(io)?;
+        layer_store.detect_hard_links(self.id).map_err(io)?;
         seal::sync(&path).map_err(io)?;
-        let measured = seal::measure(&path, &paths, layer_store.marks()).map_err(io)?;
+        let measured = seal::measure(&path, &paths, layer_store.overlay_xattrs()).map_err(io)?;
         Ok((measured, unpacked.bytes))
     }
 }
@@ -185,12 +185,12 @@ async fn fold(app: &Shared, taken: &mut UnpackedImage, below: &mut Vec<LayerRow>
     let from: Vec<LayerId> = taken.new.iter().rev().map(|(row, _)| row.id).collect();
     let lower: Vec<LayerId> = below[from.len()..].iter().map(|row| row.id).collect();
     let (layer_store, parts) = (app.layer_store.clone(), from.clone());
-    let work = move || -> std::io::Result<seal::Change> {
-        let (into, lower) = (layer_store.begin(id)?, layer_store.paths(&lower));
-        squash::squash(&layer_store.paths(&parts), &lower, &into, layer_store.marks())?;
-        layer_store.look_for_links(id)?;
+    let work = move || -> std::io::Result<seal::LayerDelta> {
+        let (into, lower) = (layer_store.create_empty(id)?, layer_store.paths(&lower));
+        squash::squash(&layer_store.paths(&parts), &lower, &into, layer_store.overlay_xattrs())?;
+        layer_store.detect_hard_links(id)?;
         seal::sync(&into)?;
-        seal::measure(&into, &lower, layer_store.marks())
+        seal::measure(&into, &lower, layer_store.overlay_xattrs())
     };
     let measured = blocking(work).await.flatten().map_err(FileError::from);
     app.garbage_queue.enqueue(from.iter().copied().chain([id]));

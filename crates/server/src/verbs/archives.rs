@@ -9,7 +9,9 @@ use axum::http::{HeaderMap, HeaderName};
 use raworc_api::image::LEFT_OUT_HEADER;
 use raworc_core::limits::{ARCHIVE_BYTES_MAX, ARCHIVE_ENTRIES_MAX};
 use raworc_core::permissions::Actor;
-use raworc_workspace::{FileError, LayerStore, Measured, Packing, Present, Unpacked, Unpacking, Workspace, measure};
+use raworc_workspace::{
+    ArchiveSize, ExistingEntry, FileError, LayerStore, PackSource, UnpackOptions, UnpackStats, Workspace, measure,
+};
 
 use super::files::{Noted, allow, note, open, over_quota, refuse_ended, refuse_over_quota, room, session, to_its_end};
 use super::find::Purpose;
@@ -30,7 +32,7 @@ const HEADERS_BYTES: u64 = 16 * 1024 * 1024;
 /// Something of a workspace that is to be written as a tar.
 pub struct Outgoing {
     workspace: PinnedWorkspace,
-    packing: Packing,
+    packing: PackSource,
 }
 
 impl Outgoing {
@@ -68,7 +70,7 @@ pub async fn pack(
     follow: bool,
 ) -> Result<Outgoing, Failure> {
     let workspace = open(app, actor, id_or_name, version).await?;
-    let find = move || workspace.packing(&path, follow).map(|packing| Outgoing { workspace, packing });
+    let find = move || workspace.pack_source(&path, follow).map(|packing| Outgoing { workspace, packing });
     Ok(blocking(find).await.map_err(FileError::Io)??)
 }
 
@@ -94,7 +96,7 @@ pub async fn unpack(
     actor: &Actor,
     id_or_name: &str,
     incoming: Incoming<impl Read + Send + 'static>,
-) -> Result<Unpacked, Failure> {
+) -> Result<UnpackStats, Failure> {
     let row = session(app, actor, id_or_name, Purpose::Use).await?;
     refuse_ended(&row)?;
     let Incoming { path, follow, conditions, content } = incoming;
@@ -111,9 +113,9 @@ pub async fn unpack(
     refuse_over_quota(app, &row, measured.disk_bytes).await?;
     let layer_store = app.layer_store.clone();
     let work = move |workspace: &Workspace| {
-        layer_store.room().charge(measured.disk_bytes)?;
+        layer_store.free_space_guard().charge(measured.disk_bytes)?;
         let has_begun = Cell::new(false);
-        let allows = |present: Option<&Present<'_>>| {
+        let allows = |present: Option<&ExistingEntry<'_>>| {
             has_begun.set(allow(&conditions, present)?);
             Ok(has_begun.get())
         };
@@ -132,9 +134,9 @@ pub async fn unpack(
     .await
 }
 
-fn unpacking() -> Unpacking {
+fn unpacking() -> UnpackOptions {
     let (bytes_max, entries_max) = (ARCHIVE_BYTES_MAX, ARCHIVE_ENTRIES_MAX);
-    Unpacking { bytes_max, entries_max, mode_mask: 0o7777, name: None }
+    UnpackOptions { bytes_max, entries_max, mode_mask: 0o7777, name: None }
 }
 
 /// The archive, when it is there and has been looked through; nothing where more than `data_max` bytes of it are not zeros.
@@ -142,7 +144,7 @@ fn receive(
     layer_store: &LayerStore,
     mut content: impl Read,
     data_max: u64,
-) -> Result<Option<(File, Measured)>, FileError> {
+) -> Result<Option<(File, ArchiveSize)>, FileError> {
     let Some(mut archive) = layer_store.spool_sparse(&mut content, ARCHIVE_BYTES_MAX, data_max)? else {
         return Ok(None);
     };

@@ -14,7 +14,7 @@ use raworc_store::layers::LayerRow;
 use raworc_store::sessions::SessionRow;
 use raworc_store::{Sound, audit};
 use raworc_workspace::layers::compare::{self, Difference};
-use raworc_workspace::{FileError, Kind, OpenEntry};
+use raworc_workspace::{EntryKind, FileError, OpenEntry};
 use tokio_util::sync::CancellationToken;
 
 use super::check::Checks;
@@ -346,7 +346,7 @@ pub async fn diff(
             let (items, is_truncated) = compare::compare(old.side(), new.side(), DIFFERENCES_MAX, &goes_on)?;
             return Ok((items, is_truncated, None, false));
         };
-        let is_in = |side: &raworc_workspace::Workspace| match side.look(path.as_bytes(), true) {
+        let is_in = |side: &raworc_workspace::Workspace| match side.open_entry(path.as_bytes(), true) {
             Err(FileError::NotFound) => Ok(false),
             Err(error @ FileError::BadPath(_)) => Err(error),
             _ => Ok(true),
@@ -356,7 +356,7 @@ pub async fn diff(
         }
         let items = Vec::from_iter(compare::compare_one(old.side(), new.side(), &path, &goes_on)?);
         // Where a link leads is another path's business.
-        if items.iter().any(|item| item.kind == Kind::Symlink) {
+        if items.iter().any(|item| item.kind == EntryKind::Symlink) {
             return Ok((items, false, None, false));
         }
         let texts = [&old, &new].map(|side| read_text(side, &path));
@@ -373,7 +373,7 @@ pub async fn diff(
 
 /// A file's bytes, if there is such a file; one that is too long for a comparison is no text.
 fn read_text(side: &raworc_workspace::Workspace, path: &str) -> Result<Option<Vec<u8>>, FileError> {
-    match side.look(path.as_bytes(), true) {
+    match side.open_entry(path.as_bytes(), true) {
         Ok(OpenEntry::File(file, version)) if version.size <= TEXT_DIFF_BYTES_MAX => {
             let mut bytes = Vec::new();
             file.take(TEXT_DIFF_BYTES_MAX).read_to_end(&mut bytes)?;

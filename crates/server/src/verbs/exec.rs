@@ -8,7 +8,7 @@ use raworc_api::workspace::{Exec, ExecCommand, ExecResult};
 use raworc_core::events::{StreamEnd, StreamError, StreamStart};
 use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::limits::{EXEC_OUTPUT_BYTES_MAX, EXEC_TIMEOUT_MAX, MESSAGE_BYTES_MAX, START_TIMEOUT};
-use raworc_core::link::{Ending, Program, Report, Stream, WORKSPACE_PATH, Work, WorkId};
+use raworc_core::link::{Ending, OutputStream, Program, Report, WORKSPACE_PATH, Work, WorkId};
 use raworc_core::permissions::Actor;
 use raworc_core::session::{Container, Event, Refused, State};
 use raworc_core::time::Time;
@@ -306,8 +306,8 @@ async fn collect(mut reports: mpsc::Receiver<Report>) -> Option<ExecResult> {
     let (mut stdout, mut stderr) = (String::new(), String::new());
     while let Some(report) = reports.recv().await {
         match report {
-            Report::Output { stream: Stream::Stdout, text, .. } => stdout.push_str(&text),
-            Report::Output { stream: Stream::Stderr, text, .. } => stderr.push_str(&text),
+            Report::Output { stream: OutputStream::Stdout, text, .. } => stdout.push_str(&text),
+            Report::Output { stream: OutputStream::Stderr, text, .. } => stderr.push_str(&text),
             // Nobody cancels an exec that is waited for; its container does when it is told to end.
             Report::Finished { ending: Ending::Cancelled, .. } => return None,
             Report::Finished { ending, duration_micros, dropped_bytes, output_file, .. } => {

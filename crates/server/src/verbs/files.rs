@@ -11,7 +11,9 @@ use raworc_core::limits::FILE_BYTES_MAX;
 use raworc_core::permissions::Actor;
 use raworc_store::sessions::SessionRow;
 use raworc_store::{StoreError, audit};
-use raworc_workspace::{Entries, FileError, OpenEntry, Present, Version, Workspace, Write, Written, list};
+use raworc_workspace::{
+    Entries, ExistingEntry, FileError, OpenEntry, Version, Workspace, WriteOptions, WriteResult, list,
+};
 use tokio::sync::oneshot;
 
 use super::checkpoints;
@@ -53,7 +55,7 @@ impl Look {
     /// # Errors
     /// Where there is nothing.
     pub fn run(&self, workspace: &Workspace) -> Result<Looked, FileError> {
-        Ok(match workspace.look(&self.path, self.follow)? {
+        Ok(match workspace.open_entry(&self.path, self.follow)? {
             OpenEntry::File(file, version) => Looked::File(file, version),
             OpenEntry::Symlink(target, version) => Looked::Symlink(target, version),
             OpenEntry::Directory(directory) => {
@@ -103,7 +105,7 @@ pub async fn write(
     actor: &Actor,
     id_or_name: &str,
     upload: Upload<impl Read + Send + 'static>,
-) -> Result<Written, Failure> {
+) -> Result<WriteResult, Failure> {
     let row = session(app, actor, id_or_name, Purpose::Use).await?;
     refuse_ended(&row)?;
     let Upload { path, follow, mode, conditions, mut content } = upload;
@@ -122,8 +124,8 @@ pub async fn write(
     let row = session(app, actor, &row.id.to_string(), Purpose::Use).await?;
     refuse_over_quota(app, &row, content.metadata().map_err(FileError::from)?.len()).await?;
     let work = move |workspace: &Workspace| {
-        let allows = |present: Option<&Present<'_>>| allow(&conditions, present);
-        let how = Write { follow, mode, bytes_max: FILE_BYTES_MAX, allows: &allows };
+        let allows = |present: Option<&ExistingEntry<'_>>| allow(&conditions, present);
+        let how = WriteOptions { follow, mode, bytes_max: FILE_BYTES_MAX, allows: &allows };
         workspace.write(&path, &mut content, &how)
     };
     let (in_task, actor) = (app.clone(), actor.clone());
@@ -151,11 +153,11 @@ pub(super) async fn to_its_end<T: Send + 'static>(
 }
 
 /// Whether what is there is what conditions say.
-pub(super) fn allow(conditions: &Conditions, present: Option<&Present<'_>>) -> Result<bool, FileError> {
+pub(super) fn allow(conditions: &Conditions, present: Option<&ExistingEntry<'_>>) -> Result<bool, FileError> {
     if conditions.is_empty() {
         return Ok(true);
     }
-    let version = present.map(Present::version).transpose()?;
+    let version = present.map(ExistingEntry::version).transpose()?;
     Ok(conditions.allow(version.map(|version| described(version.as_ref())).as_ref()))
 }
 
@@ -183,7 +185,7 @@ pub async fn remove(
     let removed = path.clone();
     let guard = app.session_locks.lock(row.id).await;
     let work = move |workspace: &Workspace| {
-        workspace.remove(&path, &|present: Option<&Present<'_>>| allow(&conditions, present))
+        workspace.remove(&path, &|present: Option<&ExistingEntry<'_>>| allow(&conditions, present))
     };
     let (in_task, actor) = (app.clone(), actor.clone());
     to_its_end(app, async move {

@@ -9,7 +9,7 @@ use raworc_core::ids::ImageId;
 use raworc_core::limits::{IMAGE_ENTRIES_MAX, PAGE_BYTES_MAX};
 use raworc_core::names;
 use raworc_core::permissions::{Action, Actor, Role};
-use raworc_oci::{Bounds, Descriptor, Digest, Image, Layout, Reference, Which};
+use raworc_oci::{Bounds, Descriptor, Digest, Image, Layout, Reference, TagOrDigest};
 use raworc_store::images::{self, ImageRow, Summary};
 use raworc_store::{Batch, Connection, accounts, audit, layers};
 use raworc_workspace::FileError;
@@ -35,7 +35,7 @@ pub async fn pull(app: &Shared, actor: &Actor, body: PullImage, tell: &Tell) -> 
     app.images.room(&app.store, actor).await?;
     let reference: Reference = body.reference.parse()?;
     let login = app.registries.login(actor, body.credentials);
-    let registry = app.registries.registry(&reference, login, app.registries.reach(actor)).await?;
+    let registry = app.registries.registry(&reference, login, app.registries.address_policy(actor)).await?;
     let passage = app.images.passing(actor.account).await?;
     let told = tell.clone();
     let progress = move |what: &str, done_bytes: u64, total_bytes: u64| {
@@ -135,7 +135,7 @@ async fn keep(
     let unusable = |why| Failure::new(Code::ImageUnusable, why);
     let portable = Portable::read(image.extra.as_ref()).map_err(unusable)?;
     // A checkpoint's files are of use on any machine.
-    if portable.is_none() && !image.is_ours() {
+    if portable.is_none() && !image.matches_platform() {
         let detail =
             format!("{name} is for another machine than this one, which is linux/{}", raworc_oci::architecture());
         return Err(unusable(detail));
@@ -330,12 +330,13 @@ async fn bring(app: &Shared, actor: &Actor, reference: &Reference) -> Result<Ima
 /// What a checkpoint's name means now: a tag of a registry may have moved, as backups move theirs. Where the registry cannot
 /// be asked, what is here is what there is.
 async fn current(app: &Shared, actor: &Actor, row: ImageRow) -> Result<ImageRow, Failure> {
-    let Some(reference) = row.name.parse::<Reference>().ok().filter(|found| matches!(found.which(), Which::Tag(_)))
+    let Some(reference) =
+        row.name.parse::<Reference>().ok().filter(|found| matches!(found.tag_or_digest(), TagOrDigest::Tag(_)))
     else {
         return Ok(row);
     };
-    let (login, reach) = (app.registries.login(actor, None), app.registries.reach(actor));
-    match app.registries.registry(&reference, login, reach).await?.digest().await {
+    let (login, address_policy) = (app.registries.login(actor, None), app.registries.address_policy(actor));
+    match app.registries.registry(&reference, login, address_policy).await?.digest().await {
         Ok(Some(digest)) if digest.to_string() != row.digest => {
             let body = PullImage { reference: reference.to_string(), credentials: None };
             pull(app, actor, body, &(Arc::new(|_| {}) as Tell)).await

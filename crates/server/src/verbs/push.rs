@@ -42,7 +42,7 @@ pub async fn push(
     let (row, checkpoint) = find(app, actor, id_or_name, version).await?;
     let reference: Reference = body.reference.parse()?;
     let login = app.registries.login(actor, body.credentials);
-    let registry = app.registries.registry(&reference, login, app.registries.reach(actor)).await?;
+    let registry = app.registries.registry(&reference, login, app.registries.address_policy(actor)).await?;
     let (digest, left_out) = send(app, actor.account, (&row, &checkpoint), &[registry], tell).await?;
     let pushed = Pushed { reference: reference.to_string(), digest: digest.to_string(), n: checkpoint.n, left_out };
     note(app, actor, &row, &pushed).await?;

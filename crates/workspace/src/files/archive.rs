@@ -1,4 +1,4 @@
-//! Archives that are to be unpacked, entry by entry: nothing of them is believed.
+//! Reads tar archives entry by entry. Nothing in them is trusted.
 
 use std::io::Read;
 
@@ -9,42 +9,42 @@ use super::pack::PATH_BYTES_MAX;
 use crate::FileError;
 use crate::layers::{DEPTH_MAX, ENTRY_BYTES_MIN};
 
-/// How much is read at once, in bytes.
+/// Bytes per read.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// Longest name of a file, in bytes (Linux: `NAME_MAX`).
+/// Longest file name, in bytes (Linux: `NAME_MAX`).
 const NAME_BYTES_MAX: usize = 255;
-/// How much of a path is shown, in bytes.
+/// How much of a path is quoted in an error, in bytes.
 const SHOWN_BYTES_MAX: usize = 256;
 
 /// How an archive is unpacked.
 #[derive(Clone, Debug)]
-pub struct Unpacking {
-    /// Most bytes of the archive, and of what it takes on the disk.
+pub struct UnpackOptions {
+    /// Maximum size in bytes of the archive, and of its content on the disk.
     pub bytes_max: u64,
-    /// Most entries.
+    /// Maximum number of entries.
     pub entries_max: u64,
-    /// The permission bits that are kept.
+    /// Mask for the permission bits of entries.
     pub mode_mask: u32,
-    /// What the one file or link in the archive is called here.
+    /// The name for the archive's only file or link; `None` keeps names.
     pub name: Option<Vec<u8>>,
 }
 
-/// What an archive would take.
+/// The size of an archive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Measured {
-    /// Entries.
+pub struct ArchiveSize {
+    /// Number of entries.
     pub entries: u64,
     /// Bytes on the disk, at most.
     pub disk_bytes: u64,
 }
 
-/// Reads an archive to its end, and says what it would take.
+/// Reads an archive to its end and returns its size.
 ///
 /// # Errors
-/// Where it cannot be used.
-pub fn measure(archive: impl Read, how: &Unpacking) -> Result<Measured, FileError> {
-    let mut source = Source::new(archive, how);
-    let mut measured = Measured::default();
+/// If the archive is invalid or exceeds a limit.
+pub fn measure(archive: impl Read, how: &UnpackOptions) -> Result<ArchiveSize, FileError> {
+    let mut source = ArchiveReader::new(archive, how);
+    let mut measured = ArchiveSize::default();
     while let Some((found, _)) = source.next()? {
         measured.entries += 1;
         let mut bytes = ENTRY_BYTES_MIN;
@@ -66,20 +66,20 @@ pub fn measure(archive: impl Read, how: &Unpacking) -> Result<Measured, FileErro
     Ok(measured)
 }
 
-/// An archive, entry by entry, each of which may be unpacked.
-pub(super) struct Source<'a, R: Read> {
+/// Reads an archive entry by entry and checks each.
+pub(super) struct ArchiveReader<'a, R: Read> {
     reader: Reader<R>,
-    how: &'a Unpacking,
+    how: &'a UnpackOptions,
     entries: u64,
     buffer: Vec<u8>,
 }
 
-impl<'a, R: Read> Source<'a, R> {
-    pub(super) fn new(archive: R, how: &'a Unpacking) -> Self {
+impl<'a, R: Read> ArchiveReader<'a, R> {
+    pub(super) fn new(archive: R, how: &'a UnpackOptions) -> Self {
         Self { reader: Reader::new(archive, how.bytes_max), how, entries: 0, buffer: vec![0; BUFFER_BYTES] }
     }
 
-    /// The next entry, and its clean path: empty for the directory itself.
+    /// The next entry and its normalized path, which is empty for the root.
     pub(super) fn next(&mut self) -> Result<Option<(TarEntry, Vec<u8>)>, FileError> {
         let Some(found) = self.reader.next_entry().map_err(bad)? else {
             let cut_off = || FileError::BadArchive("it has no end, so it may have been cut off".into());
@@ -112,7 +112,7 @@ impl<'a, R: Read> Source<'a, R> {
         Ok(Some((found, path)))
     }
 
-    /// Gives what a file has to `take`, with where it belongs; what is zeros is no data.
+    /// Passes a file's data with its offset to `take`; blocks of zeros are skipped.
     pub(super) fn content(
         &mut self,
         found: &TarEntry,
@@ -122,7 +122,7 @@ impl<'a, R: Read> Source<'a, R> {
         for (start, length) in found.segments.as_deref().unwrap_or(&whole) {
             let (mut at, end) = (*start, start.saturating_add(*length));
             while at < end {
-                // Up to a boundary of a block, so that all blocks but the first and the last are looked at whole.
+                // Ends at a block boundary, so that every inner block is examined whole.
                 let room = self.buffer.len() as u64 - at % HOLE_BYTES;
                 let wanted = usize::try_from((end - at).min(room)).unwrap_or(self.buffer.len());
                 let mut filled = 0;
@@ -144,7 +144,7 @@ impl<'a, R: Read> Source<'a, R> {
     }
 }
 
-/// A path in which each place has one spelling; empty for the directory itself. An absolute one begins there, too.
+/// Normalizes a path so that each has one spelling: empty for the root, absolute paths made relative.
 pub(super) fn clean(path: &[u8]) -> Result<Vec<u8>, FileError> {
     if path.is_empty() || path.contains(&0) || path.len() > PATH_BYTES_MAX {
         return Err(bad_path(path, "is no name that a file can have"));

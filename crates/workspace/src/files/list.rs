@@ -1,20 +1,20 @@
-//! What is in a directory, by name, a page at a time.
+//! Lists a directory in pages, sorted by name.
 
 use std::collections::BinaryHeap;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, FileType, Stat, readlinkat, statat};
 
-use super::{Kind, Moment, modified};
+use super::{EntryKind, FileTime, modified};
 use crate::FileError;
 
-/// What the names and targets of one page take as JSON, in bytes; a page of long ones has fewer entries.
+/// Maximum size of a page's names and targets as JSON, in bytes. A page with long names has fewer entries.
 const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// What an entry takes as JSON beside its names, in bytes.
+/// Size of an entry as JSON without its name, in bytes.
 const ENTRY_BYTES: usize = 160;
-/// What a name takes in memory beside its bytes, in bytes.
+/// Memory that a name takes besides its bytes, in bytes.
 pub(super) const NAME_BYTES: usize = 64;
-/// So many names there is always room for.
+/// A page always has at least this many names.
 const NAMES_MIN: usize = 4;
 
 #[cfg(test)]
@@ -28,32 +28,32 @@ thread_local! {
 pub struct Entry {
     /// Its name.
     pub name: Vec<u8>,
-    /// What it is.
-    pub kind: Kind,
-    /// Bytes.
+    /// Its type.
+    pub kind: EntryKind,
+    /// Size in bytes.
     pub size: u64,
     /// Permission bits.
     pub mode: u32,
-    /// When its content last changed.
-    pub modified: Moment,
-    /// Where a symbolic link points.
+    /// Modification time of its content.
+    pub modified: FileTime,
+    /// Target of a symbolic link.
     pub target: Option<Vec<u8>>,
 }
 
-/// Entries of a directory, and where the next page goes on.
+/// One page of a directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
-    /// By the bytes of their names.
+    /// Sorted by the bytes of their names.
     pub entries: Vec<Entry>,
-    /// The name after which there are more.
+    /// The last name of this page if there are more.
     pub next: Option<Vec<u8>>,
 }
 
-/// The first `entries_max` entries by name, of those after the name `after`. The directory is read whole for each page, and
-/// no more than a page of it is kept.
+/// Lists up to `entries_max` entries whose names sort after `after`. Each page reads the whole directory, but keeps
+/// only a page of it in memory.
 ///
 /// # Errors
-/// Where it cannot be read.
+/// If the directory cannot be read.
 pub fn list(directory: &OwnedFd, after: Option<&[u8]>, entries_max: usize) -> Result<Entries, FileError> {
     let (names, mut has_more) = names(directory, after, entries_max, usize::MAX)?;
     let (mut found, mut bytes, mut last) = (Entries::default(), 0, None);
@@ -62,7 +62,7 @@ pub fn list(directory: &OwnedFd, after: Option<&[u8]>, entries_max: usize) -> Re
             has_more = true;
             break;
         }
-        // What vanished meanwhile is not listed.
+        // An entry that was removed meanwhile is left out.
         if let Ok(stat) = statat(directory, &name[..], AtFlags::SYMLINK_NOFOLLOW) {
             let entry = describe(directory, &name, &stat);
             bytes += ENTRY_BYTES + written(&entry.name) + entry.target.as_deref().map_or(0, written);
@@ -74,8 +74,8 @@ pub fn list(directory: &OwnedFd, after: Option<&[u8]>, entries_max: usize) -> Re
     Ok(found)
 }
 
-/// The first names of a directory after the name `after`, in their order, and whether there are more: at most `entries_max`, and no more
-/// than a few that take more than `bytes_max` together.
+/// Returns the names that sort after `after`, in order, and whether there are more. At most `entries_max`, and about
+/// `bytes_max` bytes.
 pub(super) fn names(
     directory: &OwnedFd,
     after: Option<&[u8]>,
@@ -104,15 +104,15 @@ pub(super) fn names(
     Ok((found.into_sorted_vec(), has_more))
 }
 
-/// What a name takes as JSON at most, in bytes: of control characters, six each.
+/// The size of a name as JSON, in bytes: up to six bytes for a control character.
 fn written(name: &[u8]) -> usize {
     name.iter().map(|byte| if byte.is_ascii_control() { 6 } else { 1 }).sum::<usize>()
         + if name.is_ascii() { 0 } else { 4 * name.len() }
 }
 
 fn describe(directory: &OwnedFd, name: &[u8], stat: &Stat) -> Entry {
-    let kind = Kind::of(FileType::from_raw_mode(stat.st_mode));
-    let target = (kind == Kind::Symlink)
+    let kind = EntryKind::of(FileType::from_raw_mode(stat.st_mode));
+    let target = (kind == EntryKind::Symlink)
         .then(|| readlinkat(directory, name, Vec::new()).ok())
         .flatten()
         .map(std::ffi::CString::into_bytes);

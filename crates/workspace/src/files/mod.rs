@@ -1,4 +1,4 @@
-//! Files of one workspace.
+//! Files of one workspace: reading, writing, listing, packing and unpacking.
 
 mod archive;
 mod list;
@@ -14,25 +14,25 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-pub use archive::{Measured, Unpacking, measure};
+pub use archive::{ArchiveSize, UnpackOptions, measure};
 pub use list::{Entries, Entry, list};
-pub use pack::{Packed, Packing};
+pub use pack::{PackSource, PackStats};
 use raworc_core::link::AGENT_UID;
 use raworc_oci::{Digest, Ids};
 use rustix::fs::{FileType, OFlags, Stat, fstat, readlinkat};
-pub use unpack::{Unpacked, unpack_into};
-pub use write::{Allows, Write, Written};
+pub use unpack::{UnpackStats, unpack_into};
+pub use write::{Precondition, WriteOptions, WriteResult};
 
 use crate::FileError;
-use resolve::{Node, Place, ResolveOptions, check_path, open_beneath, resolve};
+use resolve::{EntryHandle, Place, ResolveOptions, check_path, open_beneath, resolve};
 
-/// Largest file whose version is told by its content, in bytes; that of a larger one by its times and size.
+/// Files up to this size, in bytes, get a version from their content; larger ones from times and size.
 const DIGESTED_BYTES_MAX: u64 = 1024 * 1024;
-/// Digits of a digest that make a version.
+/// Hexadecimal digits of a digest in a version tag.
 const DIGEST_DIGITS: usize = 40;
 
-/// Seconds since 1970, which may be negative, and nanoseconds after them.
-pub type Moment = (i64, u32);
+/// Seconds since 1970, maybe negative, and nanoseconds.
+pub type FileTime = (i64, u32);
 
 /// An open workspace.
 #[derive(Debug)]
@@ -41,12 +41,12 @@ pub struct Workspace {
     owner: Owner,
 }
 
-/// Whose new files become: this user's and group's, or the server's own.
+/// The user and group that new files get; `None`: those of the server.
 #[derive(Clone, Copy, Debug)]
 struct Owner(Option<u32>);
 
 impl Owner {
-    /// Which ids outside stand for which inside; none where there is no inside.
+    /// The id mapping of containers; `None` without containers.
     fn ids(self) -> Option<Ids> {
         Some(Ids::based(self.0?.checked_sub(AGENT_UID)?))
     }
@@ -59,9 +59,9 @@ impl Owner {
     }
 }
 
-/// What a path is.
+/// The type of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum EntryKind {
     /// A regular file.
     File,
     /// A directory.
@@ -72,32 +72,32 @@ pub enum Kind {
     Other,
 }
 
-impl Kind {
+impl EntryKind {
     fn of(kind: FileType) -> Self {
         match kind {
-            FileType::RegularFile => Kind::File,
-            FileType::Directory => Kind::Directory,
-            FileType::Symlink => Kind::Symlink,
-            _ => Kind::Other,
+            FileType::RegularFile => EntryKind::File,
+            FileType::Directory => EntryKind::Directory,
+            FileType::Symlink => EntryKind::Symlink,
+            _ => EntryKind::Other,
         }
     }
 }
 
-/// What tells one state of a file from another.
+/// Identifies one state of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
-    /// Another one wherever the content is another one.
+    /// Changes whenever the content changes.
     pub tag: String,
-    /// When its content last changed.
-    pub modified: Moment,
-    /// Bytes.
+    /// Modification time of the content.
+    pub modified: FileTime,
+    /// Size in bytes.
     pub size: u64,
     /// Permission bits.
     pub mode: u32,
 }
 
 impl Version {
-    /// That of an open file. Whoever writes to it meanwhile may be seen half.
+    /// The version of an open file. Data that is being written meanwhile may be included in part.
     fn of(file: &File) -> Result<Self, FileError> {
         let stat = fstat(file)?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
@@ -115,7 +115,7 @@ impl Version {
         Ok(Self { tag, modified: modified(&stat), size, mode: stat.st_mode & 0o7777 })
     }
 
-    /// That of a link, whose content is its target.
+    /// The version of a link, whose content is its target.
     fn of_link(stat: &Stat, target: &[u8]) -> Self {
         let tag = digest(target);
         Self { tag, modified: modified(stat), size: target.len() as u64, mode: stat.st_mode & 0o7777 }
@@ -129,25 +129,25 @@ fn digest(content: &[u8]) -> String {
 }
 
 /// When a file's content last changed.
-fn modified(stat: &Stat) -> Moment {
+fn modified(stat: &Stat) -> FileTime {
     (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0))
 }
 
-/// What is at a path that is to be changed.
-pub struct Present<'a> {
+/// An existing entry that is about to be changed.
+pub struct ExistingEntry<'a> {
     place: &'a Place,
-    node: &'a Node,
+    node: &'a EntryHandle,
 }
 
-impl<'a> Present<'a> {
+impl<'a> ExistingEntry<'a> {
     fn at(place: &'a Place) -> Option<Self> {
         Some(Self { place, node: place.node.as_ref()? })
     }
 
-    /// Its version; only files and links have one.
+    /// Its version. Only files and links have one.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// If it cannot be read.
     pub fn version(&self) -> Result<Option<Version>, FileError> {
         match self.node.kind() {
             FileType::RegularFile => Ok(Some(Version::of(&self.place.open_file()?)?)),
@@ -161,9 +161,9 @@ impl<'a> Present<'a> {
 }
 
 impl Place {
-    /// Opens the regular file that is here, to read it.
+    /// Opens this regular file for reading.
     fn open_file(&self) -> Result<File, FileError> {
-        // Without NONBLOCK, opening a pipe that has just taken its name would wait for a writer.
+        // NONBLOCK: if a pipe took its name meanwhile, opening it would block.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW;
         let file = File::from(open_beneath(self.directory.as_fd(), &self.name, flags)?);
         match file.metadata()?.is_file() {
@@ -172,21 +172,21 @@ impl Place {
         }
     }
 
-    /// Opens the directory that is here.
+    /// Opens this directory.
     fn open_directory(&self) -> Result<OwnedFd, FileError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
         Ok(open_beneath(self.directory.as_fd(), &self.name, flags)?)
     }
 }
 
-/// What is at a path.
+/// An opened entry.
 #[derive(Debug)]
 pub enum OpenEntry {
     /// A regular file, open for reading.
     File(File, Version),
     /// An open directory.
     Directory(OwnedFd),
-    /// A symbolic link that was not followed, and its target.
+    /// A symbolic link, not followed, and its target.
     Symlink(Vec<u8>, Version),
 }
 
@@ -200,12 +200,12 @@ impl Workspace {
         self.root.as_fd()
     }
 
-    /// What is at `path` (relative; empty: the workspace itself). Symbolic links are followed inside the workspace, the last
-    /// name only where `follow` says so.
+    /// Opens the entry at `path` (relative; empty means the root). Links are followed within the workspace, the last
+    /// component only with `follow`.
     ///
     /// # Errors
-    /// Where there is nothing, or neither a file nor a directory.
-    pub fn look(&self, path: &[u8], follow: bool) -> Result<OpenEntry, FileError> {
+    /// If there is none, or it is neither file, directory nor link.
+    pub fn open_entry(&self, path: &[u8], follow: bool) -> Result<OpenEntry, FileError> {
         let place = resolve(self.root(), check_path(path)?, ResolveOptions { follow, make: None })?;
         let node = place.node.as_ref().ok_or(FileError::NotFound)?;
         match node.kind() {
@@ -220,7 +220,7 @@ impl Workspace {
                 let version = Version::of_link(&node.stat, &target);
                 Ok(OpenEntry::Symlink(target, version))
             }
-            // It is not opened: that might wait, or wake who waits at its other end.
+            // Opening a pipe or device might block or have side effects.
             _ => Err(FileError::WrongKind("it is neither a file nor a directory")),
         }
     }

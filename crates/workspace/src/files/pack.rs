@@ -1,7 +1,8 @@
-//! From a directory, a file or a link to a tar that GNU tar, bsdtar and busybox read, whatever changes meanwhile.
+//! Packs a directory, file or link into a tar that GNU tar, bsdtar and busybox can read. The tree may change
+//! meanwhile.
 //!
-//! Memory is bounded: by [`NAMES_BYTES_MAX`] for names, with [`LEVEL_BYTES_MIN`] for each of [`DEPTH_MAX`] levels beyond that, and by
-//! [`LINKS_BYTES_MAX`] for files with several names.
+//! Memory is bounded by [`NAMES_BYTES_MAX`] for names, plus [`LEVEL_BYTES_MIN`] for each of [`DEPTH_MAX`] levels, and
+//! by [`LINKS_BYTES_MAX`] for hard links.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,70 +18,72 @@ use rustix::io::Errno;
 
 use super::list::{NAME_BYTES, names};
 use super::resolve::{
-    BELOW, BENEATH, HANDLE, Node, ResolveOptions, check_path, descend, look_within, open_within, resolve,
+    BELOW, BENEATH, EntryHandle, HANDLE, ResolveOptions, check_path, descend, lookup_within, open_within, resolve,
 };
 use super::{Place, Workspace, modified};
 use crate::FileError;
 use crate::layers::DEPTH_MAX;
 
-/// How much is gathered before it is written on, in bytes.
+/// Size of the output buffer, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// Names that are kept at once, of all directories on the way, in bytes; those beyond are looked for again.
+/// Bytes of names kept in memory for all open directories; further names are read again later.
 const NAMES_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Names of one directory for which there is always room, in bytes: a large directory is read once for each so many.
+/// Bytes of names that one directory may always keep; a large directory is read once per so many.
 const LEVEL_BYTES_MIN: usize = 64 * 1024;
-/// Parts of a sparse file that are told apart; what follows them counts as data. Each takes 48 bytes.
+/// Data segments of a sparse file; the rest counts as data. Each takes 48 bytes.
 const SEGMENTS_MAX: usize = 8 * 1024;
-/// Paths of files that have names still to come, in bytes. Those beyond are written once for each name.
+/// Bytes of paths remembered for hard links; beyond, each name gets a copy of the file.
 const LINKS_BYTES_MAX: usize = 6 * 1024 * 1024;
-/// What a file with several names takes in memory beside its path, in bytes.
+/// Memory per remembered hard link besides its path, in bytes.
 const LINK_BYTES: usize = 64;
 /// Longest path in a tar, in bytes.
 pub(super) const PATH_BYTES_MAX: usize = 64 * 1024;
-/// Holes of a file that are written as zeros, in bytes: every reader understands that. More are told in the way of GNU tar.
+/// Bytes of holes written as zeros, which every reader understands. Files with larger holes use GNU tar's sparse
+/// format.
 const HOLES_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// One value of an attribute, or all names, in bytes (Linux: `XATTR_SIZE_MAX`).
+/// Size of one attribute value or of all attribute names, in bytes (Linux: `XATTR_SIZE_MAX`).
 const ATTRIBUTE_BYTES_MAX: usize = 64 * 1024;
-/// All attributes of a file, in bytes.
+/// Size of all attributes of a file, in bytes.
 const ATTRIBUTES_BYTES_MAX: usize = 512 * 1024;
 
-/// What is to be written as a tar.
+/// A directory, file or link to be packed.
 #[derive(Debug)]
-pub struct Packing {
+pub struct PackSource {
     place: Place,
-    /// What a file or link is called in the tar.
+    /// The name of a file or link in the tar.
     name: Vec<u8>,
-    /// Those of the agents' user, to whom everything belongs then; without them, it belongs to whom it does here.
+    /// The container's id mapping: every entry is written as the agents'. `None` keeps the real owners.
     ids: Option<Ids>,
     reach: ResolveFlags,
 }
 
-/// What a tar has in it.
+/// Statistics of a packed tar.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Packed {
-    /// Entries.
+pub struct PackStats {
+    /// Number of entries.
     pub entries: u64,
-    /// Bytes of files.
+    /// Bytes of file contents.
     pub bytes: u64,
-    /// Sockets, devices and attributes that have no form in a tar, and directories that are too deep.
+    /// Entries and attributes left out: sockets, devices, attributes without a tar form, directories that are too
+    /// deep.
     pub left_out: u64,
 }
 
 impl Workspace {
-    /// What is at `path`, to be written as a tar. Symbolic links are followed inside the workspace, the last name only where
-    /// `follow` says so.
+    /// Opens the entry at `path` for packing. Links are followed within the workspace, the last component only with
+    /// `follow`.
     ///
     /// # Errors
-    /// Where there is nothing, or nothing that a tar has.
-    pub fn packing(&self, path: &[u8], follow: bool) -> Result<Packing, FileError> {
+    /// If there is none, or it has no tar form.
+    pub fn pack_source(&self, path: &[u8], follow: bool) -> Result<PackSource, FileError> {
         let path = check_path(path)?;
         let place = resolve(self.root(), path, ResolveOptions { follow, make: None })?;
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
-        Packing::new(place, name, self.owner.ids(), BENEATH)
+        PackSource::new(place, name, self.owner.ids(), BENEATH)
     }
 }
 
-impl Packing {
+impl PackSource {
     fn new(place: Place, name: Vec<u8>, ids: Option<Ids>, reach: ResolveFlags) -> Result<Self, FileError> {
         match place.node.as_ref().ok_or(FileError::NotFound)?.kind() {
             FileType::Directory | FileType::RegularFile | FileType::Symlink => {}
@@ -89,14 +92,14 @@ impl Packing {
         Ok(Self { place, name, ids, reach })
     }
 
-    /// What is at a path of this machine; a file or link is called `name` in the tar.
+    /// Opens a path of this machine for packing; a file or link is named `name` in the tar.
     ///
     /// # Errors
     /// As [`Workspace::packing`].
     pub fn local(path: &Path, follow: bool, name: &[u8]) -> Result<Self, FileError> {
         let flags = if follow { HANDLE - OFlags::NOFOLLOW } else { HANDLE };
         let handle = openat(CWD, path, flags, Mode::empty())?;
-        let node = Node { stat: fstat(&handle)?, handle };
+        let node = EntryHandle { stat: fstat(&handle)?, handle };
         let (directory, inner) = match node.kind() {
             FileType::Directory => (node.handle.try_clone()?, b".".to_vec()),
             _ => {
@@ -116,12 +119,12 @@ impl Packing {
         self.place.node.as_ref().is_some_and(|node| node.kind() == FileType::Directory)
     }
 
-    /// Writes it: of a directory, what is in it, below `./`. What changes meanwhile is in it as it was before or after, or as a
-    /// mixture, but the tar is a valid one.
+    /// Writes the tar; the content of a directory is below `./`. Entries that change meanwhile may be old, new or
+    /// mixed, but the tar is valid.
     ///
     /// # Errors
-    /// Where it cannot be read or written. What has been written then is no tar.
-    pub fn write(self, out: impl Write) -> Result<Packed, FileError> {
+    /// If reading or writing fails. The output is then incomplete.
+    pub fn write(self, out: impl Write) -> Result<PackStats, FileError> {
         let Self { place, name, ids, reach } = self;
         let mut packer = Packer {
             out: BufWriter::with_capacity(BUFFER_BYTES, out),
@@ -132,7 +135,7 @@ impl Packing {
             names_bytes: 0,
             buffer: vec![0; BUFFER_BYTES],
             list: vec![0; ATTRIBUTE_BYTES_MAX],
-            done: Packed::default(),
+            done: PackStats::default(),
         };
         let node = place.node.as_ref().ok_or(FileError::NotFound)?;
         if node.kind() == FileType::Directory {
@@ -141,7 +144,7 @@ impl Packing {
         } else {
             packer.leaf(place.directory.as_fd(), &place.name, &name, node)?;
         }
-        // Two empty blocks are the end.
+        // Two empty blocks end a tar.
         packer.out.write_all(&[0; 1024])?;
         packer.out.flush()?;
         Ok(packer.done)
@@ -152,25 +155,25 @@ struct Packer<W: Write> {
     out: BufWriter<W>,
     ids: Option<Ids>,
     reach: ResolveFlags,
-    /// Files that have names still to come, by device and inode.
-    links: HashMap<(u64, u64), Linked>,
+    /// Hard-linked files with names still to come, by device and inode.
+    links: HashMap<(u64, u64), HardLink>,
     links_bytes: usize,
     names_bytes: usize,
     buffer: Vec<u8>,
-    /// Names of attributes.
+    /// Buffer for attribute names.
     list: Vec<u8>,
-    done: Packed,
+    done: PackStats,
 }
 
-/// Where a file was written first, and how many names are still to come.
-type Linked = (Box<[u8]>, u64);
+/// The first path of a file, and how many names are still to come.
+type HardLink = (Box<[u8]>, u64);
 
-/// A directory on the way.
+/// An open directory.
 struct Level {
-    /// How much of the path leads to it.
+    /// Length of its path.
     path_bytes: usize,
     names: std::vec::IntoIter<Vec<u8>>,
-    /// What the names take of those that may be kept, in bytes.
+    /// Bytes of names kept for it.
     names_bytes: usize,
     last: Option<Vec<u8>>,
     has_more: bool,
@@ -187,10 +190,10 @@ impl<W: Write> Packer<W> {
                 levels.pop();
                 let Some(above) = levels.last_mut() else { break };
                 path.truncate(above.path_bytes);
-                // By its names: someone may have moved it meanwhile, and the way up would lead elsewhere.
+                // Reopened by path: the directory may have been moved, and `..` would then lead elsewhere.
                 match descend(root.as_fd(), path.strip_suffix(b"/").unwrap_or(&path), self.reach) {
                     Ok(directory) => at = directory,
-                    // It is gone, with all that was still to come of it.
+                    // The directory is gone; skip its remaining names.
                     Err(_) => above.end(),
                 }
                 continue;
@@ -211,7 +214,8 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
-    /// Writes what has a name; a directory is returned, and its path ends in a slash then. One that nothing could unpack is left out.
+    /// Writes one entry. Returns the directory if it is one, with a slash at the end of `path`. Directories that are
+    /// too deep are left out.
     fn visit(
         &mut self,
         at: &OwnedFd,
@@ -219,7 +223,7 @@ impl<W: Write> Packer<W> {
         path: &mut Vec<u8>,
         depth: usize,
     ) -> Result<Option<OwnedFd>, FileError> {
-        let Some(node) = look_within(at.as_fd(), name, self.reach)? else { return Ok(None) };
+        let Some(node) = lookup_within(at.as_fd(), name, self.reach)? else { return Ok(None) };
         if node.kind() != FileType::Directory {
             self.leaf(at.as_fd(), name, path, &node)?;
             return Ok(None);
@@ -243,7 +247,7 @@ impl<W: Write> Packer<W> {
     fn next(&mut self, level: &mut Level, directory: &OwnedFd) -> Result<Option<Vec<u8>>, FileError> {
         if level.names.len() == 0 && level.has_more {
             self.names_bytes -= level.names_bytes;
-            // Half of what is left, so that directories further down have some, too.
+            // Half of the rest, so that directories further down have some as well.
             let bytes_max = (NAMES_BYTES_MAX.saturating_sub(self.names_bytes) / 2).max(LEVEL_BYTES_MIN);
             let (found, has_more) = names(directory, level.last.as_deref(), usize::MAX, bytes_max)?;
             level.names_bytes = found.iter().map(|name| name.len() + NAME_BYTES).sum();
@@ -260,8 +264,8 @@ impl<W: Write> Packer<W> {
         self.entry(EntryType::Directory, path, b"", &stat, 0, records)
     }
 
-    /// Writes what is no directory; what a tar does not have is counted.
-    fn leaf(&mut self, at: BorrowedFd<'_>, name: &[u8], path: &[u8], node: &Node) -> Result<(), FileError> {
+    /// Writes an entry that is no directory. What has no tar form is counted.
+    fn leaf(&mut self, at: BorrowedFd<'_>, name: &[u8], path: &[u8], node: &EntryHandle) -> Result<(), FileError> {
         let stat = &node.stat;
         if let Some(first) = self.known(stat) {
             return self.entry(EntryType::Link, path, &first, stat, 0, Records::default());
@@ -296,7 +300,7 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
-    /// Where this file was written already.
+    /// The first path of a file that was already written.
     fn known(&mut self, stat: &Stat) -> Option<Box<[u8]>> {
         let id = (stat.st_dev, stat.st_ino);
         let (first, left) = self.links.get_mut(&id)?;
@@ -352,7 +356,7 @@ impl<W: Write> Packer<W> {
         Ok(entries::pad(&mut self.out, data)?)
     }
 
-    /// As many bytes as were announced: of a file that has become shorter meanwhile, the rest is zeros.
+    /// Writes exactly `size` bytes: a file that became shorter is padded with zeros.
     fn copy(&mut self, file: &mut File, size: u64) -> Result<(), FileError> {
         let mut left = size;
         while left > 0 {
@@ -387,8 +391,8 @@ impl<W: Write> Packer<W> {
         Ok(entries::write_header(&mut self.out, entry)?)
     }
 
-    /// The attributes that go along: those of users, as far as they can be read, and access control lists. Without these, a mode gives the
-    /// group nothing: its bits are of all that the list speaks of.
+    /// Collects readable user attributes and access control lists. If a list is left out, group bits are cleared from
+    /// the mode, because they mean the list's mask.
     fn attributes(&mut self, file: BorrowedFd<'_>, stat: &mut Stat) -> Records {
         let mut records = Records::default();
         let count = flistxattr(file, &mut self.list[..]).unwrap_or(0);
@@ -408,7 +412,7 @@ impl<W: Write> Packer<W> {
                 continue;
             }
             match fgetxattr(file, name, &mut value[..]) {
-                // A name with an equals sign has no form in a tar.
+                // A name with an equals sign has no tar form.
                 Ok(count) if !name.contains(&b'=') && records.bytes() + name.len() + count < ATTRIBUTES_BYTES_MAX => {
                     records.add(&[b"SCHILY.xattr.", name].concat(), &value[..count]);
                 }
@@ -430,7 +434,7 @@ impl Level {
     }
 }
 
-/// It has gone, or become something else, since it was looked at.
+/// Whether the entry was removed or replaced since it was listed.
 fn is_gone(error: Errno) -> bool {
     matches!(error, Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::NOTDIR)
 }
@@ -441,7 +445,7 @@ fn named(path: &[u8], error: Errno) -> FileError {
     FileError::Io(io::Error::new(error.kind(), text))
 }
 
-/// Whether an attribute goes along.
+/// Whether an attribute is packed.
 pub(super) fn is_kept(name: &[u8]) -> bool {
     acl::record_of(name).is_some() || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
 }

@@ -1,7 +1,7 @@
-//! Paths of a workspace, resolved as a process in the container would, and never out of the workspace.
+//! Resolves paths as a process in the container would, but never out of the workspace.
 //!
-//! Each name is opened by itself beneath the directory before it, so the kernel follows no link and no `..`. Links are
-//! followed here: an absolute one begins at the container's `/`, where only `workspace` leads anywhere.
+//! Each component is opened beneath its parent, so the kernel follows no link and no `..`. Links are followed here;
+//! an absolute target starts at the container's `/`, where only `workspace` exists.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -13,54 +13,54 @@ use rustix::io::Errno;
 use super::Owner;
 use crate::FileError;
 
-/// Links followed on the way to one file (as Linux: path_resolution(7)).
+/// Links followed per path (as in Linux: path_resolution(7)).
 const LINKS_MAX: usize = 40;
-/// Names that are visited on the way to one file, those of links included.
+/// Components visited per path, including those of links.
 const STEPS_MAX: usize = 16 * 1024;
-/// How often a step is tried while someone keeps renaming what is on it.
+/// How often one component is retried while it is being renamed.
 const STEP_TRIES: u32 = 16;
-/// Longest path that one system call takes, in bytes.
+/// Longest path for one system call, in bytes.
 const CALL_BYTES_MAX: usize = 4000;
-/// Nothing leads out of the directory that a step begins at, but what is mounted in it.
+/// Resolution stays beneath the start directory, but may cross mounts.
 pub(super) const BELOW: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
-/// Nothing leads out of the directory that a step begins at.
+/// Resolution stays beneath the start directory and on its mount.
 pub(super) const BENEATH: ResolveFlags = BELOW.union(ResolveFlags::NO_XDEV);
-/// A handle to what has a name, whatever it is: nothing is opened, so nothing blocks.
+/// Opens a handle (`O_PATH`) to an entry of any type, without opening it, so nothing blocks.
 pub(super) const HANDLE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Something that has a name.
+/// A handle to an entry.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(super) struct EntryHandle {
     pub(super) handle: OwnedFd,
     pub(super) stat: Stat,
 }
 
-impl Node {
+impl EntryHandle {
     pub(super) fn kind(&self) -> FileType {
         FileType::from_raw_mode(self.stat.st_mode)
     }
 }
 
-/// Where a path leads: a directory, a name in it, and what has that name.
+/// The result of resolving a path: the parent directory, the name and the entry if it exists.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) directory: OwnedFd,
-    /// `.` for the workspace itself, and where a link leads to a directory by `..`.
+    /// `.` for the root, and for a link whose target ends in `..`.
     pub(super) name: Vec<u8>,
-    pub(super) node: Option<Node>,
+    pub(super) node: Option<EntryHandle>,
 }
 
-/// What is done on the way.
+/// Options for resolving a path.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ResolveOptions {
-    /// Whether the last name is followed where it is a link.
+    /// Whether the last component is followed if it is a link.
     pub(super) follow: bool,
-    /// Whether directories of the path that are missing are made, and whose they become.
+    /// Creates missing directories, owned by this owner.
     pub(super) make: Option<Owner>,
 }
 
-/// The path as it is used: without slashes at either end.
+/// Checks a path and strips slashes at both ends.
 pub(super) fn check_path(path: &[u8]) -> Result<&[u8], FileError> {
     let is_slash = |byte: &u8| *byte == b'/';
     let start = path.iter().position(|byte| !is_slash(byte)).unwrap_or(path.len());
@@ -75,7 +75,7 @@ pub(super) fn check_path(path: &[u8]) -> Result<&[u8], FileError> {
     Ok(trimmed)
 }
 
-/// A path that has to name something in the workspace.
+/// Checks a path that must not be the root.
 pub(super) fn check_name(path: &[u8]) -> Result<&[u8], FileError> {
     let path = check_path(path)?;
     match path.rsplit(|byte| *byte == b'/').next() {
@@ -86,12 +86,12 @@ pub(super) fn check_name(path: &[u8]) -> Result<&[u8], FileError> {
     }
 }
 
-/// Opens a directory that `at` has by this name; no link is followed.
+/// Opens a subdirectory without following links.
 pub(super) fn open_beneath(at: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     open_within(at, name, flags, BENEATH)
 }
 
-/// Opens what `at` has by this name, as far as `reach` lets it lead.
+/// Opens an entry within the limits of `reach`.
 pub(super) fn open_within(
     at: BorrowedFd<'_>,
     name: &[u8],
@@ -101,14 +101,14 @@ pub(super) fn open_within(
     let mut tries = 0;
     loop {
         match openat2(at, name, flags | OFlags::CLOEXEC, Mode::empty(), reach) {
-            // Something was renamed meanwhile and the kernel could not be sure; openat2(2) says to try again.
+            // A rename made the result uncertain; openat2(2) says to try again.
             Err(Errno::AGAIN) if tries < STEP_TRIES => tries += 1,
             outcome => return outcome,
         }
     }
 }
 
-/// The directory at a path of any length, without links, from `root`.
+/// Opens the directory at a path of any length, without following links.
 pub(super) fn descend(root: BorrowedFd<'_>, path: &[u8], reach: ResolveFlags) -> Result<OwnedFd, FileError> {
     let (mut at, mut rest) = (clone(root)?, path);
     while !rest.is_empty() {
@@ -121,25 +121,25 @@ pub(super) fn descend(root: BorrowedFd<'_>, path: &[u8], reach: ResolveFlags) ->
     Ok(open_within(at.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY, reach)?)
 }
 
-/// What has a name in a directory, or nothing.
-pub(super) fn look(directory: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Node>, FileError> {
-    look_within(directory, name, BENEATH)
+/// A handle to an entry, or `None`.
+pub(super) fn lookup(directory: BorrowedFd<'_>, name: &[u8]) -> Result<Option<EntryHandle>, FileError> {
+    lookup_within(directory, name, BENEATH)
 }
 
-/// The same, as far as `reach` lets it lead.
-pub(super) fn look_within(
+/// As [`lookup`], within the limits of `reach`.
+pub(super) fn lookup_within(
     directory: BorrowedFd<'_>,
     name: &[u8],
     reach: ResolveFlags,
-) -> Result<Option<Node>, FileError> {
+) -> Result<Option<EntryHandle>, FileError> {
     match open_within(directory, name, HANDLE, reach) {
-        Ok(handle) => Ok(Some(Node { stat: fstat(&handle)?, handle })),
+        Ok(handle) => Ok(Some(EntryHandle { stat: fstat(&handle)?, handle })),
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Makes a directory, if there is none, and opens it, as far as `reach` lets it lead.
+/// Creates a directory unless it exists, and opens it within the limits of `reach`.
 pub(super) fn make_directory(
     at: BorrowedFd<'_>,
     name: &[u8],
@@ -160,13 +160,14 @@ pub(super) fn make_directory(
     Ok(made)
 }
 
-/// Where `path` leads, from `root`.
+/// Resolves `path` from `root`.
 pub(super) fn resolve(root: BorrowedFd<'_>, path: &[u8], manner: ResolveOptions) -> Result<Place, FileError> {
-    let mut way = Way { root, current: clone(root)?, names: Vec::new(), is_above: false, left: Vec::new(), links: 0 };
-    way.push(path, true);
+    let mut walker =
+        PathWalker { root, current: clone(root)?, names: Vec::new(), is_above: false, left: Vec::new(), links: 0 };
+    walker.push(path, true);
     for _ in 0..STEPS_MAX {
-        let Some((name, is_asked)) = way.left.pop() else { return way.end() };
-        if let Some(place) = way.step(name, is_asked, manner)? {
+        let Some((name, is_asked)) = walker.left.pop() else { return walker.end() };
+        if let Some(place) = walker.step(name, is_asked, manner)? {
             return Ok(place);
         }
     }
@@ -177,19 +178,19 @@ fn clone(fd: BorrowedFd<'_>) -> Result<OwnedFd, FileError> {
     Ok(fd.try_clone_to_owned()?)
 }
 
-struct Way<'a> {
+struct PathWalker<'a> {
     root: BorrowedFd<'a>,
     current: OwnedFd,
-    /// The names from the root to `current`, none of which was a link.
+    /// The components from the root to `current`; none was a link.
     names: Vec<Vec<u8>>,
-    /// We are at the container's `/`, the directory above the workspace.
+    /// We are at the container's `/`, the parent of the workspace.
     is_above: bool,
-    /// What is still to go, the next one last, and whether the caller's path has it (or a link on it).
+    /// Remaining components in reverse, each with whether it comes from the caller's path.
     left: Vec<(Vec<u8>, bool)>,
     links: usize,
 }
 
-impl Way<'_> {
+impl PathWalker<'_> {
     fn push(&mut self, path: &[u8], is_asked: bool) {
         let names = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
         let from = self.left.len();
@@ -197,7 +198,7 @@ impl Way<'_> {
         self.left[from..].reverse();
     }
 
-    /// Goes one name further; the place, where that was the last.
+    /// Resolves one component. Returns the place if it was the last.
     fn step(&mut self, name: Vec<u8>, is_asked: bool, manner: ResolveOptions) -> Result<Option<Place>, FileError> {
         if name == b".." {
             self.up()?;
@@ -212,7 +213,7 @@ impl Way<'_> {
             return Ok(None);
         }
         let is_last = self.left.is_empty();
-        let node = look(self.current.as_fd(), &name)?;
+        let node = lookup(self.current.as_fd(), &name)?;
         match &node {
             None if is_last => {}
             None => {
@@ -250,12 +251,12 @@ impl Way<'_> {
     }
 
     fn up(&mut self) -> Result<(), FileError> {
-        // Above `/` is `/`.
+        // The parent of `/` is `/`.
         if self.is_above {
             return Ok(());
         }
         self.is_above = self.names.pop().is_none();
-        // By its names: the kernel's way up would lead where someone has moved the directory to meanwhile.
+        // Reopened by path: `..` would lead to where the directory was moved.
         self.current = match self.names.join(&b'/').as_slice() {
             b"" => clone(self.root)?,
             names => open_beneath(self.root, names, HANDLE | OFlags::DIRECTORY)?,
@@ -263,12 +264,12 @@ impl Way<'_> {
         Ok(())
     }
 
-    /// Where a path ends that has no last name.
+    /// The place of a path without a last component.
     fn end(self) -> Result<Place, FileError> {
         if self.is_above {
             return Err(FileError::Outside);
         }
-        let node = Node { stat: fstat(&self.current)?, handle: clone(self.current.as_fd())? };
+        let node = EntryHandle { stat: fstat(&self.current)?, handle: clone(self.current.as_fd())? };
         Ok(Place { directory: self.current, name: b".".to_vec(), node: Some(node) })
     }
 }

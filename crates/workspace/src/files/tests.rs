@@ -24,7 +24,7 @@ fn fixture() -> Fixture {
 }
 
 fn read(workspace: &Workspace, path: &str) -> Result<String, FileError> {
-    match workspace.look(path.as_bytes(), true)? {
+    match workspace.open_entry(path.as_bytes(), true)? {
         OpenEntry::File(mut file, version) => {
             let mut text = String::new();
             file.read_to_string(&mut text)?;
@@ -41,7 +41,7 @@ fn names(page: &Entries) -> String {
 }
 
 fn write(workspace: &Workspace, path: &str, content: &str) -> Result<bool, FileError> {
-    let how = Write { follow: true, mode: None, bytes_max: 9, allows: &|_| Ok(true) };
+    let how = WriteOptions { follow: true, mode: None, bytes_max: 9, allows: &|_| Ok(true) };
     workspace.write(path.as_bytes(), &mut content.as_bytes(), &how).map(|written| written.is_new)
 }
 
@@ -66,7 +66,7 @@ fn files_are_written_listed_replaced_and_removed() {
     assert_eq!(read(workspace, "a/b").unwrap(), "c.txt", "nothing is left of a write that failed");
     assert!(matches!(write(workspace, "a/b", "x"), Err(FileError::WrongKind(_))));
     remove(workspace, "a").unwrap();
-    assert!(matches!(workspace.look(b"a", true), Err(FileError::NotFound)));
+    assert!(matches!(workspace.open_entry(b"a", true), Err(FileError::NotFound)));
 }
 
 #[test]
@@ -88,17 +88,17 @@ fn nothing_leads_out() {
     symlink("b", inside.join("a")).unwrap();
     symlink("a", inside.join("b")).unwrap();
     for path in ["absolute", "relative", "up", "up/secret", "root", "root/etc", "magic", "round", "other"] {
-        assert!(matches!(workspace.look(path.as_bytes(), true), Err(FileError::Outside)), "{path}");
+        assert!(matches!(workspace.open_entry(path.as_bytes(), true), Err(FileError::Outside)), "{path}");
         assert!(matches!(write(workspace, path, "x"), Err(FileError::Outside)), "{path}");
     }
-    assert!(matches!(workspace.look(b"a", true), Err(FileError::Loop)));
+    assert!(matches!(workspace.open_entry(b"a", true), Err(FileError::Loop)));
     for path in ["../secret", "a/../../secret", "..", "a\0b"] {
-        assert!(matches!(workspace.look(path.as_bytes(), true), Err(FileError::BadPath(_))), "{path}");
+        assert!(matches!(workspace.open_entry(path.as_bytes(), true), Err(FileError::BadPath(_))), "{path}");
     }
     assert!(matches!(write(workspace, "up/new", "x"), Err(FileError::Outside)));
     assert!(matches!(remove(workspace, "up/secret"), Err(FileError::Outside)));
     // Removing removes the link, and so does writing that does not follow it.
-    let how = Write { follow: false, mode: None, bytes_max: 9, allows: &|_| Ok(true) };
+    let how = WriteOptions { follow: false, mode: None, bytes_max: 9, allows: &|_| Ok(true) };
     workspace.write(b"absolute", &mut "mine".as_bytes(), &how).unwrap();
     assert!(fs::symlink_metadata(inside.join("absolute")).unwrap().is_file());
     remove(workspace, "relative").unwrap();
@@ -139,7 +139,7 @@ fn links_that_stay_inside_lead_where_they_lead_inside() {
     symlink("none/file", inside.join("deep")).unwrap();
     assert!(matches!(write(workspace, "deep", "x"), Err(FileError::NotFound)));
     assert!(
-        matches!(workspace.look(b"l1", false).unwrap(), OpenEntry::Symlink(target, _) if target == b"/workspace/d")
+        matches!(workspace.open_entry(b"l1", false).unwrap(), OpenEntry::Symlink(target, _) if target == b"/workspace/d")
     );
 }
 
@@ -155,7 +155,7 @@ fn a_file_keeps_its_mode_and_a_link_stays_one() {
         assert!(!write(workspace, "l", "x").unwrap());
         assert_eq!((mode(&file), fs::read_to_string(&file).unwrap()), (before, "x".into()), "{before:o}");
         assert!(fs::symlink_metadata(directory.path().join("w/l")).unwrap().is_symlink());
-        let how = Write { follow: true, mode: Some(0o750), bytes_max: 9, allows: &|_| Ok(true) };
+        let how = WriteOptions { follow: true, mode: Some(0o750), bytes_max: 9, allows: &|_| Ok(true) };
         workspace.write(b"f", &mut "y".as_bytes(), &how).unwrap();
         assert_eq!(mode(&file), 0o750);
         remove(workspace, "l").unwrap();
@@ -169,15 +169,16 @@ fn a_file_keeps_its_mode_and_a_link_stays_one() {
 fn what_is_not_expected_is_not_changed() {
     let fixture = fixture();
     let Fixture { workspace, .. } = &fixture;
-    let with = |allows: Allows<'_>| {
-        let how = Write { follow: true, mode: None, bytes_max: 9, allows };
+    let with = |allows: Precondition<'_>| {
+        let how = WriteOptions { follow: true, mode: None, bytes_max: 9, allows };
         workspace.write(b"new/f", &mut "x".as_bytes(), &how)
     };
     assert!(matches!(with(&|present| Ok(present.is_some())), Err(FileError::Stale)));
-    assert!(matches!(workspace.look(b"new", true), Err(FileError::NotFound)), "not even a directory is made");
+    assert!(matches!(workspace.open_entry(b"new", true), Err(FileError::NotFound)), "not even a directory is made");
     let first = with(&|present| Ok(present.is_none())).unwrap().version;
     assert!(matches!(with(&|present| Ok(present.is_none())), Err(FileError::Stale)));
-    let same = |present: Option<&Present<'_>>| Ok(present.unwrap().version()?.is_some_and(|now| now.tag == first.tag));
+    let same =
+        |present: Option<&ExistingEntry<'_>>| Ok(present.unwrap().version()?.is_some_and(|now| now.tag == first.tag));
     assert!(with(&same).is_ok());
     write(workspace, "new/f", "y").unwrap();
     assert!(matches!(with(&same), Err(FileError::Stale)));
@@ -199,7 +200,7 @@ fn pages_have_every_name_once() {
     for page_entries in [1, 7, 250, 252, 1000] {
         let (mut seen, mut after) = (Vec::new(), None);
         loop {
-            let OpenEntry::Directory(top) = workspace.look(b"", true).unwrap() else { panic!() };
+            let OpenEntry::Directory(top) = workspace.open_entry(b"", true).unwrap() else { panic!() };
             let page = list(&top, after.as_deref(), page_entries).unwrap();
             assert!(page.entries.len() <= page_entries);
             seen.extend(page.entries.into_iter().map(|entry| entry.name));
@@ -234,18 +235,18 @@ fn a_pipe_does_not_hold_us() {
     let Fixture { directory, workspace, .. } = &fixture;
     let pipe = directory.path().join("w/pipe");
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
-    assert!(matches!(workspace.look(b"pipe", true), Err(FileError::WrongKind(_))));
+    assert!(matches!(workspace.open_entry(b"pipe", true), Err(FileError::WrongKind(_))));
     assert!(matches!(write(workspace, "pipe", "x"), Err(FileError::WrongKind(_))));
     remove(workspace, "pipe").unwrap();
 }
 
-fn how() -> Unpacking {
-    Unpacking { bytes_max: 1 << 30, entries_max: 1 << 20, mode_mask: 0o7777, name: None }
+fn how() -> UnpackOptions {
+    UnpackOptions { bytes_max: 1 << 30, entries_max: 1 << 20, mode_mask: 0o7777, name: None }
 }
 
-fn packed(workspace: &Workspace) -> (Vec<u8>, Packed) {
+fn packed(workspace: &Workspace) -> (Vec<u8>, PackStats) {
     let mut archive = Vec::new();
-    let packed = workspace.packing(b"", true).unwrap().write(&mut archive).unwrap();
+    let packed = workspace.pack_source(b"", true).unwrap().write(&mut archive).unwrap();
     (archive, packed)
 }
 

@@ -1,5 +1,5 @@
-//! From a tar to what is beneath a directory. No link is followed and nothing leads out, whatever the archive says and whoever
-//! changes the directory meanwhile.
+//! Unpacks a tar into a directory. It never follows a link or leaves the directory, even if the archive is hostile or
+//! the directory changes meanwhile.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,45 +15,45 @@ use rustix::fs::{
 use rustix::fs::{unlinkat, utimensat};
 use rustix::io::Errno;
 
-use super::archive::{Source, Unpacking, bad_path, clean, conflict};
+use super::archive::{ArchiveReader, UnpackOptions, bad_path, clean, conflict};
 use super::pack::is_kept;
 use super::resolve::{
-    BELOW, BENEATH, HANDLE, ResolveOptions, check_path, descend, look_within, make_directory, open_within, resolve,
+    BELOW, BENEATH, HANDLE, ResolveOptions, check_path, descend, lookup_within, make_directory, open_within, resolve,
 };
-use super::write::{Allows, New, PLACE_TRIES, temporary_name};
-use super::{Moment, Owner, Present, Workspace};
+use super::write::{PLACE_TRIES, Precondition, TemporaryFile, temporary_name};
+use super::{ExistingEntry, FileTime, Owner, Workspace};
 use crate::FileError;
 use crate::layers::DEPTH_MAX;
 
-/// What was unpacked.
+/// Statistics of an unpacked tar.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Unpacked {
-    /// The directory is new.
+pub struct UnpackStats {
+    /// The directory was created.
     pub is_new: bool,
     /// Files, directories and links.
     pub entries: u64,
-    /// Bytes of files.
+    /// Bytes of file contents.
     pub bytes: u64,
-    /// Devices, kinds of entries that mean nothing here, and attributes that cannot be kept.
+    /// Entries and attributes left out: devices, unknown types, unsupported attributes.
     pub left_out: u64,
 }
 
 impl Workspace {
-    /// Unpacks an archive into the directory at `path`, which is made where it is missing. What is there already stays, unless
-    /// the archive has something of the same name.
+    /// Unpacks an archive into the directory at `path`, which is created if missing. Existing entries stay unless the
+    /// archive has the same name.
     ///
     /// # Errors
-    /// Where the archive cannot be used, or something is in its way; then what came before that is there.
+    /// If the archive is invalid or conflicts with an existing entry. Earlier entries stay.
     pub fn unpack(
         &self,
         path: &[u8],
         follow: bool,
         archive: impl Read,
-        how: &Unpacking,
-        allows: Allows<'_>,
-    ) -> Result<Unpacked, FileError> {
+        how: &UnpackOptions,
+        allows: Precondition<'_>,
+    ) -> Result<UnpackStats, FileError> {
         let path = check_path(path)?;
-        // Before directories are made for it.
+        // Checked before any directory is created.
         let place = match resolve(self.root(), path, ResolveOptions { follow, make: None }) {
             Err(FileError::NotFound) => None,
             outcome => Some(outcome?),
@@ -62,7 +62,7 @@ impl Workspace {
         if node.is_some_and(|node| node.kind() != FileType::Directory) {
             return Err(FileError::WrongKind("it is no directory, and an archive is unpacked into one"));
         }
-        if !allows(place.as_ref().and_then(Present::at).as_ref())? {
+        if !allows(place.as_ref().and_then(ExistingEntry::at).as_ref())? {
             return Err(FileError::Stale);
         }
         let place = resolve(self.root(), path, ResolveOptions { follow, make: Some(self.owner) })?;
@@ -77,8 +77,8 @@ impl Workspace {
     }
 }
 
-/// Unpacks an archive into an open directory of this machine, as whoever does it; `is_new` says that the directory is to be what the
-/// archive says it is.
+/// Unpacks an archive into an open directory of this machine, as the calling user. With `is_new`, the directory
+/// itself gets the attributes in the archive.
 ///
 /// # Errors
 /// As [`Workspace::unpack`].
@@ -86,49 +86,49 @@ pub fn unpack_into(
     directory: &OwnedFd,
     is_new: bool,
     archive: impl Read,
-    how: &Unpacking,
-) -> Result<Unpacked, FileError> {
+    how: &UnpackOptions,
+) -> Result<UnpackStats, FileError> {
     Unpacker::new(directory.as_fd(), (Owner(None), BELOW), how, is_new).run(archive)
 }
 
-/// A directory that what comes may be in.
-struct Inside {
+/// A directory that entries may be unpacked into.
+struct OpenDirectory {
     path: Vec<u8>,
-    /// Device and inode, by which it is known when it is left.
+    /// Device and inode, to recognize the directory on leaving.
     id: (u64, u64),
-    /// What it is to be when all is in it, where the archive says so.
-    described: Option<Described>,
+    /// Attributes to set after everything in it was unpacked.
+    described: Option<FinalAttributes>,
 }
 
-/// What a file or directory is to be.
-struct Described {
+/// The final attributes of a file or directory.
+struct FinalAttributes {
     mode: u32,
-    mtime: Moment,
-    /// The access control list of what will be made in a directory, which all that comes would inherit.
+    mtime: FileTime,
+    /// A directory's default access control list, set last because new entries would inherit it.
     of_children: Option<Vec<u8>>,
 }
 
 struct Unpacker<'a> {
     base: BorrowedFd<'a>,
     owner: Owner,
-    /// How far names may lead.
+    /// Limits of path resolution.
     reach: ResolveFlags,
-    how: &'a Unpacking,
-    /// Directories from the base down, and the last of them, open.
-    inside: Vec<Inside>,
+    how: &'a UnpackOptions,
+    /// Directories from the base down; the last is open.
+    inside: Vec<OpenDirectory>,
     current: Option<OwnedFd>,
-    /// What the base is to be, where it is new.
-    root: Option<Described>,
-    done: Unpacked,
+    /// Final attributes of the base if it is new.
+    root: Option<FinalAttributes>,
+    done: UnpackStats,
 }
 
 impl<'a> Unpacker<'a> {
-    fn new(base: BorrowedFd<'a>, (owner, reach): (Owner, ResolveFlags), how: &'a Unpacking, is_new: bool) -> Self {
-        let done = Unpacked { is_new, ..Unpacked::default() };
+    fn new(base: BorrowedFd<'a>, (owner, reach): (Owner, ResolveFlags), how: &'a UnpackOptions, is_new: bool) -> Self {
+        let done = UnpackStats { is_new, ..UnpackStats::default() };
         Self { base, owner, reach, how, inside: Vec::new(), current: None, root: None, done }
     }
 
-    fn run(mut self, archive: impl Read) -> Result<Unpacked, FileError> {
+    fn run(mut self, archive: impl Read) -> Result<UnpackStats, FileError> {
         match self.all(archive) {
             Ok(()) => Ok(self.done),
             Err(error) => {
@@ -138,14 +138,14 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// Gives directories the lists that were taken away from them while something was to come into them.
+    /// Restores default access control lists that were removed while a directory was filled.
     fn put_back(&self) {
         for (path, of, described) in self.inside.iter().filter_map(|at| Some((&at.path, at.id, at.described.as_ref()?)))
         {
             let Some(list) = &described.of_children else { continue };
             let directory = descend(self.base, path, self.reach);
             if let Some(directory) = directory.ok().filter(|directory| id(directory).is_ok_and(|id| id == of)) {
-                // What ends it has been said already.
+                // The error that ended unpacking is reported already.
                 let _ = fsetxattr(&directory, acl::LISTS[1].0, list, XattrFlags::empty());
             }
         }
@@ -155,7 +155,7 @@ impl<'a> Unpacker<'a> {
     }
 
     fn all(&mut self, archive: impl Read) -> Result<(), FileError> {
-        let mut source = Source::new(archive, self.how);
+        let mut source = ArchiveReader::new(archive, self.how);
         while let Some((found, path)) = source.next()? {
             if matches!(found.kind, TarEntryKind::Device | TarEntryKind::Other) {
                 self.done.left_out += 1;
@@ -165,7 +165,7 @@ impl<'a> Unpacker<'a> {
             if !path.is_empty() {
                 self.entry(&mut source, &found, path)?;
             } else if self.done.is_new {
-                // What a directory was like where the archive was made says nothing of one that is here already.
+                // An existing directory keeps its attributes.
                 self.root = Some(self.attributes(self.base, &found)?);
             }
         }
@@ -176,10 +176,15 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn entry<R: Read>(&mut self, source: &mut Source<'_, R>, found: &TarEntry, path: Vec<u8>) -> Result<(), FileError> {
+    fn entry<R: Read>(
+        &mut self,
+        source: &mut ArchiveReader<'_, R>,
+        found: &TarEntry,
+        path: Vec<u8>,
+    ) -> Result<(), FileError> {
         let (parent, name) = split(&path);
         let at = self.enter(parent)?;
-        let here = look_within(at.as_fd(), name, self.reach)?.map(|node| node.kind());
+        let here = lookup_within(at.as_fd(), name, self.reach)?.map(|node| node.kind());
         let is_link = here == Some(FileType::Symlink);
         match (found.kind, here) {
             (_, None | Some(FileType::Symlink)) | (TarEntryKind::Directory, Some(FileType::Directory)) => {}
@@ -202,7 +207,7 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// The directory that an entry is in, made where it is missing.
+    /// Opens an entry's parent directory and creates missing ones.
     fn enter(&mut self, path: &[u8]) -> Result<OwnedFd, FileError> {
         self.leave_all_but(path)?;
         let (mut at, mut done) = match (self.inside.last(), &self.current) {
@@ -214,7 +219,7 @@ impl<'a> Unpacker<'a> {
             let start = if done == 0 { 0 } else { done + 1 };
             let end = path[start..].iter().position(|byte| *byte == b'/').map_or(path.len(), |slash| start + slash);
             let name = &path[start..end];
-            at = match look_within(at.as_fd(), name, self.reach)? {
+            at = match lookup_within(at.as_fd(), name, self.reach)? {
                 None => make_directory(at.as_fd(), name, self.owner, self.reach)?,
                 Some(node) if node.kind() == FileType::Directory => node.handle,
                 Some(_) => {
@@ -229,20 +234,25 @@ impl<'a> Unpacker<'a> {
         Ok(at)
     }
 
-    fn push(&mut self, path: Vec<u8>, directory: &OwnedFd, described: Option<Described>) -> Result<(), FileError> {
+    fn push(
+        &mut self,
+        path: Vec<u8>,
+        directory: &OwnedFd,
+        described: Option<FinalAttributes>,
+    ) -> Result<(), FileError> {
         if self.inside.len() >= DEPTH_MAX {
             return Err(FileError::TooDeep);
         }
-        self.inside.push(Inside { path, id: id(directory)?, described });
+        self.inside.push(OpenDirectory { path, id: id(directory)?, described });
         Ok(())
     }
 
-    /// Gives directories that nothing more is in their permissions and times.
+    /// Sets permissions and times of directories that are complete.
     fn leave_all_but(&mut self, path: &[u8]) -> Result<(), FileError> {
         while let Some(last) = self.inside.pop_if(|last| !is_in(path, &last.path)) {
             self.current = None;
             let Some(described) = last.described else { continue };
-            // Someone may have moved it, and made another; that one is not meant.
+            // If the directory was moved and another took its place, that one is left alone.
             match descend(self.base, &last.path, self.reach) {
                 Ok(directory) if id(&directory)? == last.id => describe(directory.as_fd(), &described)?,
                 Ok(_) | Err(FileError::NotFound | FileError::WrongKind(_) | FileError::Outside) => {}
@@ -275,15 +285,15 @@ impl<'a> Unpacker<'a> {
 
     fn file<R: Read>(
         &mut self,
-        source: &mut Source<'_, R>,
+        source: &mut ArchiveReader<'_, R>,
         at: &OwnedFd,
         (name, path): (&[u8], &[u8]),
         found: &TarEntry,
         mut replaces: bool,
     ) -> Result<(), FileError> {
-        // (Without a handle that only names the directory, nothing can be made in it on all file systems.)
+        // Some file systems cannot create files through an `O_PATH` handle.
         let at = open_within(at.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY, self.reach)?;
-        let mut new = New::create(at.as_fd())?;
+        let mut new = TemporaryFile::create(at.as_fd())?;
         source.content(found, |data, offset| Ok(new.file.write_all_at(data, offset)?))?;
         set_length(&new.file, found.size)?;
         self.owner.give(&new.file)?;
@@ -292,7 +302,7 @@ impl<'a> Unpacker<'a> {
         self.done.bytes = self.done.bytes.saturating_add(found.size);
         for _ in 0..PLACE_TRIES {
             match new.appear(at.as_fd(), name, replaces) {
-                // A process inside has just made this name.
+                // A process in the container has just created this name.
                 Err(FileError::Io(error)) if error.kind() == io::ErrorKind::AlreadyExists => replaces = true,
                 outcome => return outcome,
             }
@@ -300,7 +310,7 @@ impl<'a> Unpacker<'a> {
         Err(conflict(path, "is what a process keeps changing"))
     }
 
-    /// A link of either kind, or a pipe: made under another name, and then put in the place of what may be there.
+    /// Creates a link or pipe under a temporary name and renames it into place.
     fn special(
         &mut self,
         at: &OwnedFd,
@@ -320,7 +330,7 @@ impl<'a> Unpacker<'a> {
         let temporary = temporary_name();
         let outcome =
             self.make(at, temporary.as_bytes(), found).and_then(|()| Ok(renameat(at, temporary.as_bytes(), at, name)?));
-        // Of two names of one file, renaming leaves both.
+        // Renaming one hard link over another of the same file leaves both.
         let _ = unlinkat(at, temporary.as_bytes(), AtFlags::empty());
         outcome
     }
@@ -337,7 +347,7 @@ impl<'a> Unpacker<'a> {
             chownat(at, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
         }
         if found.kind != TarEntryKind::Symlink {
-            // By a handle: what has the name now may be a link.
+            // Through a handle, because the name may be a link by now.
             let pipe = open_within(at.as_fd(), name, HANDLE, self.reach)?;
             if FileType::from_raw_mode(fstat(&pipe)?.st_mode) == FileType::Fifo {
                 let itself = format!("/proc/self/fd/{}", pipe.as_raw_fd());
@@ -355,8 +365,9 @@ impl<'a> Unpacker<'a> {
             b"" => self.base.try_clone_to_owned()?,
             parent => descend(self.base, parent, self.reach).map_err(|_| gone())?,
         };
-        let node =
-            look_within(from.as_fd(), target_name, self.reach)?.filter(|_| !target_name.is_empty()).ok_or_else(gone)?;
+        let node = lookup_within(from.as_fd(), target_name, self.reach)?
+            .filter(|_| !target_name.is_empty())
+            .ok_or_else(gone)?;
         match node.kind() {
             FileType::RegularFile | FileType::Symlink | FileType::Fifo => {}
             _ => return Err(gone()),
@@ -364,9 +375,9 @@ impl<'a> Unpacker<'a> {
         Ok(linkat(&from, target_name, at, name, AtFlags::empty())?)
     }
 
-    /// Gives a file its attributes and its access control list, and says what else it is to be. Where a list cannot be kept, the mode gives
-    /// the group nothing: its bits are of all that the list speaks of.
-    fn attributes(&mut self, file: BorrowedFd<'_>, found: &TarEntry) -> Result<Described, FileError> {
+    /// Sets a file's attributes and access control list, and returns the rest. If a list cannot be set, group bits
+    /// are cleared from the mode, because they mean the list's mask.
+    fn attributes(&mut self, file: BorrowedFd<'_>, found: &TarEntry) -> Result<FinalAttributes, FileError> {
         let is_list = |name: &[u8]| acl::record_of(name).is_some();
         for (name, value) in found.attributes.iter().filter(|(name, _)| is_kept(name) && !is_list(name)) {
             match fsetxattr(file, &name[..], value, XattrFlags::empty()) {
@@ -375,8 +386,9 @@ impl<'a> Unpacker<'a> {
                 Err(_) => self.done.left_out += 1,
             }
         }
-        let mut described = Described { mode: found.mode & self.how.mode_mask, mtime: found.mtime, of_children: None };
-        // What lists say of ids of inside means nothing elsewhere.
+        let mut described =
+            FinalAttributes { mode: found.mode & self.how.mode_mask, mtime: found.mtime, of_children: None };
+        // Ids of the container have no meaning elsewhere.
         let ids = self.owner.ids();
         for (name, value) in acl::lists(found, ids.unwrap_or(Ids::UNMAPPED)) {
             let value = value.filter(|_| ids.is_some());
@@ -393,7 +405,7 @@ impl<'a> Unpacker<'a> {
     }
 }
 
-fn describe(file: BorrowedFd<'_>, described: &Described) -> Result<(), FileError> {
+fn describe(file: BorrowedFd<'_>, described: &FinalAttributes) -> Result<(), FileError> {
     if let Some(list) = &described.of_children {
         fsetxattr(file, acl::LISTS[1].0, list, XattrFlags::empty())?;
     }
@@ -401,7 +413,7 @@ fn describe(file: BorrowedFd<'_>, described: &Described) -> Result<(), FileError
     Ok(futimens(file, &times(described.mtime))?)
 }
 
-/// Whatever is at the end may have been a hole.
+/// Sets the length, because the end of the file may be a hole.
 fn set_length(file: &File, size: u64) -> Result<(), FileError> {
     file.set_len(size).map_err(|error| match error.kind() {
         io::ErrorKind::FileTooLarge | io::ErrorKind::InvalidInput => FileError::TooLarge,
@@ -418,12 +430,12 @@ fn is_in(path: &[u8], directory: &[u8]) -> bool {
     path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
-fn times((seconds, nanoseconds): Moment) -> Timestamps {
+fn times((seconds, nanoseconds): FileTime) -> Timestamps {
     let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
     Timestamps { last_access: time, last_modification: time }
 }
 
-/// The directory that a clean path is in, and its name there.
+/// Splits a normalized path into parent and name.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
         Some(slash) => (&path[..slash], &path[slash + 1..]),

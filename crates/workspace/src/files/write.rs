@@ -1,4 +1,4 @@
-//! Writing and removing files of a workspace.
+//! Writes and removes files of a workspace.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -13,52 +13,52 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::resolve::{Place, ResolveOptions, check_name, open_beneath, resolve};
-use super::{Present, Version, Workspace};
+use super::{ExistingEntry, Version, Workspace};
 use crate::FileError;
-use crate::trash::BURY_FAILURES_MAX;
+use crate::trash::REMOVE_FAILURES_MAX;
 
-/// How often a file is put in its place while a process in the container keeps making and removing its name.
+/// How often placing a file is retried while a process in the container keeps changing its name.
 pub(super) const PLACE_TRIES: u32 = 16;
-/// The attributes of a file that its successor keeps, all names or one value, in bytes (Linux: `XATTR_LIST_MAX`).
+/// Attributes copied to a replacement file: all names or one value, in bytes (Linux: `XATTR_LIST_MAX`).
 const ATTRIBUTE_BYTES_MAX: usize = 64 * 1024;
 /// Permission bits of a new file.
 const MODE_DEFAULT: u32 = 0o644;
-/// What an access control list is kept as.
+/// The attribute of an access control list.
 const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
 
 /// How a file is written.
-pub struct Write<'a> {
-    /// Whether a link is written through, to what it leads to; or replaced.
+pub struct WriteOptions<'a> {
+    /// Whether a link is followed; otherwise it is replaced.
     pub follow: bool,
-    /// The permission bits; without them, those of the file that is replaced.
+    /// Permission bits; `None` keeps those of the file that is replaced.
     pub mode: Option<u32>,
-    /// Most bytes.
+    /// Maximum size in bytes.
     pub bytes_max: u64,
-    /// Whether it may be done, by what is there now.
-    pub allows: Allows<'a>,
+    /// The precondition of the write.
+    pub allows: Precondition<'a>,
 }
 
-/// Whether something may be done, by what is there.
-pub type Allows<'a> = &'a dyn Fn(Option<&Present<'_>>) -> Result<bool, FileError>;
+/// Decides whether a change is allowed, given the existing entry.
+pub type Precondition<'a> = &'a dyn Fn(Option<&ExistingEntry<'_>>) -> Result<bool, FileError>;
 
-/// A file that was written.
+/// The result of writing a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Written {
-    /// There was none before.
+pub struct WriteResult {
+    /// The file did not exist before.
     pub is_new: bool,
-    /// What it is now.
+    /// Its new version.
     pub version: Version,
 }
 
 impl Workspace {
-    /// Writes what `content` yields to the file at `path`, which appears whole or not at all; directories on the way are made.
+    /// Writes `content` to the file at `path` atomically. Missing directories are created.
     ///
     /// # Errors
-    /// [`FileError::TooLarge`] where there is more than allowed, [`FileError::Stale`] where it is not what the caller expects.
-    /// Then nothing changed.
-    pub fn write(&self, path: &[u8], content: &mut dyn Read, how: &Write<'_>) -> Result<Written, FileError> {
+    /// [`FileError::TooLarge`] for more than `bytes_max`, [`FileError::Stale`] if the precondition fails. Nothing is
+    /// changed then.
+    pub fn write(&self, path: &[u8], content: &mut dyn Read, how: &WriteOptions<'_>) -> Result<WriteResult, FileError> {
         let path = check_name(path)?;
-        // Before directories are made for it.
+        // Checked before any directory is created.
         let place = match resolve(self.root(), path, ResolveOptions { follow: how.follow, make: None }) {
             Err(FileError::NotFound) => None,
             outcome => Some(outcome?),
@@ -71,34 +71,34 @@ impl Workspace {
             self.allow(Some(&place), how)?;
             let mut new = match filled.take() {
                 Some(new) => new,
-                None => New::fill(place.directory.as_fd(), content, how.bytes_max)?,
+                None => TemporaryFile::fill(place.directory.as_fd(), content, how.bytes_max)?,
             };
             match self.put(&mut new, &place, how.mode) {
-                // Somebody inside made the name, or moved the directory away: what is there now is looked at again.
+                // A process in the container made the name or moved the directory: check again.
                 Err(FileError::Io(error)) if error.kind() == io::ErrorKind::AlreadyExists => filled = Some(new),
                 Err(error) => return Err(error),
                 Ok(()) => {
                     let version = Version::of(&new.file)?;
-                    return Ok(Written { is_new: place.node.is_none(), version });
+                    return Ok(WriteResult { is_new: place.node.is_none(), version });
                 }
             }
         }
         Err(FileError::WrongKind("a process in the container keeps changing what is at this path"))
     }
 
-    fn allow(&self, place: Option<&Place>, how: &Write<'_>) -> Result<(), FileError> {
+    fn allow(&self, place: Option<&Place>, how: &WriteOptions<'_>) -> Result<(), FileError> {
         let node = place.and_then(|place| place.node.as_ref());
-        match node.map(super::resolve::Node::kind) {
+        match node.map(super::resolve::EntryHandle::kind) {
             Some(FileType::Directory) => return Err(FileError::WrongKind("it is a directory")),
             None | Some(FileType::RegularFile | FileType::Symlink) => {}
             Some(_) => return Err(FileError::WrongKind("it is a pipe, a socket or a device; delete it first")),
         }
-        let present = place.and_then(Present::at);
+        let present = place.and_then(ExistingEntry::at);
         if (how.allows)(present.as_ref())? { Ok(()) } else { Err(FileError::Stale) }
     }
 
-    /// Gives a file that is written whole its owner, its permissions and its name.
-    fn put(&self, new: &mut New, place: &Place, mode: Option<u32>) -> Result<(), FileError> {
+    /// Sets owner and permissions of a complete file and renames it into place.
+    fn put(&self, new: &mut TemporaryFile, place: &Place, mode: Option<u32>) -> Result<(), FileError> {
         self.owner.give(&new.file)?;
         let before = place.node.as_ref().filter(|node| node.kind() == FileType::RegularFile);
         if before.is_some() {
@@ -111,39 +111,39 @@ impl Workspace {
         Ok(fsync(open_beneath(place.directory.as_fd(), b".", OFlags::DIRECTORY | OFlags::RDONLY)?)?)
     }
 
-    /// Removes the file, link or directory (with all that is in it) at `path`; of a link, the link itself.
+    /// Removes the file, link or directory (recursively) at `path`. A link is not followed.
     ///
     /// # Errors
-    /// Where there is nothing, or it is the workspace itself; [`FileError::Stale`] where it is not what the caller expects.
-    pub fn remove(&self, path: &[u8], allows: Allows<'_>) -> Result<(), FileError> {
+    /// If there is none or it is the root; [`FileError::Stale`] if the precondition fails.
+    pub fn remove(&self, path: &[u8], allows: Precondition<'_>) -> Result<(), FileError> {
         let place = resolve(self.root(), check_name(path)?, ResolveOptions::default())?;
-        let present = Present::at(&place).ok_or(FileError::NotFound)?;
+        let present = ExistingEntry::at(&place).ok_or(FileError::NotFound)?;
         if !allows(Some(&present))? {
             return Err(FileError::Stale);
         }
         let name = CString::new(place.name).map_err(io::Error::from)?;
         match unlinkat(&place.directory, &name, AtFlags::empty()) {
-            Err(Errno::ISDIR) => take_down(place.directory.as_fd(), &name)?,
+            Err(Errno::ISDIR) => remove_tree(place.directory.as_fd(), &name)?,
             other => other?,
         }
         Ok(fsync(open_beneath(place.directory.as_fd(), b".", OFlags::DIRECTORY | OFlags::RDONLY)?)?)
     }
 }
 
-/// A file that is written and has no name yet; where the file system has no such files, one that nobody looks for.
-pub(super) struct New {
+/// A file without a name (`O_TMPFILE`), or with a temporary name if the file system has no such files.
+pub(super) struct TemporaryFile {
     pub(super) file: File,
-    /// Where it is, in such a file system.
+    /// Directory and temporary name, if it has one.
     named: Option<(OwnedFd, String)>,
 }
 
-impl New {
-    /// An empty one, for this directory or another of the same workspace.
+impl TemporaryFile {
+    /// Creates an empty file for any directory of the same workspace.
     pub(super) fn create(directory: BorrowedFd<'_>) -> Result<Self, FileError> {
         let mode = Mode::RUSR | Mode::WUSR;
         match openat(directory, c".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode) {
             Ok(file) => return Ok(Self { file: file.into(), named: None }),
-            // What file systems say that have no files without names (open(2), "O_TMPFILE").
+            // Errors of file systems without `O_TMPFILE` (open(2)).
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}
             Err(error) => return Err(error.into()),
         }
@@ -153,7 +153,7 @@ impl New {
         Ok(Self { file, named: Some((directory.try_clone_to_owned()?, name)) })
     }
 
-    /// One that has what `content` yields.
+    /// Creates a file with the data from `content`.
     fn fill(directory: BorrowedFd<'_>, content: &mut dyn Read, bytes_max: u64) -> Result<Self, FileError> {
         let mut new = Self::create(directory)?;
         let written = io::copy(&mut content.take(bytes_max.saturating_add(1)), &mut new.file)?;
@@ -161,18 +161,18 @@ impl New {
             return Err(FileError::TooLarge);
         }
         new.file.flush()?;
-        // Finer than the clock of the file system: who writes twice in one of its ticks sees two times.
+        // The file system's clock is coarse; this time tells two writes apart.
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = Timespec { tv_sec: now.as_secs().cast_signed(), tv_nsec: now.subsec_nanos().into() };
         futimens(&new.file, &Timestamps { last_access: now, last_modification: now })?;
         Ok(new)
     }
 
-    /// Gives it its name, in place of what has that name. A name that is new is the first that anybody sees of the file;
-    /// to replace one takes a second name for a moment, since a link cannot take another's place.
+    /// Gives the file its name. A new name is linked atomically; replacing a file needs a temporary name first,
+    /// because a link cannot replace a file.
     ///
     /// # Errors
-    /// `EEXIST` where it was to be new and is not.
+    /// `EEXIST` if `replaces` is false and the name exists.
     pub(super) fn appear(&mut self, directory: BorrowedFd<'_>, name: &[u8], replaces: bool) -> Result<(), FileError> {
         if let Some((at, temporary)) = &self.named {
             let flags = if replaces { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
@@ -194,7 +194,7 @@ impl New {
 
     fn link(&self, directory: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
         match linkat(&self.file, c"", directory, name, AtFlags::EMPTY_PATH) {
-            // It takes a capability that a server without root does not have everywhere; this way takes none (open(2)).
+            // Linking by handle needs a capability that a rootless server may lack; this way needs none (open(2)).
             Err(Errno::NOENT | Errno::PERM) => {
                 let itself = format!("/proc/self/fd/{}", self.file.as_raw_fd());
                 linkat(CWD, itself.as_str(), directory, name, AtFlags::SYMLINK_FOLLOW)
@@ -204,7 +204,7 @@ impl New {
     }
 }
 
-impl Drop for New {
+impl Drop for TemporaryFile {
     fn drop(&mut self) {
         if let Some((directory, name)) = &self.named {
             let _ = unlinkat(directory, name.as_str(), AtFlags::empty());
@@ -216,12 +216,12 @@ pub(super) fn temporary_name() -> String {
     format!(".raworc-{}", Uuid::new_v4().simple())
 }
 
-/// What a process inside has attached to a file stays with the one that takes its place.
+/// Copies the attributes of the file that is replaced.
 fn keep_attributes(place: &Place, new: &File) -> Result<(), FileError> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let before = match open_beneath(place.directory.as_fd(), &place.name, flags) {
         Ok(before) => before,
-        // It is gone; then there is nothing to keep.
+        // The file is gone, so there is nothing to copy.
         Err(_) => return Ok(()),
     };
     let mut list = vec![0; ATTRIBUTE_BYTES_MAX];
@@ -238,33 +238,33 @@ fn keep_attributes(place: &Place, new: &File) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Removes the directory `name` with all that is in it, in place, however deep it is: one directory is open at any time.
-/// Others may change it meanwhile; should they move it about, it is left, since the way back up may lead elsewhere then.
-fn take_down(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+/// Removes the directory `name` recursively, with one open directory at any depth. If someone moves it meanwhile, the
+/// rest is left.
+fn remove_tree(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = |at: BorrowedFd<'_>, name: &CStr| openat(at, name, flags, Mode::empty());
     let identity = |directory: &OwnedFd| rustix::fs::fstat(directory).map(|stat| (stat.st_dev, stat.st_ino));
     let mut at = open(parent, c".")?;
-    // From `parent` down: which directory that is, and what in it is still to be removed.
-    let mut way = vec![(identity(&at)?, vec![name.to_owned()])];
+    // From `parent` down: the identity of each directory and the names still to remove.
+    let mut stack = vec![(identity(&at)?, vec![name.to_owned()])];
     let mut failures = 0;
-    while let Some((_, left)) = way.last_mut() {
+    while let Some((_, left)) = stack.last_mut() {
         if let Some(name) = left.last() {
             at = open(at.as_fd(), name)?;
             let inner = empty_but_directories(&at)?;
-            way.push((identity(&at)?, inner));
+            stack.push((identity(&at)?, inner));
             continue;
         }
-        way.pop();
-        let Some((above, left)) = way.last_mut() else { break };
+        stack.pop();
+        let Some((above, left)) = stack.last_mut() else { break };
         at = open(at.as_fd(), c"..")?;
         if identity(&at)? != *above {
             return Err(io::Error::other("the directory was moved while it was removed"));
         }
         let Some(name) = left.pop() else { break };
         match unlinkat(&at, &name, AtFlags::REMOVEDIR) {
-            // Someone adds to it: again, but not for ever.
-            Err(rustix::io::Errno::NOTEMPTY) if failures < BURY_FAILURES_MAX => {
+            // Someone adds files: retry a bounded number of times.
+            Err(rustix::io::Errno::NOTEMPTY) if failures < REMOVE_FAILURES_MAX => {
                 failures += 1;
                 left.push(name);
             }
@@ -274,7 +274,7 @@ fn take_down(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes everything in a directory but directories, whose names it returns.
+/// Removes everything but directories, and returns their names.
 fn empty_but_directories(directory: &OwnedFd) -> io::Result<Vec<CString>> {
     let mut found = Vec::new();
     for entry in rustix::fs::Dir::read_from(directory)? {

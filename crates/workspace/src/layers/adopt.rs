@@ -1,4 +1,4 @@
-//! Directories that an archive has something in without saying what they are.
+//! Copies attributes to directories that an archive implies but does not describe.
 
 use std::ffi::CString;
 use std::io;
@@ -8,15 +8,16 @@ use std::path::{Path, PathBuf};
 
 use super::entry;
 
-/// Makes these directories of a layer what they are in `below`, where they are there. Parents come before what is in them.
+/// Gives these directories of a layer the attributes that they have in `below`, if they exist there. Parents come
+/// first.
 ///
 /// # Errors
-/// Where one of them is not in the layer, or cannot be changed.
+/// If one is not in the layer, or cannot be changed.
 pub fn adopt(layer: &Path, directories: &[PathBuf], below: impl AsFd) -> io::Result<()> {
     let (own, below) = (entry::root(layer)?, below.as_fd());
     for path in directories {
         let names = names(path)?;
-        // A directory in the layer that is none below is new.
+        // A directory that does not exist below is new.
         if let Ok(old) = walk(below.try_clone_to_owned()?, &names) {
             entry::copy_attributes(&old, walk(own.try_clone()?, &names)?)?;
         }

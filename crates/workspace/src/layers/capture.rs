@@ -1,4 +1,4 @@
-//! Copies what changed in a directory that a session writes to, while it goes on being used.
+//! Copies what changed in a writable layer while a session keeps using it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CStr, CString};
@@ -12,58 +12,64 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{AtFlags, FileType, Stat, fstat, linkat, unlinkat};
 use rustix::io::Errno;
 
-use super::Marks;
-use super::entry::{self, Mark};
+use super::OverlayXattrs;
+use super::entry::{self, OverlayXattr};
 use super::seal;
-use crate::steps;
+use crate::failpoints;
 
-/// The clock of a file system advances in ticks: what changed so shortly before it was looked at may have changed again
-/// since without being seen to.
-pub const DOUBTFUL: Duration = Duration::from_millis(50);
+/// The resolution of file system timestamps: a change so shortly before a look may be followed by another with the
+/// same time.
+pub const TIMESTAMP_GRANULARITY: Duration = Duration::from_millis(50);
 
-/// How a directory is captured.
+/// Options of a capture.
 #[derive(Clone, Copy, Debug)]
-pub struct How {
-    /// How overlayfs marks things.
-    pub marks: Marks,
-    /// Whether nothing changes it meanwhile. Otherwise what changes under one's eyes is left to the next capture.
+pub struct CaptureOptions {
+    /// The namespace of overlayfs's attributes.
+    pub xattrs: OverlayXattrs,
+    /// Whether nothing changes meanwhile. Otherwise entries that change are left to the next capture.
     pub is_still: bool,
-    /// What changed so shortly before it was looked at is copied again by the next capture; [`DOUBTFUL`], but where time is made up.
+    /// Entries changed less than this before they were read are copied again by the next capture:
+    /// [`TIMESTAMP_GRANULARITY`], except in simulations.
     pub doubtful: Duration,
 }
 
-/// What a capture brought.
+/// Statistics of a capture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Captured {
-    /// Entries copied, without directories that were only on the way.
+pub struct CaptureStats {
+    /// Entries copied, without directories that only lead to others.
     pub entries: u64,
-    /// Bytes of the files among them, holes included.
+    /// Bytes of copied files, holes included.
     pub bytes: u64,
 }
 
-/// What is known of an entry that was looked at.
+/// The recorded state of one entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Seen {
+struct EntryState {
     ino: u64,
     changed: (i64, i64),
     size: i64,
     is_directory: bool,
     is_doubtful: bool,
-    /// Of a directory: a digest of the marks that say what it lies on. With others it is another directory.
-    marks: u64,
+    /// A digest of a directory's overlayfs attributes. If it differs, it is another directory.
+    xattrs: u64,
 }
 
-/// Everything that was seen, by path.
-type Listing = BTreeMap<Vec<u8>, Seen>;
+/// The recorded states by path.
+type Listing = BTreeMap<Vec<u8>, EntryState>;
 
-/// Copies what is in `from` to the new layer `into`, and writes to `listing` what was seen. With the listing of an earlier
-/// capture of the same directory, only what changed since: the new layer is meant to lie on that one's. What changes meanwhile
-/// may be torn, and is copied by the next capture.
+/// Copies `from` to the new layer `into` and records the states of entries in `listing`. With the listing of an
+/// earlier capture, copies only changes since then; the new layer then lies on that one's. An entry that changes
+/// meanwhile may be torn, and is copied again by the next capture.
 ///
 /// # Errors
-/// Where something cannot be read or written. What vanishes meanwhile is no error, nor, where it does not stand still, what
-/// becomes something else.
-pub fn capture(from: &Path, into: &Path, listing: &Path, before: Option<&Path>, how: How) -> io::Result<Captured> {
+/// If reading or writing fails. It is no error if an entry is removed or, unless `is_still`, replaced meanwhile.
+pub fn capture(
+    from: &Path,
+    into: &Path,
+    listing: &Path,
+    before: Option<&Path>,
+    how: CaptureOptions,
+) -> io::Result<CaptureStats> {
     let before = before.map(read).transpose()?;
     let is_first = before.is_none();
     fs::create_dir(into)?;
@@ -76,33 +82,34 @@ pub fn capture(from: &Path, into: &Path, listing: &Path, before: Option<&Path>, 
         passed: Vec::new(),
         source: source.try_clone()?,
         target: target.try_clone()?,
-        captured: Captured::default(),
+        captured: CaptureStats::default(),
     };
     let below = Some(Vec::new());
-    let mut way = Way { parts: vec![Part { source, target: Some(target), name: CString::default(), below }] };
-    capture.directory(&mut way, &[], is_first)?;
+    let mut stack =
+        PathStack { parts: vec![PathComponent { source, target: Some(target), name: CString::default(), below }] };
+    capture.directory(&mut stack, &[], is_first)?;
     capture.reunite()?;
     entry::copy_attributes(entry::root(from)?, entry::root(into)?)?;
     write(listing, &capture.now)?;
     Ok(capture.captured)
 }
 
-/// The directories from the root down to where we are.
-struct Way {
-    parts: Vec<Part>,
+/// The directories from the root to the current one.
+struct PathStack {
+    parts: Vec<PathComponent>,
 }
 
-struct Part {
+struct PathComponent {
     source: OwnedFd,
-    /// Made when there is something to put into it.
+    /// The copy, created when it gets its first entry.
     target: Option<OwnedFd>,
     name: CString,
-    /// The path of the rest of this directory in the layers below, if it has any there.
+    /// The path of this directory in the layers below, if it has one.
     below: Option<Vec<CString>>,
 }
 
-impl Way {
-    /// The directory to copy to, made if need be.
+impl PathStack {
+    /// The directory to copy to, created if needed.
     fn target(&mut self) -> io::Result<&OwnedFd> {
         let first = self.parts.iter().rposition(|part| part.target.is_some()).unwrap_or(0);
         for place in first + 1..self.parts.len() {
@@ -126,55 +133,62 @@ impl Way {
 struct Capture {
     before: Listing,
     now: Listing,
-    how: How,
-    /// Where files with several names were copied to.
+    how: CaptureOptions,
+    /// Where hard-linked files were copied to, by inode.
     links: HashMap<u64, Vec<CString>>,
-    /// Names of such files that were not copied under them, since they had not changed.
+    /// Unchanged names of hard-linked files, which were not copied.
     passed: Vec<(u64, Vec<CString>)>,
     source: OwnedFd,
     target: OwnedFd,
-    captured: Captured,
+    captured: CaptureStats,
 }
 
 impl Capture {
-    /// `is_new` where nothing in it was seen before.
-    fn directory(&mut self, way: &mut Way, path: &[u8], is_new: bool) -> io::Result<()> {
-        let source = way.source()?;
+    /// `is_new`: nothing in this directory was recorded before.
+    fn directory(&mut self, stack: &mut PathStack, path: &[u8], is_new: bool) -> io::Result<()> {
+        let source = stack.source()?;
         let mut names = BTreeSet::new();
         for name in entry::names(&source)? {
-            match self.one(way, &source, &name, path, is_new) {
+            match self.one(stack, &source, &name, path, is_new) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) if !self.how.is_still && is_race(&error) => self.leave(join(path, &name)),
+                Err(error) if !self.how.is_still && is_race(&error) => self.defer(join(path, &name)),
                 other => other?,
             }
             names.insert(name);
         }
         if !is_new {
-            self.gone(way, path, &names)?;
+            self.gone(stack, path, &names)?;
         }
         Ok(())
     }
 
-    /// It became something else while it was looked at: the next capture copies it.
-    fn leave(&mut self, key: Vec<u8>) {
+    /// Drops the record of an entry that was replaced meanwhile, so that the next capture copies it.
+    fn defer(&mut self, key: Vec<u8>) {
         self.now.entry(key).or_default().is_doubtful = true;
     }
 
-    fn one(&mut self, way: &mut Way, source: &OwnedFd, name: &CStr, path: &[u8], is_new: bool) -> io::Result<()> {
-        let stat = entry::look(source, name)?.ok_or(io::ErrorKind::NotFound)?;
+    fn one(
+        &mut self,
+        stack: &mut PathStack,
+        source: &OwnedFd,
+        name: &CStr,
+        path: &[u8],
+        is_new: bool,
+    ) -> io::Result<()> {
+        let stat = entry::lookup(source, name)?.ok_or(io::ErrorKind::NotFound)?;
         let key = join(path, name);
         let before = self.before.get(&key).copied().filter(|_| !is_new);
         if entry::kind(&stat) == FileType::Directory {
-            let inner = entry::inner(source, name, way.parts.len() - 1)?;
-            // What was opened may be another one already.
-            let mut seen = look(&fstat(&inner)?, self.how.doubtful);
-            seen.marks = digest(&inner, self.how.marks)?;
+            let inner = entry::inner(source, name, stack.parts.len() - 1)?;
+            // The opened entry may differ from the listed one.
+            let mut seen = entry_state(&fstat(&inner)?, self.how.doubtful);
+            seen.xattrs = digest(&inner, self.how.xattrs)?;
             self.now.insert(key.clone(), seen);
-            return self.inner(way, inner, name, &key, seen, before);
+            return self.inner(stack, inner, name, &key, seen, before);
         }
-        let seen = look(&stat, self.how.doubtful);
+        let seen = entry_state(&stat, self.how.doubtful);
         self.now.insert(key, seen);
-        let place = || way.parts.iter().skip(1).map(|part| part.name.clone()).chain([name.to_owned()]).collect();
+        let place = || stack.parts.iter().skip(1).map(|part| part.name.clone()).chain([name.to_owned()]).collect();
         if before == Some(seen) && !seen.is_doubtful {
             if stat.st_nlink > 1 {
                 self.passed.push((stat.st_ino, place()));
@@ -183,7 +197,7 @@ impl Capture {
         }
         let place = place();
         self.captured.entries += 1;
-        let target = way.target()?;
+        let target = stack.target()?;
         if stat.st_nlink > 1
             && let Some(copied) = self.links.get(&stat.st_ino)
             && self.link(copied, target, name).is_ok()
@@ -191,7 +205,7 @@ impl Capture {
             return Ok(());
         }
         if let Err(error) = entry::copy(source, name, &stat, target) {
-            // Half a file is none.
+            // Remove the incomplete copy.
             let _ = unlinkat(target, name, AtFlags::empty());
             return Err(error);
         }
@@ -204,18 +218,18 @@ impl Capture {
         Ok(())
     }
 
-    /// A further name of a file that was copied.
+    /// Links a further name to a file that was copied.
     fn link(&self, place: &[CString], target: &OwnedFd, name: &CStr) -> io::Result<()> {
-        let (last, way) = place.split_last().ok_or(io::ErrorKind::NotFound)?;
+        let (last, stack) = place.split_last().ok_or(io::ErrorKind::NotFound)?;
         let mut at = self.target.try_clone()?;
-        for (depth, name) in way.iter().enumerate() {
+        for (depth, name) in stack.iter().enumerate() {
             at = entry::inner(&at, name, depth)?;
         }
         Ok(linkat(&at, last, target, name, AtFlags::empty())?)
     }
 
-    /// Gives files that were copied their other names, too, that had not changed since they were looked at before: under them, the
-    /// copies of an earlier capture would be shown as files of their own.
+    /// Gives copied files also their unchanged names. Otherwise the copies of an earlier capture would show up under
+    /// those names.
     fn reunite(&mut self) -> io::Result<()> {
         for (inode, place) in std::mem::take(&mut self.passed) {
             let Some(copied) = self.links.get(&inode) else { continue };
@@ -229,9 +243,9 @@ impl Capture {
     }
 
     fn add_name(&self, copied: &[CString], place: &[CString]) -> io::Result<()> {
-        let (last, way) = place.split_last().ok_or(io::ErrorKind::NotFound)?;
+        let (last, stack) = place.split_last().ok_or(io::ErrorKind::NotFound)?;
         let mut parts = vec![(self.source.try_clone()?, self.target.try_clone()?)];
-        for (depth, name) in way.iter().enumerate() {
+        for (depth, name) in stack.iter().enumerate() {
             let Some((source, target)) = parts.last() else { break };
             let inner = entry::inner(source, name, depth)?;
             let made = entry::make_directory(target, name, depth)?;
@@ -244,24 +258,24 @@ impl Capture {
 
     fn inner(
         &mut self,
-        way: &mut Way,
+        stack: &mut PathStack,
         inner: OwnedFd,
         name: &CStr,
         key: &[u8],
-        seen: Seen,
-        before: Option<Seen>,
+        seen: EntryState,
+        before: Option<EntryState>,
     ) -> io::Result<()> {
-        let above = way.parts.last().and_then(|part| part.below.clone());
-        let redirect = Mark::Redirect.get(&inner, self.how.marks)?;
+        let above = stack.parts.last().and_then(|part| part.below.clone());
+        let redirect = OverlayXattr::Redirect.get(&inner, self.how.xattrs)?;
         let below = match &redirect {
             Some(target) => Some(seal::place(target, above.as_deref())?),
-            None if entry::is_opaque(&inner, self.how.marks)? => None,
+            None if entry::is_opaque(&inner, self.how.xattrs)? => None,
             None => above.map(|above| [above, vec![name.to_owned()]].concat()),
         };
         let redirect = redirect.and(below.clone());
-        way.parts.push(Part { source: inner.try_clone()?, target: None, name: name.to_owned(), below });
-        let result = self.within(way, &inner, key, (seen, before), redirect);
-        let part = way.parts.pop();
+        stack.parts.push(PathComponent { source: inner.try_clone()?, target: None, name: name.to_owned(), below });
+        let result = self.within(stack, &inner, key, (seen, before), redirect);
+        let part = stack.parts.pop();
         result?;
         match part.and_then(|part| part.target) {
             Some(made) => entry::copy_attributes(&inner, &made),
@@ -269,34 +283,34 @@ impl Capture {
         }
     }
 
-    /// A directory that is the last part of the way; `redirect` is where the rest of it is, if it says so itself.
+    /// Descends into a directory. `redirect` is its path in the layers below, if it has one.
     fn within(
         &mut self,
-        way: &mut Way,
+        stack: &mut PathStack,
         inner: &OwnedFd,
         key: &[u8],
-        (seen, before): (Seen, Option<Seen>),
+        (seen, before): (EntryState, Option<EntryState>),
         redirect: Option<Vec<CString>>,
     ) -> io::Result<()> {
-        let is_same = before.is_some_and(|before| (before.ino, before.marks) == (seen.ino, seen.marks));
+        let is_same = before.is_some_and(|before| (before.ino, before.xattrs) == (seen.ino, seen.xattrs));
         if before != Some(seen) || seen.is_doubtful {
-            let target = way.target()?.try_clone()?;
-            // The copy of one that was copied before lies on that copy, which has its marks.
+            let target = stack.target()?.try_clone()?;
+            // The copy lies on an earlier copy, which has the attributes.
             if !is_same {
-                if entry::is_opaque(inner, self.how.marks)? || before.is_some() {
-                    Mark::Opaque.set(&target, self.how.marks, b"y")?;
+                if entry::is_opaque(inner, self.how.xattrs)? || before.is_some() {
+                    OverlayXattr::Opaque.set(&target, self.how.xattrs, b"y")?;
                 }
                 if let Some(place) = redirect {
                     let path: Vec<u8> = place.iter().flat_map(|name| [b"/", name.to_bytes()].concat()).collect();
-                    Mark::Redirect.set(&target, self.how.marks, &path)?;
+                    OverlayXattr::Redirect.set(&target, self.how.xattrs, &path)?;
                 }
             }
         }
-        self.directory(way, key, !is_same)
+        self.directory(stack, key, !is_same)
     }
 
-    /// What was seen before in this directory and is not there any more.
-    fn gone(&mut self, way: &mut Way, path: &[u8], names: &BTreeSet<CString>) -> io::Result<()> {
+    /// Records deletions: entries of the listing that no longer exist.
+    fn gone(&mut self, stack: &mut PathStack, path: &[u8], names: &BTreeSet<CString>) -> io::Result<()> {
         let mut prefix = path.to_vec();
         if !prefix.is_empty() {
             prefix.push(b'/');
@@ -310,36 +324,36 @@ impl Capture {
             .collect();
         for name in gone {
             self.captured.entries += 1;
-            entry::whiteout(way.target()?, &name)?;
+            entry::whiteout(stack.target()?, &name)?;
         }
         Ok(())
     }
 }
 
-/// What is said where something was replaced by something else, or cut off, between two looks at it.
+/// Whether an error means that the entry was replaced or truncated meanwhile.
 fn is_race(error: &io::Error) -> bool {
     let races = [Errno::LOOP, Errno::NOTDIR, Errno::ISDIR, Errno::NXIO, Errno::INVAL, Errno::STALE];
     races.iter().any(|race| error.raw_os_error() == Some(race.raw_os_error()))
 }
 
-fn look(stat: &Stat, doubtful: Duration) -> Seen {
+fn entry_state(stat: &Stat, doubtful: Duration) -> EntryState {
     let changed = (stat.st_ctime, stat.st_ctime_nsec as i64);
     let since = Duration::new(u64::try_from(changed.0).unwrap_or(0), u32::try_from(changed.1).unwrap_or(0));
     let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + since);
-    Seen {
+    EntryState {
         ino: stat.st_ino,
         changed,
         size: stat.st_size,
         is_directory: entry::kind(stat) == FileType::Directory,
-        // Also where the clock was set back.
+        // Also if the clock was set back.
         is_doubtful: age.map_or(true, |age| age < doubtful),
-        marks: 0,
+        xattrs: 0,
     }
 }
 
-fn digest(directory: &OwnedFd, marks: Marks) -> io::Result<u64> {
+fn digest(directory: &OwnedFd, xattrs: OverlayXattrs) -> io::Result<u64> {
     let mut hasher = std::hash::DefaultHasher::new();
-    (Mark::Opaque.get(directory, marks)?, Mark::Redirect.get(directory, marks)?).hash(&mut hasher);
+    (OverlayXattr::Opaque.get(directory, xattrs)?, OverlayXattr::Redirect.get(directory, xattrs)?).hash(&mut hasher);
     Ok(hasher.finish())
 }
 
@@ -347,15 +361,15 @@ fn join(path: &[u8], name: &CStr) -> Vec<u8> {
     if path.is_empty() { name.to_bytes().to_vec() } else { [path, b"/", name.to_bytes()].concat() }
 }
 
-/// A line for each entry: the numbers, and the path in hexadecimal digits.
+/// One line per entry: its numbers, and its path in hexadecimal.
 fn write(path: &Path, listing: &Listing) -> io::Result<()> {
     use std::io::Write as _;
-    steps::change()?;
+    failpoints::change()?;
     let mut file = io::BufWriter::new(fs::File::create(path)?);
     for (key, seen) in listing {
-        let Seen { ino, changed: (seconds, nanos), size, is_directory, is_doubtful, marks } = seen;
+        let EntryState { ino, changed: (seconds, nanos), size, is_directory, is_doubtful, xattrs } = seen;
         let (directory, doubtful) = (u8::from(*is_directory), u8::from(*is_doubtful));
-        writeln!(file, "{ino} {seconds} {nanos} {size} {directory} {doubtful} {marks:x} {}", hex::encode(key))?;
+        writeln!(file, "{ino} {seconds} {nanos} {size} {directory} {doubtful} {xattrs:x} {}", hex::encode(key))?;
     }
     file.flush()
 }
@@ -369,8 +383,8 @@ fn read(path: &Path) -> io::Result<Listing> {
         let changed = (number()?, number()?);
         let size = number()?;
         let (is_directory, is_doubtful) = (number()? != 0, number()? != 0);
-        let marks = u64::from_str_radix(words.next()?, 16).ok()?;
-        Some((hex::decode(words.next()?).ok()?, Seen { ino, changed, size, is_directory, is_doubtful, marks }))
+        let xattrs = u64::from_str_radix(words.next()?, 16).ok()?;
+        Some((hex::decode(words.next()?).ok()?, EntryState { ino, changed, size, is_directory, is_doubtful, xattrs }))
     };
     let listing = text.lines().map(line).collect::<Option<Listing>>();
     listing.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a listing is damaged"))

@@ -1,4 +1,4 @@
-//! What differs between two versions of a workspace.
+//! Compares two versions of a workspace.
 
 use std::cmp::Ordering;
 use std::ffi::{CStr, CString};
@@ -16,74 +16,74 @@ use rustix::io::Errno;
 use similar::TextDiff;
 
 use super::entry;
-use crate::Kind;
+use crate::EntryKind;
 
-/// How long the shortest difference of two texts is looked for: the time grows with the product of their lengths.
+/// Time limit for finding the shortest text difference, which takes quadratic time.
 const TEXT_MAX: Duration = Duration::from_secs(1);
-/// Bytes of files that are compared at once.
+/// Bytes per block when contents are compared.
 const BLOCK_BYTES: u64 = 256 << 10;
 
-/// Whether somebody waits for the result still.
-pub type GoesOn<'a> = &'a dyn Fn() -> bool;
+/// Returns false when the caller no longer waits for the result.
+pub type ContinueCheck<'a> = &'a dyn Fn() -> bool;
 
-fn ask(goes_on: GoesOn<'_>) -> io::Result<()> {
+fn check_continue(goes_on: ContinueCheck<'_>) -> io::Result<()> {
     if goes_on() { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
 
 /// How a path differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// It is only in the later one.
+pub enum DifferenceKind {
+    /// It exists only in the later version.
     Added,
-    /// It is in both, and not the same.
+    /// It exists in both and differs.
     Changed,
-    /// It is only in the earlier one.
+    /// It exists only in the earlier version.
     Deleted,
 }
 
 /// One path that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// From the root down.
+    /// Its path from the root.
     pub path: Vec<u8>,
     /// How.
-    pub change: Change,
-    /// What it is, in the later one if it is there.
-    pub kind: Kind,
-    /// Bytes, where there is a file.
+    pub change: DifferenceKind,
+    /// Its type, in the later version if it exists there.
+    pub kind: EntryKind,
+    /// Size of the earlier file, in bytes.
     pub size_before: Option<u64>,
-    /// Bytes, where there is a file.
+    /// Size of the later file, in bytes.
     pub size_after: Option<u64>,
 }
 
-/// A tree that is compared.
+/// One of the two trees that are compared.
 #[derive(Clone, Copy, Debug)]
-pub struct Side<'s> {
-    /// Its root.
+pub struct ComparedTree<'s> {
+    /// Its root directory.
     pub root: BorrowedFd<'s>,
-    /// When all of it was in layers that never change; whatever time, where it still is. What is copied up to the layer that is
-    /// written to keeps its number, and two that were copied up in the same moment look like one.
+    /// When its content was sealed in layers; any later time if it still is writable. Inode numbers survive copy-up,
+    /// so two files copied up at the same moment look alike.
     pub sealed_at: SystemTime,
 }
 
-impl Side<'_> {
-    /// Of layers that never change.
+impl ComparedTree<'_> {
+    /// A tree of sealed layers.
     #[must_use]
-    pub fn sealed(root: BorrowedFd<'_>) -> Side<'_> {
-        Side { root, sealed_at: SystemTime::now() }
+    pub fn sealed(root: BorrowedFd<'_>) -> ComparedTree<'_> {
+        ComparedTree { root, sealed_at: SystemTime::now() }
     }
 }
 
-/// What differs between two trees, by path, and whether there is more than `bound`, or than fits into an answer. Both are of layers that never change, or lie
-/// on such: what they share is not gone through. Large trees take their time; `goes_on` is asked now and then.
+/// Returns differences sorted by path, and whether there are more than `bound` or than fit into an answer. Subtrees
+/// in shared sealed layers are skipped. `goes_on` is called regularly and may cancel.
 ///
 /// # Errors
-/// Where one cannot be read; [`io::ErrorKind::Interrupted`] where it does not go on.
+/// If a tree cannot be read; [`io::ErrorKind::Interrupted`] if cancelled.
 pub fn compare(
-    before: Side<'_>,
-    after: Side<'_>,
+    before: ComparedTree<'_>,
+    after: ComparedTree<'_>,
     bound: usize,
-    goes_on: GoesOn<'_>,
+    goes_on: ContinueCheck<'_>,
 ) -> io::Result<(Vec<Difference>, bool)> {
     let sealed = sealed(before, after);
     let (before, after) = (open_directory(before.root)?, open_directory(after.root)?);
@@ -94,15 +94,15 @@ pub fn compare(
     Ok((compare.found, is_truncated))
 }
 
-/// How what is at `path` differs by itself, without what is in it where it is a directory; none where it does not.
+/// How the entry at `path` differs, without the content of a directory; `None` if it does not.
 ///
 /// # Errors
-/// Where it cannot be read; [`io::ErrorKind::Interrupted`] where it does not go on.
+/// If it cannot be read; [`io::ErrorKind::Interrupted`] if cancelled.
 pub fn compare_one(
-    before: Side<'_>,
-    after: Side<'_>,
+    before: ComparedTree<'_>,
+    after: ComparedTree<'_>,
     path: &str,
-    goes_on: GoesOn<'_>,
+    goes_on: ContinueCheck<'_>,
 ) -> io::Result<Option<Difference>> {
     let sealed = sealed(before, after);
     let mut sides = [Some(open_directory(before.root)?), Some(open_directory(after.root)?)];
@@ -112,7 +112,7 @@ pub fn compare_one(
         let name = CString::new(name)?;
         if names.peek().is_none() {
             let [before, after] = &sides;
-            let pair = Pair::look(before.as_ref(), after.as_ref(), &name, sealed)?;
+            let pair = EntryPair::lookup(before.as_ref(), after.as_ref(), &name, sealed)?;
             return pair.difference(before.as_ref(), after.as_ref(), &name, path.as_bytes(), goes_on);
         }
         for side in &mut sides {
@@ -126,8 +126,8 @@ pub fn compare_one(
     Ok(None)
 }
 
-/// What changed before this is in layers that never change, on both sides; in seconds, whole ones.
-fn sealed(before: Side<'_>, after: Side<'_>) -> i64 {
+/// Changes before this time are in sealed layers on both sides; in whole seconds.
+fn sealed(before: ComparedTree<'_>, after: ComparedTree<'_>) -> i64 {
     let since = before.sealed_at.min(after.sealed_at).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
@@ -136,12 +136,12 @@ fn open_directory(root: impl AsFd) -> io::Result<OwnedFd> {
     Ok(openat(root, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Two sorted lists as one, without what is in both a second time.
-struct Merged {
+/// Merges two sorted lists without duplicates.
+struct MergeSorted {
     lists: [Peekable<IntoIter<CString>>; 2],
 }
 
-impl Iterator for Merged {
+impl Iterator for MergeSorted {
     type Item = CString;
 
     fn next(&mut self) -> Option<CString> {
@@ -161,15 +161,15 @@ impl Iterator for Merged {
 
 struct Compare<'a> {
     found: Vec<Difference>,
-    /// How long the paths are.
+    /// Bytes of all paths.
     bytes: usize,
     bound: usize,
     sealed: i64,
-    goes_on: GoesOn<'a>,
+    goes_on: ContinueCheck<'a>,
 }
 
 impl Compare<'_> {
-    /// Whether there is more than is told.
+    /// Whether the result is full.
     fn is_full(&self) -> bool {
         self.found.len() > self.bound || self.bytes > PAGE_BYTES_MAX
     }
@@ -184,11 +184,11 @@ impl Compare<'_> {
         let names = |directory: Option<&OwnedFd>| -> io::Result<_> {
             Ok(directory.map(entry::names).transpose()?.unwrap_or_default().into_iter().peekable())
         };
-        for name in (Merged { lists: [names(before)?, names(after)?] }) {
+        for name in (MergeSorted { lists: [names(before)?, names(after)?] }) {
             if self.is_full() {
                 break;
             }
-            ask(self.goes_on)?;
+            check_continue(self.goes_on)?;
             self.one(before, after, &name, path, depth)?;
         }
         Ok(())
@@ -202,9 +202,9 @@ impl Compare<'_> {
         path: &[u8],
         depth: usize,
     ) -> io::Result<()> {
-        let pair = Pair::look(before, after, name, self.sealed)?;
-        // Both are that one directory of a layer: whatever lies above it has nothing in there, and what is below it is the same
-        // for both. (Where something above has, that has a directory of its own here.)
+        let pair = EntryPair::lookup(before, after, name, self.sealed)?;
+        // Both show the same directory of a sealed layer: no layer above has anything in it (it would have its own
+        // directory), so the content is the same.
         if pair.is_shared() {
             return Ok(());
         }
@@ -214,7 +214,7 @@ impl Compare<'_> {
             self.found.push(difference);
         }
         let inner = |directory: Option<&OwnedFd>, found: &Option<StatEntry>| match (directory, found) {
-            (Some(directory), Some(found)) if found.kind() == Kind::Directory => {
+            (Some(directory), Some(found)) if found.kind() == EntryKind::Directory => {
                 entry::inner(directory, name, depth).map(Some)
             }
             _ => Ok(None),
@@ -227,25 +227,25 @@ impl Compare<'_> {
     }
 }
 
-/// What is called the same in two trees.
-struct Pair {
+/// The entries of one name in both trees.
+struct EntryPair {
     old: Option<StatEntry>,
     new: Option<StatEntry>,
     /// See [`sealed`].
     sealed: i64,
 }
 
-impl Pair {
-    fn look(before: Option<&OwnedFd>, after: Option<&OwnedFd>, name: &CStr, sealed: i64) -> io::Result<Self> {
+impl EntryPair {
+    fn lookup(before: Option<&OwnedFd>, after: Option<&OwnedFd>, name: &CStr, sealed: i64) -> io::Result<Self> {
         let here = |directory: Option<&OwnedFd>| match directory {
-            Some(directory) => Ok(entry::look(directory, name)?.map(|stat| StatEntry { stat })),
+            Some(directory) => Ok(entry::lookup(directory, name)?.map(|stat| StatEntry { stat })),
             None => io::Result::Ok(None),
         };
         Ok(Self { old: here(before)?, new: here(after)?, sealed })
     }
 
-    /// Whether both show one file or directory of a layer that never changes: nothing else has the number of that and changed at
-    /// the same time. That is most of them, and spares opening them.
+    /// Whether both show the same entry of a sealed layer, by inode and change time. This spares opening most
+    /// entries.
     fn is_shared(&self) -> bool {
         let at = |found: &StatEntry| {
             let stat = &found.stat;
@@ -268,22 +268,22 @@ impl Pair {
         after: Option<&OwnedFd>,
         name: &CStr,
         path: &[u8],
-        goes_on: GoesOn<'_>,
+        goes_on: ContinueCheck<'_>,
     ) -> io::Result<Option<Difference>> {
         let change = match (&self.old, &self.new) {
             (None, None) => return Ok(None),
-            (None, Some(_)) => Change::Added,
-            (Some(_), None) => Change::Deleted,
+            (None, Some(_)) => DifferenceKind::Added,
+            (Some(_), None) => DifferenceKind::Deleted,
             (Some(_), Some(_)) if self.is_shared() => return Ok(None),
             (Some(old), Some(new)) => match (before, after) {
                 (Some(before), Some(after)) if is_same((before, &old.stat), (after, &new.stat), name, goes_on)? => {
                     return Ok(None);
                 }
-                _ => Change::Changed,
+                _ => DifferenceKind::Changed,
             },
         };
         let size = |found: &Option<StatEntry>| found.as_ref().and_then(StatEntry::size);
-        let kind = self.new.as_ref().or(self.old.as_ref()).map_or(Kind::Other, StatEntry::kind);
+        let kind = self.new.as_ref().or(self.old.as_ref()).map_or(EntryKind::Other, StatEntry::kind);
         let (size_before, size_after) = (size(&self.old), size(&self.new));
         Ok(Some(Difference { path: path.to_vec(), change, kind, size_before, size_after }))
     }
@@ -294,26 +294,26 @@ struct StatEntry {
 }
 
 impl StatEntry {
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> EntryKind {
         match entry::kind(&self.stat) {
-            FileType::RegularFile => Kind::File,
-            FileType::Directory => Kind::Directory,
-            FileType::Symlink => Kind::Symlink,
-            _ => Kind::Other,
+            FileType::RegularFile => EntryKind::File,
+            FileType::Directory => EntryKind::Directory,
+            FileType::Symlink => EntryKind::Symlink,
+            _ => EntryKind::Other,
         }
     }
 
     fn size(&self) -> Option<u64> {
-        (self.kind() == Kind::File).then(|| u64::try_from(self.stat.st_size).unwrap_or(0))
+        (self.kind() == EntryKind::File).then(|| u64::try_from(self.stat.st_size).unwrap_or(0))
     }
 }
 
-/// Whether two entries of one name say the same. Times say nothing: whoever wants to hide a change can set them.
+/// Whether two entries are equal. Times are ignored, because they can be set to hide a change.
 fn is_same(
     (before, old): (&OwnedFd, &Stat),
     (after, new): (&OwnedFd, &Stat),
     name: &CStr,
-    goes_on: GoesOn<'_>,
+    goes_on: ContinueCheck<'_>,
 ) -> io::Result<bool> {
     if (old.st_mode, old.st_uid, old.st_gid) != (new.st_mode, new.st_uid, new.st_gid) {
         return Ok(false);
@@ -341,17 +341,17 @@ fn open_file(directory: &OwnedFd, name: &CStr) -> io::Result<File> {
     Ok(File::from(openat(directory, name, flags, Mode::empty())?))
 }
 
-/// Whether two files of `size` bytes have the same ones. Where both have a hole nothing is read.
-fn has_same_content(old: &File, new: &File, size: u64, goes_on: GoesOn<'_>) -> io::Result<bool> {
+/// Whether two files of `size` bytes are equal. Common holes are not read.
+fn has_same_content(old: &File, new: &File, size: u64, goes_on: ContinueCheck<'_>) -> io::Result<bool> {
     let length = usize::try_from(BLOCK_BYTES.min(size)).map_err(io::Error::other)?;
     let (mut a, mut b) = (vec![0; length], vec![0; length]);
     let mut at = 0;
     while at < size {
-        ask(goes_on)?;
+        check_continue(goes_on)?;
         at = data_from(old, at, size)?.min(data_from(new, at, size)?);
         let length = length.min(usize::try_from(size - at).unwrap_or(length));
         let (a, b) = (&mut a[..length], &mut b[..length]);
-        // One that a running container has cut off meanwhile has become another.
+        // A running container may have truncated the file.
         for (file, block) in [(old, &mut *a), (new, &mut *b)] {
             match file.read_exact_at(block, at) {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
@@ -366,7 +366,7 @@ fn has_same_content(old: &File, new: &File, size: u64, goes_on: GoesOn<'_>) -> i
     Ok(true)
 }
 
-/// Where the next data is, from `at` on; `size`, where only a hole follows.
+/// The next data at or after `at`; `size` if only a hole follows.
 fn data_from(file: &File, at: u64, size: u64) -> io::Result<u64> {
     match seek(file, SeekFrom::Data(at)) {
         Ok(data) => Ok(data.min(size)),
@@ -375,8 +375,8 @@ fn data_from(file: &File, at: u64, size: u64) -> io::Result<u64> {
     }
 }
 
-/// The difference of two versions of a file (absent: there is none) in unified format; `None` where one is no text. Where
-/// finding the shortest takes too long, it is a longer one.
+/// The difference of two versions of a file in unified format (`None`: no such file). Returns `None` if one is not
+/// text. After a time limit, the result is not the shortest.
 #[must_use]
 pub fn text(path: &str, before: Option<&[u8]>, after: Option<&[u8]>) -> Option<String> {
     let as_text = |bytes: Option<&[u8]>| match bytes {
@@ -404,7 +404,8 @@ mod tests {
     fn changed(before: &std::path::Path, after: &std::path::Path) -> Vec<String> {
         let [before, after] = [before, after].map(|path| entry::root(path).unwrap());
         let (found, _) =
-            compare(Side::sealed(before.as_fd()), Side::sealed(after.as_fd()), usize::MAX, &|| true).unwrap();
+            compare(ComparedTree::sealed(before.as_fd()), ComparedTree::sealed(after.as_fd()), usize::MAX, &|| true)
+                .unwrap();
         found.into_iter().map(|found| String::from_utf8(found.path).unwrap()).collect()
     }
 
@@ -431,7 +432,9 @@ mod tests {
         assert_eq!(changed(before, after), ["added", "hidden", "sparse"]);
         let [before, after] = [before, after].map(|path| entry::root(path).unwrap());
         assert_eq!(
-            compare(Side::sealed(before.as_fd()), Side::sealed(after.as_fd()), 9, &|| false).unwrap_err().kind(),
+            compare(ComparedTree::sealed(before.as_fd()), ComparedTree::sealed(after.as_fd()), 9, &|| false)
+                .unwrap_err()
+                .kind(),
             io::ErrorKind::Interrupted
         );
     }

@@ -1,4 +1,4 @@
-//! One entry of a directory: looking at it, copying it, linking to it.
+//! Operations on one directory entry: look up, copy, link.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -14,21 +14,21 @@ use rustix::fs::{getxattr, removexattr, setxattr};
 use rustix::fs::{linkat, mkdirat, mknodat, open, openat, readlinkat, statat, symlinkat, utimensat};
 use rustix::io::Errno;
 
-use super::{DEPTH_MAX, Marks, TooDeep};
-use crate::steps;
+use super::{DEPTH_MAX, OverlayXattrs, TooDeep};
+use crate::failpoints;
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// The most that the names, or one value, of extended attributes take (Linux, `XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+/// Size of all attribute names or of one value (Linux, `XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
 const ATTRIBUTE_BYTES_MAX: usize = 64 << 10;
-/// Access control lists: of what has it, and of what is made in a directory.
+/// Attributes of access control lists: of the entry itself, and the default for new entries.
 const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 
-/// Opens a directory by its path.
+/// Opens a directory by path.
 pub fn root(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, DIRECTORY - OFlags::NOFOLLOW, Mode::empty())?)
 }
 
-/// Opens a directory in another, which is `depth` levels down.
+/// Opens a subdirectory, which is `depth` levels down.
 pub fn inner(directory: impl AsFd, name: &CStr, depth: usize) -> io::Result<OwnedFd> {
     if depth >= DEPTH_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, TooDeep));
@@ -49,8 +49,8 @@ pub fn names(directory: impl AsFd) -> io::Result<Vec<CString>> {
     Ok(names)
 }
 
-/// What is called `name`, if anything is.
-pub fn look(directory: impl AsFd, name: &CStr) -> io::Result<Option<Stat>> {
+/// The entry `name`, if it exists.
+pub fn lookup(directory: impl AsFd, name: &CStr) -> io::Result<Option<Stat>> {
     match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),
         Err(Errno::NOENT) => Ok(None),
@@ -58,65 +58,65 @@ pub fn look(directory: impl AsFd, name: &CStr) -> io::Result<Option<Stat>> {
     }
 }
 
-/// Its type.
+/// The type of an entry.
 pub fn kind(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
 }
 
-/// Whether it says that a name is deleted from below.
+/// Whether it is a whiteout, which hides a name of lower layers.
 pub fn is_whiteout(stat: &Stat) -> bool {
     kind(stat) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-/// Makes one.
+/// Creates a whiteout.
 pub fn whiteout(directory: impl AsFd, name: &CStr) -> io::Result<()> {
-    steps::change()?;
+    failpoints::change()?;
     Ok(mknodat(directory, name, FileType::CharacterDevice, Mode::empty(), 0)?)
 }
 
-/// A mark of overlayfs on a directory.
+/// An attribute of overlayfs on a directory.
 #[derive(Clone, Copy, Debug)]
-pub enum Mark {
-    /// It hides what is below it.
+pub enum OverlayXattr {
+    /// Opaque: the directory hides lower layers.
     Opaque,
-    /// What is below it is found elsewhere.
+    /// Redirect: the lower part of the directory has another path.
     Redirect,
 }
 
-impl Mark {
-    fn name(self, marks: Marks) -> &'static str {
-        match (self, marks) {
-            (Mark::Opaque, Marks::Trusted) => "trusted.overlay.opaque",
-            (Mark::Opaque, Marks::User) => "user.overlay.opaque",
-            (Mark::Redirect, Marks::Trusted) => "trusted.overlay.redirect",
-            (Mark::Redirect, Marks::User) => "user.overlay.redirect",
+impl OverlayXattr {
+    fn name(self, xattrs: OverlayXattrs) -> &'static str {
+        match (self, xattrs) {
+            (OverlayXattr::Opaque, OverlayXattrs::Trusted) => "trusted.overlay.opaque",
+            (OverlayXattr::Opaque, OverlayXattrs::User) => "user.overlay.opaque",
+            (OverlayXattr::Redirect, OverlayXattrs::Trusted) => "trusted.overlay.redirect",
+            (OverlayXattr::Redirect, OverlayXattrs::User) => "user.overlay.redirect",
         }
     }
 
-    /// Its value, if the directory has it.
-    pub fn get(self, directory: impl AsFd, marks: Marks) -> io::Result<Option<Vec<u8>>> {
-        attribute(directory, self.name(marks))
+    /// Its value, if it is set.
+    pub fn get(self, directory: impl AsFd, xattrs: OverlayXattrs) -> io::Result<Option<Vec<u8>>> {
+        attribute(directory, self.name(xattrs))
     }
 
-    /// Gives it to a directory.
-    pub fn set(self, directory: impl AsFd, marks: Marks, value: &[u8]) -> io::Result<()> {
-        steps::change()?;
-        Ok(fsetxattr(directory, self.name(marks), value, XattrFlags::empty())?)
+    /// Sets it.
+    pub fn set(self, directory: impl AsFd, xattrs: OverlayXattrs, value: &[u8]) -> io::Result<()> {
+        failpoints::change()?;
+        Ok(fsetxattr(directory, self.name(xattrs), value, XattrFlags::empty())?)
     }
 
-    /// Takes it away.
-    pub fn remove(self, directory: impl AsFd, marks: Marks) -> io::Result<()> {
-        steps::change()?;
-        match fremovexattr(directory, self.name(marks)) {
+    /// Removes it.
+    pub fn remove(self, directory: impl AsFd, xattrs: OverlayXattrs) -> io::Result<()> {
+        failpoints::change()?;
+        match fremovexattr(directory, self.name(xattrs)) {
             Ok(()) | Err(Errno::NODATA) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 }
 
-/// Whether a directory hides what is below it.
-pub fn is_opaque(directory: impl AsFd, marks: Marks) -> io::Result<bool> {
-    Ok(Mark::Opaque.get(directory, marks)?.is_some_and(|value| value == b"y"))
+/// Whether a directory is opaque.
+pub fn is_opaque(directory: impl AsFd, xattrs: OverlayXattrs) -> io::Result<bool> {
+    Ok(OverlayXattr::Opaque.get(directory, xattrs)?.is_some_and(|value| value == b"y"))
 }
 
 fn attribute(file: impl AsFd, name: &str) -> io::Result<Option<Vec<u8>>> {
@@ -131,7 +131,7 @@ fn attribute(file: impl AsFd, name: &str) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// The extended attributes that are content: `user.*` without the marks of overlayfs, and access control lists.
+/// The attributes that are content: access control lists, and `user.*` without those of overlayfs.
 pub fn attributes(file: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut names = vec![0; ATTRIBUTE_BYTES_MAX];
     let length = match flistxattr(&file, names.as_mut_slice()) {
@@ -156,7 +156,7 @@ fn is_content(name: &str) -> bool {
     ACLS.contains(&name) || name.starts_with("user.") && !name.starts_with("user.overlay.")
 }
 
-/// Makes the attributes of an open file those of another. It may have inherited some from the directory it was made in.
+/// Replaces the attributes of an open file. It may have inherited some from its directory.
 fn make_attributes(wanted: &[(String, Vec<u8>)], to: impl AsFd) -> io::Result<()> {
     for (name, _) in attributes(&to)? {
         if !wanted.iter().any(|(other, _)| *other == name) {
@@ -166,18 +166,18 @@ fn make_attributes(wanted: &[(String, Vec<u8>)], to: impl AsFd) -> io::Result<()
     wanted.iter().try_for_each(|(name, value)| Ok(fsetxattr(&to, name, value, XattrFlags::empty())?))
 }
 
-/// Makes the owner, mode, attributes and times of an open file those of another. Times last: the rest changes them.
+/// Copies owner, mode, attributes and times to an open file. Times last, because the rest changes them.
 pub fn copy_attributes(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
     let stat = fstat(&from)?;
-    steps::change()?;
+    failpoints::change()?;
     fchown(&to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
     make_attributes(&attributes(&from)?, &to)?;
-    // Taking a list away may change the mode, and so may giving one.
+    // Setting or removing an access control list may change the mode.
     fchmod(&to, Mode::from_raw_mode(stat.st_mode))?;
     Ok(futimens(&to, &times(&stat))?)
 }
 
-/// Makes the times of a directory those that it had.
+/// Restores the times of a directory.
 pub fn set_times(directory: impl AsFd, stat: &Stat) -> io::Result<()> {
     Ok(futimens(directory, &times(stat))?)
 }
@@ -189,9 +189,9 @@ fn times(stat: &Stat) -> Timestamps {
     }
 }
 
-/// Makes a directory that is to become like `like`; whoever has filled it calls [`copy_attributes`].
+/// Creates a directory; the caller fills it, then calls [`copy_attributes`].
 pub fn make_directory(to: impl AsFd, name: &CStr, depth: usize) -> io::Result<OwnedFd> {
-    steps::change()?;
+    failpoints::change()?;
     match mkdirat(&to, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
@@ -199,10 +199,10 @@ pub fn make_directory(to: impl AsFd, name: &CStr, depth: usize) -> io::Result<Ow
     inner(to, name, depth)
 }
 
-/// Links `to/name` to what is `from/name` (no directory): layers never change, so they may share it. Where a file has as many
-/// names as it can have, or is elsewhere, it is copied.
+/// Hard-links `from/name` (no directory) to `to/name`, since sealed layers may share files. Copies it if it has too
+/// many links or is on another file system.
 pub fn link_or_copy(from: impl AsFd, name: &CStr, stat: &Stat, to: impl AsFd) -> io::Result<()> {
-    steps::change()?;
+    failpoints::change()?;
     match linkat(&from, name, &to, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(Errno::MLINK | Errno::XDEV | Errno::PERM) => copy(from, name, stat, to).map(|_| ()),
@@ -210,12 +210,12 @@ pub fn link_or_copy(from: impl AsFd, name: &CStr, stat: &Stat, to: impl AsFd) ->
     }
 }
 
-/// Copies what is `from/name` (no directory) to `to/name`. False where it is something that is not kept: a device, a socket.
+/// Copies `from/name` (no directory) to `to/name`. Returns false for a device or socket.
 pub fn copy(from: impl AsFd, name: &CStr, stat: &Stat, to: impl AsFd) -> io::Result<bool> {
-    steps::change()?;
+    failpoints::change()?;
     match kind(stat) {
         FileType::RegularFile => {
-            // It may have become something else meanwhile that opening would wait for.
+            // If it was replaced by a pipe, opening it must not block.
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let source = File::from(openat(from, name, flags, Mode::empty())?);
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -242,7 +242,7 @@ pub fn copy(from: impl AsFd, name: &CStr, stat: &Stat, to: impl AsFd) -> io::Res
     Ok(true)
 }
 
-/// Copies the access control list of what is neither file nor directory nor link, and is not opened.
+/// Copies the access control list of a special file, which is not opened.
 fn copy_list(from: impl AsFd, to: impl AsFd, name: &CStr) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let from = openat(from, name, flags, Mode::empty())?;
@@ -265,10 +265,9 @@ fn own(directory: impl AsFd, name: &CStr, stat: &Stat) -> io::Result<()> {
     Ok(chownat(directory, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-/// Copies data, and leaves holes where there are holes.
+/// Copies data and keeps holes.
 fn copy_content(source: &File, target: &File) -> io::Result<()> {
-    // What was stored through a mapping is written back first: the kernel then takes note of the next store to it, and
-    // the file's change time tells that there was one.
+    // Flushes stores through mappings, so that the kernel notices the next one and updates the change time.
     source.sync_data()?;
     let size = source.metadata()?.len();
     let mut at = 0;

@@ -1,9 +1,8 @@
-//! Files with several names, over layers.
+//! Hard links across layers.
 //!
-//! A file that is written to through one of its names is copied up under that name alone; under the others, which are in layers below,
-//! it is the same file as long as it is mounted, since overlayfs keeps an index of such files (mount option `index`). A layer
-//! has no index. So before what was written becomes one, the file gets its other names there too: all names of a file are in one
-//! layer.
+//! Writing to a hard-linked file of a lower layer copies it up under one name only. While it is mounted, overlayfs's
+//! index (mount option `index`) keeps its other names on the same file. The index is lost with the mount, so before
+//! the layer is sealed, the file gets all its names in it.
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
@@ -15,31 +14,31 @@ use rustix::fs::{AtFlags, FileType, Timespec, Timestamps, UTIME_OMIT, lgetxattr,
 use rustix::io::Errno;
 
 use super::entry;
-use crate::steps;
+use crate::failpoints;
 
-/// Where overlayfs keeps its index, in the work directory.
+/// The index directory in overlayfs's work directory.
 pub const INDEX: &str = "index";
-/// How many more names a file has than the copy of it, its place in the index counted.
+/// The attribute with the difference of link counts: names of the file minus links of its copy, the index included.
 const NAMES: &str = "trusted.overlay.nlink";
-/// A file handle as overlayfs writes it: a version, this, its length, flags, the type of what follows, and 16 bytes that name the file
-/// system (Linux, `struct ovl_fb`).
+/// Magic number of overlayfs file handles: version, this, length, flags, type, then 16 bytes of file system id
+/// (Linux, `struct ovl_fb`).
 const HANDLE_MAGIC: u8 = 0xfb;
 const HANDLE_BYTES: usize = 21;
 
-/// A file in the index of overlayfs.
+/// A file in overlayfs's index.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CopiedUpFile {
     name: String,
-    /// The number of the file below. None on a file system whose handles are not known here.
+    /// The inode number in the lower layer; `None` if the file system's handles are unknown.
     inode: Option<u64>,
 }
 
-/// Files that were copied up of several names, and do not have all of them in the upper directory yet, as far as overlayfs has counted:
-/// where files of layers are shared by others, it counts too many. `work` is the work directory.
+/// Lists files in the index that lack names in the upper directory. Overlayfs overcounts if layers share files.
+/// `work` is the work directory.
 ///
 /// # Errors
-/// Where the index cannot be read.
-pub fn touched(work: &Path) -> io::Result<BTreeSet<CopiedUpFile>> {
+/// If the index cannot be read.
+pub fn copied_up_files(work: &Path) -> io::Result<BTreeSet<CopiedUpFile>> {
     let mut found = BTreeSet::new();
     let index = work.join(INDEX);
     let entries = match std::fs::read_dir(&index) {
@@ -48,12 +47,12 @@ pub fn touched(work: &Path) -> io::Result<BTreeSet<CopiedUpFile>> {
     };
     for entry in entries {
         let name = entry?.file_name();
-        // Others are what overlayfs works with.
+        // Other entries are overlayfs's own.
         let Some(handle) = name.to_str().and_then(|name| hex::decode(name).ok()) else { continue };
         let mut count = [0; 16];
         let has_all = match lgetxattr(index.join(&name), NAMES, &mut count) {
             Ok(length) => count[..length].starts_with(b"U-"),
-            // It has come and gone.
+            // The entry was removed meanwhile.
             Err(Errno::NOENT) => true,
             Err(Errno::NODATA) => false,
             Err(error) => return Err(error.into()),
@@ -65,7 +64,7 @@ pub fn touched(work: &Path) -> io::Result<BTreeSet<CopiedUpFile>> {
     Ok(found)
 }
 
-/// The inode number that a file handle has: those of ext4 and whatever else has the kernel's general form, of XFS, and of tmpfs.
+/// The inode number in a file handle: the kernel's generic form (such as ext4), XFS and tmpfs.
 fn inode(handle: &[u8]) -> Option<u64> {
     let (head, rest) = handle.split_at_checked(HANDLE_BYTES)?;
     let word = |at: usize| Some(u64::from(u32::from_le_bytes(rest.get(at..at + 4)?.try_into().ok()?)));
@@ -78,11 +77,11 @@ fn inode(handle: &[u8]) -> Option<u64> {
     }
 }
 
-/// Gives these files all of their names in the upper directory `upper` of the mount `root`, which may be in use.
+/// Gives these files all their names in the upper directory of the mount `root`, which may be in use.
 ///
 /// # Errors
-/// Where the mount cannot be read or changed; [`io::ErrorKind::Unsupported`] where a handle is not known.
-pub fn gather(root: impl AsFd, upper: &Path, files: &BTreeSet<CopiedUpFile>) -> io::Result<()> {
+/// If the mount cannot be read or changed; [`io::ErrorKind::Unsupported`] for an unknown handle.
+pub fn restore_hard_links(root: impl AsFd, upper: &Path, files: &BTreeSet<CopiedUpFile>) -> io::Result<()> {
     let inodes: Option<BTreeSet<u64>> = files.iter().map(|file| file.inode).collect();
     let inodes = inodes.ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "an unknown kind of file handle"))?;
     if inodes.is_empty() {
@@ -95,7 +94,7 @@ pub fn gather(root: impl AsFd, upper: &Path, files: &BTreeSet<CopiedUpFile>) -> 
 fn directory(shown: &OwnedFd, upper: Option<&OwnedFd>, inodes: &BTreeSet<u64>, depth: usize) -> io::Result<()> {
     for name in entry::names(shown)? {
         match one(shown, upper, &name, inodes, depth) {
-            // Somebody may be at work.
+            // It may be changed meanwhile.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             outcome => outcome?,
         }
@@ -104,9 +103,9 @@ fn directory(shown: &OwnedFd, upper: Option<&OwnedFd>, inodes: &BTreeSet<u64>, d
 }
 
 fn one(shown: &OwnedFd, upper: Option<&OwnedFd>, name: &CStr, inodes: &BTreeSet<u64>, depth: usize) -> io::Result<()> {
-    let Some(stat) = entry::look(shown, name)? else { return Ok(()) };
+    let Some(stat) = entry::lookup(shown, name)? else { return Ok(()) };
     if entry::kind(&stat) == FileType::Directory {
-        // A directory has the same path in the upper directory, wherever its other parts are.
+        // A directory has the same path in the upper directory, even if it is redirected.
         let inner = upper.and_then(|upper| entry::inner(upper, name, depth).ok());
         return directory(&entry::inner(shown, name, depth)?, inner.as_ref(), inodes, depth + 1);
     }
@@ -114,67 +113,67 @@ fn one(shown: &OwnedFd, upper: Option<&OwnedFd>, name: &CStr, inodes: &BTreeSet<
         return Ok(());
     }
     if let Some(upper) = upper
-        && entry::look(upper, name)?.is_some()
+        && entry::lookup(upper, name)?.is_some()
     {
         return Ok(());
     }
-    steps::change()?;
-    // Setting any attribute, if only to what it is, has overlayfs link the copy to this name.
+    failpoints::change()?;
+    // Setting any attribute makes overlayfs link the copy to this name.
     let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
     let last_access = Timespec { tv_sec: stat.st_atime, tv_nsec: stat.st_atime_nsec as _ };
     let times = Timestamps { last_access, last_modification: omit };
     Ok(utimensat(shown, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-/// Which kinds of things are in a layer that say how it has to be treated.
+/// Features of a layer that need special treatment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Nature {
-    /// Directories in it refer to others: it has to be settled.
+pub struct LayerTraits {
+    /// It has redirected directories, so it must be rewritten.
     pub has_redirects: bool,
-    /// A file has several names in it.
+    /// It has hard links.
     pub has_links: bool,
 }
 
-/// Looks through a layer.
+/// Scans a layer for these features.
 ///
 /// # Errors
-/// Where it cannot be read.
-pub fn nature(layer: &Path, marks: super::Marks) -> io::Result<Nature> {
-    let mut nature = Nature::default();
-    look_through(&entry::root(layer)?, marks, 0, &mut BTreeSet::new(), &mut nature)?;
-    Ok(nature)
+/// If it cannot be read.
+pub fn layer_traits(layer: &Path, xattrs: super::OverlayXattrs) -> io::Result<LayerTraits> {
+    let mut traits = LayerTraits::default();
+    look_through(&entry::root(layer)?, xattrs, 0, &mut BTreeSet::new(), &mut traits)?;
+    Ok(traits)
 }
 
 fn look_through(
     directory: &OwnedFd,
-    marks: super::Marks,
+    xattrs: super::OverlayXattrs,
     depth: usize,
     seen: &mut BTreeSet<u64>,
-    nature: &mut Nature,
+    traits: &mut LayerTraits,
 ) -> io::Result<()> {
     for name in entry::names(directory)? {
-        if nature.has_redirects && nature.has_links {
+        if traits.has_redirects && traits.has_links {
             return Ok(());
         }
-        let Some(stat) = entry::look(directory, &name)? else { continue };
+        let Some(stat) = entry::lookup(directory, &name)? else { continue };
         if entry::kind(&stat) == FileType::Directory {
             let inner = entry::inner(directory, &name, depth)?;
-            nature.has_redirects |= entry::Mark::Redirect.get(&inner, marks)?.is_some();
-            look_through(&inner, marks, depth + 1, seen, nature)?;
+            traits.has_redirects |= entry::OverlayXattr::Redirect.get(&inner, xattrs)?.is_some();
+            look_through(&inner, xattrs, depth + 1, seen, traits)?;
         } else if stat.st_nlink > 1 && !entry::is_whiteout(&stat) && !seen.insert(stat.st_ino) {
-            // Other layers may share it under names of theirs: those do not count.
-            nature.has_links = true;
+            // Other layers may share the file; their links do not count.
+            traits.has_links = true;
         }
     }
     Ok(())
 }
 
-/// Whether links are kept together by a mount of what `try_it` mounts, in a scratch directory: the directories `lower`, `upper` and `work`
-/// in it, and what is to be asked of the result.
+/// Tests whether overlayfs keeps hard links together. `mount` mounts the directories `lower`, `upper` and `work` in
+/// `scratch`.
 ///
 /// # Errors
-/// Where the directory cannot be used.
-pub fn are_kept(scratch: &Path, try_it: impl FnOnce(&Path) -> io::Result<OwnedFd>) -> io::Result<bool> {
+/// If the directory cannot be used.
+pub fn keeps_hard_links(scratch: &Path, mount: impl FnOnce(&Path) -> io::Result<OwnedFd>) -> io::Result<bool> {
     use std::io::Write as _;
     let [lower, upper, work] = ["lower", "upper", "work"].map(|part| scratch.join(part));
     for part in [&lower, &upper, &work] {
@@ -182,14 +181,14 @@ pub fn are_kept(scratch: &Path, try_it: impl FnOnce(&Path) -> io::Result<OwnedFd
     }
     std::fs::write(lower.join("a"), "1")?;
     std::fs::hard_link(lower.join("a"), lower.join("b"))?;
-    let root = entry::inner(try_it(scratch)?, c".", 0)?;
+    let root = entry::inner(mount(scratch)?, c".", 0)?;
     let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::APPEND | rustix::fs::OFlags::CLOEXEC;
     let file = rustix::fs::openat(&root, c"a", flags, rustix::fs::Mode::empty())?;
     std::fs::File::from(file).write_all(b"2")?;
     let name: CString = c"b".to_owned();
-    let is_one = entry::look(&root, &name)?.is_some_and(|stat| stat.st_size == 2);
-    if !is_one || gather(&root, &upper, &touched(&work)?).is_err() {
+    let is_one = entry::lookup(&root, &name)?.is_some_and(|stat| stat.st_size == 2);
+    if !is_one || restore_hard_links(&root, &upper, &copied_up_files(&work)?).is_err() {
         return Ok(false);
     }
-    Ok(entry::look(entry::root(&upper)?, &name)?.is_some_and(|stat| stat.st_size == 2))
+    Ok(entry::lookup(entry::root(&upper)?, &name)?.is_some_and(|stat| stat.st_size == 2))
 }

@@ -1,4 +1,4 @@
-//! What a session wrote becomes a layer that never changes.
+//! Seals a writable layer, so that it never changes again.
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
@@ -10,38 +10,38 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fstat, fsync, openat, syncfs, unlinkat};
 
-use super::Marks;
-use super::entry::{self, Mark};
+use super::OverlayXattrs;
+use super::entry::{self, OverlayXattr};
+use super::merged::MergedDirectory;
 use super::usage::{self, InodeDedup};
-use super::view::View;
-use crate::steps;
+use crate::failpoints;
 
-/// Files and directories of a layer up to which each is flushed by itself; beyond, the whole file system is.
+/// Up to this many files and directories are flushed one by one; beyond, the whole file system is.
 const FLUSHED_MAX: usize = 256;
 
-/// What a layer changes in what lies below it.
+/// How a layer changes the tree below it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Change {
-    /// Bytes of the files in the layer, those with several names once.
+pub struct LayerDelta {
+    /// Bytes of files in the layer, hard-linked ones counted once.
     pub changed_bytes: u64,
-    /// How many files more are shown.
+    /// LayerDelta in the number of files.
     pub files: i64,
-    /// How many bytes more they have.
+    /// LayerDelta in their bytes.
     pub bytes: i64,
-    /// Bytes on the disk of what is in the layer, counted as by [`super::usage`].
+    /// Disk usage of the layer, in bytes (see [`super::usage`]).
     pub own_disk: u64,
-    /// How many bytes on the disk more is shown, at most: another name of what is hidden may be left.
+    /// LayerDelta in disk usage, in bytes, at most: a hidden file may have another name that is still visible.
     pub disk: i64,
-    /// Entries of directories in the layer.
+    /// Directory entries in the layer.
     pub entries: u64,
 }
 
-/// Makes the directory that a session is to write to, like the root of the layer below, or as `owner`'s.
+/// Creates a writable directory, with the attributes of the root below, or owned by `owner`.
 ///
 /// # Errors
-/// Where it cannot be made.
+/// If it cannot be created.
 pub fn prepare(writable: &Path, below: Option<&Path>, owner: Option<(u32, u32)>) -> io::Result<()> {
-    steps::change()?;
+    failpoints::change()?;
     DirBuilder::new().mode(0o755).create(writable)?;
     let made = entry::root(writable)?;
     match (below, owner) {
@@ -54,11 +54,11 @@ pub fn prepare(writable: &Path, below: Option<&Path>, owner: Option<(u32, u32)>)
     Ok(())
 }
 
-/// Whether anything was written: whether there is any entry, or the root is not like the one below. Its time of modification counts where
-/// somebody has set it: something that came and went changes it, too, together with the time of change.
+/// Whether anything was written: an entry exists, or the root differs from the one below. Its modification time
+/// counts only if it was set explicitly, because temporary entries change it as well.
 ///
 /// # Errors
-/// Where it cannot be read.
+/// If it cannot be read.
 pub fn is_changed(writable: &Path, below: Option<&Path>) -> io::Result<bool> {
     let own = entry::root(writable)?;
     for found in rustix::fs::Dir::read_from(&own)? {
@@ -75,73 +75,72 @@ pub fn is_changed(writable: &Path, below: Option<&Path>) -> io::Result<bool> {
     Ok(!is_like || entry::attributes(&own)? != entry::attributes(&below)?)
 }
 
-/// Makes the new directory `into` the same as a layer, settled. The layer stays as it is: where this is cut off, a session may go on
-/// writing to it, and what it wrote would end up in the files of others that settling links to.
+/// Copies a layer to the new directory `into` without redirects. The original stays as it is, because the session may
+/// go on writing to it if this is interrupted.
 ///
 /// # Errors
-/// Where the layer cannot be read, or `into` not be made.
-pub fn copy_without_redirects(layer: &Path, lower: &[PathBuf], into: &Path, marks: Marks) -> io::Result<()> {
+/// If the layer cannot be read, or `into` cannot be created.
+pub fn copy_without_redirects(layer: &Path, lower: &[PathBuf], into: &Path, xattrs: OverlayXattrs) -> io::Result<()> {
     std::fs::create_dir(into)?;
-    twin(&entry::root(layer)?, &entry::root(into)?, 0, marks)?;
-    resolve_redirects(into, lower, marks)
+    copy_layer(&entry::root(layer)?, &entry::root(into)?, 0, xattrs)?;
+    resolve_redirects(into, lower, xattrs)
 }
 
-fn twin(from: &OwnedFd, to: &OwnedFd, depth: usize, marks: Marks) -> io::Result<()> {
+fn copy_layer(from: &OwnedFd, to: &OwnedFd, depth: usize, xattrs: OverlayXattrs) -> io::Result<()> {
     for name in entry::names(from)? {
-        let Some(stat) = entry::look(from, &name)? else { continue };
+        let Some(stat) = entry::lookup(from, &name)? else { continue };
         if entry::kind(&stat) != FileType::Directory {
             entry::link_or_copy(from, &name, &stat, to)?;
             continue;
         }
         let (inner, made) = (entry::inner(from, &name, depth)?, entry::make_directory(to, &name, depth)?);
-        for mark in [Mark::Opaque, Mark::Redirect] {
-            if let Some(value) = mark.get(&inner, marks)? {
-                mark.set(&made, marks, &value)?;
+        for mark in [OverlayXattr::Opaque, OverlayXattr::Redirect] {
+            if let Some(value) = mark.get(&inner, xattrs)? {
+                mark.set(&made, xattrs, &value)?;
             }
         }
-        twin(&inner, &made, depth + 1, marks)?;
+        copy_layer(&inner, &made, depth + 1, xattrs)?;
     }
     entry::copy_attributes(from, to)
 }
 
-/// Makes a layer show by itself what it shows on top of `lower` (the topmost first, settled): a directory that was renamed
-/// refers to its old place, where the rest of what is in it is found (mount option `redirect_dir`). It becomes one that
-/// hides what is below and has everything itself, files by link. A layer that this was cut off in is to be thrown away, and nobody
-/// may write to one.
+/// Makes a layer independent of redirects (mount option `redirect_dir`), in place. A renamed directory, whose
+/// remaining content is found at its old path in `lower`, becomes opaque and gets all of it by hard link. `lower` has
+/// the topmost first, without redirects. If this fails, discard the layer. Nobody may write to it meanwhile.
 ///
 /// # Errors
-/// Where the layer cannot be read or changed.
-pub fn resolve_redirects(layer: &Path, lower: &[PathBuf], marks: Marks) -> io::Result<()> {
-    let resolve_redirects = RedirectResolver { lower, marks };
+/// If the layer cannot be read or changed.
+pub fn resolve_redirects(layer: &Path, lower: &[PathBuf], xattrs: OverlayXattrs) -> io::Result<()> {
+    let resolve_redirects = RedirectResolver { lower, xattrs };
     resolve_redirects.directory(&entry::root(layer)?, Some(&[]), 0)
 }
 
 struct RedirectResolver<'s> {
     lower: &'s [PathBuf],
-    marks: Marks,
+    xattrs: OverlayXattrs,
 }
 
 impl RedirectResolver<'_> {
-    /// `below` is where the rest of the directory is found, if anywhere.
+    /// `below` is the path of the directory's lower part, if it has one.
     fn directory(&self, directory: &OwnedFd, below: Option<&[CString]>, depth: usize) -> io::Result<()> {
         for name in entry::names(directory)? {
-            let Some(stat) = entry::look(directory, &name)? else { continue };
+            let Some(stat) = entry::lookup(directory, &name)? else { continue };
             if entry::kind(&stat) != FileType::Directory {
                 continue;
             }
             let inner = entry::inner(directory, &name, depth)?;
-            match Mark::Redirect.get(&inner, self.marks)? {
+            match OverlayXattr::Redirect.get(&inner, self.xattrs)? {
                 Some(target) => {
                     let target = place(&target, below)?;
-                    let view = View::at(self.lower, &target, self.marks)?;
+                    let view = MergedDirectory::at(self.lower, &target, self.xattrs)?;
                     self.fill(&inner, &view, depth + 1)?;
                     self.directory(&inner, Some(&target), depth + 1)?;
-                    Mark::Opaque.set(&inner, self.marks, b"y")?;
-                    Mark::Redirect.remove(&inner, self.marks)?;
-                    // What was put into it has changed its time.
+                    OverlayXattr::Opaque.set(&inner, self.xattrs, b"y")?;
+                    OverlayXattr::Redirect.remove(&inner, self.xattrs)?;
+                    // Filling it has changed its times.
                     entry::set_times(&inner, &stat)?;
                 }
-                None if entry::is_opaque(&inner, self.marks)? => self.directory(&inner, None, depth + 1)?,
+                None if entry::is_opaque(&inner, self.xattrs)? => self.directory(&inner, None, depth + 1)?,
                 None => {
                     let place: Option<Vec<CString>> = below.map(|below| [below, std::slice::from_ref(&name)].concat());
                     self.directory(&inner, place.as_deref(), depth + 1)?;
@@ -151,27 +150,27 @@ impl RedirectResolver<'_> {
         Ok(())
     }
 
-    /// Puts into a directory that was renamed what is still in its old place.
-    fn fill(&self, directory: &OwnedFd, view: &View, depth: usize) -> io::Result<()> {
+    /// Links what is left at the old path into a renamed directory.
+    fn fill(&self, directory: &OwnedFd, view: &MergedDirectory, depth: usize) -> io::Result<()> {
         for name in entry::names(directory)? {
-            let Some(stat) = entry::look(directory, &name)? else { continue };
+            let Some(stat) = entry::lookup(directory, &name)? else { continue };
             if entry::kind(&stat) == FileType::Directory {
                 let inner = entry::inner(directory, &name, depth)?;
-                let is_whole =
-                    entry::is_opaque(&inner, self.marks)? || Mark::Redirect.get(&inner, self.marks)?.is_some();
+                let is_whole = entry::is_opaque(&inner, self.xattrs)?
+                    || OverlayXattr::Redirect.get(&inner, self.xattrs)?.is_some();
                 if !is_whole {
-                    self.fill(&inner, &view.inner(&name, depth, self.marks)?, depth + 1)?;
+                    self.fill(&inner, &view.inner(&name, depth, self.xattrs)?, depth + 1)?;
                     entry::set_times(&inner, &stat)?;
                 }
             }
         }
-        // What is linked into it belongs to the quotas of other layers.
+        // Linked files belong to the quotas of other layers.
         raworc_quota::leave(directory)?;
-        view.link_into(directory, depth, self.marks)?;
-        // With nothing below, a whiteout would be listed like an entry.
+        view.link_into(directory, depth, self.xattrs)?;
+        // With nothing below, a whiteout would be listed as an entry.
         for name in entry::names(directory)? {
-            if entry::look(directory, &name)?.is_some_and(|stat| entry::is_whiteout(&stat)) {
-                steps::change()?;
+            if entry::lookup(directory, &name)?.is_some_and(|stat| entry::is_whiteout(&stat)) {
+                failpoints::change()?;
                 unlinkat(directory, &name, AtFlags::empty())?;
             }
         }
@@ -179,7 +178,7 @@ impl RedirectResolver<'_> {
     }
 }
 
-/// Where a redirect leads, in the layers below the one it is in: from the root of the stack, or, as a single name, beside where the directory would be found.
+/// The target of a redirect in the layers below: an absolute path, or a name beside the directory.
 pub fn place(target: &[u8], below: Option<&[CString]>) -> io::Result<Vec<CString>> {
     let names = |path: &[u8]| {
         let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
@@ -191,36 +190,37 @@ pub fn place(target: &[u8], below: Option<&[CString]>) -> io::Result<Vec<CString
     }
 }
 
-/// What a layer changes in what `lower` (the topmost first) shows. All of them are settled.
+/// Measures how a layer changes the tree of `lower` (the topmost first). None has redirects.
 ///
 /// # Errors
-/// Where one cannot be read.
-pub fn measure(layer: &Path, lower: &[PathBuf], marks: Marks) -> io::Result<Change> {
-    let mut measure = Measure { marks, seen: BTreeSet::new(), once: InodeDedup::default(), change: Change::default() };
-    measure.directory(&entry::root(layer)?, &View::of(lower)?, 0)?;
+/// If one cannot be read.
+pub fn measure(layer: &Path, lower: &[PathBuf], xattrs: OverlayXattrs) -> io::Result<LayerDelta> {
+    let mut measure =
+        Measure { xattrs, seen: BTreeSet::new(), once: InodeDedup::default(), change: LayerDelta::default() };
+    measure.directory(&entry::root(layer)?, &MergedDirectory::of(lower)?, 0)?;
     Ok(measure.change)
 }
 
-/// Bytes on the disk of what layers (the topmost first, settled) show together, counted exactly: each file once.
+/// Exact disk usage, in bytes, of the tree that `layers` (the topmost first) show; each file counts once.
 ///
 /// # Errors
-/// Where one cannot be read.
-pub fn shown_usage(layers: &[PathBuf], marks: Marks) -> io::Result<u64> {
-    View::of(layers)?.usage(&mut InodeDedup::default(), 0, marks)
+/// If one cannot be read.
+pub fn shown_usage(layers: &[PathBuf], xattrs: OverlayXattrs) -> io::Result<u64> {
+    MergedDirectory::of(layers)?.usage(&mut InodeDedup::default(), 0, xattrs)
 }
 
 struct Measure {
-    marks: Marks,
-    /// Files with several names.
+    xattrs: OverlayXattrs,
+    /// Hard-linked files that were counted.
     seen: BTreeSet<u64>,
     once: InodeDedup,
-    change: Change,
+    change: LayerDelta,
 }
 
 impl Measure {
-    fn directory(&mut self, directory: &OwnedFd, below: &View, depth: usize) -> io::Result<()> {
+    fn directory(&mut self, directory: &OwnedFd, below: &MergedDirectory, depth: usize) -> io::Result<()> {
         for name in entry::names(directory)? {
-            let Some(stat) = entry::look(directory, &name)? else { continue };
+            let Some(stat) = entry::lookup(directory, &name)? else { continue };
             let is_directory = entry::kind(&stat) == FileType::Directory;
             self.change.entries += 1;
             if entry::kind(&stat) == FileType::RegularFile {
@@ -236,7 +236,7 @@ impl Measure {
             self.change.own_disk = self.change.own_disk.saturating_add(taken);
             let inner = if is_directory { Some(entry::inner(directory, &name, depth)?) } else { None };
             let merged_with = match &inner {
-                Some(inner) if !entry::is_opaque(inner, self.marks)? => self.directory_in(below, &name)?,
+                Some(inner) if !entry::is_opaque(inner, self.xattrs)? => self.directory_in(below, &name)?,
                 _ => None,
             };
             let is_merged = merged_with.is_some();
@@ -244,27 +244,27 @@ impl Measure {
                 self.change.disk = self.change.disk.saturating_add_unsigned(taken);
             }
             match merged_with {
-                // It is shown in place of that one, with what is in both.
+                // The entry replaces the hidden one; a directory shows both contents.
                 Some(hidden) => self.change.disk = self.change.disk.saturating_sub_unsigned(usage::taken(&hidden)),
                 None => self.subtract(below, &name, depth)?,
             }
             if let Some(inner) = inner {
-                let view = if is_merged { below.inner(&name, depth, self.marks)? } else { View::default() };
+                let view = if is_merged { below.inner(&name, depth, self.xattrs)? } else { MergedDirectory::default() };
                 self.directory(&inner, &view, depth + 1)?;
             }
         }
         Ok(())
     }
 
-    fn directory_in(&self, below: &View, name: &CStr) -> io::Result<Option<Stat>> {
+    fn directory_in(&self, below: &MergedDirectory, name: &CStr) -> io::Result<Option<Stat>> {
         let found = below.find(name)?.map(|shown| shown.stat);
         Ok(found.filter(|stat| entry::kind(stat) == FileType::Directory))
     }
 
-    /// What the layer hides is shown no longer.
-    fn subtract(&mut self, below: &View, name: &CStr, depth: usize) -> io::Result<()> {
+    /// Subtracts an entry that the layer hides.
+    fn subtract(&mut self, below: &MergedDirectory, name: &CStr, depth: usize) -> io::Result<()> {
         if let Some(hidden) = below.find(name)? {
-            let hidden = below.count_one(name, &hidden.stat, depth, self.marks)?;
+            let hidden = below.count_one(name, &hidden.stat, depth, self.xattrs)?;
             self.change.files -= hidden.files;
             self.change.bytes = self.change.bytes.saturating_sub(hidden.bytes);
             self.change.disk = self.change.disk.saturating_sub(hidden.disk);
@@ -273,29 +273,29 @@ impl Measure {
     }
 }
 
-/// Brings a layer to the disk.
+/// Flushes a layer to the disk.
 ///
 /// # Errors
-/// Where the disk fails.
+/// If the disk fails.
 pub fn sync(layer: &Path) -> io::Result<()> {
-    steps::change()?;
+    failpoints::change()?;
     let root = entry::root(layer)?;
     let mut left = FLUSHED_MAX;
     if !flush(&root, 0, &mut left)? {
         syncfs(&root)?;
     }
     fsync(&root)?;
-    // Its name, and that of the directory it is in.
+    // Flushes its name and that of its parent.
     for above in layer.ancestors().skip(1).take(2) {
         fsync(entry::root(above)?)?;
     }
-    steps::flushed(layer)
+    failpoints::flushed(layer)
 }
 
-/// False where there is more than `left`.
+/// Returns false if there are more than `left` entries.
 fn flush(directory: &OwnedFd, depth: usize, left: &mut usize) -> io::Result<bool> {
     for name in entry::names(directory)? {
-        let Some(stat) = entry::look(directory, &name)? else { continue };
+        let Some(stat) = entry::lookup(directory, &name)? else { continue };
         let Some(fewer) = left.checked_sub(1) else { return Ok(false) };
         *left = fewer;
         match entry::kind(&stat) {

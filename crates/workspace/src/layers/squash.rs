@@ -1,4 +1,4 @@
-//! Several layers that lie on one another become one that shows the same.
+//! Merges adjacent layers into one that shows the same.
 
 use std::ffi::CString;
 use std::io;
@@ -7,24 +7,30 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, fstat, unlinkat};
 
-use super::Marks;
-use super::entry::{self, Mark};
-use super::view::View;
-use crate::steps;
+use super::OverlayXattrs;
+use super::entry::{self, OverlayXattr};
+use super::merged::MergedDirectory;
+use crate::failpoints;
 
-/// Fills the new directory `into` with what `layers` (the topmost first, settled) show together on top of `lower` (also settled).
-/// Files are linked to, not copied: layers never change. So a file can have more links than names.
+/// Fills the new directory `into` with what `layers` show on top of `lower` (both the topmost first, without
+/// redirects). Files are hard-linked, so link counts may exceed the number of names.
 ///
 /// # Errors
-/// Where one cannot be read, or `into` is there already.
-pub fn squash(layers: &[PathBuf], lower: &[PathBuf], into: &Path, marks: Marks) -> io::Result<()> {
+/// If one cannot be read, or `into` exists.
+pub fn squash(layers: &[PathBuf], lower: &[PathBuf], into: &Path, xattrs: OverlayXattrs) -> io::Result<()> {
     std::fs::create_dir(into)?;
     let parts = layers.iter().map(|layer| entry::root(layer)).collect::<io::Result<Vec<_>>>()?;
-    merge(&parts, &entry::root(into)?, &View::of(lower)?, 0, marks)
+    merge(&parts, &entry::root(into)?, &MergedDirectory::of(lower)?, 0, xattrs)
 }
 
-/// `below` is what shines through from below this directory.
-fn merge(parts: &[OwnedFd], to: &OwnedFd, below: &View, depth: usize, marks: Marks) -> io::Result<()> {
+/// `below` is the directory in the layers below.
+fn merge(
+    parts: &[OwnedFd],
+    to: &OwnedFd,
+    below: &MergedDirectory,
+    depth: usize,
+    xattrs: OverlayXattrs,
+) -> io::Result<()> {
     let mut names: Vec<CString> = Vec::new();
     for part in parts {
         names.extend(entry::names(part)?);
@@ -35,23 +41,23 @@ fn merge(parts: &[OwnedFd], to: &OwnedFd, below: &View, depth: usize, marks: Mar
         let mut inner: Vec<OwnedFd> = Vec::new();
         let mut hides = false;
         for part in parts {
-            let Some(stat) = entry::look(part, &name)? else { continue };
+            let Some(stat) = entry::lookup(part, &name)? else { continue };
             if entry::kind(&stat) == FileType::Directory {
                 let directory = entry::inner(part, &name, depth)?;
-                hides = entry::is_opaque(&directory, marks)?;
+                hides = entry::is_opaque(&directory, xattrs)?;
                 inner.push(directory);
                 if hides {
                     break;
                 }
             } else if !inner.is_empty() {
-                // A directory took the place of what was here, or of nothing.
+                // A directory replaced an entry, or nothing.
                 hides = true;
                 break;
             } else {
                 if !entry::is_whiteout(&stat) {
                     entry::link_or_copy(part, &name, &stat, to)?;
                 } else if below.find(&name)?.is_some() {
-                    // One that hides nothing would be listed like an entry.
+                    // A whiteout that hides nothing would be listed as an entry.
                     entry::whiteout(to, &name)?;
                 }
                 break;
@@ -59,11 +65,12 @@ fn merge(parts: &[OwnedFd], to: &OwnedFd, below: &View, depth: usize, marks: Mar
         }
         if let Some(like) = inner.first() {
             let made = entry::make_directory(to, &name, depth)?;
-            let under = below.inner(&name, depth, marks)?;
-            let (is_covered, under) = if hides { (!under.is_empty(), View::default()) } else { (false, under) };
-            merge(&inner, &made, &under, depth + 1, marks)?;
+            let under = below.inner(&name, depth, xattrs)?;
+            let (is_covered, under) =
+                if hides { (!under.is_empty(), MergedDirectory::default()) } else { (false, under) };
+            merge(&inner, &made, &under, depth + 1, xattrs)?;
             if is_covered {
-                Mark::Opaque.set(&made, marks, b"y")?;
+                OverlayXattr::Opaque.set(&made, xattrs, b"y")?;
             }
             entry::copy_attributes(like, &made)?;
         }
@@ -74,27 +81,30 @@ fn merge(parts: &[OwnedFd], to: &OwnedFd, below: &View, depth: usize, marks: Mar
     }
 }
 
-/// Takes out of a layer what says that names are deleted which `lower` (the topmost first, settled) does not show: where nothing is
-/// below, overlayfs lists it like an entry. An archive may say so; overlayfs itself never does.
+/// Removes whiteouts that hide nothing in `lower` (the topmost first), because overlayfs would list them as entries.
+/// Only archives contain such whiteouts.
 ///
 /// # Errors
-/// Where the layer cannot be read or changed.
-pub fn trim(layer: &Path, lower: &[PathBuf], marks: Marks) -> io::Result<()> {
-    trim_directory(&entry::root(layer)?, &View::of(lower)?, 0, marks)
+/// If the layer cannot be read or changed.
+pub fn trim(layer: &Path, lower: &[PathBuf], xattrs: OverlayXattrs) -> io::Result<()> {
+    trim_directory(&entry::root(layer)?, &MergedDirectory::of(lower)?, 0, xattrs)
 }
 
-fn trim_directory(directory: &OwnedFd, below: &View, depth: usize, marks: Marks) -> io::Result<()> {
+fn trim_directory(directory: &OwnedFd, below: &MergedDirectory, depth: usize, xattrs: OverlayXattrs) -> io::Result<()> {
     let was = fstat(directory)?;
     let mut is_changed = false;
     for name in entry::names(directory)? {
-        let Some(stat) = entry::look(directory, &name)? else { continue };
+        let Some(stat) = entry::lookup(directory, &name)? else { continue };
         if entry::kind(&stat) == FileType::Directory {
             let inner = entry::inner(directory, &name, depth)?;
-            let under =
-                if entry::is_opaque(&inner, marks)? { View::default() } else { below.inner(&name, depth, marks)? };
-            trim_directory(&inner, &under, depth + 1, marks)?;
+            let under = if entry::is_opaque(&inner, xattrs)? {
+                MergedDirectory::default()
+            } else {
+                below.inner(&name, depth, xattrs)?
+            };
+            trim_directory(&inner, &under, depth + 1, xattrs)?;
         } else if entry::is_whiteout(&stat) && below.find(&name)?.is_none() {
-            steps::change()?;
+            failpoints::change()?;
             unlinkat(directory, &name, AtFlags::empty())?;
             is_changed = true;
         }

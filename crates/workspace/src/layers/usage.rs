@@ -1,4 +1,4 @@
-//! What a directory takes on the disk, while a hostile program may be writing to it.
+//! Measures disk usage of a directory that a hostile program may be writing to.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,35 +9,34 @@ use rustix::fs::{FileType, Stat};
 
 use super::entry;
 
-/// Bytes of a block in what `stat(2)` counts.
+/// Bytes per block in the counts of `stat(2)`.
 const BLOCK_BYTES: u64 = 512;
 
-/// Bytes that the least thing counts as, and each further name of a file: an empty one takes a place among the files that a disk
-/// can have, and to go through names takes time.
+/// Minimum bytes per entry and per additional name: an empty file takes an inode, and every name takes time to visit.
 pub const ENTRY_BYTES_MIN: u64 = 4096;
 
-/// What something takes by itself.
+/// Disk usage of one entry, in bytes.
 pub fn taken(stat: &Stat) -> u64 {
     u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES).max(ENTRY_BYTES_MIN)
 }
 
-/// Counts files with several names once.
+/// Counts hard-linked files once.
 #[derive(Debug, Default)]
 pub struct InodeDedup(BTreeSet<u64>);
 
 impl InodeDedup {
-    /// What something takes under one of its names.
+    /// Disk usage of an entry under one of its names.
     pub fn taken(&mut self, stat: &Stat) -> u64 {
         let has_names = stat.st_nlink > 1 && entry::kind(stat) != FileType::Directory;
         if has_names && !self.0.insert(stat.st_ino) { ENTRY_BYTES_MIN } else { taken(stat) }
     }
 }
 
-/// Bytes on the disk of everything in a directory, at least [`ENTRY_BYTES_MIN`] for each name; a file with several names is
-/// counted once. What comes and goes meanwhile is counted or not. Nothing, where there is no such directory.
+/// Disk usage of a directory tree in bytes, at least [`ENTRY_BYTES_MIN`] per name; hard-linked files count once.
+/// Entries that change meanwhile may count or not. 0 if the directory does not exist.
 ///
 /// # Errors
-/// Where something cannot be read, or directories are more than [`super::DEPTH_MAX`] levels deep.
+/// If it cannot be read, or is deeper than [`super::DEPTH_MAX`] levels.
 pub fn usage(directory: &Path) -> io::Result<u64> {
     let root = match entry::root(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -56,12 +55,12 @@ struct Usage {
 impl Usage {
     fn directory(&mut self, directory: &OwnedFd, depth: usize) -> io::Result<()> {
         for name in entry::names(directory)? {
-            let Some(stat) = entry::look(directory, &name)? else { continue };
+            let Some(stat) = entry::lookup(directory, &name)? else { continue };
             self.bytes = self.bytes.saturating_add(self.once.taken(&stat));
             if entry::kind(&stat) == FileType::Directory {
                 match entry::inner(directory, &name, depth + 1) {
                     Ok(inner) => self.directory(&inner, depth + 1)?,
-                    // It was removed, or replaced, in between.
+                    // The directory was removed or replaced meanwhile.
                     Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                     Err(error) => return Err(error),
                 }

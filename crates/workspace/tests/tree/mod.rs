@@ -1,4 +1,4 @@
-//! What can be done to a directory, and everything that can be seen of one.
+//! Operations on a directory, and a description of all its visible properties.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -13,7 +13,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-/// Numbers that follow from a seed (SplitMix64).
+/// A random generator (SplitMix64).
 pub struct Random(u64);
 
 impl Random {
@@ -34,7 +34,7 @@ impl Random {
     }
 }
 
-/// Few, so that most of what is done meets something. The root is one of them.
+/// Few paths, so that most operations hit existing entries. The root is one of them.
 const PATHS: [&str; 22] = [
     "", "a", "b", "c", "d", "e", "d/a", "d/b", "d/c", "d/d", "d/e", "d/d/a", "d/d/b", "e/a", "e/b", "e/d", "e/d/a",
     "e/d/b", "e/c", "f", "g", "g/a",
@@ -58,7 +58,7 @@ pub enum Op {
     LinkTree(&'static str, &'static str),
     Rename(&'static str, &'static str),
     Exchange(&'static str, &'static str),
-    /// As an editor saves: a new file is renamed over the old one.
+    /// Saves like an editor: a new file is renamed over the old one.
     Replace(&'static str, u8),
     Chmod(&'static str, u32),
     Chown(&'static str, u32, u32),
@@ -102,7 +102,7 @@ fn errno(error: io::Error) -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }
 
-/// Does it; what the kernel says.
+/// Applies an operation; returns the kernel's result.
 pub fn apply(root: &Path, op: &Op) -> Result<(), Errno> {
     let at = |path: &str| if path.is_empty() { root.to_owned() } else { root.join(path) };
     let options = |path: &str, options: &mut OpenOptions| {
@@ -249,7 +249,7 @@ fn paths(root: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Everything that has to be the same of each path. Times since `began` are those of the clock, and only said to be.
+/// All properties of each path that must be equal. Times after `began` are only marked as such.
 pub fn fingerprint(root: &Path, began: i64) -> BTreeMap<String, String> {
     let mut groups: BTreeMap<u64, String> = BTreeMap::new();
     let mut found = BTreeMap::new();
@@ -301,7 +301,7 @@ fn large_holes(path: &Path, size: u64) -> usize {
     holes
 }
 
-/// As a list of what differs, so that a failure can be read.
+/// The differences as a list, for readable failures.
 pub fn differences(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Vec<String> {
     let names: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
     let differ = names.into_iter().filter(|name| a.get(*name) != b.get(*name));

@@ -11,16 +11,16 @@ use crate::text::clean;
 /// Commands about a session's agents.
 #[derive(Debug, Subcommand)]
 pub enum Agents {
-    /// Show the agents of a session, the first one first.
+    /// Show the agents of a session; the first is the default.
     #[command(visible_alias = "list", after_help = "Example:\n  raworc session agents get demo")]
     Get {
-        /// Its id or name.
+        /// The session's id or name.
         session: String,
     },
-    /// Give a session these agents in place of those it has; the first answers unless a message names another.
+    /// Replace the agents of a session; the first answers messages that name none.
     #[command(visible_alias = "set", after_help = "Example:\n  raworc session agents assign demo shell builder")]
     Assign {
-        /// Its id or name.
+        /// The session's id or name.
         session: String,
         /// Ids or names of agents.
         #[arg(required = true)]
@@ -28,7 +28,7 @@ pub enum Agents {
     },
 }
 
-/// Carries one out.
+/// Runs the command.
 pub async fn run(context: &Context, command: Agents) -> Result<()> {
     let client = context.client()?;
     let agents = match command {

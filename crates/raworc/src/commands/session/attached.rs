@@ -1,4 +1,4 @@
-//! Commands whose streams are attached to those of this process.
+//! Runs commands with attached streams.
 
 use std::io::{self, Write as _};
 
@@ -13,17 +13,17 @@ use crate::failure::{EXIT_FAILED, Failure, Result};
 use crate::output::Style;
 use crate::terminal::{QUIET_MAX, standard_input};
 
-/// Of the frame that starts a command, in bytes: what is around the command.
+/// Size of the frame that starts a command, without the command, in bytes.
 const FRAME_BYTES: usize = 64;
 
-/// Runs a command until it ends; its exit status is that of this process. `feeds` says whether it gets standard input.
+/// Runs a command until it ends and exits with its status. `feeds`: send it standard input.
 pub async fn run(context: &Context, session: &str, body: Exec, feeds: bool) -> Result<()> {
     if serde_json::to_vec(&body).is_ok_and(|bytes| bytes.len() > START_BYTES_MAX - FRAME_BYTES) {
         return Err(Failure::usage("the command is too long")
             .help("Put it into a file of the session with `raworc session files put`, and run that."));
     }
     let (sender, mut receiver) = context.client()?.open_exec(session, body).await?;
-    // In a task of its own: where our output is not read, the command may still read its input, and the other way round.
+    // A separate task: the command may read input while its output is blocked, and vice versa.
     let feeding = tokio::spawn(feed(sender, feeds));
     let status = loop {
         let received = timeout(QUIET_MAX, receiver.next()).await.unwrap_or(Some(Received::Closed(None)));
@@ -49,7 +49,7 @@ pub async fn run(context: &Context, session: &str, body: Exec, feeds: bool) -> R
     if status == 0 { Ok(()) } else { Err(Failure::Status(status)) }
 }
 
-/// Sends standard input, as it comes and for as long as it is taken.
+/// Sends standard input while the command accepts it.
 async fn feed(mut sender: Sender, feeds: bool) {
     if feeds {
         let mut input = standard_input(&[CHANNEL_STDIN]);
@@ -60,7 +60,7 @@ async fn feed(mut sender: Sender, feeds: bool) {
         }
     }
     sender.frame(&ClientFrame::EndOfInput {}).await;
-    // Pings are answered on this way.
+    // Keeps answering pings.
     std::future::pending::<()>().await;
 }
 
@@ -68,7 +68,7 @@ fn write(context: &Context, bytes: &[u8]) -> Result<()> {
     match bytes.split_first() {
         Some((&CHANNEL_STDOUT, bytes)) => context.ui.out(bytes),
         Some((&CHANNEL_STDERR, bytes)) => {
-            // That nobody reads it is no reason to fail.
+            // It is no error if nobody reads standard error.
             let _ = io::stderr().lock().write_all(bytes);
             Ok(())
         }

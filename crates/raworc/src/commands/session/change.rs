@@ -1,4 +1,4 @@
-//! Commands that change a session, or only look at it.
+//! Commands that show or change a session.
 
 use clap::Args;
 use raworc_api::message::{Status, WaitQuery};
@@ -15,14 +15,14 @@ use crate::text::clean;
 /// One session.
 #[derive(Debug, Args)]
 pub struct Named {
-    /// Its id or name.
+    /// The session's id or name.
     pub session: String,
 }
 
 /// One or more sessions.
 #[derive(Debug, Args)]
 pub struct Several {
-    /// Their ids or names.
+    /// Ids or names of sessions.
     #[arg(required = true)]
     sessions: Vec<String>,
 }
@@ -32,7 +32,7 @@ pub struct Several {
 pub struct Cancel {
     #[command(flatten)]
     named: Named,
-    /// This message, which may also wait for its turn; `raworc session messages` shows the ids [default: the running one].
+    /// The message to stop, running or queued; `raworc session messages` shows ids [default: the running one].
     #[arg(long, value_name = "ID")]
     message: Option<String>,
 }
@@ -44,33 +44,33 @@ pub struct Cancel {
   raworc session update demo --env A=1 --env B=2        replaces all variables
   raworc session update demo --memory 1Gi               from its next container on")]
 pub struct Update {
-    /// Its id or name.
+    /// The session's id or name.
     session: String,
-    /// A new name.
+    /// The new name.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// End it so long from now, such as 8h or 7d.
+    /// End it this long from now, such as 8h or 7d.
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     ttl: Option<u64>,
     #[command(flatten)]
     settings: Settings,
-    /// Take all environment variables away.
+    /// Remove all environment variables.
     #[arg(long, conflicts_with = "env")]
     no_env: bool,
 }
 
-/// What a session can be asked to do.
+/// A lifecycle action.
 #[derive(Clone, Copy, Debug)]
 pub enum LifecycleVerb {
-    /// Rest.
+    /// Pause.
     Pause,
-    /// Work again.
+    /// Resume.
     Resume,
-    /// End.
+    /// Terminate.
     Terminate,
-    /// Get a new container.
+    /// Replace the container.
     Restart,
-    /// Come back.
+    /// Restore after termination or deletion.
     Restore,
     /// Stop the running message.
     Cancel,
@@ -109,7 +109,7 @@ pub async fn update(context: &Context, args: Update) -> Result<()> {
     context.ui.show(&session, |session| show::details(context.ui, session))
 }
 
-/// Asks for one of these actions.
+/// Requests a lifecycle action.
 pub async fn lifecycle(context: &Context, named: &Named, verb: LifecycleVerb) -> Result<()> {
     let client = context.client()?;
     let id = &named.session;
@@ -124,7 +124,7 @@ pub async fn lifecycle(context: &Context, named: &Named, verb: LifecycleVerb) ->
     context.ui.show(&session, |session| format!("{}{}", show::sentence(session), what_next(verb, session.state)))
 }
 
-/// Stops a message.
+/// Cancels a message.
 pub async fn cancel(context: &Context, args: Cancel) -> Result<()> {
     let Some(message) = args.message else { return lifecycle(context, &args.named, LifecycleVerb::Cancel).await };
     let cancelled = context.client()?.cancel_message(&args.named.session, &message, WaitQuery::default()).await?;
@@ -135,7 +135,7 @@ pub async fn cancel(context: &Context, args: Cancel) -> Result<()> {
     })
 }
 
-/// An action is recorded at once and carried out a moment later; this is said where the state does not show it yet.
+/// What will happen next, if the state does not show it yet: actions are recorded at once and carried out soon after.
 fn what_next(verb: LifecycleVerb, state: State) -> &'static str {
     match (verb, state) {
         (LifecycleVerb::Cancel, State::Busy) => "; its message is being cancelled",
@@ -148,7 +148,7 @@ fn what_next(verb: LifecycleVerb, state: State) -> &'static str {
     }
 }
 
-/// Deletes sessions, one after the other; stops at the first that can't be.
+/// Deletes sessions one by one; stops at the first failure.
 pub async fn delete(context: &Context, several: &Several) -> Result<()> {
     let client = context.client()?;
     let mut deleted = Vec::new();

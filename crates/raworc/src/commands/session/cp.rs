@@ -1,4 +1,4 @@
-//! `raworc session cp`: files and directories, as `docker cp` copies them.
+//! `raworc session cp`: copies files and directories, like `docker cp`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -17,7 +17,7 @@ use raworc_api::image::LEFT_OUT_HEADER;
 use raworc_api::workspace::FileKind;
 use raworc_core::limits::{ARCHIVE_BYTES_MAX, ARCHIVE_ENTRIES_MAX};
 use raworc_core::link::WORKSPACE_PATH;
-use raworc_workspace::{Packing, Unpacked, Unpacking, unpack_into};
+use raworc_workspace::{PackSource, UnpackOptions, UnpackStats, unpack_into};
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::{ReaderStream, SyncIoBridge};
@@ -29,44 +29,44 @@ use crate::output::Ui;
 use crate::progress::Progress;
 use crate::text::bytes as size;
 
-/// Bytes of an archive that wait between who reads and who writes.
+/// Bytes of an archive that are buffered between reader and writer.
 const PIPE_BYTES: usize = 256 * 1024;
-/// The permission bits that files here get: none that give their user's rights to others.
+/// Permission bits that local files may get: no setuid, setgid or sticky bit.
 const MODE_MASK: u32 = 0o777;
 
-/// Copy files and directories between this machine and a session. Works while the session rests, too.
+/// Copy files and directories between this machine and a session, even one without a container.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  raworc session cp ./data demo:data\n  raworc session cp demo:result.csv .\n  \
     raworc session cp demo:src/. ./copy\n  raworc session cp demo:src - | tar tv\n  tar c src | raworc session cp - demo:new\n\n\
     As docker cp: where DST is a directory, SRC goes into it (of SRC/. what is in it); otherwise it becomes DST. \
     A local path with a ':' is written with a '/' before it, such as ./a:b.")]
 pub struct Cp {
-    /// What: PATH, SESSION:PATH relative to the workspace, or '-' for a tar on standard input.
+    /// The source: PATH, SESSION:PATH relative to the workspace, or '-' for a tar on standard input.
     src: OsString,
-    /// Where to: PATH, SESSION:PATH, or '-' for a tar on standard output.
+    /// The destination: PATH, SESSION:PATH, or '-' for a tar on standard output.
     dst: OsString,
-    /// Copy what SRC leads to, where it is a symbolic link.
+    /// Follow SRC if it is a symbolic link.
     #[arg(short = 'L', long)]
     follow_link: bool,
     #[command(flatten)]
     version: Version,
 }
 
-/// One end of a copy.
+/// The source or destination of a copy.
 #[derive(Debug, PartialEq, Eq)]
-enum End {
+enum CopyEnd {
     Pipe,
     Local(PathBuf),
     Session(String, Vec<u8>),
 }
 
-/// Carries it out.
+/// Runs the command.
 pub async fn run(context: &Context, args: Cp) -> Result<()> {
     let client = context.client()?;
     let version = args.version.name();
     let follow = args.follow_link;
-    match (end(&args.src)?, end(&args.dst)?) {
-        (End::Session(session, path), End::Pipe) => {
+    match (parse_end(&args.src)?, parse_end(&args.dst)?) {
+        (CopyEnd::Session(session, path), CopyEnd::Pipe) => {
             let mut archive = client.read_archive(&session, version, &path, follow).await?;
             while let Some(chunk) = archive.chunk().await? {
                 context.ui.out(chunk)?;
@@ -74,51 +74,51 @@ pub async fn run(context: &Context, args: Cp) -> Result<()> {
             note_left_out(context.ui, archive.number(LEFT_OUT_HEADER).unwrap_or(0));
             Ok(())
         }
-        (End::Session(session, path), End::Local(local)) => {
+        (CopyEnd::Session(session, path), CopyEnd::Local(local)) => {
             let remote = Remote { client: &client, session: &session, version, path: &path };
             download(context, &remote, &local, follow).await
         }
-        (End::Pipe | End::Local(_), End::Session(..)) if version.is_some() => {
+        (CopyEnd::Pipe | CopyEnd::Local(_), CopyEnd::Session(..)) if version.is_some() => {
             Err(Failure::usage("a checkpoint never changes: --checkpoint is for what is copied from a session"))
         }
-        (End::Pipe, End::Session(session, path)) => {
+        (CopyEnd::Pipe, CopyEnd::Session(session, path)) => {
             let remote = Remote { client: &client, session: &session, version, path: &path };
             send(context, &remote, &path, standard_input()?, &AtomicU64::new(0)).await
         }
-        (End::Local(local), End::Session(session, path)) => {
+        (CopyEnd::Local(local), CopyEnd::Session(session, path)) => {
             let remote = Remote { client: &client, session: &session, version, path: &path };
             upload(context, &local, &remote, follow).await
         }
-        (End::Session(..), End::Session(..)) => Err(Failure::usage("one of SRC and DST has to be local")
+        (CopyEnd::Session(..), CopyEnd::Session(..)) => Err(Failure::usage("one of SRC and DST has to be local")
             .help("`raworc session cp ONE:PATH - | raworc session cp - TWO:PATH` copies between sessions.")),
         (_, _) => Err(Failure::usage("one of SRC and DST has to be SESSION:PATH")),
     }
 }
 
-/// What an argument means: a session is named by what is before the first ':', unless that is a path.
-fn end(argument: &OsStr) -> Result<End> {
+/// Parses an argument. The text before the first ':' names a session unless it looks like a path.
+fn parse_end(argument: &OsStr) -> Result<CopyEnd> {
     let text = argument.as_bytes();
     if text == b"-" {
-        return Ok(End::Pipe);
+        return Ok(CopyEnd::Pipe);
     }
     let colon = text.iter().position(|byte| *byte == b':').filter(|colon| !text[..*colon].contains(&b'/'));
     let Some(colon) = colon.filter(|colon| *colon > 0) else {
-        return Ok(End::Local(argument.into()));
+        return Ok(CopyEnd::Local(argument.into()));
     };
     let session = String::from_utf8(text[..colon].to_vec());
     let session = session.map_err(|_| Failure::usage("the name of a session is UTF-8"))?;
     let path = &text[colon + 1..];
     if !path.starts_with(b"/") {
-        return Ok(End::Session(session, path.to_vec()));
+        return Ok(CopyEnd::Session(session, path.to_vec()));
     }
-    // As a process inside would say it.
+    // Accepts absolute paths as in the container.
     match path.strip_prefix(WORKSPACE_PATH.as_bytes()) {
-        Some(rest) if rest.is_empty() || rest.starts_with(b"/") => Ok(End::Session(session, rest.to_vec())),
+        Some(rest) if rest.is_empty() || rest.starts_with(b"/") => Ok(CopyEnd::Session(session, rest.to_vec())),
         _ => Err(Failure::usage(format!("{} is not in {WORKSPACE_PATH}, and nothing else can be copied", shown(path)))),
     }
 }
 
-/// Something of a session.
+/// A path in a session's workspace.
 struct Remote<'a> {
     client: &'a Client,
     session: &'a str,
@@ -129,7 +129,7 @@ struct Remote<'a> {
 impl Remote<'_> {
     async fn kind(&self, follow: bool) -> Result<Option<FileKind>> {
         match self.client.file_kind(self.session, self.version, self.path, follow).await {
-            // An answer to HEAD has no body that says what is wrong.
+            // The answer to HEAD has no body with the error.
             Err(error @ ClientError::Protocol(_)) => {
                 let said = self.client.read_file(self.session, self.version, self.path).await;
                 Err(said.err().unwrap_or(error).into())
@@ -139,7 +139,7 @@ impl Remote<'_> {
     }
 }
 
-/// The last name of a path; none where it means a directory's content.
+/// The last component of a path; `None` if it stands for a directory's content.
 fn name_of(path: &[u8]) -> Option<&[u8]> {
     let name = trimmed(path).rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     (!matches!(name, b"" | b"." | b"..")).then_some(name)
@@ -154,7 +154,7 @@ fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     if trimmed(directory).is_empty() { name.to_vec() } else { [trimmed(directory), b"/", name].concat() }
 }
 
-/// A path's directory, and its last name.
+/// Splits a path into directory and last component.
 fn split(path: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let path = trimmed(path);
     match path.iter().rposition(|byte| *byte == b'/') {
@@ -195,7 +195,7 @@ async fn upload(context: &Context, local: &Path, to: &Remote<'_>, follow: bool) 
     // A file is unpacked into its directory, under its name.
     let (directory, name) = if is_directory { (into.clone(), Vec::new()) } else { split(&into) };
     let follow = follow || is_directory;
-    let packing = Packing::local(local, follow, &name).map_err(|error| wrong(&error))?;
+    let packing = PackSource::local(local, follow, &name).map_err(|error| wrong(&error))?;
     let (writer, reader) = tokio::io::duplex(PIPE_BYTES);
     let writer = SyncIoBridge::new(writer);
     let packing = tokio::task::spawn_blocking(move || {
@@ -207,7 +207,7 @@ async fn upload(context: &Context, local: &Path, to: &Remote<'_>, follow: bool) 
     });
     let left_out = Arc::new(AtomicU64::new(0));
     let told = Arc::clone(&left_out);
-    // What could not be read ends the request, and not the archive.
+    // A read error fails the request instead of truncating the archive.
     let ended = futures::stream::once(async move {
         let packed = packing.await.map_err(io::Error::other)??;
         told.store(packed.left_out, Ordering::Relaxed);
@@ -218,7 +218,7 @@ async fn upload(context: &Context, local: &Path, to: &Remote<'_>, follow: bool) 
     send(context, &Remote { path: &directory, ..*to }, &into, archive, &left_out).await
 }
 
-/// Sends an archive to the directory at the path of `to`. `left_out` says how much is not in it when it has been sent.
+/// Sends an archive to the directory `to`. `left_out` gives the number of omitted entries once all is sent.
 async fn send(
     context: &Context,
     to: &Remote<'_>,
@@ -266,14 +266,14 @@ async fn download(context: &Context, from: &Remote<'_>, local: &Path, follow: bo
     context.ui.show(&document, |_| sentence(unpacked.entries, unpacked.bytes, &named))
 }
 
-/// Unpacks an archive as it comes.
+/// Unpacks an archive while it is received.
 async fn receive(
     context: &Context,
     mut archive: FileBody,
     into: PathBuf,
     is_directory: bool,
     is_named: bool,
-) -> Result<Unpacked> {
+) -> Result<UnpackStats> {
     let (mut writer, reader) = tokio::io::duplex(PIPE_BYTES);
     let reader = SyncIoBridge::new(reader);
     let unpacking = tokio::task::spawn_blocking(move || unpack(&into, is_directory, is_named, reader));
@@ -285,7 +285,7 @@ async fn receive(
             Ok(Some(chunk)) => {
                 received += chunk.len() as u64;
                 progress.say(&format!("copying: {}", size(received)));
-                // Who unpacks has given up, and says why.
+                // The unpacking thread has failed and reports why.
                 if writer.write_all(&chunk).await.is_err() {
                     break;
                 }
@@ -303,18 +303,22 @@ async fn receive(
         (Some(error), _) => Err(error.into()),
         (None, Ok(unpacked)) => {
             let left_out = unpacked.left_out + archive.number(LEFT_OUT_HEADER).unwrap_or(0);
-            Ok(Unpacked { left_out, ..unpacked })
+            Ok(UnpackStats { left_out, ..unpacked })
         }
         (None, Err(error)) => Err(error),
     }
 }
 
-/// `is_named`: `into` is what was typed, not the name of what is copied in such a directory.
-fn unpack(into: &Path, is_directory: bool, is_named: bool, mut archive: impl Read) -> Result<Unpacked> {
+/// `is_named`: `into` is the path that was typed, not a name within that directory.
+fn unpack(into: &Path, is_directory: bool, is_named: bool, mut archive: impl Read) -> Result<UnpackStats> {
     let wrong =
         |error: &dyn std::fmt::Display| Failure::failed(format!("{} can't be written: {error}", into.display()));
-    let mut how =
-        Unpacking { bytes_max: ARCHIVE_BYTES_MAX, entries_max: ARCHIVE_ENTRIES_MAX, mode_mask: MODE_MASK, name: None };
+    let mut how = UnpackOptions {
+        bytes_max: ARCHIVE_BYTES_MAX,
+        entries_max: ARCHIVE_ENTRIES_MAX,
+        mode_mask: MODE_MASK,
+        name: None,
+    };
     let mut is_new = false;
     let directory = if is_directory {
         match fs::create_dir(into) {
@@ -322,7 +326,7 @@ fn unpack(into: &Path, is_directory: bool, is_named: bool, mut archive: impl Rea
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(wrong(&error)),
         }
-        // An earlier copy may have brought it: it leads wherever the session wanted.
+        // An earlier copy may have created this link, so its target is not trusted.
         if !is_named && fs::symlink_metadata(into).is_ok_and(|found| found.is_symlink()) {
             let help = "Remove it first, or name what it leads to as the destination.";
             return Err(wrong(&"it is a symbolic link, which is not followed").help(help));
@@ -339,7 +343,7 @@ fn unpack(into: &Path, is_directory: bool, is_named: bool, mut archive: impl Rea
     };
     let open = fs::File::open(directory).map_err(|error| wrong(&error))?;
     let unpacked = unpack_into(&OwnedFd::from(open), is_new, &mut archive, &how).map_err(|error| wrong(&error))?;
-    // To its end, so that it is known to be whole.
+    // Read to the end, to know that the archive is complete.
     io::copy(&mut archive, &mut io::sink()).map_err(|error| wrong(&error))?;
     Ok(unpacked)
 }
@@ -362,20 +366,20 @@ mod tests {
 
     #[test]
     fn ends_are_told_apart() {
-        let session = |name: &str, path: &str| Some(End::Session(name.into(), path.into()));
+        let session = |name: &str, path: &str| Some(CopyEnd::Session(name.into(), path.into()));
         for (text, expected) in [
-            ("-", Some(End::Pipe)),
+            ("-", Some(CopyEnd::Pipe)),
             ("demo:", session("demo", "")),
             ("demo:a/b:c", session("demo", "a/b:c")),
             ("demo:/workspace", session("demo", "")),
             ("demo:/workspace/a", session("demo", "/a")),
             ("demo:/etc/passwd", None),
             ("demo:/workspaces", None),
-            ("./a:b", Some(End::Local("./a:b".into()))),
-            (":a", Some(End::Local(":a".into()))),
-            ("/a", Some(End::Local("/a".into()))),
+            ("./a:b", Some(CopyEnd::Local("./a:b".into()))),
+            (":a", Some(CopyEnd::Local(":a".into()))),
+            ("/a", Some(CopyEnd::Local("/a".into()))),
         ] {
-            assert_eq!(end(OsStr::new(text)).ok(), expected, "{text}");
+            assert_eq!(parse_end(OsStr::new(text)).ok(), expected, "{text}");
         }
     }
 }

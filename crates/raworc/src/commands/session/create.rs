@@ -14,8 +14,8 @@ use super::show;
 use crate::commands::image;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
+use crate::follow_message;
 use crate::input;
-use crate::live;
 use crate::output::Style;
 use crate::progress::Progress;
 use crate::text::{clean, span};
@@ -33,28 +33,29 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Create {
-    /// What to call it [default: made up].
+    /// The session's name [default: generated].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Its first message; '-' reads it from standard input.
+    /// The first message; '-' reads it from standard input.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// An agent it has; may be repeated, the first one answers [default: shell].
+    /// An agent; may be repeated, the first is the default [default: shell].
     #[arg(long = "agent", value_name = "AGENT")]
     agents: Vec<String>,
-    /// End it so long after its creation, such as 8h or 7d [default: never].
+    /// End it this long after its creation, such as 8h or 7d [default: never].
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     ttl: Option<u64>,
-    /// The image its containers run: one that is here, or REGISTRY/REPOSITORY:TAG, which is pulled then [default: that of its
-    /// agent, or the programs of the server's machine].
+    /// The image for its containers: one on this server, or REGISTRY/REPOSITORY:TAG to pull [default: the agent's, or
+    /// the programs of the server's machine].
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// Go on from a checkpoint of another server: one that was pulled or imported, or REGISTRY/REPOSITORY:TAG.
+    /// Start from another server's checkpoint: the name of one pulled or imported, or REGISTRY/REPOSITORY:TAG to
+    /// pull.
     #[arg(long, value_name = "IMAGE")]
     from: Option<String>,
     #[command(flatten)]
     settings: Settings,
-    /// Return when it is READY; that is the default.
+    /// Return when it is READY (the default).
     #[arg(long, conflicts_with = "no_wait")]
     wait: bool,
     /// Return at once, while it is still INIT.
@@ -62,41 +63,41 @@ pub struct Create {
     no_wait: bool,
 }
 
-/// What can be set and changed alike.
+/// Settings that can be changed later.
 #[derive(Debug, Args)]
 pub struct Settings {
-    /// Rest after so long without activity, such as 90 or 10m [default of a new session: 5m].
+    /// Stop the container after this long without activity, such as 90 or 10m [default of a new session: 5m].
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     pub waiting_timeout: Option<u64>,
     #[command(flatten)]
     pub resources: Resources,
-    /// An environment variable of everything that runs in it; may be repeated.
+    /// An environment variable for all its programs; may be repeated.
     #[arg(long, value_name = "NAME=VALUE", value_parser = input::variable)]
     pub env: Vec<(String, String)>,
-    /// Anything of yours, as a JSON object.
+    /// Your own data, as a JSON object.
     #[arg(long, value_name = "JSON", value_parser = input::object)]
     pub metadata: Option<Map<String, Value>>,
-    /// Whether processes left in the background keep it from resting [default of a new session: true].
+    /// Whether background processes count as activity [default of a new session: true].
     #[arg(long, value_name = "BOOL")]
     pub background_activity: Option<bool>,
-    /// When its workspace is saved: each_message, on_stop, every or manual [default of a new session: each_message].
+    /// When checkpoints are taken: each_message, on_stop, every or manual [default of a new session: each_message].
     #[arg(long, value_name = "POLICY", value_parser = input::policy)]
     pub checkpoints: Option<Policy>,
-    /// With --checkpoints every: time between two of them, from 5s to 7d.
+    /// With --checkpoints every: the interval, from 5s to 7d.
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     pub checkpoint_every: Option<u64>,
-    /// How many of the newest checkpoints are kept; older ones with a label, too [default of a new session: 20].
+    /// How many of the newest checkpoints are kept, besides those with a label [default of a new session: 20].
     #[arg(long, value_name = "N")]
     pub keep_checkpoints: Option<u32>,
-    /// Send its checkpoints to REGISTRY/REPOSITORY by themselves, with the server's credentials; '' for nowhere any more.
+    /// Push checkpoints automatically to REGISTRY/REPOSITORY, with the server's credentials; '' turns it off.
     #[arg(long, value_name = "REPOSITORY")]
     pub backup: Option<String>,
-    /// With --backup: least time between two of them, from 5s to 7d [default: 1m].
+    /// With --backup: the minimum interval, from 5s to 7d [default: 1m].
     #[arg(long, value_name = "DURATION", value_parser = input::seconds, requires = "backup")]
     pub backup_every: Option<u64>,
 }
 
-/// What a session may use at most.
+/// Resource limits of a session.
 #[derive(Debug, Args)]
 pub struct Resources {
     /// Processors, such as 0.5 or 2 [default of a new session: 1].
@@ -108,20 +109,20 @@ pub struct Resources {
     /// Processes and threads [default of a new session: 256].
     #[arg(long, value_name = "N")]
     pids: Option<u32>,
-    /// Space on the disk, such as 10Gi; 0 for no limit [default of a new session: 0].
+    /// Disk space, such as 10Gi; 0 for no limit [default of a new session: 0].
     #[arg(long, value_name = "BYTES")]
     disk: Option<Bytes>,
 }
 
 impl Resources {
-    /// The limits that are named, if any is.
+    /// The given limits, if any.
     pub fn wanted(&self) -> Option<ResourcesWanted> {
         let wanted = ResourcesWanted { cpu: self.cpu, memory: self.memory, pids: self.pids, disk: self.disk };
         (wanted != ResourcesWanted::default()).then_some(wanted)
     }
 }
 
-/// The plan for checkpoints that is wanted, if any is.
+/// The given checkpoint settings, if any.
 pub fn plan(settings: &Settings) -> Option<CheckpointPlanWanted> {
     let wanted = CheckpointPlanWanted {
         policy: settings.checkpoints,
@@ -132,14 +133,14 @@ pub fn plan(settings: &Settings) -> Option<CheckpointPlanWanted> {
 }
 
 impl Settings {
-    /// Where checkpoints are to be sent, if that is said.
+    /// The given backup settings, if any.
     pub fn backup(&self) -> Option<BackupWanted> {
         let registry = self.backup.clone()?;
         Some(BackupWanted { registry, every_seconds: self.backup_every })
     }
 }
 
-/// Makes a session and, unless told otherwise, waits until it is READY.
+/// Creates a session and, by default, waits until it is READY.
 pub async fn run(context: &Context, args: Create) -> Result<()> {
     let client = context.client()?;
     let ui = context.ui;
@@ -155,7 +156,7 @@ pub async fn run(context: &Context, args: Create) -> Result<()> {
     }
     let session = started(context, &client, &created).await?;
     ui.show(&session, |session| line(ui, session, Some(began.elapsed().as_secs_f64())))?;
-    match live::stuck(&session) {
+    match follow_message::stuck(&session) {
         Some(failure) => Err(failure),
         None => Ok(()),
     }
@@ -181,14 +182,14 @@ fn body(args: Create) -> Result<CreateSession> {
     })
 }
 
-/// What is said of a new session.
+/// The message about a new session.
 pub fn line(ui: crate::output::Ui, session: &Session, took: Option<f64>) -> String {
     let state = ui.paint(show::style(session.state), &show::standing(session));
     let after = took.map(|seconds| format!(" after {}", span(seconds))).unwrap_or_default();
     format!("Session {} is {state}{after}  {}", ui.paint(Style::Bold, &clean(&session.name)), session.id)
 }
 
-/// The session when it has left INIT and an ERROR that passes by itself.
+/// Waits until a session has left INIT, and any ERROR that it recovers from by itself.
 pub async fn started(context: &Context, client: &Client, created: &Session) -> Result<Session> {
     let id = created.id.to_string();
     let progress = Progress::start(&context.ui, &format!("{} is INIT", created.name));
@@ -196,19 +197,19 @@ pub async fn started(context: &Context, client: &Client, created: &Session) -> R
     while let Some(event) = events.next().await {
         let event = event?;
         match event.kind.as_str() {
-            "session.state_changed" => match live::text_of(&event, "to") {
+            "session.state_changed" => match follow_message::text_of(&event, "to") {
                 state @ ("INIT" | "ERROR") => progress.say(&format!("{} is {state}", created.name)),
                 _ => break,
             },
             "session.failed" => {
                 let session = client.get_session(&id).await?;
-                if live::stuck(&session).is_some() {
+                if follow_message::stuck(&session).is_some() {
                     return Ok(session);
                 }
                 progress.say(&format!(
                     "{} failed and starts again: {}",
                     created.name,
-                    live::text_of(&event, "message")
+                    follow_message::text_of(&event, "message")
                 ));
             }
             "session.terminated" | "session.deleted" => {
@@ -217,6 +218,6 @@ pub async fn started(context: &Context, client: &Client, created: &Session) -> R
             _ => {}
         }
     }
-    // It may already be working on its prompt: that is more than READY.
+    // It may be BUSY with its prompt already.
     Ok(client.get_session(&id).await?)
 }

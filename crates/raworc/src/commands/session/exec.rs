@@ -11,7 +11,7 @@ use raworc_core::limits::MESSAGE_BYTES_MAX;
 use crate::context::Context;
 use crate::failure::{EXIT_FAILED, EXIT_SIGNALLED, EXIT_TIMED_OUT, Failure, Result};
 use crate::input;
-use crate::terminal::{self, Local};
+use crate::terminal::{self, AttachOptions};
 
 use super::attached;
 use super::shell::json;
@@ -36,30 +36,30 @@ of text, and the timeout 60 seconds where none is given.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Exec {
-    /// Its id or name.
+    /// The session's id or name.
     session: String,
     /// The program and its arguments.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required_unless_present = "script")]
     command: Vec<String>,
-    /// A script for the shell in place of a program.
+    /// A shell script to run instead of a program.
     #[arg(long, value_name = "SCRIPT", conflicts_with = "command")]
     script: Option<String>,
-    /// Give the program what comes on standard input, also where that is a terminal.
+    /// Pass standard input to the program, even if it is a terminal.
     #[arg(long, short = 'i')]
     stdin: bool,
-    /// Don't read standard input: the program's is empty.
+    /// Do not read standard input.
     #[arg(long, conflicts_with_all = ["stdin", "tty"])]
     no_stdin: bool,
-    /// Run it in a terminal, which is that of this command.
+    /// Run it in a terminal.
     #[arg(long, short = 't', conflicts_with = "timeout")]
     tty: bool,
-    /// An environment variable on top of the session's; may be repeated.
+    /// An environment variable that overrides the session's; may be repeated.
     #[arg(long, value_name = "NAME=VALUE", value_parser = input::variable)]
     env: Vec<(String, String)>,
-    /// Where to start [default: /workspace].
+    /// The working directory [default: /workspace].
     #[arg(long, value_name = "DIR")]
     directory: Option<String>,
-    /// End it after so long, such as 90 or 10m.
+    /// Time limit, such as 90 or 10m.
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     timeout: Option<u64>,
 }
@@ -97,7 +97,7 @@ pub async fn run(context: &Context, args: Exec) -> Result<()> {
     }
 }
 
-/// In a terminal, which is ours.
+/// Runs it in a terminal, connected to ours.
 async fn in_terminal(context: &Context, args: Exec) -> Result<()> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::usage("standard input is not a terminal").help("Leave --tty away to pipe something in."));
@@ -106,7 +106,7 @@ async fn in_terminal(context: &Context, args: Exec) -> Result<()> {
     let env: BTreeMap<String, String> = args.env.into_iter().collect();
     let env = if env.is_empty() { None } else { Some(json(&env)?) };
     let query = OpenTerminal { command, env, directory: args.directory, ..OpenTerminal::default() };
-    terminal::run(context, &args.session, query, Local { has_escape: true }).await
+    terminal::run(context, &args.session, query, AttachOptions { has_escape: true }).await
 }
 
 fn stdin() -> Result<String> {

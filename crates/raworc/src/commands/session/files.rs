@@ -18,10 +18,10 @@ use crate::failure::{Failure, Result};
 use crate::output::table;
 use crate::text::{at, bytes, clean};
 
-/// What is read of a local file at once.
+/// Bytes of a local file per read.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Commands about files of a workspace. They work while the session rests, too.
+/// Commands about files of a workspace. They also work for a session without a container.
 #[derive(Debug, Subcommand)]
 pub enum Files {
     /// List a directory.
@@ -31,7 +31,7 @@ pub enum Files {
                       raworc session files ls demo src --checkpoint 3"
     )]
     Ls {
-        /// Its id or name.
+        /// The session's id or name.
         session: String,
         /// The directory, relative to the workspace [default: the workspace].
         #[arg(default_value = "", hide_default_value = true)]
@@ -39,63 +39,63 @@ pub enum Files {
         #[command(flatten)]
         version: Version,
     },
-    /// Write a file of the workspace to standard output.
+    /// Print a file of the workspace.
     #[command(
         visible_alias = "read",
         after_help = "Examples:\n  raworc session files cat demo result.csv > result.csv\n  \
                       raworc session files cat demo result.csv --checkpoint works"
     )]
     Cat {
-        /// Its id or name.
+        /// The session's id or name.
         session: String,
         /// The file, relative to the workspace.
         path: OsString,
         #[command(flatten)]
         version: Version,
     },
-    /// Write a local file, or standard input, into the workspace.
+    /// Write a local file, or standard input, to the workspace.
     #[command(
         visible_alias = "write",
         after_help = "Examples:\n  raworc session files put demo ./data.csv data/data.csv\n  \
                       date | raworc session files put demo - now.txt"
     )]
     Put {
-        /// Its id or name.
+        /// The session's id or name.
         session: String,
         /// The local file; '-' is standard input.
         local: PathBuf,
-        /// Where to, relative to the workspace [default: the local file's name].
+        /// The destination, relative to the workspace [default: the local file's name].
         path: Option<OsString>,
-        /// Permission bits, such as 0755 [default: those of the file that is replaced; 0644 of a new one].
+        /// Permission bits, such as 0755 [default: those of an existing file, or 0644].
         #[arg(long)]
         mode: Option<String>,
     },
-    /// Delete a file, or a directory with all that is in it.
+    /// Delete a file, or a directory with its content.
     #[command(visible_alias = "delete", after_help = "Example:\n  raworc session files rm demo data")]
     Rm {
-        /// Its id or name.
+        /// The session's id or name.
         session: String,
-        /// What, relative to the workspace.
+        /// The path, relative to the workspace.
         path: OsString,
     },
 }
 
-/// The version of a workspace that is looked into.
+/// The version of a workspace to read.
 #[derive(Debug, Args)]
 pub struct Version {
-    /// As of this checkpoint: its number or label [default: as it is now].
+    /// Read from the checkpoint with this number or label [default: the current state].
     #[arg(long, value_name = "N")]
     checkpoint: Option<String>,
 }
 
 impl Version {
-    /// What the checkpoint is called, if one is meant.
+    /// The checkpoint, if one is given.
     pub fn name(&self) -> Option<&str> {
         self.checkpoint.as_deref()
     }
 }
 
-/// Carries one out.
+/// Runs the command.
 pub async fn run(context: &Context, command: Files) -> Result<()> {
     match command {
         Files::Ls { session, path, version } => ls(context, &session, &path, &version).await,
@@ -190,7 +190,7 @@ async fn put(
     context.ui.show(&json!({ "path": path.to_string_lossy() }), |_| format!("Wrote {}", shown(path.as_bytes())))
 }
 
-/// A name on a terminal: what is not UTF-8 as `\xFF`.
+/// A name for a terminal; bytes that are not UTF-8 become `\xFF`.
 pub fn shown(name: &[u8]) -> String {
     let parts = name.utf8_chunks().map(|chunk| {
         let bytes: String = chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")).collect();
@@ -205,7 +205,7 @@ fn name_of(local: &Path) -> Result<OsString> {
     Ok(name.to_owned())
 }
 
-/// A file, to be sent as it is read.
+/// Streams a file.
 pub async fn open(local: &Path) -> Result<BoxStream<'static, std::io::Result<Bytes>>> {
     let wrong = |what: &str| Failure::usage(format!("{} {what}", clean(&local.display().to_string())));
     let file = tokio::fs::File::open(local).await.map_err(|error| wrong(&format!("can't be read: {error}")))?;
@@ -213,7 +213,7 @@ pub async fn open(local: &Path) -> Result<BoxStream<'static, std::io::Result<Byt
     if is_directory { Err(wrong("is a directory").help("Write its files one by one.")) } else { Ok(chunks(file)) }
 }
 
-/// Standard input, to be sent as it comes.
+/// Streams standard input.
 pub fn standard_input() -> Result<BoxStream<'static, std::io::Result<Bytes>>> {
     let descriptor = std::io::stdin().as_fd().try_clone_to_owned();
     let descriptor = descriptor.map_err(|error| Failure::usage(format!("standard input can't be read: {error}")))?;

@@ -1,4 +1,4 @@
-//! `raworc session follow`: a session, live.
+//! `raworc session follow`: shows a session live.
 
 use clap::Args;
 use futures::StreamExt as _;
@@ -8,11 +8,11 @@ use serde_json::Value;
 use super::show;
 use crate::context::Context;
 use crate::failure::Result;
-use crate::live::text_of;
+use crate::follow_message::text_of;
 use crate::output::{Style, Ui};
 use crate::text::{brief, bytes, clean, clean_lines, clock, span};
 
-/// Widest beginning of a message.
+/// Characters of a message that are shown.
 const PROMPT_CHARACTERS_MAX: usize = 72;
 
 /// Options of `raworc session follow`.
@@ -25,12 +25,12 @@ const PROMPT_CHARACTERS_MAX: usize = 72;
 Goes on until Ctrl-C, or until the session is terminated or deleted. A broken connection is taken up again where \
 it broke.")]
 pub struct Follow {
-    /// Its id or name.
+    /// The session's id or name.
     session: String,
-    /// Everything from the beginning, then what comes.
+    /// Start with all earlier events.
     #[arg(long, conflicts_with = "after")]
     from_start: bool,
-    /// What came after the event of this number, then what comes.
+    /// Start after the event with this number.
     #[arg(long, value_name = "SEQ")]
     after: Option<u64>,
 }
@@ -46,26 +46,26 @@ pub async fn run(context: &Context, args: Follow) -> Result<()> {
         context.ui.note(&format!("{}; {what_next}", show::sentence(&session)));
     }
     let mut events = client.follow(&session.id.to_string(), after);
-    let mut view = View { ui: context.ui, is_at_line_start: true };
+    let mut printer = EventPrinter { ui: context.ui, is_at_line_start: true };
     let mut seen = after;
-    // Nothing more comes of a session that has ended, once all of its log has been shown.
+    // A session that has ended has no further events after its last.
     while !(has_ended && seen >= session.last_seq) {
         let Some(event) = events.next().await.transpose()? else { break };
         seen = event.seq;
         if event.seq > session.last_seq {
             has_ended = matches!(event.kind.as_str(), "session.terminated" | "session.deleted");
         }
-        if context.ui.is_json() { context.ui.json_line(&event)? } else { view.show(&event)? }
+        if context.ui.is_json() { context.ui.json_line(&event)? } else { printer.show(&event)? }
     }
     Ok(())
 }
 
-struct View {
+struct EventPrinter {
     ui: Ui,
     is_at_line_start: bool,
 }
 
-impl View {
+impl EventPrinter {
     fn show(&mut self, event: &Event) -> Result<()> {
         if event.kind == "message.delta" {
             return self.output(event);
@@ -82,7 +82,7 @@ impl View {
         self.ui.line(&line)
     }
 
-    /// Output goes through as it is: it is what the agents wrote.
+    /// Output is written unchanged, as the agents wrote it.
     fn output(&mut self, event: &Event) -> Result<()> {
         let text = text_of(event, "text");
         if text.is_empty() {
@@ -96,7 +96,7 @@ impl View {
     }
 }
 
-/// What an event means to a person; nothing for those that only programs need.
+/// Describes an event for people; `None` for events that only programs need.
 fn sentence(event: &Event) -> Option<(Style, String)> {
     let data = |key: &str| clean_lines(text_of(event, key));
     let actor = clean(&event.actor);

@@ -11,8 +11,8 @@ use super::show;
 use crate::commands::image;
 use crate::context::Context;
 use crate::failure::Result;
+use crate::follow_message;
 use crate::input;
-use crate::live;
 use crate::text::clean;
 
 const EXAMPLES: &str = "\
@@ -20,31 +20,31 @@ Examples:
   raworc session remix demo --name variant
   raworc session remix demo --checkpoint 3 --prompt 'try it the other way'";
 
-/// Sessions of one page of a tree's level.
+/// Sessions per request when children are listed.
 const PAGE: u32 = 500;
 
 /// Options of `raworc session remix`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Remix {
-    /// What to start from.
+    /// The session to start from.
     session: String,
-    /// Which of its checkpoints, by number or label [default: what is there now].
+    /// The number or label of a checkpoint to start from [default: the current state].
     #[arg(long, value_name = "N")]
     checkpoint: Option<String>,
-    /// What to call it [default: made up].
+    /// The new session's name [default: generated].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Its next message; '-' reads it from standard input.
+    /// The first new message; '-' reads it from standard input.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// An agent it has; may be repeated [default: those of the other session].
+    /// An agent; may be repeated [default: the agents of the original].
     #[arg(long = "agent", value_name = "AGENT")]
     agents: Vec<String>,
-    /// End it so long after its creation, such as 8h or 7d.
+    /// End it this long after its creation, such as 8h or 7d.
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     ttl: Option<u64>,
-    /// The image its containers run [default: that of the other session].
+    /// The image for its containers [default: that of the original].
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub struct Remix {
     no_wait: bool,
 }
 
-/// Makes a session from another.
+/// Creates a session from another.
 pub async fn run(context: &Context, args: Remix) -> Result<()> {
     let client = context.client()?;
     let ui = context.ui;
@@ -89,10 +89,10 @@ pub async fn run(context: &Context, args: Remix) -> Result<()> {
     }
     let session = started(context, &client, &created).await?;
     ui.show(&session, |session| line(ui, session, Some(began.elapsed().as_secs_f64())))?;
-    live::stuck(&session).map_or(Ok(()), Err)
+    follow_message::stuck(&session).map_or(Ok(()), Err)
 }
 
-/// Shows a session with everything that was made from it.
+/// Shows a session and all sessions made from it.
 pub async fn tree(context: &Context, session: &str) -> Result<()> {
     let client = context.client()?;
     let root = client.get_session(session).await?;

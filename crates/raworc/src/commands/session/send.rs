@@ -7,8 +7,8 @@ use tokio::time::{Duration, Instant};
 
 use crate::context::Context;
 use crate::failure::{Failure, Result};
+use crate::follow_message::{self, Ended, Watched};
 use crate::input;
-use crate::live::{self, Ended, Watched};
 use crate::signals::Signals;
 use crate::text::{clean, span};
 
@@ -27,20 +27,20 @@ Ctrl-C cancels the work and ends with 130; a message that still waits for its tu
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Send {
-    /// Its id or name.
+    /// The session's id or name.
     session: String,
-    /// The message; for the shell agent a script. '-' reads it from standard input.
+    /// The message; for the shell agent, a script. '-' reads it from standard input.
     text: String,
-    /// Which of the session's agents is to answer [default: the first].
+    /// The agent that answers [default: the session's first].
     #[arg(long, value_name = "AGENT")]
     agent: Option<String>,
-    /// Anything of yours, as a JSON object.
+    /// Your own data, as a JSON object.
     #[arg(long, value_name = "JSON", value_parser = input::object)]
     metadata: Option<Map<String, Value>>,
-    /// Makes it safe to run the same command again: the message is sent once.
+    /// A key that makes repeating the command safe: the message is sent only once.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
-    /// Wait so long at most, such as 90 or 10m; ends with 1 if it takes longer [default: no limit].
+    /// Wait at most this long, such as 90 or 10m; exits with 1 if it takes longer [default: no limit].
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     wait: Option<u64>,
     /// Return as soon as it is queued.
@@ -48,7 +48,7 @@ pub struct Send {
     no_wait: bool,
 }
 
-/// Sends a message and watches it.
+/// Sends a message and follows it.
 pub async fn run(context: &Context, args: Send) -> Result<()> {
     let content = input::prompt(&args.text)?;
     let client = context.client()?;
@@ -70,8 +70,8 @@ pub async fn run(context: &Context, args: Send) -> Result<()> {
         after: sent.message.seq,
         deadline: args.wait.map(|seconds| Instant::now() + Duration::from_secs(seconds)),
     };
-    match live::watch(context, &client, watched, &mut signals).await? {
-        Ended::Message(ended) => live::conclude(context.ui, &ended),
+    match follow_message::watch(context, &client, watched, &mut signals).await? {
+        Ended::Message(ended) => follow_message::conclude(context.ui, &ended),
         Ended::Interrupted(status) => Err(Failure::Status(status)),
         Ended::Late => {
             let waited = span(args.wait.unwrap_or_default() as f64);

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::failure::{Failure, Result};
-use crate::terminal::{self, Local};
+use crate::terminal::{self, AttachOptions};
 use crate::text::clean;
 
 use super::attached;
@@ -26,35 +26,35 @@ terminal that nobody is attached to ends after a minute. Where the connection is
 
 Where standard input is no terminal, there is none in the session either: the shell reads its commands from it.";
 
-/// A whole id.
+/// Characters of a complete id.
 const ID_CHARACTERS: usize = 36;
-/// The script that becomes the shell which reads standard input.
+/// A script that executes a shell reading standard input.
 const BECOME_SHELL: &str = "command -v bash >/dev/null && exec bash; exec sh";
 
 /// Options of `raworc session shell`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Shell {
-    /// Its id or name.
+    /// The session's id or name.
     session: String,
-    /// What runs in the terminal [default: a shell].
+    /// The program to run in the terminal [default: a shell].
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
-    /// Attach to a terminal that is open: its id, or the beginning of it.
+    /// Attach to an open terminal, given its id or the beginning of it.
     #[arg(long, value_name = "TERMINAL", conflicts_with = "command")]
     attach: Option<String>,
-    /// See its output only.
+    /// Only show its output.
     #[arg(long, requires = "attach")]
     watch: bool,
-    /// Where to start [default: /workspace].
+    /// The working directory [default: /workspace].
     #[arg(long, value_name = "DIR", conflicts_with = "attach")]
     directory: Option<String>,
-    /// Type ~. like any other characters.
+    /// Disable the escape sequence `~.`.
     #[arg(long)]
     no_escape: bool,
 }
 
-/// Opens a terminal, or attaches to one.
+/// Opens or attaches to a terminal.
 pub async fn run(context: &Context, args: Shell) -> Result<()> {
     if args.attach.is_none() && !std::io::stdin().is_terminal() {
         return without_terminal(context, args).await;
@@ -70,10 +70,10 @@ pub async fn run(context: &Context, args: Shell) -> Result<()> {
         watch: args.watch.then_some(true),
         ..OpenTerminal::default()
     };
-    terminal::run(context, &args.session, query, Local { has_escape: !args.no_escape }).await
+    terminal::run(context, &args.session, query, AttachOptions { has_escape: !args.no_escape }).await
 }
 
-/// The id of the one open terminal that begins like this.
+/// The id of the one open terminal whose id begins with `beginning`.
 async fn find(context: &Context, session: &str, beginning: &str) -> Result<String> {
     let beginning = beginning.to_ascii_lowercase();
     if beginning.len() == ID_CHARACTERS {
@@ -101,7 +101,7 @@ async fn find(context: &Context, session: &str, beginning: &str) -> Result<Strin
     }
 }
 
-/// As the query of a terminal has it.
+/// Encodes a value for the query of a terminal.
 pub fn json(value: &impl Serialize) -> Result<String> {
     serde_json::to_string(value).map_err(|error| Failure::usage(error.to_string()))
 }

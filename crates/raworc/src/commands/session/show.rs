@@ -1,4 +1,4 @@
-//! Sessions in words.
+//! Formats sessions for people.
 
 use jiff::Timestamp;
 use raworc_api::session::{AssignedAgent, Session};
@@ -19,7 +19,7 @@ pub fn style(state: State) -> Style {
     }
 }
 
-/// Where a session stands, in a word or a few.
+/// The session's status in one or a few words.
 pub fn standing(session: &Session) -> String {
     let mut words = vec![session.state.as_str().to_owned()];
     if session.deleted_at.is_some() {
@@ -32,12 +32,12 @@ pub fn standing(session: &Session) -> String {
     words.join(", ")
 }
 
-/// A sentence about a session that was changed.
+/// A sentence about a changed session.
 pub fn sentence(session: &Session) -> String {
     format!("Session {} is {}", clean(&session.name), standing(session))
 }
 
-/// Sessions as a table.
+/// A table of sessions.
 pub fn rows(sessions: &[Session]) -> String {
     let now = Timestamp::now();
     let row = |session: &Session| {
@@ -58,7 +58,7 @@ fn names(agents: &[AssignedAgent]) -> String {
     names.join(", ")
 }
 
-/// Everything about a session.
+/// All details of a session.
 pub fn details(ui: Ui, session: &Session) -> String {
     let env: Vec<String> = session.env.iter().map(|(name, value)| clean(&format!("{name}={value}"))).collect();
     let metadata = &session.metadata;
@@ -114,7 +114,7 @@ fn limits(session: &Session) -> String {
     format!("{} cpu, {} memory, {} processes{disk}", limits.cpu, bytes(limits.memory.0), limits.pids)
 }
 
-/// When checkpoints are taken, and how many are kept.
+/// When checkpoints are taken and how many are kept.
 fn plan(session: &Session) -> String {
     let plan = &session.checkpoints;
     let policy = serde_json::to_value(plan.policy).ok();

@@ -7,7 +7,7 @@ use raworc_api::checkpoint::{ChangeKind, Checkpoint, CreateCheckpoint, Diff, Dif
 use raworc_api::page::Page;
 use raworc_api::problem::Problem;
 use raworc_api::session::{RemixSession, Session};
-use raworc_workspace::layers::compare::Change;
+use raworc_workspace::layers::compare::DifferenceKind;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -110,9 +110,9 @@ async fn diff(
         path,
         path_bytes,
         change: match item.change {
-            Change::Added => ChangeKind::Added,
-            Change::Changed => ChangeKind::Changed,
-            Change::Deleted => ChangeKind::Deleted,
+            DifferenceKind::Added => ChangeKind::Added,
+            DifferenceKind::Changed => ChangeKind::Changed,
+            DifferenceKind::Deleted => ChangeKind::Deleted,
         },
         kind: view::kind(item.kind),
         size_before: item.size_before,

@@ -17,7 +17,7 @@ use raworc_api::workspace::{self, Listing, ReadFile, WriteFile};
 use raworc_core::ids::SessionId;
 use raworc_core::limits::{ARCHIVE_BYTES_MAX, FILE_BYTES_MAX, LISTING_ENTRIES_MAX};
 use raworc_core::permissions::Actor;
-use raworc_workspace::{FileError, Unpacked, Version};
+use raworc_workspace::{FileError, UnpackStats, Version};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 use utoipa_axum::router::OpenApiRouter;
@@ -142,7 +142,7 @@ async fn store(app: Shared, actor: Actor, (lease, at, query, headers): Put, body
         let (_one, content) = upload(&app, &actor, body).await?;
         if is_archive {
             let incoming = Incoming { path, follow, conditions, content };
-            let Unpacked { is_new, entries, bytes, left_out } =
+            let UnpackStats { is_new, entries, bytes, left_out } =
                 archives::unpack(&app, &actor, &at.session, incoming).await?;
             let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
             let unpacked = workspace::Unpacked { entries, size_bytes: bytes, left_out };

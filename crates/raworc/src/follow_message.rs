@@ -1,4 +1,4 @@
-//! Watching one message until it ends: its output as it comes, and how it ended.
+//! Follows one message until it ends, and shows its output.
 
 use futures::StreamExt as _;
 use raworc_api::client::{Client, ClientError};
@@ -19,44 +19,44 @@ use crate::progress::Progress;
 use crate::signals::Signals;
 use crate::text::{bytes, clean_lines, span};
 
-/// How long a cancelled message gets to end.
-const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait until a cancelled message has ended.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Which message to watch.
+/// The message to follow.
 #[derive(Clone, Copy, Debug)]
 pub struct Watched {
-    /// In this session.
+    /// Its session.
     pub session: SessionId,
-    /// This one; where absent, the first that is queued.
+    /// Its id; `None` for the first that is queued.
     pub message: Option<MessageId>,
-    /// Only events after this one matter.
+    /// Events up to this number are ignored.
     pub after: u64,
-    /// Until then.
+    /// When to stop waiting.
     pub deadline: Option<Instant>,
 }
 
-/// How watching ended.
+/// Why following stopped.
 #[derive(Debug)]
 pub enum Ended {
     /// The message has ended.
     Message(Box<MessageWithReply>),
-    /// It has not ended in time.
+    /// The deadline has passed.
     Late,
-    /// A signal came; the status to end with. The message was cancelled if it was being worked on.
+    /// A signal was received; the exit status for it. A running message was cancelled.
     Interrupted(u8),
 }
 
-/// Text of an event's data.
+/// A text field of an event's data.
 pub fn text_of<'a>(event: &'a Event, key: &str) -> &'a str {
     event.data.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// Which message an event is about.
+/// The message of an event.
 pub fn message_of(event: &Event) -> Option<MessageId> {
     text_of(event, "message_id").parse().ok()
 }
 
-/// Watches the message to its end, showing its output (not for programs, which get the whole at the end).
+/// Follows the message to its end and shows its output (as JSON, only the result at the end).
 pub async fn watch(context: &Context, client: &Client, watched: Watched, signals: &mut Signals) -> Result<Ended> {
     let id = watched.session.to_string();
     let mut events = client.follow(&id, watched.after);
@@ -75,7 +75,7 @@ pub async fn watch(context: &Context, client: &Client, watched: Watched, signals
                     return Ok(Ended::Interrupted(status));
                 }
                 interrupted = Some(status);
-                deadline = Some(Instant::now() + CANCEL_PATIENCE);
+                deadline = Some(Instant::now() + CANCEL_TIMEOUT);
                 cancel(context, client, &id).await?;
                 continue;
             }
@@ -120,13 +120,13 @@ async fn until(deadline: Option<Instant>) {
 async fn cancel(context: &Context, client: &Client, session: &str) -> Result<()> {
     context.ui.note("cancelling; Ctrl-C again to leave at once");
     match client.cancel_session(session).await {
-        // A refusal means that nothing runs any more: the log will say so.
+        // A rejection means that nothing runs any more, as the log will show.
         Ok(_) | Err(ClientError::Problem(_)) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// A session that waits for a person would leave its messages waiting, and us with them.
+/// Fails if the session needs a person before its messages can run.
 async fn give_up_if_stuck(client: &Client, session: &str, event: &Event) -> Result<()> {
     if event.kind != "session.failed" {
         return Ok(());
@@ -137,7 +137,7 @@ async fn give_up_if_stuck(client: &Client, session: &str, event: &Event) -> Resu
     }
 }
 
-/// Why nothing will happen in this session until a person does something.
+/// Why the session needs a person, if it does.
 pub fn stuck(session: &Session) -> Option<Failure> {
     let error = session.error.as_ref().filter(|error| session.state == State::Error && error.restarts_at.is_none())?;
     let name = clean_lines(&session.name);
@@ -146,7 +146,7 @@ pub fn stuck(session: &Session) -> Option<Failure> {
     Some(Failure::failed(message).help(help))
 }
 
-/// The exit status that a message's end stands for.
+/// The exit status for the end of a message.
 pub fn exit_status(ended: &MessageWithReply) -> u8 {
     let usage = ended.reply.as_ref().and_then(|reply| reply.usage.as_ref());
     let code = match (ended.message.status, ended.message.error.as_ref().map(|error| error.code.as_str())) {
@@ -159,13 +159,13 @@ pub fn exit_status(ended: &MessageWithReply) -> u8 {
     code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(EXIT_FAILED)
 }
 
-/// Says that not all of an output was shown.
+/// A note that output was omitted.
 pub fn left_out(dropped: u64, file: Option<&str>) -> String {
     let file = file.map(|file| format!("; see {} in the workspace", clean_lines(file))).unwrap_or_default();
     format!("{} of output were left out{file}", bytes(dropped))
 }
 
-/// Shows how a message ended, and ends the command accordingly.
+/// Shows how a message ended, and returns the command's result.
 pub fn conclude(ui: Ui, ended: &MessageWithReply) -> Result<()> {
     if ui.is_json() {
         ui.json(ended)?;
@@ -195,7 +195,7 @@ fn tell(ui: Ui, ended: &MessageWithReply) {
     }
 }
 
-/// What is shown of a message while it is worked on.
+/// The display of a running message.
 struct Screen {
     ui: Ui,
     progress: Option<Progress>,
@@ -207,7 +207,7 @@ impl Screen {
         Self { ui, progress: Some(Progress::start(&ui, "waiting for the session")), is_at_line_start: true }
     }
 
-    /// Makes way for something else on the screen.
+    /// Removes the spinner before something else is printed.
     fn pause(&mut self) {
         self.progress = None;
         if !self.is_at_line_start && self.ui.shows_progress() {
@@ -267,5 +267,5 @@ impl Screen {
 }
 
 #[cfg(test)]
-#[path = "live_tests.rs"]
+#[path = "follow_message_tests.rs"]
 mod tests;

@@ -1,8 +1,8 @@
-//! Which addresses a registry may have. A server speaks from its own place in the network, where much trusts it that would not
-//! trust those it speaks for: what runs beside it, and the metadata services of clouds.
+//! Restricts which addresses a registry may have. The server's network position is trusted by services that must not
+//! be exposed to its users: neighbours, and cloud metadata services.
 //!
-//! It is the address that counts, when it is connected to, not the name: a name may lead elsewhere the next moment, and a
-//! registry may send us anywhere.
+//! The check applies to the address at the time of connecting, not to the name, because names and redirects may
+//! change.
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,28 +15,28 @@ use url::{Host, Url};
 
 use crate::Error;
 
-/// Where requests may go.
+/// TagOrDigest addresses requests may connect to.
 #[derive(Clone, Debug, Default)]
-pub enum Reach {
-    /// To any address.
+pub enum AddressPolicy {
+    /// Any address.
     #[default]
     Anywhere,
-    /// To public addresses, and to these hosts (`HOST`, or `HOST:PORT` for one port of it) wherever they are.
+    /// Public addresses, and these hosts (`HOST`, or `HOST:PORT` for one port) at any address.
     Public(Vec<String>),
 }
 
-impl Reach {
-    /// Whether a request may be sent, as far as its URL says. Names are looked at when they are resolved.
+impl AddressPolicy {
+    /// Checks a URL. Names are checked when they are resolved.
     ///
     /// # Errors
     /// [`Error::Private`].
     pub(super) fn check(&self, url: &Url) -> Result<(), Error> {
-        let Reach::Public(allowed) = self else { return Ok(()) };
+        let AddressPolicy::Public(allowed) = self else { return Ok(()) };
         let host = url.host_str().unwrap_or_default();
         if is_allowed(allowed, host, url.port_or_known_default()) {
             return Ok(());
         }
-        // One that is allowed at some port only would pass the resolver, which is not told the port.
+        // A host allowed on another port only would pass the resolver, which does not know the port.
         let is_known = allowed.iter().any(|entry| without_port(entry).eq_ignore_ascii_case(host));
         let is_public = match url.host() {
             Some(Host::Ipv4(address)) => is_public(IpAddr::V4(address)),
@@ -56,7 +56,7 @@ fn is_allowed(allowed: &[String], host: &str, port: Option<u16>) -> bool {
     allowed.iter().any(is_it)
 }
 
-/// An entry's host; that of an IPv6 address keeps its brackets, as in a URL.
+/// The host of an entry; IPv6 addresses keep their brackets, as in a URL.
 fn without_port(entry: &str) -> &str {
     match entry.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') && !port.is_empty() => host,
@@ -64,8 +64,8 @@ fn without_port(entry: &str) -> &str {
     }
 }
 
-/// Whether an address is one of the Internet: not of this machine, of a private network or for a special purpose
-/// (IANA's special-purpose address registries, RFC 6890).
+/// Whether an address is public: not loopback, private or for a special purpose (IANA's special-purpose address
+/// registries, RFC 6890).
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
@@ -95,31 +95,31 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         is_public_v4(Ipv4Addr::new(a, b, c, d))
     };
     match segments {
-        // Mapped, and translated by NAT64: what they stand for counts.
+        // IPv4-mapped, and NAT64: the embedded address counts.
         [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => inner(high, low),
         // 6to4.
         [0x2002, high, low, ..] => inner(high, low),
         [0x2001, 0xdb8, ..] => false,
-        // Of all others, what is not global unicast is something else.
+        // Everything else that is not global unicast is special.
         [first, ..] => first & 0xe000 == 0x2000,
     }
 }
 
-/// A name leads to no address that may be reached.
+/// A name that resolves to no allowed address.
 #[derive(Debug, thiserror::Error)]
 #[error("it has a private address")]
 pub(super) struct PrivateAddress;
 
-/// Resolves names to the addresses that may be reached.
+/// Resolves names to allowed addresses.
 #[derive(Clone)]
 pub(super) struct Resolver {
     inner: GaiResolver,
-    reach: Reach,
+    address_policy: AddressPolicy,
 }
 
 impl Resolver {
-    pub fn new(reach: Reach) -> Self {
-        Self { inner: GaiResolver::new(), reach }
+    pub fn new(address_policy: AddressPolicy) -> Self {
+        Self { inner: GaiResolver::new(), address_policy }
     }
 }
 
@@ -133,10 +133,10 @@ impl Service<Name> for Resolver {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let is_free = match &self.reach {
-            Reach::Anywhere => true,
-            // Its port was looked at before.
-            Reach::Public(allowed) => {
+        let is_free = match &self.address_policy {
+            AddressPolicy::Anywhere => true,
+            // `check` has checked the port.
+            AddressPolicy::Public(allowed) => {
                 allowed.iter().any(|entry| without_port(entry).eq_ignore_ascii_case(name.as_str()))
             }
         };
@@ -188,7 +188,8 @@ mod tests {
 
     #[test]
     fn a_host_is_allowed_with_its_port_or_with_all() {
-        let reach = Reach::Public(vec!["127.0.0.1:5000".into(), "registry.test:443".into(), "[::1]:5000".into()]);
+        let reach =
+            AddressPolicy::Public(vec!["127.0.0.1:5000".into(), "registry.test:443".into(), "[::1]:5000".into()]);
         let table = [
             ("127.0.0.1:5000", true),
             ("127.0.0.1:5001", false),

@@ -22,19 +22,19 @@ use crate::text::{at, clean, clean_lines, span};
   raworc session list --state BUSY
   raworc session list --match nightly --include-deleted --all")]
 pub struct List {
-    /// Only in this state: INIT, READY, IDLE, BUSY or ERROR.
+    /// Only sessions in this state: INIT, READY, IDLE, BUSY or ERROR.
     #[arg(long, value_name = "STATE", value_parser = state, ignore_case = true)]
     state: Option<State>,
-    /// Only made by this account.
+    /// Only sessions that this account created.
     #[arg(long, value_name = "ACCOUNT")]
     created_by: Option<String>,
-    /// Only made from this session.
+    /// Only sessions made from this session.
     #[arg(long, value_name = "ID")]
     parent: Option<SessionId>,
-    /// Only where the name contains this.
+    /// Only sessions whose name contains this.
     #[arg(long = "match", value_name = "TEXT")]
     matching: Option<String>,
-    /// Deleted ones too.
+    /// Include deleted sessions.
     #[arg(long)]
     include_deleted: bool,
     #[command(flatten)]
@@ -55,9 +55,9 @@ fn state(text: &str) -> std::result::Result<State, String> {
   raworc session messages demo
   raworc session messages demo --status failed --output json")]
 pub struct Messages {
-    /// Its id or name.
+    /// The session's id or name.
     session: String,
-    /// Only in this status: queued, processing, done, failed or cancelled.
+    /// Only messages in this status: queued, processing, done, failed or cancelled.
     #[arg(long, value_name = "STATUS", value_parser = status)]
     status: Option<Status>,
     #[command(flatten)]
@@ -81,7 +81,7 @@ pub async fn list(context: &Context, args: List) -> Result<()> {
     list::show(context, &page, "there are no sessions: `raworc session create` makes one", show::rows)
 }
 
-/// Shows a conversation.
+/// Shows the conversation.
 pub async fn messages(context: &Context, args: Messages) -> Result<()> {
     let client = context.client()?;
     let Messages { session, status, paging } = args;
@@ -95,7 +95,7 @@ pub async fn messages(context: &Context, args: Messages) -> Result<()> {
     })
 }
 
-/// Lists the terminals that are open.
+/// Lists open terminals.
 pub async fn terminals(context: &Context, session: &str) -> Result<()> {
     let page = context.client()?.terminals(session).await?;
     list::show(context, &page, "no terminal is open", |terminals| {

@@ -1,23 +1,23 @@
-//! The repository as the checks see it.
+//! The files of the repository.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-/// Directories that are not ours: what is built, what is kept by git, what a server left behind.
+/// Directories that are skipped: build output, git's data, a server's data.
 const SKIPPED: [&str; 3] = ["target", ".git", "raworc-data"];
 
 /// The repository.
-pub struct House {
-    /// Its directory.
+pub struct Repository {
+    /// Its root directory.
     pub root: PathBuf,
-    /// Every file in it, relative to the root, in order.
+    /// All files relative to the root, sorted.
     pub files: Vec<PathBuf>,
 }
 
-impl House {
-    /// The one this program was built from.
+impl Repository {
+    /// The repository that this program was built from.
     pub fn open() -> anyhow::Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
         let mut files = Vec::new();
@@ -26,13 +26,13 @@ impl House {
         Ok(Self { root, files })
     }
 
-    /// A file's text.
+    /// The text of a file.
     pub fn read(&self, path: impl AsRef<Path>) -> anyhow::Result<String> {
         let path = path.as_ref();
         fs::read_to_string(self.root.join(path)).with_context(|| path.display().to_string())
     }
 
-    /// Files whose names end so.
+    /// Files with this extension.
     pub fn with_extension<'h>(&'h self, extension: &'h str) -> impl Iterator<Item = &'h PathBuf> {
         self.files.iter().filter(move |path| path.extension().is_some_and(|found| found == extension))
     }
