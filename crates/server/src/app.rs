@@ -1,7 +1,7 @@
 //! What every verb, loop and route has at hand.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use raworc_core::ids::{AccountId, SessionId};
@@ -14,28 +14,28 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::checkpoints::live_capture::CaptureBases;
+use crate::checkpoints::capture_bases::CaptureBases;
 use crate::checkpoints::queue::CheckpointQueue;
+use crate::checkpoints::timers::CheckpointTimers;
 use crate::error::Failure;
 use crate::hub::Hub;
 use crate::layers::garbage_queue::GarbageQueue;
 use crate::layers::pins::LayerPins;
+use crate::layers::quotas::Quotas;
 use crate::link::attachments::Attachments;
 use crate::link::hosts::Hosts;
-use crate::loops::periodic_checkpoints::CheckpointTimers;
-use crate::loops::quotas::Quotas;
-use crate::loops::records::Looks;
-use crate::loops::supervise::Loops;
+use crate::loops::outcomes::Loops;
 use crate::metrics::Metrics;
 use crate::policy::auth::HostTokens;
 use crate::policy::budgets::Budgets;
 use crate::policy::ceilings::Ceilings;
+use crate::policy::refusals::Refusals;
+use crate::record::looks::Looks;
 use crate::reserve::Reserve;
 use crate::sync::blocking;
 use crate::sync::keyed_locks::{KeyedMutex, KeyedSemaphore};
 use crate::transfers::images::Images;
 use crate::transfers::registries::Registries;
-use crate::verbs::audit::Refusals;
 
 /// The parts of a running server.
 pub struct App {
@@ -165,6 +165,20 @@ impl App {
         };
         let (found, place) = blocking(read).await.map_err(FileError::Io)?;
         Ok((found?, place))
+    }
+
+    /// Does this, unless the server stops first: then nothing.
+    pub async fn unless_stopping<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => None,
+            done = work => Some(done),
+        }
+    }
+
+    /// Sleeps; false where the server stops meanwhile. What every loop that has a tick waits with.
+    pub async fn sleep(&self, duration: Duration) -> bool {
+        self.unless_stopping(tokio::time::sleep(duration)).await.is_some()
     }
 
     /// The time.

@@ -16,24 +16,25 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::{App, COMPARISONS_MAX, Clock, FaultInjector, SCANS_MAX, Shared, UPLOADS_MAX};
-use crate::checkpoints::live_capture::CaptureBases;
+use crate::checkpoints::capture_bases::CaptureBases;
 use crate::checkpoints::queue::CheckpointQueue;
+use crate::checkpoints::timers::CheckpointTimers;
+use crate::error::StartError;
 use crate::http::routes;
 use crate::layers::garbage_queue::GarbageQueue;
 use crate::layers::pins::LayerPins;
+use crate::layers::quotas::Quotas;
 use crate::link::{attachments, hosts};
-use crate::loops::periodic_checkpoints::CheckpointTimers;
-use crate::loops::quotas::Quotas;
-use crate::loops::supervise;
+use crate::loops::{outcomes, supervise};
 use crate::policy::auth;
 use crate::policy::budgets::Budgets;
 use crate::policy::ceilings::Ceilings;
-use crate::reserve::{self, Reserve};
+use crate::policy::refusals::Refusals;
+use crate::reserve::Reserve;
 use crate::sync::keyed_locks::{KeyedMutex, KeyedSemaphore};
 use crate::transfers::images::Images;
 use crate::transfers::registries::Registries;
-use crate::verbs::audit::Refusals;
-use crate::{StartError, admin_token, hub, link, loops, metrics, verbs};
+use crate::{admin_token, hub, link, loops, metrics, record, verbs};
 
 /// What an engine is made of.
 pub struct Parts<'p> {
@@ -123,8 +124,8 @@ impl Engine {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             started: Instant::now(),
-            loops: supervise::Loops::default(),
-            looks: loops::records::Looks::default(),
+            loops: outcomes::Loops::default(),
+            looks: record::looks::Looks::default(),
             clock: parts.clock,
         });
         loops::checkpoints::recover(&app).await?;
@@ -140,7 +141,7 @@ impl Engine {
         supervise::spawn::<loops::quotas::QuotaLoop>(&app);
         supervise::spawn::<loops::records::Records>(&app);
         supervise::spawn::<loops::sweep::Sweep>(&app);
-        supervise::spawn::<reserve::ReserveLoop>(&app);
+        supervise::spawn::<loops::reserve::ReserveLoop>(&app);
         Ok(Self { app, admin_token })
     }
 

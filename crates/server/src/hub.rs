@@ -19,6 +19,7 @@ pub struct Hub {
     changed: Mutex<BTreeSet<SessionId>>,
     any: Notify,
     deadlines: Notify,
+    sweep: Notify,
 }
 
 impl Hub {
@@ -90,6 +91,16 @@ impl Hub {
     pub fn look_again(&self, session: SessionId) {
         lock(&self.changed).insert(session);
         self.any.notify_one();
+    }
+
+    /// Has what is there compared with what is meant to be there now.
+    pub fn sweep_soon(&self) {
+        self.sweep.notify_one();
+    }
+
+    /// Waits until that is wanted; for the one loop that sweeps.
+    pub async fn sweep_wanted(&self) {
+        self.sweep.notified().await;
     }
 
     /// Waits until some deadline may have changed; for the one loop that looks after them.

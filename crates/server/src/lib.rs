@@ -34,15 +34,15 @@ use std::time::Duration;
 
 use raworc_core::layers::Lengths;
 use raworc_runtime::Runtime;
-use raworc_store::{Store, StoreError};
+use raworc_store::Store;
 use raworc_workspace::Mounter;
 use raworc_workspace::layers::OverlayXattrs;
 use tokio::net::TcpListener;
 
 use engine::Engine;
-use error::Failure;
 
 pub use app::{Clock, FaultInjector};
+pub use error::StartError;
 pub use http::connections::Bounds;
 pub use http::routes::openapi;
 
@@ -74,32 +74,6 @@ pub struct Config {
     pub ceilings: Ceilings,
     /// How many connections there may be.
     pub connections: Bounds,
-}
-
-/// Why a server did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Another server uses this data directory.
-    #[error("another server is using the data directory {0}")]
-    InUse(PathBuf),
-    /// It cannot listen there.
-    #[error("cannot listen on {0}: {1}")]
-    Listen(SocketAddr, std::io::Error),
-    /// A file or directory cannot be used.
-    #[error("{0}: {1}")]
-    File(PathBuf, std::io::Error),
-    /// The records cannot be opened.
-    #[error("the records cannot be opened: {0}")]
-    Store(#[from] StoreError),
-    /// The first steps failed.
-    #[error("{0}")]
-    Other(String),
-}
-
-impl From<Failure> for StartError {
-    fn from(failure: Failure) -> Self {
-        StartError::Other(failure.to_string())
-    }
 }
 
 /// The right to be the one server of a data directory; given back when dropped.

@@ -4,54 +4,29 @@
 //! and only what has changed since the one before is copied. Together they are one layer. What a session copied before is
 //! remembered while it writes to the same layer, so that the next copy is of what changed since then.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use raworc_core::ids::{LayerId, SessionId};
+use raworc_core::ids::LayerId;
 use raworc_runtime::Occupancy;
 use raworc_workspace::layers::capture::{CaptureOptions, CaptureStats};
 use raworc_workspace::layers::links::CopiedUpFile;
 use raworc_workspace::layers::{capture, seal, squash};
 
+use super::capture_bases::{CaptureBase, Listing};
+use super::job::Job;
 use super::save_error::SaveError;
 use crate::layers::pins::LayerPin;
 use crate::layers::workspace_access;
-use crate::loops::checkpoints::Job;
 use crate::record::save::SaveOutcome;
-use crate::sync::lock;
 
 /// Rounds in which everything goes on, at most.
 const MOVING_MAX: usize = 4;
 /// After a round that copied less than this, in entries and bytes, the next one is short enough to stand still for.
 const SHORT_ENTRIES: u64 = 1000;
 const SHORT_BYTES: u64 = 16 << 20;
-
-/// The file of what a copy has seen; removed with the last who reads it.
-struct Listing(PathBuf);
-
-impl Drop for Listing {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-/// The last copy of what a session writes.
-#[derive(Clone)]
-pub struct CaptureBase {
-    /// What it writes to: a copy of something else says nothing.
-    pub writable: LayerId,
-    /// The copy, which lies on earlier ones of the same.
-    pub layer: LayerId,
-    /// What was seen then.
-    listing: Arc<Listing>,
-    /// Files that had all of their names in what is written to then; it does not become fewer.
-    gathered: BTreeSet<CopiedUpFile>,
-    /// The next copy lies on this one.
-    _hold: Arc<LayerPin>,
-}
 
 /// Saves the workspace of a container in which not only its host runs.
 pub async fn copy(job: &Job<'_>) -> Result<(), SaveError> {
@@ -105,36 +80,6 @@ async fn copy_to(job: &Job<'_>, layers: [LayerId; MOVING_MAX + 2]) -> Result<(),
     job.record(SaveOutcome::Copied { layer: copied.layer, earlier, seq }, frozen).await?;
     app.capture_bases.set(row.id, copied);
     Ok(())
-}
-
-/// The last copy of what each session is writing, where it was copied while something went on running.
-#[derive(Default)]
-pub struct CaptureBases(Mutex<HashMap<SessionId, CaptureBase>>);
-
-impl CaptureBases {
-    /// That of a session.
-    fn get(&self, session: SessionId) -> Option<CaptureBase> {
-        lock(&self.0).get(&session).cloned()
-    }
-
-    /// Notes a newer one.
-    fn set(&self, session: SessionId, base: CaptureBase) {
-        let before = lock(&self.0).insert(session, base);
-        drop(before);
-    }
-
-    /// The next copy is of everything: nothing runs any more, or what the session writes to is a layer itself now.
-    pub fn forget(&self, session: SessionId) {
-        let before = lock(&self.0).remove(&session);
-        drop(before);
-    }
-
-    /// The next copy cannot lie on one that was given up.
-    pub fn forget_given_up(&self, session: SessionId, given_up: &[LayerId]) {
-        if self.get(session).is_some_and(|base| given_up.contains(&base.layer)) {
-            self.forget(session);
-        }
-    }
 }
 
 /// Gives files that are written to all of their names there, but for those that have them already. What the container does meanwhile may

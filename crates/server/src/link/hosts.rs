@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use raworc_core::ids::ContainerId;
-use raworc_core::limits::{EXECS_MAX, LEASE};
+use raworc_core::limits::LEASE;
 use raworc_core::link::{Attach, Report, ServerFrame, Work, WorkId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -25,8 +25,6 @@ const EXEC_REPORTS: usize = 256;
 pub enum ExecRejection {
     /// No host is connected.
     NoHost,
-    /// Too many run already.
-    TooMany,
     /// The host is of an older version and cannot do it.
     Outdated,
     /// The container for which it was recorded is no more.
@@ -278,7 +276,7 @@ impl Hosts {
         lock(&self.hosts).values().filter(|host| host.connection.is_some()).count()
     }
 
-    /// Has the host run an exec; its reports come out of the channel.
+    /// Has the host run an exec that is recorded as begun, which bounds how many there are; its reports come out of the channel.
     ///
     /// # Errors
     /// Where that is not possible now.
@@ -290,9 +288,6 @@ impl Hosts {
     ) -> Result<mpsc::Receiver<Report>, ExecRejection> {
         let mut hosts = lock(&self.hosts);
         let host = hosts.get_mut(&container).ok_or(ExecRejection::NoHost)?;
-        if host.execs.len() >= EXECS_MAX {
-            return Err(ExecRejection::TooMany);
-        }
         let (_, frames) = host.connection.as_ref().ok_or(ExecRejection::NoHost)?;
         frames.try_send(ServerFrame::Run(work)).map_err(|_| ExecRejection::NoHost)?;
         let (sender, receiver) = mpsc::channel(EXEC_REPORTS);

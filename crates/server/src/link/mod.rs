@@ -27,8 +27,7 @@ use self::attachments::{Stream, Way};
 use crate::app::Shared;
 use crate::error::Failure;
 use crate::layers::workspace_access;
-use crate::record::{observe, store_reports, take_message};
-use crate::verbs::streams;
+use crate::record::{observe, store_reports, streams, take_message};
 
 /// A connection says who it is by then.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);

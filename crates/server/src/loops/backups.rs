@@ -74,12 +74,7 @@ impl Loop for Backups {
 
     async fn run(app: Shared) {
         let (running, mut pause) = (Running::default(), TICK);
-        loop {
-            tokio::select! {
-                biased;
-                () = app.stopping.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
-            }
+        while app.sleep(pause).await {
             let began = Instant::now();
             let found = due(&app).await;
             app.loops.ran(Backups::NAME, found.is_ok());

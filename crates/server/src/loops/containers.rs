@@ -14,9 +14,11 @@ use raworc_store::StoreError;
 use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::FileError;
 
-use super::{admitted, checkpoints, quotas};
+use super::admitted;
 use crate::app::Shared;
+use crate::checkpoints::save;
 use crate::error::Failure;
+use crate::layers::disk_use;
 use crate::layers::workspace_access::{self, SessionGuard};
 use crate::loops::supervise::{self, Loop};
 use crate::record::observe;
@@ -67,11 +69,7 @@ impl Loop for Containers {
             Err(error) => tracing::error!(%error, "the containers that are wanted could not be read"),
         }
         loop {
-            let changed = tokio::select! {
-                biased;
-                () = app.stopping.cancelled() => return,
-                changed = app.hub.next_changed() => changed,
-            };
+            let Some(changed) = app.unless_stopping(app.hub.next_changed()).await else { return };
             for session in changed {
                 let mut state = lock(&in_flight);
                 if state.sessions.insert(session) {
@@ -97,11 +95,10 @@ async fn reconcile_container(app: Shared, session: SessionId, in_flight: Arc<Mut
         if !matches!(looked, Some(Ok(()))) {
             let error = looked.and_then(Result::err).map_or_else(|| "a panic".to_owned(), |error| error.to_string());
             tracing::error!(%session, error, "a container could not be looked after; trying again");
-            tokio::select! {
-            biased;
-                () = app.stopping.cancelled() => return,
-                () = tokio::time::sleep(RETRY) => lock(&in_flight).again.insert(session),
-            };
+            if !app.sleep(RETRY).await {
+                return;
+            }
+            lock(&in_flight).again.insert(session);
         }
         let mut state = lock(&in_flight);
         if !state.again.remove(&session) {
@@ -175,7 +172,7 @@ async fn look(
             lock(in_flight).started.remove(&session);
             app.hosts.forget(container);
             let guard = app.session_locks.lock(session).await;
-            match checkpoints::save_for(app, &guard, session, Cause::Stop).await {
+            match save::save_for(app, &guard, session, Cause::Stop).await {
                 // What it wrote stays where it is, and is saved when that is mended.
                 Err(error) if error.damage().is_some() => {
                     tracing::error!(%container, %error, "a workspace could not be saved");
@@ -220,7 +217,7 @@ async fn start(
     row: &SessionRow,
     container: ContainerId,
 ) -> Result<(), ReconcileError> {
-    checkpoints::save_for(app, &guard, row.id, Cause::Start).await?;
+    save::save_for(app, &guard, row.id, Cause::Start).await?;
     let (stack, _hold) = workspace_access::ready_stack_of(app, row.id).await?;
     // What it writes to may be another layer since.
     let now = {
@@ -240,8 +237,8 @@ async fn start(
         token: app.host_tokens.make(container),
         hostname: hostname(row),
     };
-    quotas::watch(app, row, container).await?;
-    if let Some(told) = quotas::refuses(app, container) {
+    disk_use::watch(app, row, container).await?;
+    if let Some(told) = disk_use::refuses(app, container) {
         tracing::info!(%container, told, "a session is not started");
         observe::start_failed(app, container, FaultCode::DiskQuotaExceeded, told).await?;
         return Ok(());

@@ -28,12 +28,7 @@ impl Loop for Exits {
     async fn run(app: Shared) {
         let mut exits = app.runtime.exits();
         loop {
-            let exit = tokio::select! {
-                biased;
-                () = app.stopping.cancelled() => return,
-                exit = exits.recv() => exit,
-            };
-            let Some(exit) = exit else { return };
+            let Some(Some(exit)) = app.unless_stopping(exits.recv()).await else { return };
             // Each by itself: one whose remains do not go away must not hold up the truth about others.
             app.loops.ran(Exits::NAME, true);
             app.tasks.spawn(gone(app.clone(), exit));

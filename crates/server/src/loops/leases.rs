@@ -20,12 +20,7 @@ impl Loop for Leases {
     }
 
     async fn run(app: Shared) {
-        loop {
-            tokio::select! {
-                biased;
-                () = app.stopping.cancelled() => return,
-                () = tokio::time::sleep(HEARTBEAT_INTERVAL / 2) => {}
-            }
+        while app.sleep(HEARTBEAT_INTERVAL / 2).await {
             app.loops.ran(Leases::NAME, true);
             let told = futures::stream::iter(app.hosts.lost()).for_each_concurrent(TOLD_AT_ONCE, async |container| {
                 tracing::warn!(%container, "a host was not heard of for too long");

@@ -7,9 +7,11 @@ pub mod deadlines;
 pub mod exits;
 pub mod layers;
 pub mod leases;
+pub mod outcomes;
 pub mod periodic_checkpoints;
 pub mod quotas;
 pub mod records;
+pub mod reserve;
 pub mod supervise;
 pub mod sweep;
 

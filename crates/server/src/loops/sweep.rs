@@ -9,9 +9,10 @@ use raworc_core::limits::STOP_GRACE;
 use raworc_runtime::ExitReason;
 use raworc_store::{StoreError, idempotency, sessions};
 
-use super::{TOLD_AT_ONCE, layers};
+use super::TOLD_AT_ONCE;
 use crate::app::Shared;
 use crate::error::Failure;
+use crate::layers::chains;
 use crate::loops::supervise::Loop;
 use crate::record::observe;
 use crate::sync::blocking;
@@ -28,7 +29,7 @@ pub struct Sweep;
 
 impl Loop for Sweep {
     const NAME: &'static str = "sweep";
-    const TRIGGER: &'static str = "every minute";
+    const TRIGGER: &'static str = "every minute, and where something has become nobody's";
 
     fn bound() -> String {
         format!("one sweep at a time, {TOLD_AT_ONCE} containers at once")
@@ -39,15 +40,15 @@ impl Loop for Sweep {
         loop {
             if sweeps.is_multiple_of(THOROUGH_EVERY) {
                 leftovers(&app).await;
-                if let Err(error) = layers::collect_all(&app).await {
+                if let Err(error) = chains::collect_all(&app).await {
                     tracing::error!(%error, "layers could not be looked through; a later sweep tries again");
                 }
             }
             sweeps = sweeps.wrapping_add(1);
-            tokio::select! {
-                biased;
-                () = app.stopping.cancelled() => return,
-                () = tokio::time::sleep(INTERVAL) => {}
+            // Early, where something has become nobody's.
+            let next = tokio::time::timeout(INTERVAL, app.hub.sweep_wanted());
+            if app.unless_stopping(next).await.is_none() {
+                return;
             }
             let swept = once(&app).await;
             app.loops.ran(Sweep::NAME, swept.is_ok());
@@ -66,16 +67,6 @@ async fn leftovers(app: &Shared) {
         Ok(bytes) => tracing::info!(bytes, "removed what transfers have left"),
         Err(error) => tracing::error!(%error, "what transfers have left could not be removed"),
     }
-}
-
-/// Has a sweep come now.
-pub fn soon(app: &Shared) {
-    let sweeping = app.clone();
-    app.tasks.spawn(async move {
-        if let Err(error) = once(&sweeping).await {
-            tracing::error!(%error, "a sweep failed; the next one tries again");
-        }
-    });
 }
 
 /// One sweep.

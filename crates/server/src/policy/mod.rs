@@ -4,6 +4,7 @@ pub mod auth;
 pub mod budgets;
 pub mod ceilings;
 pub mod lease;
+pub mod refusals;
 
 use raworc_api::problem::{Code, Problem};
 use raworc_core::permissions::{Action, Actor, Decision, allow};

@@ -16,7 +16,7 @@ use raworc_workspace::FileError;
 use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::layers::workspace_access;
+use crate::layers::{chains, workspace_access};
 use crate::policy::permit;
 use crate::record::save;
 use crate::sync::blocking;
@@ -120,11 +120,11 @@ pub async fn prune(app: &Shared, actor: &Actor, body: Prune) -> Result<Pruned, F
     if body.unused_images {
         pruned.images = remove_unused(app, actor).await?;
     }
-    crate::loops::layers::collapse_all(app).await?;
+    chains::collapse_all(app).await?;
     let after = layer_bytes(app).await?;
     let images = app.clone();
     let transfers = blocking(move || images.images.collect(true)).await.map_err(FileError::Io)??;
-    crate::loops::layers::collect_all(app).await?;
+    chains::collect_all(app).await?;
     pruned.bytes = before.saturating_sub(after).saturating_add(transfers);
     Ok(pruned)
 }

@@ -59,7 +59,7 @@ pub async fn exec(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -
         None => {
             let up = when_ready(app, session.id, |up| app.hosts.is_connected(up).map(|()| up)).await?;
             let row = stream(up, id, shown(&body.command), actor, app.now());
-            super::streams::record(app, row.clone(), NOT_ATTACHED).await?;
+            crate::record::streams::record(app, row.clone(), NOT_ATTACHED).await?;
             row
         }
     };
@@ -242,7 +242,7 @@ pub fn program(command: ExecCommand, stdin: String) -> Program {
 /// Waits until the session's host can be given something.
 ///
 /// # Errors
-/// 409 where the session's state forbids it, 429 where too much runs, 503 where it takes too long.
+/// 409 where the session's state forbids it, 503 where it takes too long.
 pub async fn when_ready<T>(
     app: &Shared,
     session: SessionId,
@@ -271,19 +271,12 @@ pub async fn when_ready<T>(
         match row.machine.state {
             State::Ready | State::Busy => match give(container) {
                 Ok(given) => return Ok(given),
-                Err(ExecRejection::TooMany) => {
-                    let detail = "too many commands run in this session already; wait for one to end";
-                    return Err(Failure::new(Code::Busy, detail));
-                }
                 Err(ExecRejection::Outdated) => {
                     let detail = "the session's container was started by an older version, which cannot do this; \
                                   restart the session first";
                     return Err(Failure::new(Code::InvalidState, detail));
                 }
-                Err(ExecRejection::Replaced) => {
-                    let detail = "the session's container has just ended; try again";
-                    return Err(Failure::new(Code::InvalidState, detail));
-                }
+                Err(ExecRejection::Replaced) => return Err(Failure::container_ended()),
                 Err(ExecRejection::NoHost) => {}
             },
             State::Error if row.machine.due_at.is_none() => {

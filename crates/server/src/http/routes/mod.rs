@@ -13,10 +13,10 @@ mod system;
 mod terminal;
 mod transfers;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
+use axum::{Extension, Router};
 use raworc_api::PREFIX;
 use raworc_api::problem::{Code, Problem};
 use raworc_api::terminal::{ClientFrame, Notice};
@@ -95,6 +95,7 @@ pub fn router(app: Shared) -> Router {
         .method_not_allowed_fallback(|| async {
             problem_response(&Problem::new(Code::MethodNotAllowed, "this path does not take this method"))
         })
+        .layer(Extension(system::Document(openapi().into())))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn(conditions::obey))
         .layer(middleware::from_fn_with_state(app.clone(), leased::hold))
