@@ -39,11 +39,12 @@ const ONLY: [(&str, &[&str]); 4] = [
 /// Where a backend is chosen, and where it lives.
 const KNOW_THE_BACKENDS: [&str; 2] = ["crates/raworc", "crates/runtime"];
 /// Where the runtime is called.
-const CALL_THE_RUNTIME: [&str; 4] = [
-    "crates/server/src/reconcile",
-    "crates/server/src/workspace_access.rs",
+const CALL_THE_RUNTIME: [&str; 5] = [
+    "crates/server/src/loops",
+    "crates/server/src/checkpoints",
+    "crates/server/src/layers",
     "crates/server/src/verbs/health.rs",
-    "crates/server/src/routes/system.rs",
+    "crates/server/src/http/routes/system.rs",
 ];
 
 /// Arrows point one way.
@@ -92,7 +93,7 @@ pub fn containers(house: &House) -> anyhow::Result<Faults> {
     let of_server = house.with_extension("rs").filter(|path| path.starts_with("crates/server/src"));
     for path in of_server.filter(|path| !CALL_THE_RUNTIME.iter().any(|place| path.starts_with(place))) {
         if house.read(path)?.contains("app.runtime") {
-            faults.push(format!("{} calls the runtime; reconcile loops do", path.display()));
+            faults.push(format!("{} calls the runtime; loops do", path.display()));
         }
     }
     Ok(faults)
