@@ -315,8 +315,10 @@ async fn open_in(
     range: &RangeInclusive<u64>,
 ) -> Result<Vec<u64>, StoreError> {
     let mut open = Vec::new();
+    // (`+` keeps the database from looking through the whole part by its places: those that are open are few.)
     for condition in ["status IN ('queued', 'processing')", "finished_seq > $3"] {
-        let text = format!("SELECT n FROM messages WHERE session_id = $1 AND seq >= $2 AND seq <= $3 AND {condition}");
+        let text =
+            format!("SELECT n FROM messages WHERE session_id = $1 AND +seq >= $2 AND +seq <= $3 AND {condition}");
         let query = sql(text).bind(session.to_string()).bind(bigint(*range.start())).bind(bigint(*range.end()));
         open.extend(query.fetch_sound(connection, |row| row.count::<u64>("n")).await?.rows);
     }
@@ -344,9 +346,10 @@ pub(crate) async fn find(
     id: MessageId,
     column: &str,
 ) -> Result<Option<MessageRow>, StoreError> {
+    // (`|| ''` keeps the database from looking through whole conversations: the message is found by its column.)
     let text = format!(
         "SELECT messages.*, conversation_segments.seq AS place_, conversation_segments.from_n AS from_n_ \
-         FROM conversation_segments JOIN messages ON messages.session_id = conversation_segments.source_id \
+         FROM conversation_segments JOIN messages ON messages.session_id || '' = conversation_segments.source_id \
          AND messages.n >= conversation_segments.from_n AND messages.n <= conversation_segments.to_n \
          AND messages.seq <= conversation_segments.to_seq \
          WHERE conversation_segments.session_id = $1 AND messages.{column} = $2 ORDER BY messages.seq DESC LIMIT 1"

@@ -165,7 +165,8 @@ pub async fn reply_to(
     session: SessionId,
     id: MessageId,
 ) -> Result<Option<MessageRow>, StoreError> {
-    let own = sql("SELECT * FROM messages WHERE reply_to = $1 AND session_id = $2 ORDER BY seq DESC")
+    // (`|| ''` keeps the database from looking through the whole conversation.)
+    let own = sql("SELECT * FROM messages WHERE reply_to = $1 AND session_id || '' = $2 ORDER BY seq DESC")
         .bind(id.to_string())
         .bind(session.to_string())
         .fetch_first(connection, message)
