@@ -7,12 +7,12 @@
 use std::ops::RangeInclusive;
 
 use raworc_api::message::{Role, Status};
+use raworc_core::events::{LogEvent, MessageInherited, RecordDamaged};
 use raworc_core::ids::{Generation, MessageId, SessionId};
 use raworc_core::time::Time;
-use serde_json::{Map, Value, json};
 
 use crate::StoreError;
-use crate::events::{DAMAGED, EventRow};
+use crate::events::EventRow;
 use crate::messages::{MessageRow, numbered};
 use crate::rows::{COUNT_MAX, Row, bigint, damaged, word};
 use crate::sql::{Batch, Connection, Sound, Statement, sql};
@@ -180,26 +180,26 @@ impl SegmentRow {
         for seq in first..=last {
             let n = self.number_at(seq);
             while found.next_if(|(number, _)| *number < n).is_some() {}
-            let (kind, data) = match found.next_if(|(number, _)| *number == n) {
-                Some((_, data)) => ("message.inherited", data),
-                None => (DAMAGED, Map::from_iter([("column".to_owned(), json!("n"))])),
+            let event = match found.next_if(|(number, _)| *number == n) {
+                Some((_, inherited)) => LogEvent::from(inherited),
+                None => LogEvent::from(RecordDamaged { column: "n".into() }),
             };
             batch.bytes += ENTRY_BYTES;
-            batch.rows.push(self.entry(seq, kind, data));
+            batch.rows.push(self.entry(seq, &event)?);
         }
         Ok(())
     }
 
-    fn entry(&self, seq: u64, kind: &str, data: Map<String, Value>) -> EventRow {
-        EventRow {
+    fn entry(&self, seq: u64, event: &LogEvent) -> Result<EventRow, StoreError> {
+        Ok(EventRow {
             session_id: self.session_id,
             seq,
-            kind: kind.to_owned(),
+            kind: event.kind().to_owned(),
             at: self.at,
             actor: self.actor.clone(),
             generation: self.generation,
-            data,
-        }
+            data: event.data()?,
+        })
     }
 }
 
@@ -209,16 +209,11 @@ fn show(session: SessionId, seq: u64, from_n: u64, n: u64, message: MessageRow) 
 }
 
 /// What the log says of a message that is inherited.
-fn spoken(row: &Row<'_>) -> Result<(u64, Map<String, Value>), StoreError> {
+fn spoken(row: &Row<'_>) -> Result<(u64, MessageInherited), StoreError> {
     row.record("messages", |row| {
-        let (id, role): (MessageId, Role) = (row.id("id")?, row.word("role")?);
-        let data = [
-            ("message_id".to_owned(), json!(id)),
-            ("role".to_owned(), json!(role)),
-            ("from".to_owned(), json!(id)),
-            ("agent".to_owned(), json!(row.optional_text("agent")?)),
-        ];
-        Ok((row.count("n")?, Map::from_iter(data)))
+        let (message_id, role): (MessageId, Role) = (row.id("id")?, row.word("role")?);
+        let (from, agent) = (Some(message_id), row.optional_text("agent")?);
+        Ok((row.count("n")?, MessageInherited { message_id, role: role.into(), from, agent }))
     })
 }
 
@@ -390,6 +385,7 @@ mod tests {
     use std::sync::Arc;
 
     use futures::executor::block_on;
+    use serde_json::Map;
     use uuid::Uuid;
 
     use super::*;

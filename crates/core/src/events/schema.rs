@@ -182,11 +182,12 @@ macro_rules! object {
         }
 
         impl $crate::events::Described for $name {
+            #[allow(clippy::vec_init_then_push, reason = "attributes other than comments add nothing")]
             fn schema() -> serde_json::Value {
                 $crate::events::schema::object(vec![$( $crate::events::schema::Field {
                     name: stringify!($field),
                     doc: {
-                        #[allow(unused_mut, clippy::vec_init_then_push, reason = "how many lines a comment has is seen here only")]
+                        #[allow(unused_mut, reason = "a field without a comment does not compile")]
                         let mut docs: Vec<&'static str> = Vec::new();
                         $( attribute!(doc docs $($attribute)+); )+
                         docs

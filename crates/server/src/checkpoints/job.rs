@@ -134,8 +134,10 @@ impl Job<'_> {
         let next = workspace_access::new_layer();
         let _hold = self.app.layer_pins.pin([next]);
         let layer_store = self.app.layer_store.clone();
-        let made =
-            self.app.work(move || layer_store.create(&LayerStack { layers: vec![layer], writable: Some(next) })).await?;
+        let made = self
+            .app
+            .work(move || layer_store.create(&LayerStack { layers: vec![layer], writable: Some(next) }))
+            .await?;
         let recorded = match made {
             Ok(()) => self.record(SaveOutcome::Sealed { layer, next }, since.elapsed()).await.map_err(SaveError::from),
             Err(error) => Err(error.into()),
