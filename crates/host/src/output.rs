@@ -18,7 +18,21 @@ const PIECES_MAX: usize = 8;
 /// The largest pipe of an unprivileged process, in bytes (pipe(7)).
 const PIPE_BYTES_MAX: usize = 1024 * 1024;
 /// Room to read into, in bytes.
-pub const BUFFER_BYTES: usize = OUTPUT_CHUNK_BYTES_MAX;
+const BUFFER_BYTES: usize = OUTPUT_CHUNK_BYTES_MAX;
+
+/// Room to read into. It takes memory from its first use on: most hosts only wait.
+#[derive(Default)]
+pub struct Buffer(Vec<u8>);
+
+impl Buffer {
+    /// All of it.
+    pub fn room(&mut self) -> &mut [u8] {
+        if self.0.is_empty() {
+            self.0 = vec![0; BUFFER_BYTES];
+        }
+        &mut self.0
+    }
+}
 
 struct Pipe {
     stream: Stream,

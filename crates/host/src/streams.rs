@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::attachment::{Arrived, Attachment};
 use crate::interactive::{Running, Way};
-use crate::output::BUFFER_BYTES;
+use crate::output::Buffer;
 use crate::piped::Pipe;
 use crate::processes::Owner;
 use crate::reports::Reports;
@@ -54,13 +54,13 @@ pub struct Streams {
     socket: PathBuf,
     running: BTreeMap<Uuid, Running>,
     attachments: BTreeMap<Uuid, Attachment>,
-    buffer: Vec<u8>,
+    buffer: Buffer,
 }
 
 impl Streams {
     /// None yet. Clients' connections go to `socket`.
     pub fn new(token: String, socket: PathBuf) -> Self {
-        Self { token, socket, running: BTreeMap::new(), attachments: BTreeMap::new(), buffer: vec![0; BUFFER_BYTES] }
+        Self { token, socket, running: BTreeMap::new(), attachments: BTreeMap::new(), buffer: Buffer::default() }
     }
 
     /// Whether nothing runs.
@@ -192,7 +192,7 @@ impl Streams {
         let takes_input = self.takes_input(work);
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
         let arrived = if attachment.reads(takes_input) {
-            attachment.read(&mut self.buffer)
+            attachment.read(self.buffer.room())
         } else if attachment.is_hung_up() {
             Arrived::Lost
         } else {
@@ -227,7 +227,7 @@ impl Streams {
         if let Way::Terminal(Some(terminal)) = &mut running.way {
             terminal.write();
             // It may be for its input alone that we were woken.
-            if has_readers && !terminal.read(buffer) {
+            if has_readers && !terminal.read(buffer.room()) {
                 running.end(Ending::Cancelled, Instant::now() + CANCEL_GRACE);
             }
         }
@@ -237,9 +237,9 @@ impl Streams {
     fn pass_on(&mut self, id: Uuid, stream: Stream) {
         let Self { running, attachments, buffer, .. } = self;
         let Some(Running { way: Way::Piped(piped), .. }) = running.get_mut(&id) else { return };
-        let count = piped.read(stream, buffer, false);
+        let count = piped.read(stream, buffer.room(), false);
         if let Some(client) = attachments.values_mut().find(|a| a.work == id && a.is_open()) {
-            client.output(stream, &buffer[..count]);
+            client.output(stream, &buffer.room()[..count]);
         }
     }
 
@@ -271,7 +271,7 @@ impl Streams {
     fn show_rest(&mut self, id: Uuid) {
         let Self { running, attachments, buffer, .. } = self;
         let Some(Running { way: Way::Terminal(Some(terminal)), .. }) = running.get_mut(&id) else { return };
-        terminal.drain(buffer);
+        terminal.drain(buffer.room());
         for attachment in attachments.values_mut().filter(|attachment| attachment.work == id) {
             catch_up(attachment, terminal, usize::MAX);
         }
@@ -325,12 +325,12 @@ impl Streams {
         let mut client = attachments.values_mut().find(|a| a.work == id && a.is_open());
         for stream in piped.unfinished().collect::<Vec<_>>() {
             while client.as_ref().is_none_or(|client| client.room() > 0) {
-                let count = piped.read(stream, buffer, true);
+                let count = piped.read(stream, buffer.room(), true);
                 if count == 0 {
                     break;
                 }
                 if let Some(client) = &mut client {
-                    client.output(stream, &buffer[..count]);
+                    client.output(stream, &buffer.room()[..count]);
                 }
             }
         }
