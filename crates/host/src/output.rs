@@ -17,8 +17,22 @@ const COALESCE: Duration = Duration::from_millis(10);
 const PIECES_MAX: usize = 8;
 /// The largest pipe of an unprivileged process, in bytes (pipe(7)).
 const PIPE_BYTES_MAX: usize = 1024 * 1024;
-/// Size in bytes of the buffer for reading.
-pub const BUFFER_BYTES: usize = OUTPUT_CHUNK_BYTES_MAX;
+/// Size of the buffer for reading, in bytes.
+const BUFFER_BYTES: usize = OUTPUT_CHUNK_BYTES_MAX;
+
+/// A buffer for reading that is allocated at its first use, because most hosts only wait.
+#[derive(Default)]
+pub struct Buffer(Vec<u8>);
+
+impl Buffer {
+    /// The whole buffer.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        if self.0.is_empty() {
+            self.0 = vec![0; BUFFER_BYTES];
+        }
+        &mut self.0
+    }
+}
 
 struct Pipe {
     stream: OutputStream,

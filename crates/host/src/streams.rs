@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::attachment::{Attachment, ReadOutcome};
 use crate::interactive::{ProgramIo, Running};
-use crate::output::BUFFER_BYTES;
+use crate::output::Buffer;
 use crate::piped::Pipe;
 use crate::processes::ProcessSelector;
 use crate::reports::Reports;
@@ -54,13 +54,13 @@ pub struct Streams {
     socket: PathBuf,
     running: BTreeMap<Uuid, Running>,
     attachments: BTreeMap<Uuid, Attachment>,
-    buffer: Vec<u8>,
+    buffer: Buffer,
 }
 
 impl Streams {
     /// No work yet. Clients' connections are made to `socket`.
     pub fn new(token: String, socket: PathBuf) -> Self {
-        Self { token, socket, running: BTreeMap::new(), attachments: BTreeMap::new(), buffer: vec![0; BUFFER_BYTES] }
+        Self { token, socket, running: BTreeMap::new(), attachments: BTreeMap::new(), buffer: Buffer::default() }
     }
 
     /// Whether nothing runs.
@@ -193,7 +193,7 @@ impl Streams {
         let takes_input = self.takes_input(work);
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
         let arrived = if attachment.wants_read(takes_input) {
-            attachment.read(&mut self.buffer)
+            attachment.read(self.buffer.as_mut_slice())
         } else if attachment.is_hung_up() {
             ReadOutcome::Closed
         } else {
@@ -230,7 +230,7 @@ impl Streams {
         if let ProgramIo::Terminal(Some(terminal)) = &mut running.io {
             terminal.flush_input();
             // The event may be for input only.
-            if has_readers && !terminal.read(buffer) {
+            if has_readers && !terminal.read(buffer.as_mut_slice()) {
                 running.end(Ending::Cancelled, Instant::now() + CANCEL_GRACE);
             }
         }
@@ -240,9 +240,9 @@ impl Streams {
     fn pass_on(&mut self, id: Uuid, stream: OutputStream) {
         let Self { running, attachments, buffer, .. } = self;
         let Some(Running { io: ProgramIo::Piped(piped), .. }) = running.get_mut(&id) else { return };
-        let count = piped.read(stream, buffer, false);
+        let count = piped.read(stream, buffer.as_mut_slice(), false);
         if let Some(client) = attachments.values_mut().find(|a| a.work == id && a.is_open()) {
-            client.queue_output(stream, &buffer[..count]);
+            client.queue_output(stream, &buffer.as_mut_slice()[..count]);
         }
     }
 
@@ -274,7 +274,7 @@ impl Streams {
     fn flush_terminal(&mut self, id: Uuid) {
         let Self { running, attachments, buffer, .. } = self;
         let Some(Running { io: ProgramIo::Terminal(Some(terminal)), .. }) = running.get_mut(&id) else { return };
-        terminal.drain(buffer);
+        terminal.drain(buffer.as_mut_slice());
         for attachment in attachments.values_mut().filter(|attachment| attachment.work == id) {
             catch_up(attachment, terminal, usize::MAX);
         }
@@ -329,12 +329,12 @@ impl Streams {
         let mut client = attachments.values_mut().find(|a| a.work == id && a.is_open());
         for stream in piped.unfinished().collect::<Vec<_>>() {
             while client.as_ref().is_none_or(|client| client.send_capacity() > 0) {
-                let count = piped.read(stream, buffer, true);
+                let count = piped.read(stream, buffer.as_mut_slice(), true);
                 if count == 0 {
                     break;
                 }
                 if let Some(client) = &mut client {
-                    client.queue_output(stream, &buffer[..count]);
+                    client.queue_output(stream, &buffer.as_mut_slice()[..count]);
                 }
             }
         }

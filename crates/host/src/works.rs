@@ -9,7 +9,7 @@ use raworc_core::limits::{CANCEL_GRACE, EXECS_MAX};
 use raworc_core::link::{Ending, OutputStream, Report, Work, WorkId};
 use rustix::event::PollFlags;
 
-use crate::output::{BUFFER_BYTES, Output, discard};
+use crate::output::{Buffer, Output, discard};
 use crate::output_spill::OutputSpill;
 use crate::processes::{self, KnownProcesses, ProcessSelector};
 use crate::reports::Reports;
@@ -92,13 +92,13 @@ pub struct Works {
     workspace: PathBuf,
     running: BTreeMap<WorkId, Running>,
     left_behind: VecDeque<OwnedFd>,
-    buffer: Vec<u8>,
+    buffer: Buffer,
 }
 
 impl Works {
     /// No work yet; `workspace` is the workspace's directory.
     pub fn new(workspace: PathBuf) -> Self {
-        Self { workspace, running: BTreeMap::new(), left_behind: VecDeque::new(), buffer: vec![0; BUFFER_BYTES] }
+        Self { workspace, running: BTreeMap::new(), left_behind: VecDeque::new(), buffer: Buffer::default() }
     }
 
     /// Whether nothing runs.
@@ -143,7 +143,7 @@ impl Works {
         match source {
             WorkSource::Output(id, stream) => {
                 if let Some(running) = self.running.get_mut(&id) {
-                    running.output.read(stream, &mut self.buffer, now);
+                    running.output.read(stream, self.buffer.as_mut_slice(), now);
                 }
             }
             WorkSource::Stdin(id) => {
@@ -154,7 +154,7 @@ impl Works {
                 }
             }
             WorkSource::LeftBehind(at) => {
-                if self.left_behind.get(at).is_some_and(|pipe| !discard(pipe, &mut self.buffer)) {
+                if self.left_behind.get(at).is_some_and(|pipe| !discard(pipe, self.buffer.as_mut_slice())) {
                     self.left_behind.remove(at);
                 }
             }
@@ -262,7 +262,7 @@ impl Works {
 
     fn finish(&mut self, work: WorkId, now: Instant, reports: &mut Reports) {
         let Some(mut running) = self.running.remove(&work) else { return };
-        running.output.drain(&mut self.buffer);
+        running.output.drain(self.buffer.as_mut_slice());
         pass_on(work, &mut running.output, now, reports);
         let output = running.output.finish();
         for (stream, text) in output.pieces {

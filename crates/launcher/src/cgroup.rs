@@ -113,9 +113,9 @@ impl Cgroup {
 
 impl Hierarchy {
     fn create(&self, path: &Path, limits: &Limits) -> io::Result<OwnedFd> {
-        let mut directory = self.directory.try_clone()?;
         let is_cpuset = self.controllers.iter().any(|controller| controller == "cpuset");
-        for name in path {
+        let (mut directory, rest) = existing(&self.directory, path)?;
+        for name in rest {
             let inner = make(&directory, Path::new(name))?;
             if is_cpuset {
                 inherit_cpuset(&directory, &inner).map_err(|e| within("cpuset", &e))?;
@@ -160,8 +160,8 @@ fn inherit_cpuset(outer: &OwnedFd, inner: &OwnedFd) -> io::Result<()> {
 }
 
 fn create_v2(root: &OwnedFd, path: &Path, limits: &Limits) -> io::Result<OwnedFd> {
-    let mut directory = root.try_clone()?;
-    for name in path {
+    let (mut directory, rest) = existing(root, path)?;
+    for name in rest {
         // A cgroup has the controllers that its parent hands down. Handing down what is handed down is not an error.
         write(&directory, "cgroup.subtree_control", "+cpu +memory +pids").map_err(|e| within("subtree_control", &e))?;
         directory = make(&directory, Path::new(name))?;
@@ -186,6 +186,19 @@ fn open(at: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     // Not O_PATH: CLONE_INTO_CGROUP wants a directory that is really open.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(at, path, flags, Mode::empty())?)
+}
+
+/// What is there already, which is nearly always all but the last name of `path`; and what has to be made in it.
+fn existing<'a>(root: &OwnedFd, path: &'a Path) -> io::Result<(OwnedFd, &'a Path)> {
+    let (Some(above), Some(name)) = (path.parent().filter(|above| above.file_name().is_some()), path.file_name())
+    else {
+        return Ok((root.try_clone()?, path));
+    };
+    match open(root, above) {
+        Ok(directory) => Ok((directory, Path::new(name))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((root.try_clone()?, path)),
+        Err(error) => Err(error),
+    }
 }
 
 fn make(at: &OwnedFd, name: &Path) -> io::Result<OwnedFd> {

@@ -4,27 +4,32 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::error::Error;
 use std::ffi::CString;
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Spec};
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::libc::sock_filter;
+use nix::sched::{CloneFlags, setns};
 use nix::unistd::execve;
 
+use crate::mounts::Mounts;
 use crate::protocol::{PROCESS_FILE, Prepare, Process};
-use crate::sys;
+use crate::{network, sys, view};
 
-/// Starts the container whose cgroup this process is in already; its first process inherits standard input.
+/// Starts the container whose cgroup this process is in already; its first process inherits standard input. It sees the cgroup
+/// hierarchies of these names.
 pub fn start(
     state: &Path,
     prepare: &Prepare,
     users: BorrowedFd<'_>,
     filter: &[sock_filter],
+    hierarchies: &[String],
 ) -> Result<Process, String> {
-    let bundle = reduce(&prepare.bundle, users)?;
+    let Reduced { bundle, mounts, sysctls } = reduce(prepare, users)?;
     let mut container = ContainerBuilder::new(prepare.container.clone(), SyscallType::default())
         .with_executor(Host { filter: filter.to_vec(), environment: Vec::new() })
         .with_root_path(state)
@@ -33,9 +38,19 @@ pub fn start(
         .map_err(|e| describe(&e))?;
     let pid = container.pid().ok_or("it has no process")?.as_raw();
     let process = record(&prepare.bundle, pid)?;
-    loopback(pid).map_err(|e| format!("its loopback interface can't be brought up: {e}"))?;
+    network::prepare(pid, &sysctls, prepare.users.base)?;
+    furnish(pid, &mounts, hierarchies)?;
     container.start().map_err(|e| describe(&e))?;
     Ok(process)
+}
+
+/// Mounts in the container what libcontainer does not, and comes back.
+fn furnish(pid: i32, mounts: &Mounts, hierarchies: &[String]) -> Result<(), String> {
+    let own = File::open("/proc/self/ns/mnt").map_err(|e| format!("/proc/self/ns/mnt: {e}"))?;
+    view::enter(pid)?;
+    mounts.carry_out()?;
+    view::show_cgroups(hierarchies)?;
+    setns(own, CloneFlags::CLONE_NEWNS).map_err(|e| format!("its mount namespace can't be left: {e}"))
 }
 
 /// Writes down, before it runs, which process a container is: whoever finds the bundle can find and stop it.
@@ -46,19 +61,27 @@ pub fn record(bundle: &Path, pid: i32) -> Result<Process, String> {
     Ok(process)
 }
 
-/// A bundle without what is done here already: limits (the worker's cgroup has them) and the system call filter
-/// (compiled once for all containers, loaded by [`Host`]).
-fn reduce(bundle: &Path, users: BorrowedFd<'_>) -> Result<std::path::PathBuf, String> {
+/// A bundle without what is done here: mounts and settings of the kernel. Limits and system call filter are in none that
+/// libcontainer gets: the worker's cgroup has the ones, [`Host`] loads the other.
+struct Reduced {
+    bundle: PathBuf,
+    mounts: Mounts,
+    sysctls: HashMap<String, String>,
+}
+
+fn reduce(prepare: &Prepare, users: BorrowedFd<'_>) -> Result<Reduced, String> {
+    let bundle = &prepare.bundle;
     let failed = |e: &dyn Error| format!("{}: {e}", bundle.display());
     let mut spec = Spec::load(bundle.join("config.json")).map_err(|e| failed(&e))?;
     join(&mut spec, users);
-    let mut linux = spec.linux().clone().ok_or("its configuration is not for Linux")?;
-    linux.set_resources(None).set_seccomp(None);
-    spec.set_linux(Some(linux));
+    let mounts = Mounts::take(&mut spec, prepare.users.base)?;
+    let linux = spec.linux_mut().as_mut().ok_or("its configuration is not for Linux")?;
+    let sysctls = linux.sysctl().clone().unwrap_or_default();
+    linux.set_sysctl(None);
     let reduced = bundle.join("embedded");
     std::fs::create_dir_all(&reduced).map_err(|e| failed(&e))?;
     spec.save(reduced.join("config.json")).map_err(|e| failed(&e))?;
-    Ok(reduced)
+    Ok(Reduced { bundle: reduced, mounts, sysctls })
 }
 
 /// Has a container join a user namespace of which this worker has a descriptor, in place of making one.
@@ -69,13 +92,6 @@ fn join(spec: &mut Spec, users: BorrowedFd<'_>) {
     for namespace in namespaces.filter(|namespace| namespace.typ() == LinuxNamespaceType::User) {
         namespace.set_path(Some(path.clone().into()));
     }
-}
-
-/// libcontainer leaves the loopback interface down.
-fn loopback(pid: i32) -> std::io::Result<()> {
-    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
-    nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
-    sys::loopback_up()
 }
 
 fn describe(error: &dyn Error) -> String {

@@ -27,6 +27,8 @@ pub const STAGE_ROOTFS: &str = "rootfs";
 pub const STAGE_HOST: &str = "host";
 /// The mount point of what containers see of the machine, below the stage.
 pub const STAGE_VIEWS: &str = "views";
+/// A directory, inside, that is empty: `/sys` is a container's view. It masks others.
+pub const EMPTY_DIRECTORY: &str = "/sys/firmware";
 /// The file, inside, of addresses and names, among them the container's own. `/etc/hosts` is a link to it.
 pub const HOSTS_FILE: &str = "/run/hosts";
 /// The file, inside, of the container's own name. `/etc/hostname` is a link to it.

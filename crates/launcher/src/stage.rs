@@ -10,7 +10,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -27,8 +27,12 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// An empty directory below the stage: an overlay that can't be written to wants two directories. Where both are on one file system, the
 /// kernel has nothing to say about it in its log.
 const EMPTY: &str = "empty";
-/// Where the nodes of a container's devices are, below the stage.
+/// How what containers share is mounted.
+const READ_ONLY: MsFlags = MsFlags::MS_RDONLY.union(MsFlags::MS_NOSUID).union(MsFlags::MS_NODEV);
+/// Where a file system for a container's `/dev` is, below the stage, and in it what is mounted there and the nodes of its devices.
 const DEVICES: &str = "devices";
+const DEV: &str = "dev";
+const NODES_OF_DEV: &str = "nodes";
 /// The devices that every container has: name, major and minor number.
 const NODES: [(&str, u64, u64); 6] =
     [("full", 1, 7), ("null", 1, 3), ("random", 1, 8), ("tty", 5, 0), ("urandom", 1, 9), ("zero", 1, 5)];
@@ -45,14 +49,18 @@ pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
     for (name, tree) in parts {
         attach(&place, name, tree.as_fd()).map_err(|e| format!("{name} can't be mounted: {e}"))?;
     }
+    // What is mounted in containers from here, is as it is here.
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | READ_ONLY;
+    mount(None::<&str>, &place.join(STAGE_HOST), None::<&str>, flags, None::<&str>)
+        .map_err(|e| format!("{STAGE_HOST} can't be made read-only: {e}"))?;
     std::fs::create_dir(place.join(DEVICES)).map_err(|e| format!("{DEVICES} can't be made: {e}"))?;
     Ok(place)
 }
 
 /// Makes, in a mount namespace of this worker's own and of the container that comes from it, what the container does not
 /// share with others: its root filesystem (`root`, a detached mount, or an overlay of the one for all), its view of the
-/// machine, the machine's programs, and its devices.
-pub fn set_apart(stage: &Path, root: Option<OwnedFd>, prepare: &Prepare) -> Result<(), String> {
+/// machine, the machine's programs, and its devices. An external runtime makes `/dev` itself, from the machine's nodes.
+pub fn set_apart(stage: &Path, root: Option<OwnedFd>, prepare: &Prepare, is_external: bool) -> Result<(), String> {
     enter_namespace().map_err(|e| format!("it can't have a mount namespace of its own: {e}"))?;
     let rootfs = stage.join(STAGE_ROOTFS);
     match root {
@@ -68,11 +76,11 @@ pub fn set_apart(stage: &Path, root: Option<OwnedFd>, prepare: &Prepare) -> Resu
         let to = rootfs.join(path.strip_prefix("/").unwrap_or(path));
         overlay(stage, path, &to).map_err(|e| format!("{} can't be mounted: {e}", path.display()))?;
     }
-    // Only root of the machine may make them; others share the machine's.
-    if prepare.users.owner.is_some() {
-        devices(&stage.join(DEVICES)).map_err(|e| format!("its devices can't be made: {e}"))?;
-    }
-    Ok(())
+    let devices = stage.join(DEVICES);
+    make_dev(&devices, prepare)
+        .and_then(|()| if is_external { Ok(()) } else { bind(&devices.join(DEV), &rootfs.join(DEV)) })
+        .and_then(|()| if prepare.users.owner.is_some() { make_nodes(&devices, is_external) } else { Ok(()) })
+        .map_err(|e| format!("its devices can't be made: {e}"))
 }
 
 /// Shows what is in `from` at `to`, through inodes that nobody else has.
@@ -83,21 +91,42 @@ fn overlay(stage: &Path, from: &Path, to: &Path) -> io::Result<()> {
         from.display(),
         empty.display()
     );
-    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    Ok(mount(Some("overlay"), to, Some("overlay"), flags, Some(options.as_str()))?)
+    Ok(mount(Some("overlay"), to, Some("overlay"), READ_ONLY, Some(options.as_str()))?)
 }
 
-/// Covers the machine's device nodes with ones of this namespace's own: a container's are mounted from there.
-fn devices(place: &Path) -> io::Result<()> {
-    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, Some("size=4k,mode=755"))?;
+/// Mounts a file system at `place` with an empty `/dev` that belongs to the container's root.
+fn make_dev(place: &Path, prepare: &Prepare) -> io::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), place, Some("tmpfs"), flags, Some("size=64k,mode=755"))?;
+    let (dev, root) = (place.join(DEV), Some(prepare.users.base));
+    directory(&dev)?;
+    chown(&dev, root, root)
+}
+
+/// Covers the machine's device nodes with ones of this namespace's own, all of `/dev` at once where nothing else in it is needed: a
+/// container's are mounted from there. Only root of the machine may make them; others share the machine's.
+fn make_nodes(place: &Path, is_external: bool) -> io::Result<()> {
+    let nodes = place.join(NODES_OF_DEV);
+    directory(&nodes)?;
     for (name, major, minor) in NODES {
-        let (node, mode) = (place.join(name), Mode::from_bits_truncate(0o666));
+        let (node, mode) = (nodes.join(name), Mode::from_bits_truncate(0o666));
         mknod(&node, SFlag::S_IFCHR, mode, makedev(major, minor))?;
         std::fs::set_permissions(&node, std::fs::Permissions::from_mode(0o666))?;
-        let to = Path::new("/dev").join(name);
-        mount(Some(&node), &to, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        if is_external {
+            bind(&node, &Path::new("/dev").join(name))?;
+        }
     }
-    Ok(())
+    if is_external { Ok(()) } else { bind(&nodes, Path::new("/dev")) }
+}
+
+/// One that anybody may enter, whatever the umask is.
+fn directory(path: &Path) -> io::Result<()> {
+    std::fs::create_dir(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
+}
+
+fn bind(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
 }
 
 /// Takes the cgroup filesystems out of this namespace. libcontainer then finds no hierarchy to put a container into,

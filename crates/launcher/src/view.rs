@@ -1,5 +1,5 @@
-//! Shows a container its own cgroups, read-only, so that programs find their limits and what they use: in a worker, after the
-//! container has been prepared.
+//! Shows a container its own cgroups, read-only, so that programs find their limits and what they use: in a worker, when the
+//! container has its namespaces.
 //!
 //! What is mounted by a process of the container's cgroup namespace begins at the container's own cgroup: nothing above or
 //! beside it is seen.
@@ -12,14 +12,19 @@ use nix::sched::{CloneFlags, setns};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Mounts the hierarchies of these names for the container whose first process this is.
-pub fn show_cgroups(process: i32, hierarchies: &[String]) -> Result<(), String> {
+/// Enters the cgroup and mount namespaces of the container whose first process this is.
+pub fn enter(process: i32) -> Result<(), String> {
     for (kind, flag) in [("cgroup", CloneFlags::CLONE_NEWCGROUP), ("mnt", CloneFlags::CLONE_NEWNS)] {
         File::open(format!("/proc/{process}/ns/{kind}"))
             .map_err(|e| e.to_string())
             .and_then(|namespace| setns(namespace, flag).map_err(|e| e.to_string()))
             .map_err(|e| format!("its {kind} namespace can't be entered: {e}"))?;
     }
+    Ok(())
+}
+
+/// Mounts the hierarchies of these names for the container whose namespaces this process has entered.
+pub fn show_cgroups(hierarchies: &[String]) -> Result<(), String> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     for name in hierarchies {
         let (place, kind, options) = match name.as_str() {

@@ -147,20 +147,25 @@ impl WorkerContext {
         if let Some(lock) = &self.lock {
             sys::close_inherited(lock.as_fd());
         }
-        stage::set_apart(&self.stage, root, prepare)?;
+        let runtime = self.setup.oci_runtime.as_deref();
+        stage::set_apart(&self.stage, root, prepare, runtime.is_some())?;
         if let Some(cgroup) = cgroup {
             cgroup.enter()?;
         }
         let state = &self.setup.state;
-        let process = match &self.setup.oci_runtime {
+        let process = match runtime {
             // It makes the user namespace itself: where root lacks CAP_SYS_RESOURCE, only the maker may limit what is in it.
-            Some(runtime) => external::start(runtime, state, prepare)?,
+            Some(runtime) => {
+                let process = external::start(runtime, state, prepare)?;
+                view::enter(process.pid)?;
+                view::show_cgroups(&self.hierarchies)?;
+                process
+            }
             None => {
                 let namespace = userns::create(&prepare.users)?;
-                container::start(state, prepare, namespace.as_fd(), &self.filter)?
+                container::start(state, prepare, namespace.as_fd(), &self.filter, &self.hierarchies)?
             }
         };
-        view::show_cgroups(process.pid, &self.hierarchies)?;
         Ok(Outcome::Prepared(process))
     }
 

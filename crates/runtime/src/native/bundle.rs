@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use raworc_core::link::{HOST_DIRECTORY, HOST_PATH};
 use raworc_launcher::protocol::{CPU_PERIOD_MICROS, Limits, STAGE_HOST, STAGE_ROOTFS, STAGE_VIEWS, Users};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::layout::{Layout, Slot, directory, write_file};
 use super::view::View;
-use super::{Ids, image, rootfs, seccomp};
+use super::{Ids, image, seccomp};
 use crate::{Resources, Root};
 
 /// What the host needs: to run agents as another user, and to end them. Agents themselves have none.
@@ -74,11 +74,6 @@ pub fn limits(resources: &Resources) -> Limits {
     }
 }
 
-/// Directories of the machine's programs that a container sees. An image has programs of its own.
-pub fn programs(image: Option<&Root>) -> Vec<PathBuf> {
-    if image.is_none() { rootfs::program_directories() } else { Vec::new() }
-}
-
 /// The user namespace of a slot's container.
 pub fn users(layout: &Layout, slot: &Slot) -> Users {
     let is_root = layout.ids.base == Ids::BASE_OF_ROOT;
@@ -122,6 +117,9 @@ fn config(
     view: &View,
     stage: &Path,
 ) -> Value {
+    // Limits and filter are for an external runtime: the launcher starts what it starts itself in a cgroup that has the ones, and loads the
+    // other.
+    let is_external = layout.oci_runtime.is_some();
     let ids = json!([{ "containerID": 0, "hostID": layout.ids.base, "size": Ids::COUNT }]);
     json!({
         "ociVersion": "1.0.2",
@@ -136,8 +134,8 @@ fn config(
             "uidMappings": ids,
             "gidMappings": ids,
             "cgroupsPath": Path::new("/").join(&layout.cgroup_parent).join(layout.cgroup(slot)),
-            "resources": resource_limits(&limits(resources)),
-            "seccomp": seccomp::profile(),
+            "resources": is_external.then(|| resource_limits(&limits(resources))),
+            "seccomp": is_external.then(seccomp::profile),
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
         },
@@ -207,7 +205,6 @@ fn mounts(has_image: bool, memory: u64, view: &View, stage: &Path) -> Value {
     Value::Array(mounts)
 }
 
-/// For an external runtime; the embedded one is started in a cgroup that has these limits already.
 fn resource_limits(limits: &Limits) -> Value {
     json!({
         "cpu": { "quota": limits.cpu_quota_micros, "period": CPU_PERIOD_MICROS },

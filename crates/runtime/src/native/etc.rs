@@ -80,6 +80,8 @@ struct Tree {
     owner: u32,
     bytes_left: u64,
     file_bytes_max: u64,
+    /// Whether names and contents tell what is refused.
+    is_guarded: bool,
 }
 
 /// Makes `to` the `/etc` of containers, with what `targets` name, and `own` files and links in it. What is there already and the same stays untouched,
@@ -98,9 +100,23 @@ pub fn furnish(
     etc.write(to)
 }
 
+/// Makes `to` a copy of the directory `from` with all that everybody may read in it: data, where nothing is refused.
+pub fn mirror(from: &Path, to: &Path) -> io::Result<()> {
+    let mut tree = Tree { is_guarded: false, ..Tree::new(from, fs::metadata("/usr")?.uid(), BYTES_MAX) };
+    tree.take_contents(Path::new(""), HOPS_MAX);
+    tree.write(to)?;
+    // Compilers compare the times of what is registered with that of its directory.
+    let directories =
+        tree.entries.iter().filter(|(_, entry)| **entry == Entry::Directory).map(|(path, _)| path.as_path());
+    for path in directories.chain([Path::new("")]) {
+        File::open(to.join(path))?.set_modified(fs::metadata(from.join(path))?.modified()?)?;
+    }
+    Ok(())
+}
+
 impl Tree {
-    fn new(from: &str, owner: u32, (file_bytes_max, bytes_left): (u64, u64)) -> Self {
-        Self { from: from.into(), entries: BTreeMap::new(), owner, bytes_left, file_bytes_max }
+    fn new(from: impl Into<PathBuf>, owner: u32, (file_bytes_max, bytes_left): (u64, u64)) -> Self {
+        Self { from: from.into(), entries: BTreeMap::new(), owner, bytes_left, file_bytes_max, is_guarded: true }
     }
 
     /// Takes what a pattern of [`WANTED`] means.
@@ -132,7 +148,7 @@ impl Tree {
         for (index, name) in names.iter().enumerate() {
             here.push(name);
             let is_last = index + 1 == names.len();
-            if is_refused(name) || self.entries.len() >= ENTRIES_MAX {
+            if self.refuses(name) || self.entries.len() >= ENTRIES_MAX {
                 return;
             }
             match self.entries.get(&here) {
@@ -168,7 +184,7 @@ impl Tree {
         let full = self.from.join(path);
         let Ok(target) = fs::read_link(&full) else { return };
         let leads_to = resolve(&full, &target);
-        if leads_to.iter().any(is_refused) {
+        if leads_to.iter().any(|name| self.refuses(name)) {
             return;
         }
         self.entries.insert(path.to_owned(), Entry::Link(target));
@@ -181,11 +197,16 @@ impl Tree {
     fn take_file(&mut self, path: &Path, bytes: u64) {
         let is_small = bytes <= self.file_bytes_max.min(self.bytes_left);
         // What is larger is data, not configuration.
+        let is_data = !self.is_guarded || bytes > SCANNED_BYTES_MAX;
         let is_harmless = |content: Vec<u8>| content.contains(&0) || !holds_secret(&content);
-        if is_small && (bytes > SCANNED_BYTES_MAX || fs::read(self.from.join(path)).is_ok_and(is_harmless)) {
+        if is_small && (is_data || fs::read(self.from.join(path)).is_ok_and(is_harmless)) {
             self.bytes_left -= bytes;
             self.entries.insert(path.to_owned(), Entry::File);
         }
+    }
+
+    fn refuses(&self, name: &OsStr) -> bool {
+        self.is_guarded && is_refused(name)
     }
 
     /// Makes `to` what this says, and nothing else.
@@ -362,6 +383,27 @@ mod tests {
         let (directory, names) = copied(fill, &["ja*", "shadow", "missing", "missing/*"]);
         assert_eq!(names, ["java", "java/fine", "java/good", "java/to-good"]);
         assert!(directory.path().join("to/java/to-good").exists());
+    }
+
+    #[test]
+    fn a_mirror_has_all_that_everybody_may_read_and_its_times() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        put(&from.join("package.conf.d/token-1.conf"), "url: https://me:pass@example.org", 0o644);
+        put(&from.join("closed"), "x", 0o600);
+        symlink("/usr/share/x", from.join("package.conf.d/link")).unwrap();
+        let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        for path in [from.join("package.conf.d"), from.clone()] {
+            File::open(path).unwrap().set_modified(old).unwrap();
+        }
+        for _ in 0..2 {
+            mirror(&from, &to).unwrap();
+            assert_eq!(names_in(&to), ["package.conf.d"]);
+            assert_eq!(names_in(&to.join("package.conf.d")), ["link", "token-1.conf"]);
+            for path in [to.join("package.conf.d"), to.clone()] {
+                assert_eq!(fs::metadata(path).unwrap().modified().unwrap(), old);
+            }
+        }
     }
 
     #[test]

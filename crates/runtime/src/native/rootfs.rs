@@ -46,8 +46,10 @@ const PROGRAMS: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// read.
 const REGISTERED: [&str; 8] =
     ["aspell", "dictionaries-common", "ghc", "ghostscript", "ocaml", "sgml-base", "texmf", "xml-core"];
+/// What is registered is copied up to so many entries, and bytes, of each directory: a mount costs every container more.
+const COPIED_MAX: (usize, u64) = (2_000, 4 << 20);
 /// What changes when something is installed on the machine, or configured.
-const SIGNS: [&str; 9] = [
+const SIGNS: [&str; 10] = [
     "/etc",
     "/etc/alternatives",
     "/etc/ld.so.cache",
@@ -57,46 +59,60 @@ const SIGNS: [&str; 9] = [
     "/usr/local/lib",
     "/usr/share",
     "/var/lib/dpkg/status",
+    "/var/lib/ghc/package.conf.d",
 ];
 
-/// The directories of programs that are to be mounted, as absolute paths: `/usr`, what isn't merged into it, and what is
-/// registered.
-pub fn program_directories() -> Vec<PathBuf> {
+/// The directories of programs, as absolute paths: `/usr`, and what isn't merged into it.
+fn program_directories() -> Vec<PathBuf> {
     let unmerged = PROGRAMS.iter().map(|name| Path::new("/").join(name)).filter(|path| is_directory(path));
-    let registered = REGISTERED.iter().map(|name| Path::new("/var/lib").join(name)).filter(|path| is_directory(path));
-    std::iter::once(PathBuf::from("/usr")).chain(unmerged).chain(registered).collect()
+    std::iter::once(PathBuf::from("/usr")).chain(unmerged).collect()
+}
+
+/// The directories of what is registered, as absolute paths.
+fn registered_directories() -> Vec<PathBuf> {
+    REGISTERED.iter().map(|name| Path::new("/var/lib").join(name)).filter(|path| is_directory(path)).collect()
 }
 
 /// The root filesystem, as it was built last.
 #[derive(Debug)]
 pub struct Rootfs {
     root: PathBuf,
+    built: Mutex<Built>,
+}
+
+#[derive(Debug)]
+struct Built {
     /// How the machine looked then.
-    built: Mutex<Vec<Option<SystemTime>>>,
+    signs: Vec<Option<SystemTime>>,
+    /// Directories that are to be mounted in it, as absolute paths.
+    mounted: Vec<PathBuf>,
 }
 
 impl Rootfs {
     /// Builds it at `root`.
     pub fn build(root: PathBuf) -> io::Result<Self> {
-        let now = signs();
-        build(&root, &now)?;
-        Ok(Self { root, built: Mutex::new(now) })
+        let built = build(&root, signs())?;
+        Ok(Self { root, built: Mutex::new(built) })
     }
 
     /// Whether the machine has been changed since (installed programs want their configuration), or is just being looked at.
     pub fn is_outdated(&self) -> bool {
-        self.built.try_lock().map_or(true, |built| *built != signs())
+        self.built.try_lock().map_or(true, |built| built.signs != signs())
     }
 
     /// Builds it again, where nobody else just did.
     pub fn renew(&self) -> io::Result<()> {
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         let now = signs();
-        if *built != now {
-            build(&self.root, &now)?;
-            *built = now;
+        if built.signs != now {
+            *built = build(&self.root, now)?;
         }
         Ok(())
+    }
+
+    /// Directories of the machine that are to be mounted in it, as absolute paths.
+    pub fn mounted(&self) -> Vec<PathBuf> {
+        self.built.lock().unwrap_or_else(PoisonError::into_inner).mounted.clone()
     }
 }
 
@@ -104,7 +120,7 @@ fn signs() -> Vec<Option<SystemTime>> {
     SIGNS.iter().map(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok()).collect()
 }
 
-fn build(root: &Path, signs: &[Option<SystemTime>]) -> io::Result<()> {
+fn build(root: &Path, signs: Vec<Option<SystemTime>>) -> io::Result<Built> {
     directory(root, 0o755)?;
     for name in DIRECTORIES {
         directory(&root.join(name), 0o755)?;
@@ -123,13 +139,38 @@ fn build(root: &Path, signs: &[Option<SystemTime>]) -> io::Result<()> {
             etc::link(&root.join(name), &target)?;
         }
     }
-    let programs = program_directories();
-    for path in &programs {
-        directory(&root.join(path.strip_prefix("/").unwrap_or(path)), 0o755)?;
+    let (programs, registered) = (program_directories(), registered_directories());
+    let place = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+    for path in programs.iter().chain(&registered) {
+        directory(&place(path), 0o755)?;
     }
-    let signs = format!("{} {signs:?}", env!("CARGO_PKG_VERSION"));
-    let targets = program_links::targets(&programs, &signs, &root.with_extension("links"))?;
-    etc::furnish(&root.join("etc"), &targets, &own_files(), &OWN_LINKS)
+    let all = [&programs[..], &registered[..]].concat();
+    let text = format!("{} {signs:?}", env!("CARGO_PKG_VERSION"));
+    let targets = program_links::targets(&all, &text, &root.with_extension("links"))?;
+    etc::furnish(&root.join("etc"), &targets, &own_files(), &OWN_LINKS)?;
+    let (copied, large): (Vec<_>, Vec<_>) = registered.into_iter().partition(|path| is_small(path, COPIED_MAX));
+    copied.iter().try_for_each(|path| etc::mirror(path, &place(path)))?;
+    Ok(Built { signs, mounted: [programs, large].concat() })
+}
+
+/// Whether there are no more entries in a directory, and bytes in its files, than that.
+fn is_small(directory: &Path, (entries_max, bytes_max): (usize, u64)) -> bool {
+    let (mut open, mut entries, mut bytes) = (vec![directory.to_owned()], 0, 0);
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            entries += 1;
+            if metadata.is_dir() {
+                open.push(entry.path());
+            } else {
+                bytes += metadata.len();
+            }
+            if entries > entries_max || bytes > bytes_max {
+                return false;
+            }
+        }
+    }
+    true
 }
 
 /// Files of `/etc` that are ours, whatever the machine has there.
@@ -158,4 +199,19 @@ const OWN_LINKS: [(&str, &str); 3] =
 
 fn is_directory(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_small_is_copied() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        fs::create_dir(path.join("inner")).unwrap();
+        fs::write(path.join("inner/file"), "1234").unwrap();
+        std::os::unix::fs::symlink("..", path.join("inner/up")).unwrap();
+        assert_eq!([(3, 6), (2, 6), (3, 5)].map(|most| is_small(path, most)), [true, false, false]);
+    }
 }

@@ -161,7 +161,8 @@ impl Containers {
             cgroup: self.layout.cgroup(slot),
             limits: bundle::limits(resources),
             has_root: root.is_some(),
-            programs: bundle::programs(image),
+            // An image has programs of its own.
+            programs: if image.is_none() { self.layout.rootfs.mounted() } else { Vec::new() },
             users: bundle::users(&self.layout, slot),
         };
         let process = match self.launcher.request(Action::Prepare(prepare), root).await? {

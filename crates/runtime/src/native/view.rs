@@ -27,7 +27,7 @@ use crate::Resources;
 const CPUS: &str = "/sys/devices/system/cpu";
 /// Settings of the machine that allocators ask for.
 const HUGE_PAGES: &str = "sys/kernel/mm/transparent_hugepage";
-/// Empty directories that `/sys` has everywhere.
+/// Empty directories that `/sys` has everywhere. One of them is [`EMPTY_DIRECTORY`](raworc_launcher::protocol::EMPTY_DIRECTORY).
 const DIRECTORIES: [&str; 8] = ["block", "bus", "class", "class/net", "dev", "firmware", "fs", "module"];
 /// Files of memory that are kept: one for each limit that any session had.
 const MEMORY_FILES_MAX: usize = 256;

@@ -1,0 +1,31 @@
+//! A container's network: a loopback interface, and settings of the kernel that belong to the network namespace.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::mounts::outside;
+use crate::sys;
+
+/// It is about ids, which the kernel takes as those of the process that writes.
+const PING_GROUPS: &str = "net.ipv4.ping_group_range";
+
+/// Enters the network namespace of the container whose first process this is, and does there what libcontainer leaves undone, or
+/// does with many system calls. `base` is the id outside that is 0 inside.
+pub fn prepare(process: i32, sysctls: &HashMap<String, String>, base: u32) -> Result<(), String> {
+    File::open(format!("/proc/{process}/ns/net"))
+        .and_then(|namespace| Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?))
+        .map_err(|e| format!("its network namespace can't be entered: {e}"))?;
+    sys::loopback_up().map_err(|e| format!("its loopback interface can't be brought up: {e}"))?;
+    for (name, value) in sysctls {
+        let ids = value.split(' ').map(|id| outside(id, base).map(|id| id.to_string()));
+        let value = match name.as_str() {
+            PING_GROUPS => ids.collect::<Result<Vec<_>, _>>()?.join(" "),
+            _ => value.clone(),
+        };
+        let file = format!("/proc/sys/{}", name.replace('.', "/"));
+        fs::write(&file, value).map_err(|e| format!("{file}: {e}"))?;
+    }
+    Ok(())
+}
