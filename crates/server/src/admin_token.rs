@@ -8,7 +8,8 @@ use std::path::Path;
 use raworc_core::time::Time;
 use raworc_store::Store;
 
-use crate::{StartError, verbs};
+use crate::error::StartError;
+use crate::verbs;
 
 /// The token from its file; made at first start, made anew where the file was lost.
 pub async fn find_or_make(store: &Store, path: &Path, now: Time) -> Result<String, StartError> {

@@ -1,43 +1,41 @@
 //! What every verb, loop and route has at hand.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use raworc_api::problem::{Code, Problem};
 use raworc_core::ids::{AccountId, SessionId};
 use raworc_core::layers::Lengths;
-use raworc_core::permissions::{Action, Actor, Decision, allow};
 use raworc_core::time::Time;
 use raworc_runtime::Runtime;
 use raworc_store::{Connection, Store, StoreError};
 use raworc_workspace::{FileError, LayerStore};
-use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::attachments::Attachments;
-use crate::auth::HostTokens;
-use crate::budgets::Budgets;
-use crate::ceilings::Ceilings;
-use crate::checkpoint_queue::CheckpointQueue;
+use crate::checkpoints::capture_bases::CaptureBases;
+use crate::checkpoints::queue::CheckpointQueue;
+use crate::checkpoints::timers::CheckpointTimers;
 use crate::error::Failure;
-use crate::garbage_queue::GarbageQueue;
-use crate::hosts::Hosts;
 use crate::hub::Hub;
-use crate::images::Images;
-use crate::keyed_locks::{KeyedMutex, KeyedSemaphore};
-use crate::layer_pins::LayerPins;
+use crate::layers::garbage_queue::GarbageQueue;
+use crate::layers::pins::LayerPins;
+use crate::layers::quotas::Quotas;
+use crate::link::attachments::Attachments;
+use crate::link::hosts::Hosts;
+use crate::loops::outcomes::Loops;
 use crate::metrics::Metrics;
-use crate::reconcile::live_capture::CaptureBases;
-use crate::reconcile::periodic_checkpoints::CheckpointTimers;
-use crate::reconcile::quotas::Quotas;
-use crate::reconcile::records::Looks;
-use crate::registries::Registries;
+use crate::policy::auth::HostTokens;
+use crate::policy::budgets::Budgets;
+use crate::policy::ceilings::Ceilings;
+use crate::policy::refusals::Refusals;
+use crate::record::looks::Looks;
 use crate::reserve::Reserve;
-use crate::supervise::Loops;
-use crate::verbs::audit::Refusals;
+use crate::sync::blocking;
+use crate::sync::keyed_locks::{KeyedMutex, KeyedSemaphore};
+use crate::transfers::images::Images;
+use crate::transfers::registries::Registries;
 
 /// The parts of a running server.
 pub struct App {
@@ -169,35 +167,22 @@ impl App {
         Ok((found?, place))
     }
 
+    /// Does this, unless the server stops first: then nothing.
+    pub async fn unless_stopping<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => None,
+            done = work => Some(done),
+        }
+    }
+
+    /// Sleeps; false where the server stops meanwhile. What every loop that has a tick waits with.
+    pub async fn sleep(&self, duration: Duration) -> bool {
+        self.unless_stopping(tokio::time::sleep(duration)).await.is_some()
+    }
+
     /// The time.
     pub fn now(&self) -> Time {
         (self.clock)()
-    }
-}
-
-/// Runs what may wait for a disk where nobody else has to. On a runtime of one thread, as the simulator's, that is here:
-/// then nothing happens at the same time, and the order is always the same.
-///
-/// # Errors
-/// Where the work panicked.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> std::io::Result<T> {
-    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
-        return Ok(work());
-    }
-    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)
-}
-
-/// Lets the actor go on, or says why not. Every verb asks.
-///
-/// # Errors
-/// 403, or 404 where the actor may not know that `what` is there.
-pub fn permit(actor: &Actor, action: Action, what: &str, name: &str) -> Result<(), Failure> {
-    match allow(actor, action) {
-        Decision::Allow => Ok(()),
-        Decision::Forbid => {
-            let detail = format!("the account {:?} may not do this; ask an administrator", actor.name);
-            Err(Failure::NotAllowed(Box::new(Problem::new(Code::Forbidden, detail))))
-        }
-        Decision::Hide => Err(Failure::NotAllowed(Box::new(Failure::not_found(what, name).into_problem()))),
     }
 }

@@ -85,8 +85,7 @@ impl<'t> Change<'t> {
     pub async fn begin_stream(&mut self, row: &StreamRow, mut data: Value) -> Result<(), Failure> {
         let machine = &self.row.machine;
         if machine.generation != row.generation || machine.container != Container::Up {
-            let detail = "the session's container has just ended; try again";
-            return Err(Failure::new(Code::InvalidState, detail));
+            return Err(Failure::container_ended());
         }
         let others = streams::of_session(self.connection(), row.session_id).await?.rows;
         let count = others.iter().filter(|other| other.kind == row.kind).count();

@@ -19,7 +19,7 @@ use jiff::{Timestamp, Zoned};
 use raworc_api::PREFIX;
 use raworc_api::problem::Code;
 
-use crate::error::Failure;
+use crate::error::{Failure, stale};
 
 /// The calls that change something and look at conditions. All others that change something refuse them.
 const HEEDED: [(&str, &str); 7] = [
@@ -190,12 +190,6 @@ impl Conditions {
         let present = Present { tag: Some(session_tag(edition, version)), modified: None };
         if self.allow(Some(&present)) { Ok(()) } else { Err(stale()) }
     }
-}
-
-/// 412.
-pub fn stale() -> Failure {
-    let detail = "it is not, or not any more, what the request's conditions say; nothing was changed. GET it again and decide anew";
-    Failure::new(Code::Stale, detail)
 }
 
 fn malformed(detail: &str) -> Failure {

@@ -16,22 +16,25 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::{App, COMPARISONS_MAX, Clock, FaultInjector, SCANS_MAX, Shared, UPLOADS_MAX};
-use crate::budgets::Budgets;
-use crate::ceilings::Ceilings;
-use crate::checkpoint_queue::CheckpointQueue;
-use crate::garbage_queue::GarbageQueue;
-use crate::images::Images;
-use crate::keyed_locks::{KeyedMutex, KeyedSemaphore};
-use crate::layer_pins::LayerPins;
-use crate::reconcile::live_capture::CaptureBases;
-use crate::reconcile::periodic_checkpoints::CheckpointTimers;
-use crate::reconcile::quotas::Quotas;
-use crate::registries::Registries;
-use crate::reserve::{self, Reserve};
-use crate::verbs::audit::Refusals;
-use crate::{
-    StartError, admin_token, attachments, auth, hosts, hub, link, metrics, reconcile, routes, supervise, verbs,
-};
+use crate::checkpoints::capture_bases::CaptureBases;
+use crate::checkpoints::queue::CheckpointQueue;
+use crate::checkpoints::timers::CheckpointTimers;
+use crate::error::StartError;
+use crate::http::routes;
+use crate::layers::garbage_queue::GarbageQueue;
+use crate::layers::pins::LayerPins;
+use crate::layers::quotas::Quotas;
+use crate::link::{attachments, hosts};
+use crate::loops::{outcomes, supervise};
+use crate::policy::auth;
+use crate::policy::budgets::Budgets;
+use crate::policy::ceilings::Ceilings;
+use crate::policy::refusals::Refusals;
+use crate::reserve::Reserve;
+use crate::sync::keyed_locks::{KeyedMutex, KeyedSemaphore};
+use crate::transfers::images::Images;
+use crate::transfers::registries::Registries;
+use crate::{admin_token, hub, link, loops, metrics, record, verbs};
 
 /// What an engine is made of.
 pub struct Parts<'p> {
@@ -121,24 +124,24 @@ impl Engine {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             started: Instant::now(),
-            loops: supervise::Loops::default(),
-            looks: reconcile::records::Looks::default(),
+            loops: outcomes::Loops::default(),
+            looks: record::looks::Looks::default(),
             clock: parts.clock,
         });
-        reconcile::checkpoints::recover(&app).await?;
-        reconcile::sweep::once(&app).await?;
-        supervise::spawn::<reconcile::backups::Backups>(&app);
-        supervise::spawn::<reconcile::checkpoints::Checkpoints>(&app);
-        supervise::spawn::<reconcile::containers::Containers>(&app);
-        supervise::spawn::<reconcile::deadlines::Deadlines>(&app);
-        supervise::spawn::<reconcile::periodic_checkpoints::PeriodicCheckpoints>(&app);
-        supervise::spawn::<reconcile::exits::Exits>(&app);
-        supervise::spawn::<reconcile::layers::Layers>(&app);
-        supervise::spawn::<reconcile::leases::Leases>(&app);
-        supervise::spawn::<reconcile::quotas::QuotaLoop>(&app);
-        supervise::spawn::<reconcile::records::Records>(&app);
-        supervise::spawn::<reconcile::sweep::Sweep>(&app);
-        supervise::spawn::<reserve::ReserveLoop>(&app);
+        loops::checkpoints::recover(&app).await?;
+        loops::sweep::once(&app).await?;
+        supervise::spawn::<loops::backups::Backups>(&app);
+        supervise::spawn::<loops::checkpoints::Checkpoints>(&app);
+        supervise::spawn::<loops::containers::Containers>(&app);
+        supervise::spawn::<loops::deadlines::Deadlines>(&app);
+        supervise::spawn::<loops::periodic_checkpoints::PeriodicCheckpoints>(&app);
+        supervise::spawn::<loops::exits::Exits>(&app);
+        supervise::spawn::<loops::layers::Layers>(&app);
+        supervise::spawn::<loops::leases::Leases>(&app);
+        supervise::spawn::<loops::quotas::QuotaLoop>(&app);
+        supervise::spawn::<loops::records::Records>(&app);
+        supervise::spawn::<loops::sweep::Sweep>(&app);
+        supervise::spawn::<loops::reserve::ReserveLoop>(&app);
         Ok(Self { app, admin_token })
     }
 
@@ -153,7 +156,7 @@ impl Engine {
     }
 
     /// A host dials: `stream` leads to it.
-    pub fn accept_host(&self, stream: impl link::Stream) {
+    pub fn accept_host(&self, stream: impl attachments::Stream) {
         self.app.tasks.spawn(link::serve(self.app.clone(), Box::new(stream)));
     }
 }

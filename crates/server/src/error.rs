@@ -1,5 +1,8 @@
 //! From what goes wrong inside to what is said outside. Internal text goes to the log, never into a problem.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use raworc_api::problem::{Code, Problem};
@@ -50,6 +53,11 @@ impl Failure {
     /// There is no such thing, or the caller may not see it.
     pub fn not_found(what: &str, name: &str) -> Self {
         Self::new(Code::NotFound, format!("there is no {what} {name:?}, or you may not see it"))
+    }
+
+    /// What was to happen in a container has no container any more.
+    pub fn container_ended() -> Self {
+        Self::new(Code::InvalidState, "the session's container has just ended; try again")
     }
 
     /// What is wrong with a record, where that is why.
@@ -156,7 +164,7 @@ fn file_problem(error: &FileError) -> Problem {
         FileError::WrongKind(_) | FileError::Conflict(_) => Problem::new(Code::FileConflict, error.to_string()),
         FileError::BadArchive(_) => Problem::field("body", error.to_string()),
         FileError::TooLarge => Problem::new(Code::TooLarge, error.to_string()),
-        FileError::Stale => crate::conditions::stale().into_problem(),
+        FileError::Stale => stale().into_problem(),
         FileError::TooDeep => Problem::new(Code::FileConflict, error.to_string()),
         FileError::DiskFull => disk_full(),
         FileError::LayerMissing(layer) => {
@@ -201,4 +209,36 @@ pub fn problem_response(problem: &Problem) -> Response {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response
+}
+
+/// 412.
+pub fn stale() -> Failure {
+    let detail = "it is not, or not any more, what the request's conditions say; nothing was changed. GET it again and decide anew";
+    Failure::new(Code::Stale, detail)
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another server uses this data directory.
+    #[error("another server is using the data directory {0}")]
+    InUse(PathBuf),
+    /// It cannot listen there.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, std::io::Error),
+    /// A file or directory cannot be used.
+    #[error("{0}: {1}")]
+    File(PathBuf, std::io::Error),
+    /// The records cannot be opened.
+    #[error("the records cannot be opened: {0}")]
+    Store(#[from] StoreError),
+    /// The first steps failed.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<Failure> for StartError {
+    fn from(failure: Failure) -> Self {
+        StartError::Other(failure.to_string())
+    }
 }

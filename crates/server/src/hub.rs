@@ -2,11 +2,13 @@
 //! changes, and nothing is lost when it comes late.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use raworc_core::ids::{AccountId, SessionId};
 use tokio::sync::{Notify, watch};
+
+use crate::sync::lock;
 
 /// Hands out notices.
 #[derive(Default)]
@@ -17,6 +19,7 @@ pub struct Hub {
     changed: Mutex<BTreeSet<SessionId>>,
     any: Notify,
     deadlines: Notify,
+    sweep: Notify,
 }
 
 impl Hub {
@@ -90,13 +93,18 @@ impl Hub {
         self.any.notify_one();
     }
 
+    /// Has what is there compared with what is meant to be there now.
+    pub fn sweep_soon(&self) {
+        self.sweep.notify_one();
+    }
+
+    /// Waits until that is wanted; for the one loop that sweeps.
+    pub async fn sweep_wanted(&self) {
+        self.sweep.notified().await;
+    }
+
     /// Waits until some deadline may have changed; for the one loop that looks after them.
     pub async fn deadlines_changed(&self) {
         self.deadlines.notified().await;
     }
-}
-
-/// A lock that cannot be poisoned in a way that matters: what it guards is whole after every statement.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,44 +2,28 @@
 
 mod admin_token;
 mod app;
-mod attachments;
-mod auth;
-mod budgets;
-mod ceilings;
 mod change;
-mod checkpoint_queue;
+mod checkpoints;
 mod conditions;
-mod connections;
-mod credentials;
 pub mod engine;
 mod error;
-mod extract;
-mod fair_semaphore;
-mod garbage_queue;
-mod hosts;
+mod http;
 mod hub;
-mod images;
-mod keyed_locks;
-mod layer_pins;
-mod lease;
+mod layers;
 mod link;
-mod listen;
+mod loops;
 mod metrics;
-mod negotiate;
-mod outgoing;
-mod reconcile;
-mod registries;
-mod relay;
+mod policy;
+mod record;
 mod reserve;
-mod routes;
-mod supervise;
+mod sync;
+mod transfers;
 mod verbs;
 mod view;
-mod workspace_access;
 
-pub use ceilings::Ceilings;
-pub use registries::Registries;
+pub use policy::ceilings::Ceilings;
 pub use reserve::Reserve;
+pub use transfers::registries::Registries;
 
 use std::fs::{File, OpenOptions};
 use std::net::SocketAddr;
@@ -50,17 +34,17 @@ use std::time::Duration;
 
 use raworc_core::layers::Lengths;
 use raworc_runtime::Runtime;
-use raworc_store::{Store, StoreError};
+use raworc_store::Store;
 use raworc_workspace::Mounter;
 use raworc_workspace::layers::OverlayXattrs;
 use tokio::net::TcpListener;
 
 use engine::Engine;
-use error::Failure;
 
 pub use app::{Clock, FaultInjector};
-pub use connections::Bounds;
-pub use routes::openapi;
+pub use error::StartError;
+pub use http::connections::Bounds;
+pub use http::routes::openapi;
 
 /// What is under way gets this long to end when the server stops; longer than stopping a container takes.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -90,32 +74,6 @@ pub struct Config {
     pub ceilings: Ceilings,
     /// How many connections there may be.
     pub connections: Bounds,
-}
-
-/// Why a server did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Another server uses this data directory.
-    #[error("another server is using the data directory {0}")]
-    InUse(PathBuf),
-    /// It cannot listen there.
-    #[error("cannot listen on {0}: {1}")]
-    Listen(SocketAddr, std::io::Error),
-    /// A file or directory cannot be used.
-    #[error("{0}: {1}")]
-    File(PathBuf, std::io::Error),
-    /// The records cannot be opened.
-    #[error("the records cannot be opened: {0}")]
-    Store(#[from] StoreError),
-    /// The first steps failed.
-    #[error("{0}")]
-    Other(String),
-}
-
-impl From<Failure> for StartError {
-    fn from(failure: Failure) -> Self {
-        StartError::Other(failure.to_string())
-    }
 }
 
 /// The right to be the one server of a data directory; given back when dropped.
@@ -182,7 +140,7 @@ impl Server {
         let engine = Engine::start(parts, |listener| Store::open_sqlite(&records, listener)).await?;
         let (app, router) = (&engine.app, engine.router());
         app.tasks.spawn(link::accept(app.clone(), hosts));
-        app.tasks.spawn(listen::run(app.clone(), listener, router, config.connections));
+        app.tasks.spawn(http::listen::run(app.clone(), listener, router, config.connections));
         Ok(Self { engine, address, _lock: lock })
     }
 

@@ -11,13 +11,9 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, open, statvfs};
 use rustix::io::Errno;
-
-use crate::app::{Shared, blocking};
-use crate::supervise::Loop;
 
 /// What it takes, as bytes of one file, and as empty files.
 const BYTES: u64 = 16 << 20;
@@ -33,35 +29,6 @@ const ROOM_BYTES: u64 = 4 * BYTES;
 /// With fewer inodes than this, the disk is full, or almost.
 const FULL_FILES: u64 = 64;
 const ROOM_FILES: u64 = 1024;
-
-/// How often it is looked whether there is room for it again: soon after some was made, or it is taken by others.
-const INTERVAL: Duration = Duration::from_secs(2);
-
-/// Keeps the reserve.
-pub struct ReserveLoop;
-
-impl Loop for ReserveLoop {
-    const NAME: &'static str = "reserve";
-    const TRIGGER: &'static str = "every 2 seconds";
-
-    fn bound() -> String {
-        "one look at a time".to_owned()
-    }
-
-    async fn run(app: Shared) {
-        let Some(reserve) = app.reserve.clone() else { return };
-        loop {
-            let kept = reserve.clone();
-            let _ = blocking(move || kept.keep()).await;
-            app.loops.ran(Self::NAME, true);
-            tokio::select! {
-                biased;
-                () = app.stopping.cancelled() => return,
-                () = tokio::time::sleep(INTERVAL) => {}
-            }
-        }
-    }
-}
 
 /// How much room is left on a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,9 +14,10 @@ use raworc_store::{Sound, Store, StoreError, audit};
 use uuid::Uuid;
 
 use super::check::Checks;
-use crate::app::{Shared, permit};
-use crate::auth;
+use crate::app::Shared;
 use crate::error::Failure;
+use crate::policy::auth;
+use crate::policy::permit;
 
 /// The name of the first administrator.
 const ADMIN: &str = "admin";

@@ -13,9 +13,10 @@ use uuid::Uuid;
 
 use super::check::Checks;
 use super::create_session::DEFAULT_AGENT;
-use crate::app::{Shared, permit};
+use crate::app::Shared;
 use crate::conditions::Conditions;
 use crate::error::Failure;
+use crate::policy::permit;
 
 /// Longest `timeout_seconds` of an agent: a day.
 const TIMEOUT_SECONDS_MAX: u64 = 24 * 3600;

@@ -15,11 +15,12 @@ use raworc_workspace::{
 
 use super::files::{allow, note, open, over_quota, refuse_ended, refuse_over_quota, room, session, to_its_end};
 use super::find::Purpose;
-use crate::app::{Shared, blocking};
+use crate::app::Shared;
 use crate::conditions::Conditions;
 use crate::error::Failure;
-use crate::outgoing;
-use crate::workspace_access::{self, PinnedWorkspace};
+use crate::layers::workspace_access::{self, PinnedWorkspace};
+use crate::sync::blocking;
+use crate::transfers::outgoing;
 
 /// How much of an archive is read at once, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;

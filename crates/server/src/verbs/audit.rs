@@ -1,42 +1,18 @@
 //! Read the audit trail, and add to it what was refused. What is done is added where it is done, in the same transaction.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
-use std::time::Duration;
-
 use raworc_api::audit::AuditOutcome;
-use raworc_core::ids::AccountId;
 use raworc_core::limits::PAGE_BYTES_MAX;
 use raworc_core::permissions::{Action, Actor};
 use raworc_store::Batch;
 use raworc_store::audit::{self, AuditRow, Filter};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
 
-use crate::app::{Shared, permit};
+use crate::app::Shared;
 use crate::error::Failure;
-use crate::hub::lock;
+use crate::policy::permit;
 
-/// Refusals of one account that are recorded in a [`PERIOD`]: who is refused over and over does not fill the disk with it.
-const REFUSALS_MAX: u32 = 60;
-const PERIOD: Duration = Duration::from_secs(60);
 /// Longest path that is recorded, in characters.
 const TARGET_CHARACTERS_MAX: usize = 256;
-
-/// How many refusals of each account were recorded in its present period.
-#[derive(Debug, Default)]
-pub struct Refusals(Mutex<HashMap<AccountId, (Instant, u32)>>);
-
-impl Refusals {
-    /// Whether one more is to be recorded.
-    fn counts(&self, account: AccountId) -> bool {
-        let mut all = lock(&self.0);
-        all.retain(|_, (since, _)| since.elapsed() < PERIOD);
-        let (_, count) = all.entry(account).or_insert((Instant::now(), 0));
-        *count = count.saturating_add(1);
-        *count <= REFUSALS_MAX
-    }
-}
 
 /// Entries that match, newest first.
 ///
@@ -72,19 +48,4 @@ pub fn refused(app: &Shared, actor: &Actor, call: String, path: &str) {
             tracing::error!(%error, "what was refused could not be recorded");
         }
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn who_is_refused_over_and_over_fills_no_disk() {
-        let (refusals, account) = (Refusals::default(), |n| AccountId(uuid::Uuid::from_u128(n)));
-        assert_eq!((0..200).filter(|_| refusals.counts(account(1))).count(), REFUSALS_MAX as usize);
-        assert!(refusals.counts(account(2)), "another one's are recorded");
-        tokio::time::advance(PERIOD).await;
-        assert!(refusals.counts(account(1)), "and so are those of another minute");
-        assert_eq!(lock(&refusals.0).len(), 1);
-    }
 }

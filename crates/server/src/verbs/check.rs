@@ -17,8 +17,8 @@ use raworc_oci::Reference;
 use raworc_runtime::Resources;
 use serde_json::{Map, Value};
 
-use crate::ceilings::{CPU_MIN, Ceilings, DISK_BYTES_MIN};
 use crate::error::Failure;
+use crate::policy::ceilings::{CPU_MIN, Ceilings, DISK_BYTES_MIN};
 
 /// Deepest `metadata`. Whoever reads a list of sessions has to read it, and JSON parsers stop at a hundred or so.
 const METADATA_DEPTH_MAX: usize = 32;

@@ -19,11 +19,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::check::Checks;
 use super::find::{self, Purpose};
-use super::save;
-use crate::app::{Shared, blocking};
+use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::workspace_access;
+use crate::layers::workspace_access;
+use crate::record::save;
+use crate::sync::blocking;
 
 /// Asks for a checkpoint and waits for it, for as long as anyone would; then it may still be `pending`.
 ///
@@ -226,7 +227,7 @@ pub async fn layers(
     app: &Shared,
     session: SessionId,
     n: u64,
-) -> Result<(Vec<LayerRow>, crate::layer_pins::LayerPin), Failure> {
+) -> Result<(Vec<LayerRow>, crate::layers::pins::LayerPin), Failure> {
     loop {
         let top = usable(app, session, n).await?.layer_id;
         match workspace_access::chain(app, top).await {

@@ -24,16 +24,17 @@ use raworc_store::{Connection, agents, audit};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::backups;
 use super::check::{Checks, backup, disk, plan, resources_or_default};
 use super::idempotent::Key;
 use super::images::{self, Use};
 use super::send_message::{NewMessage, queue};
-use crate::app::{Shared, permit};
-use crate::ceilings::Ceilings;
+use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::workspace_access;
+use crate::layers::workspace_access;
+use crate::policy::ceilings::Ceilings;
+use crate::policy::permit;
+use crate::record::{backups, save};
 
 /// The agent of a session that names none.
 pub const DEFAULT_AGENT: &str = "shell";
@@ -230,7 +231,7 @@ impl Conversation {
 /// # Errors
 /// Where the store fails.
 pub async fn inherit_checkpoint(change: &mut Change<'_>, inherited: Inherited) -> Result<(), Failure> {
-    let mut own = super::save::new_row(&mut change.row, Cause::Remix, inherited.label, &inherited.by, change.now);
+    let mut own = save::new_row(&mut change.row, Cause::Remix, inherited.label, &inherited.by, change.now);
     (own.status, own.layer_id) = (Status::Ready, change.row.layer_id);
     (own.bytes, own.files) = inherited.size;
     checkpoints::insert(change.connection(), &own).await?;

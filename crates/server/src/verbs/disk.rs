@@ -13,11 +13,13 @@ use raworc_store::{Connection, agents, audit, checkpoints, images, sessions};
 use raworc_workspace::FileError;
 use serde_json::json;
 
-use super::save;
-use crate::app::{Shared, blocking, permit};
+use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::workspace_access;
+use crate::layers::{chains, workspace_access};
+use crate::policy::permit;
+use crate::record::save;
+use crate::sync::blocking;
 
 /// How long a deleted session's container may take to go.
 const GONE_MAX: Duration = Duration::from_secs(15);
@@ -118,11 +120,11 @@ pub async fn prune(app: &Shared, actor: &Actor, body: Prune) -> Result<Pruned, F
     if body.unused_images {
         pruned.images = remove_unused(app, actor).await?;
     }
-    crate::reconcile::layers::collapse_all(app).await?;
+    chains::collapse_all(app).await?;
     let after = layer_bytes(app).await?;
     let images = app.clone();
     let transfers = blocking(move || images.images.collect(true)).await.map_err(FileError::Io)??;
-    crate::reconcile::layers::collect_all(app).await?;
+    chains::collect_all(app).await?;
     pruned.bytes = before.saturating_sub(after).saturating_add(transfers);
     Ok(pruned)
 }

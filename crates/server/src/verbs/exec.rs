@@ -23,7 +23,7 @@ use super::find::{self, Purpose};
 use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::hosts::ExecRejection;
+use crate::link::hosts::ExecRejection;
 
 /// Ends an exec that names no timeout.
 const TIMEOUT_SECONDS_DEFAULT: u64 = 60;
@@ -55,7 +55,7 @@ pub async fn exec(app: &Shared, actor: &Actor, id_or_name: String, body: Exec) -
         None => {
             let up = when_ready(app, session.id, |up| app.hosts.is_connected(up).map(|()| up)).await?;
             let row = stream(up, id, shown(&body.command), actor, app.now());
-            super::streams::record(app, row.clone(), json!({})).await?;
+            crate::record::streams::record(app, row.clone(), json!({})).await?;
             row
         }
     };
@@ -242,7 +242,7 @@ pub fn program(command: ExecCommand, stdin: String) -> Program {
 /// Waits until the session's host can be given something.
 ///
 /// # Errors
-/// 409 where the session's state forbids it, 429 where too much runs, 503 where it takes too long.
+/// 409 where the session's state forbids it, 503 where it takes too long.
 pub async fn when_ready<T>(
     app: &Shared,
     session: SessionId,
@@ -271,19 +271,12 @@ pub async fn when_ready<T>(
         match row.machine.state {
             State::Ready | State::Busy => match give(container) {
                 Ok(given) => return Ok(given),
-                Err(ExecRejection::TooMany) => {
-                    let detail = "too many commands run in this session already; wait for one to end";
-                    return Err(Failure::new(Code::Busy, detail));
-                }
                 Err(ExecRejection::Outdated) => {
                     let detail = "the session's container was started by an older version, which cannot do this; \
                                   restart the session first";
                     return Err(Failure::new(Code::InvalidState, detail));
                 }
-                Err(ExecRejection::Replaced) => {
-                    let detail = "the session's container has just ended; try again";
-                    return Err(Failure::new(Code::InvalidState, detail));
-                }
+                Err(ExecRejection::Replaced) => return Err(Failure::container_ended()),
                 Err(ExecRejection::NoHost) => {}
             },
             State::Error if row.machine.due_at.is_none() => {

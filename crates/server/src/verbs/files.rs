@@ -18,13 +18,14 @@ use tokio::sync::oneshot;
 
 use super::checkpoints;
 use super::find::{self, Purpose};
-use crate::app::{Shared, blocking};
+use crate::app::Shared;
 use crate::change::Change;
 use crate::conditions::{self, Conditions};
 use crate::error::Failure;
-use crate::reconcile::quotas;
+use crate::layers::disk_use;
+use crate::layers::workspace_access;
+use crate::sync::blocking;
 use crate::view;
-use crate::workspace_access;
 
 /// What someone wants to see.
 pub struct Look {
@@ -216,7 +217,7 @@ pub(super) async fn refuse_over_quota(app: &Shared, row: &SessionRow, bytes: u64
 pub(super) async fn room(app: &Shared, row: &SessionRow) -> Result<Option<u64>, Failure> {
     let Some(limit) = app.ceilings.disk(row.settings.disk) else { return Ok(None) };
     let container = ContainerId { session: row.id, generation: row.machine.generation };
-    let left = limit.0.checked_sub(quotas::used(app, row, container).await?);
+    let left = limit.0.checked_sub(disk_use::used(app, row, container).await?);
     left.map(Some).ok_or_else(|| over_quota(app, row))
 }
 

@@ -7,8 +7,8 @@ use raworc_core::permissions::{Action, Actor, Role};
 use raworc_store::sessions::{self, Filter, SessionRow};
 use raworc_store::{Connection, StoreError, set_aside};
 
-use crate::app::permit;
 use crate::error::Failure;
+use crate::policy::permit;
 
 /// What the caller is going to do with a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,11 +7,13 @@ use raworc_api::health::{DamagedRecord, Health, HealthProblem, LoopHealth, LoopL
 use raworc_core::permissions::{Action, Actor, Decision, allow};
 use raworc_store::{StoreError, sessions};
 
-use crate::app::{Shared, blocking, permit};
+use crate::app::Shared;
 use crate::error::Failure;
-use crate::reconcile::records;
+use crate::loops::outcomes::LoopState;
+use crate::policy::permit;
+use crate::record::damages;
 use crate::reserve::Room;
-use crate::supervise::LoopState;
+use crate::sync::blocking;
 
 /// A part that does not answer for so long does not work.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -113,7 +115,7 @@ async fn runtime(app: &Shared, report: &mut Report) -> bool {
 
 async fn records(app: &Shared, report: &mut Report) -> Vec<DamagedRecord> {
     // What is not known by then is told the next time.
-    let news = tokio::time::timeout(records::NEWS_MAX, records::look(app)).await;
+    let news = tokio::time::timeout(damages::NEWS_MAX, damages::look(app)).await;
     if let Ok(Err(error)) = news {
         tracing::error!(%error, "the records could not be looked through");
     }
@@ -124,7 +126,7 @@ async fn records(app: &Shared, report: &mut Report) -> Vec<DamagedRecord> {
         let problem = format!("{} records of the database are damaged, and set aside", damages.len());
         report.wrong("records", "damaged", problem, "mend them: docs/errors/record_damaged.md");
     }
-    match tokio::time::timeout(records::NEWS_MAX, records::missing_layers(app)).await {
+    match tokio::time::timeout(damages::NEWS_MAX, damages::missing_layers(app)).await {
         Ok(Ok(missing)) if !missing.is_empty() => {
             let names: Vec<String> = missing.iter().take(NAMED_MAX).map(ToString::to_string).collect();
             let problem = format!("directories in layers/ are missing: {}", names.join(", "));

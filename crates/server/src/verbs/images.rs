@@ -16,9 +16,12 @@ use raworc_workspace::FileError;
 use uuid::Uuid;
 
 use super::portable::Portable;
-use crate::app::{Shared, blocking, permit};
+use crate::app::Shared;
 use crate::error::Failure;
-use crate::images::{AccountTransfer, Tell, UnpackedImage, unpack_image};
+use crate::policy::permit;
+use crate::sync::blocking;
+use crate::transfers::images::{AccountTransfer, Tell};
+use crate::transfers::unpack::{UnpackedImage, unpack_image};
 
 /// How often an image is taken in again whose layers were given up meanwhile.
 const TRIES: u32 = 3;

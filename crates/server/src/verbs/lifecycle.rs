@@ -11,8 +11,7 @@ use crate::app::Shared;
 use crate::change::Change;
 use crate::conditions::Conditions;
 use crate::error::Failure;
-use crate::reconcile::sweep;
-use crate::workspace_access::refuse_purged;
+use crate::layers::workspace_access::refuse_purged;
 
 /// What someone wants of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +79,7 @@ pub async fn delete_damaged(app: &Shared, actor: &Actor, id_or_name: &str, failu
     });
     write.await?;
     // Its container is nobody's now.
-    sweep::soon(app);
+    app.hub.sweep_soon();
     Ok(())
 }
 

@@ -17,11 +17,13 @@ use serde_json::json;
 use super::checkpoints as versions;
 use super::find::{self, Purpose};
 use super::portable::{self, Portable};
-use crate::app::{Shared, blocking};
+use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::images::{AccountTransfer, Tell, pack};
-use crate::layer_pins::LayerPin;
+use crate::layers::pins::LayerPin;
+use crate::sync::blocking;
+use crate::transfers::images::{AccountTransfer, Tell};
+use crate::transfers::pack::pack;
 
 /// Says in the manifest what the image is of.
 const TITLE: &str = "org.opencontainers.image.title";

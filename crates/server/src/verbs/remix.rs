@@ -20,11 +20,12 @@ use super::idempotent::Key;
 use super::images::{self, Use};
 use super::portable::as_wanted;
 use super::send_message::{NewMessage, queue};
-use crate::app::{Shared, permit};
-use crate::ceilings::Ceilings;
+use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::workspace_access::refuse_purged;
+use crate::layers::workspace_access::refuse_purged;
+use crate::policy::ceilings::Ceilings;
+use crate::policy::permit;
 
 /// Makes it: the parent's configuration with what the body changes, its conversation up to the checkpoint, its workspace as
 /// of then. Tokens and secrets are not taken over.

@@ -7,12 +7,13 @@ use raworc_store::sessions::{self, SessionRow};
 use raworc_store::{audit, checkpoints};
 use serde_json::json;
 
+use super::checkpoints as versions;
 use super::find::{self, Purpose};
-use super::{checkpoints as versions, save};
 use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::workspace_access;
+use crate::layers::workspace_access;
+use crate::record::save;
 
 /// Has a session go back to its checkpoint `n`, workspace and conversation, and waits until it has, for as long as anyone
 /// would. What is there now is saved first. What is worked on or waits is cancelled.

@@ -1,6 +1,6 @@
 //! Terminals, and commands whose streams are attached: how they begin, how clients get to them, how their end is recorded.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use raworc_api::problem::{Code, Problem};
@@ -8,13 +8,13 @@ use raworc_api::terminal::OpenTerminal;
 use raworc_api::workspace::{Exec, ExecCommand};
 use raworc_core::ids::{ContainerId, SessionId};
 use raworc_core::limits::DETACHED_MAX;
-use raworc_core::link::{Attach, Ending, Interactive, Size, WorkId};
+use raworc_core::link::{Attach, Interactive, Size};
 use raworc_core::permissions::Actor;
 use raworc_core::session::Event;
 use raworc_store::sessions::SessionRow;
 use raworc_store::streams::{self, Kind, StreamRow};
-use raworc_store::{Sound, StoreError, audit};
-use serde_json::{Value, json};
+use raworc_store::{Sound, audit};
+use serde_json::json;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -22,10 +22,11 @@ use super::check::Checks;
 use super::exec;
 use super::find::{self, Purpose};
 use crate::app::Shared;
-use crate::attachments::Way;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::lease::Lease;
+use crate::link::attachments::Way;
+use crate::policy::lease::Lease;
+use crate::record::streams::{finish, record};
 
 /// How long a host may take to dial.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -278,24 +279,6 @@ async fn wake(app: &Shared, actor: &Actor, id_or_name: String, kind: Kind) -> Re
         .await
 }
 
-/// Records that a stream or a command begins, before anyone begins it.
-///
-/// # Errors
-/// As [`Change::begin_stream`].
-pub async fn record(app: &Shared, row: StreamRow, data: Value) -> Result<(), Failure> {
-    let now = app.now();
-    app.store
-        .write(move |transaction| {
-            Box::pin(async move {
-                let mut change = Change::load(transaction, row.session_id, now, row.actor.clone()).await?;
-                change.begin_stream(&row, data).await?;
-                change.save().await?;
-                Ok(())
-            })
-        })
-        .await
-}
-
 /// Has the host dial for a client, and waits for it.
 async fn dial(app: &Shared, container: ContainerId, attach: Attach) -> Result<Way, Failure> {
     let mut expected = app.attachments.expect(container, attach.attachment);
@@ -348,87 +331,4 @@ async fn find_terminal(app: &Shared, actor: &Actor, id_or_name: &str, terminal: 
     let id = terminal.parse::<Uuid>().ok();
     let is_it = |row: &StreamRow| Some(row.id) == id && row.kind == Kind::Terminal;
     rows.into_iter().find(is_it).ok_or_else(|| Failure::not_found("terminal", terminal))
-}
-
-/// A stream has ended, as its host says.
-///
-/// # Errors
-/// Where the store fails.
-pub async fn ended(
-    app: &Shared,
-    container: ContainerId,
-    id: Uuid,
-    ending: Ending,
-    duration_micros: u64,
-) -> Result<(), Failure> {
-    let mut data = json!({ "exit_code": null, "duration_seconds": duration_micros as f64 / 1e6 });
-    match ending {
-        Ending::Exited(code) => data["exit_code"] = json!(code),
-        Ending::Signalled(signal) => data["signal"] = json!(signal),
-        Ending::Cancelled => data["error"] = json!("closed"),
-        Ending::TimedOut => data["error"] = json!("timed_out"),
-        Ending::NotStarted => data["error"] = json!("not_started"),
-    }
-    finish(app, container, id, data).await
-}
-
-async fn finish(app: &Shared, container: ContainerId, id: Uuid, data: Value) -> Result<(), Failure> {
-    let now = app.now();
-    let finished: Result<(), Failure> = app
-        .store
-        .write(move |transaction| {
-            Box::pin(async move {
-                let actor = crate::change::SYSTEM;
-                let mut change = Change::load(transaction, container.session, now, actor).await?;
-                let rows = streams::of_session(change.connection(), container.session).await?.rows;
-                if let Some(row) = rows.iter().find(|row| row.id == id) {
-                    change.end_stream(row, data).await?;
-                    change.step(&Event::Used).await?;
-                    change.save().await?;
-                }
-                Ok(())
-            })
-        })
-        .await;
-    // Where it could not be recorded, the host says it again.
-    if finished.is_ok() {
-        app.hosts.stream_ended(container, id);
-        app.hub.notify(&[container.session]);
-    }
-    finished
-}
-
-/// A host says what it has: those streams of it that are recorded. Others that are recorded have ended unseen.
-///
-/// # Errors
-/// Where the store fails.
-pub async fn reconcile_streams(
-    app: &Shared,
-    container: ContainerId,
-    works: &[WorkId],
-) -> Result<BTreeSet<Uuid>, Failure> {
-    let has = move |row: &StreamRow, works: &[WorkId]| {
-        row.generation == container.generation && works.contains(&WorkId::Exec(row.id))
-    };
-    let rows = {
-        let mut connection = app.store.read().await?;
-        streams::of_session(&mut connection, container.session).await?.rows
-    };
-    let is_lost =
-        move |app: &Shared, row: &StreamRow, works: &[WorkId]| !has(row, works) && !app.hosts.is_beginning(row.id);
-    if rows.iter().any(|row| is_lost(app, row, works)) {
-        let (in_job, works, now) = (app.clone(), works.to_vec(), app.now());
-        let ended: Result<(), Failure> = app
-            .store
-            .write(move |transaction| {
-                Box::pin(async move {
-                    let mut change = Change::load(transaction, container.session, now, crate::change::SYSTEM).await?;
-                    change.end_streams(|row| is_lost(&in_job, row, &works)).await?;
-                    change.save().await.map(|_| ()).map_err(|error: StoreError| error.into())
-                })
-            })
-            .await;
-        ended?;
-    }
-    Ok(rows.iter().filter(|row| has(row, works)).map(|row| row.id).collect())
 }

@@ -15,10 +15,10 @@ use serde_json::json;
 use super::check::{Checks, backup, disk, plan};
 use super::find::{self, Purpose};
 use crate::app::Shared;
-use crate::ceilings::Ceilings;
 use crate::change::Change;
 use crate::conditions::Conditions;
 use crate::error::Failure;
+use crate::policy::ceilings::Ceilings;
 
 /// Changes the fields that the body names.
 ///
