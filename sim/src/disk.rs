@@ -14,7 +14,7 @@ impl Disk for SimDisk {
         async move {
             self.0.pass(if self.0.fault(0.01) { 1_500 } else { 1 }).await;
             if self.0.fault(0.005) {
-                self.0.tell("the disk is full");
+                self.0.log("the disk is full");
                 return Err(StoreError::DiskFull);
             }
             Ok(())

@@ -70,13 +70,13 @@ fn meet(world: &World, step: Failpoint<'_>) -> io::Result<()> {
         (Failpoint::Change, Some(fate)) if fate.steps > 0 => fate.steps -= 1,
         (Failpoint::Change, Some(InjectedFault { is_death: false, .. })) => {
             state.fate = None;
-            state.tell("the disk is full in the middle of something");
+            state.log("the disk is full in the middle of something");
             return Err(rustix::io::Errno::NOSPC.into());
         }
         (Failpoint::Change, Some(_)) => {
             state.is_dead = true;
             state.death.notify_one();
-            state.tell("the server dies in the middle of something");
+            state.log("the server dies in the middle of something");
             return Err(io::Error::other("the server is dead"));
         }
     }

@@ -190,11 +190,11 @@ impl Host {
             return Some(ConnectionEnd::Over);
         }
         if self.world.fault(0.01) {
-            self.world.tell(&format!("{} loses its connection", self.id));
+            self.world.log(&format!("{} loses its connection", self.id));
             return Some(ConnectionEnd::Lost);
         }
         if self.world.fault(0.004) {
-            self.world.tell(&format!("{} hangs", self.id));
+            self.world.log(&format!("{} hangs", self.id));
             tokio::time::sleep(Duration::from_secs(self.world.below(20) as u64)).await;
         }
         None
@@ -214,7 +214,7 @@ impl Host {
                 }
             }
             ServerFrame::Refused { code } => {
-                self.world.tell(&format!("{} is refused: {code}", self.id));
+                self.world.log(&format!("{} is refused: {code}", self.id));
                 self.world.exit(self.id, ExitReason::Exited(3));
                 return Some(Some(ConnectionEnd::Over));
             }
@@ -245,7 +245,7 @@ impl Host {
             return;
         }
         let (outputs, ending) = (self.world.below(4), Ending::Exited(i32::from(self.world.chance(0.1))));
-        self.world.tell(&format!("{} begins {message}", self.id));
+        self.world.log(&format!("{} begins {message}", self.id));
         {
             let mut state = self.world.state();
             *state.executions.entry(message).or_default() += 1;
@@ -270,7 +270,7 @@ impl Host {
         let written = state.oracle.write(&session, &stack, changes);
         state.oracle.expect(&format!("what {} writes", self.id), written);
         let now = state.oracle.state_of(&session);
-        state.tell(&format!("{} has written: state {now}, {told}", self.id));
+        state.log(&format!("{} has written: state {now}, {told}", self.id));
     }
 
     /// The next report of the job.

@@ -67,7 +67,7 @@ pub fn run(seed: u64, is_loud: bool) -> SeedRun {
     let result = live(&world, &ground);
     let _ = failpoints::set_handler(None);
     if let Err(error) = &result {
-        world.tell(&format!("seed {seed}: {error:#}"));
+        world.log(&format!("seed {seed}: {error:#}"));
     }
     let trace = std::mem::take(&mut world.state().trace);
     SeedRun { trace, result }
@@ -85,7 +85,7 @@ pub fn run_race(seed: u64, is_loud: bool) -> SeedRun {
     let result = hurry(&world, &ground);
     let _ = failpoints::set_handler(None);
     if let Err(error) = &result {
-        world.tell(&format!("hasty seed {seed}: {error:#}"));
+        world.log(&format!("hasty seed {seed}: {error:#}"));
     }
     let trace = std::mem::take(&mut world.state().trace);
     SeedRun { trace, result }
@@ -143,7 +143,7 @@ fn live(world: &World, ground: &PersistentState) -> anyhow::Result<()> {
 async fn serve(world: &World, ground: &PersistentState, is_last: bool) -> anyhow::Result<Duration> {
     let born = Instant::now();
     let dies = world.begin(!is_last);
-    world.tell("a server starts");
+    world.log("a server starts");
     let life = async {
         let engine = start(world, ground).await?;
         let acts = world.below(if world.chance(0.2) { MANY_ACTS } else { ACTS });
@@ -160,7 +160,7 @@ async fn serve(world: &World, ground: &PersistentState, is_last: bool) -> anyhow
             () = tokio::time::sleep(death) => {}
             lived = life => lived?,
         }
-        world.tell("the server is killed");
+        world.log("the server is killed");
     }
     Ok(born.elapsed())
 }
@@ -194,7 +194,7 @@ async fn start(world: &World, ground: &PersistentState) -> anyhow::Result<Arc<En
                 SimRuntime::wake_hosts(world);
                 return Ok(engine);
             }
-            Err(error) => world.tell(&format!("it cannot start: {error}")),
+            Err(error) => world.log(&format!("it cannot start: {error}")),
         }
     }
     bail!("the server never starts")
@@ -203,7 +203,7 @@ async fn start(world: &World, ground: &PersistentState) -> anyhow::Result<Arc<En
 /// Stops injecting faults, waits until all is in its wanted state, and checks it.
 async fn quiesce(world: &World, engine: &Engine) -> anyhow::Result<()> {
     world.state().has_faults = false;
-    world.tell("nothing goes wrong from here on");
+    world.log("nothing goes wrong from here on");
     let router = engine.router();
     let deadline = Instant::now() + SETTLED;
     let mut since = Instant::now();

@@ -93,7 +93,7 @@ pub async fn create(world: &World, router: &Router) -> anyhow::Result<()> {
     if status == StatusCode::CREATED {
         let id = session["id"].as_str().context("no id")?.to_owned();
         let mut state = world.state();
-        state.tell(&format!("{id} is created"));
+        state.log(&format!("{id} is created"));
         let first = state.oracle.begin(&id);
         if state.oracle.expect("a new session", first) != 0 {
             state.oracle.wrong.push(format!("{id} is new, and not empty"));
@@ -141,10 +141,10 @@ async fn post(world: &World, router: &Router, session: &str, key: &str) -> anyho
     state.people.pending = None;
     if status == StatusCode::CREATED {
         let id = message["id"].as_str().context("no id")?.to_owned();
-        state.tell(&format!("{id} is acknowledged for {session}"));
+        state.log(&format!("{id} is acknowledged for {session}"));
         state.people.acknowledged.insert(id, session.to_owned());
     } else {
-        state.tell(&format!("a message for {session} is refused: {}", message["code"]));
+        state.log(&format!("a message for {session} is refused: {}", message["code"]));
     }
     Ok(())
 }
@@ -154,7 +154,7 @@ fn jump(world: &World) {
     if world.fault(1.0) {
         let mut state = world.state();
         state.skew += seconds * 1_000_000;
-        state.tell(&format!("the clock jumps by {seconds} s"));
+        state.log(&format!("the clock jumps by {seconds} s"));
     }
 }
 
@@ -164,7 +164,7 @@ async fn assign(world: &World, router: &Router) -> anyhow::Result<()> {
     let agent = if world.chance(0.5) { "shell" } else { "other" };
     let body = json!({ "agent_ids": [agent] });
     let (status, _) = call(world, router, Method::PUT, &format!("/sessions/{session}/agents"), None, &body).await?;
-    world.tell(&format!("{session} has the agent {agent}: {status}"));
+    world.log(&format!("{session} has the agent {agent}: {status}"));
     Ok(())
 }
 
@@ -180,6 +180,6 @@ pub async fn change_lifecycle(world: &World, router: &Router, number: usize) -> 
         _ => (Method::POST, format!("/sessions/{session}/restore")),
     };
     let (status, _) = call(world, router, method.clone(), &path, None, &Value::Null).await?;
-    world.tell(&format!("{method} of {session} {}: {status}", path.rsplit('/').next().unwrap_or_default()));
+    world.log(&format!("{method} of {session} {}: {status}", path.rsplit('/').next().unwrap_or_default()));
     Ok(())
 }

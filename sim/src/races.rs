@@ -29,7 +29,7 @@ pub async fn act(world: &World, router: &Router) -> anyhow::Result<()> {
     create(world, router).await?;
     for _ in 0..ROUNDS {
         let Some(session) = any_session(world) else { continue };
-        bring_back(world, router, &session).await?;
+        recover_session(world, router, &session).await?;
         if !message(world, router, &session).await? {
             continue;
         }
@@ -50,7 +50,7 @@ pub async fn act(world: &World, router: &Router) -> anyhow::Result<()> {
     }
     let sessions = world.state().people.sessions.clone();
     for session in sessions {
-        bring_back(world, router, &session).await?;
+        recover_session(world, router, &session).await?;
     }
     Ok(())
 }
@@ -62,7 +62,7 @@ async fn update(world: &World, router: &Router, session: &str) -> anyhow::Result
 }
 
 /// Brings a session back to a working state.
-async fn bring_back(world: &World, router: &Router, session: &str) -> anyhow::Result<()> {
+async fn recover_session(world: &World, router: &Router, session: &str) -> anyhow::Result<()> {
     for path in ["restore", "resume"] {
         call(world, router, Method::POST, &format!("/sessions/{session}/{path}"), None, &Value::Null).await?;
     }

@@ -57,7 +57,7 @@ impl Runtime for SimRuntime {
         let world = &self.world;
         world.pass(15).await;
         if world.fault(0.04) {
-            world.tell(&format!("{} cannot be started", spec.id));
+            world.log(&format!("{} cannot be started", spec.id));
             return Err(RuntimeError::Start("bad luck".into()));
         }
         if world.fault(0.02) {
@@ -67,7 +67,7 @@ impl Runtime for SimRuntime {
             let mut state = world.state();
             let is_there = state.containers.get(&spec.id).is_some_and(Model::is_there);
             if !is_there {
-                state.tell(&format!("{} starts", spec.id));
+                state.log(&format!("{} starts", spec.id));
                 state.mount(spec.id, &spec.workspace);
                 state.containers.insert(spec.id, Model::new(spec.token.clone(), spec.workspace.clone()));
             }
@@ -92,7 +92,7 @@ impl Runtime for SimRuntime {
             let mut state = self.world.state();
             if let Some(model) = state.containers.remove(&id) {
                 model.end();
-                state.tell(&format!("{id} is stopped"));
+                state.log(&format!("{id} is stopped"));
             }
         }
         self.world.pass(5).await;
@@ -136,7 +136,7 @@ impl Runtime for SimRuntime {
         let model = model.ok_or_else(|| RuntimeError::Other("it is gone".into()))?;
         model.is_frozen = true;
         let occupancy = if model.is_working() { Occupancy::OtherProcesses } else { Occupancy::HostOnly };
-        state.tell(&format!("{id} is frozen: {occupancy:?}"));
+        state.log(&format!("{id} is frozen: {occupancy:?}"));
         Ok(occupancy)
     }
 

@@ -19,7 +19,7 @@ pub async fn act(world: &World, router: &Router) -> anyhow::Result<()> {
         35..50 => look(world, router, &session).await,
         50..65 => remix(world, router, &session).await,
         65..80 => go_back(world, router, &session).await,
-        80..92 => give_up(world, router, &session).await,
+        80..92 => delete_checkpoint(world, router, &session).await,
         _ => prune(world, router).await,
     }
 }
@@ -41,7 +41,7 @@ async fn save(world: &World, router: &Router, session: &str) -> anyhow::Result<(
     let asked = world.state().oracle.state_of(session);
     let path = format!("/sessions/{session}/checkpoints");
     let (status, made) = call(world, router, Method::POST, &path, None, &json!({ "label": label })).await?;
-    world.tell(&format!("a checkpoint of {session}: {status}, {}", made["status"]));
+    world.log(&format!("a checkpoint of {session}: {status}, {}", made["status"]));
     if status == StatusCode::CREATED && made["status"] == "ready" {
         let n = made["n"].as_u64().context("no number")?;
         let mut state = world.state();
@@ -83,13 +83,13 @@ async fn remix(world: &World, router: &Router, session: &str) -> anyhow::Result<
         body["checkpoints"] = plan(world);
     }
     let (status, made) = call(world, router, Method::POST, &path, None, &body).await?;
-    world.tell(&format!("{session} is remixed from {n:?}: {status}"));
+    world.log(&format!("{session} is remixed from {n:?}: {status}"));
     if status != StatusCode::CREATED {
         return Ok(());
     }
     let id = made["id"].as_str().context("no id")?.to_owned();
     let mut state = world.state();
-    state.tell(&format!("{id} is made from {session}"));
+    state.log(&format!("{id} is made from {session}"));
     state.people.remixes += 1;
     state.people.sessions.push(id.clone());
     let found = state.oracle.begin(&id);
@@ -115,23 +115,23 @@ async fn go_back(world: &World, router: &Router, session: &str) -> anyhow::Resul
     }
     let path = format!("/sessions/{session}/checkpoints/{n}/restore");
     let (status, _) = call(world, router, Method::POST, &path, None, &Value::Null).await?;
-    world.tell(&format!("{session} is to go back to {n}: {status}"));
+    world.log(&format!("{session} is to go back to {n}: {status}"));
     Ok(())
 }
 
-async fn give_up(world: &World, router: &Router, session: &str) -> anyhow::Result<()> {
+async fn delete_checkpoint(world: &World, router: &Router, session: &str) -> anyhow::Result<()> {
     let Some(n) = known(world, session) else { return Ok(()) };
     world.state().oracle.given_up.insert((session.to_owned(), n));
     let path = format!("/sessions/{session}/checkpoints/{n}");
     let (status, _) = call(world, router, Method::DELETE, &path, None, &Value::Null).await?;
-    world.tell(&format!("checkpoint {n} of {session} is given up: {status}"));
+    world.log(&format!("checkpoint {n} of {session} is given up: {status}"));
     Ok(())
 }
 
 async fn prune(world: &World, router: &Router) -> anyhow::Result<()> {
     let body = if world.chance(0.5) { json!({ "deleted_sessions_after_seconds": 0 }) } else { json!({}) };
     let (status, _) = call(world, router, Method::POST, "/system/prune", None, &body).await?;
-    world.tell(&format!("the disk is tidied up: {status}"));
+    world.log(&format!("the disk is tidied up: {status}"));
     Ok(())
 }
 

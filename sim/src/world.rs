@@ -152,8 +152,8 @@ impl World {
     }
 
     /// Writes a line to the log. Ids get short names in order of appearance.
-    pub fn tell(&self, what: &str) {
-        self.state().tell(what);
+    pub fn log(&self, what: &str) {
+        self.state().log(what);
     }
 
     /// Ends a container's first process.
@@ -163,7 +163,7 @@ impl World {
         let mut state = self.state();
         let Some(model) = state.containers.get_mut(&id).filter(|model| model.is_alive()) else { return };
         model.end();
-        state.tell(&format!("{id} ends: {reason:?}"));
+        state.log(&format!("{id} ends: {reason:?}"));
         let Some(exits) = state.exits.clone() else { return };
         drop(state);
         tokio::spawn(async move {
@@ -185,7 +185,7 @@ impl State {
         }
         let found = self.oracle.mount(&id.session.to_string(), workspace);
         let shown = self.oracle.expect(&format!("the workspace of {id}"), found);
-        self.tell(&format!("{id} has its workspace in state {shown}, on {} layers", workspace.layers.len()));
+        self.log(&format!("{id} has its workspace in state {shown}, on {} layers", workspace.layers.len()));
     }
 
     fn true_time(&self) -> Duration {
@@ -193,7 +193,7 @@ impl State {
     }
 
     /// See [`World::tell`].
-    pub fn tell(&mut self, what: &str) {
+    pub fn log(&mut self, what: &str) {
         let words: Vec<String> = what.split(' ').map(|word| self.named(word)).collect();
         let line = format!("{:>9.3} {}", self.true_time().as_secs_f64(), words.join(" "));
         if self.is_loud {

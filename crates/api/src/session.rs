@@ -145,7 +145,7 @@ impl From<RemixSession> for CreateSession {
 impl CreateSession {
     /// Fills absent fields from `base`, except name and prompt.
     #[must_use]
-    pub fn over(self, base: Self) -> Self {
+    pub fn with_defaults_from(self, base: Self) -> Self {
         let resources = match (self.resources, base.resources) {
             (Some(over), Some(base)) => Some(ResourcesWanted {
                 cpu: over.cpu.or(base.cpu),

@@ -138,8 +138,8 @@ impl Host {
         match ready {
             Ready::Children => {
                 for (process, status) in self.signals.reap() {
-                    self.works.ended(process, status);
-                    self.streams.ended(process, status);
+                    self.works.handle_exit(process, status);
+                    self.streams.handle_exit(process, status);
                 }
             }
             Ready::Stop => {
@@ -153,8 +153,8 @@ impl Host {
                 }
                 self.after_connection(was_welcomed, now);
             }
-            Ready::Work(source) => self.works.ready(source, now),
-            Ready::Stream(source) => self.streams.ready(source),
+            Ready::Work(source) => self.works.handle_ready(source, now),
+            Ready::Stream(source) => self.streams.handle_ready(source),
         }
     }
 
@@ -164,7 +164,7 @@ impl Host {
         match frame {
             ServerFrame::Welcome { received, protocol } if PROTOCOLS.contains(&protocol) => self.welcome(received),
             ServerFrame::Welcome { .. } | ServerFrame::Refused { .. } => self.stop(REJECTED, false),
-            ServerFrame::Ack { n } => self.reports.acked(n),
+            ServerFrame::Ack { n } => self.reports.acknowledge(n),
             ServerFrame::Run(work) => self.start(&work, now),
             ServerFrame::Cancel(work) => {
                 self.works.end(work, Ending::Cancelled, now);
@@ -187,8 +187,8 @@ impl Host {
 
     fn welcome(&mut self, received: u64) {
         self.connection.welcome();
-        self.reports.acked(received);
-        self.reports.rewind();
+        self.reports.acknowledge(received);
+        self.reports.mark_unsent();
         self.polled = false;
         self.next_heartbeat = Instant::now();
     }

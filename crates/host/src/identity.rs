@@ -138,11 +138,11 @@ fn stay_dumpable() {
 
 /// The name of the agents' user in this root filesystem.
 pub fn agent_name() -> String {
-    users().and_then(|text| name_of(&text, AGENT_UID)).unwrap_or_else(|| AGENT_NAME.to_owned())
+    read_passwd().and_then(|text| name_of(&text, AGENT_UID)).unwrap_or_else(|| AGENT_NAME.to_owned())
 }
 
 /// Reads `/etc/passwd`, which an image provides and which is not trusted.
-fn users() -> Option<String> {
+fn read_passwd() -> Option<String> {
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
     let flags = i32::try_from(flags.bits()).ok()?;
     let file = OpenOptions::new().read(true).custom_flags(flags).open("/etc/passwd").ok()?;

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         return status;
     }
     close_inherited();
-    let Some(token) = token() else {
+    let Some(token) = read_token() else {
         eprintln!("no token came: this program is started by Raworc, inside its containers");
         return ExitCode::from(2);
     };
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 }
 
 /// Reads the token from standard input. Blocks until the container is assigned to a session.
-fn token() -> Option<String> {
+fn read_token() -> Option<String> {
     let mut line = String::new();
     stdin().lock().take(TOKEN_BYTES_MAX as u64).read_line(&mut line).ok()?;
     // Without a line feed the token is truncated.

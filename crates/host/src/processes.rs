@@ -47,20 +47,20 @@ pub fn is_first() -> bool {
 }
 
 /// All live processes by id, without zombies. Outside a container, only we and our descendants.
-fn all() -> BTreeMap<i32, Process> {
-    let mut all = everything();
+fn processes_in_scope() -> BTreeMap<i32, Process> {
+    let mut all = all_processes();
     if !is_first() {
-        let ours = descending_from(&all, &BTreeSet::from([me()]));
+        let ours = descending_from(&all, &BTreeSet::from([own_pid()]));
         all.retain(|id, _| ours.contains(id));
     }
     all
 }
 
-fn me() -> i32 {
+fn own_pid() -> i32 {
     i32::try_from(std::process::id()).unwrap_or(1)
 }
 
-fn everything() -> BTreeMap<i32, Process> {
+fn all_processes() -> BTreeMap<i32, Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return BTreeMap::new() };
     let have_work_gids = identity::is_root();
     entries
@@ -135,8 +135,8 @@ fn descending_from(all: &BTreeMap<i32, Process>, leaders: &BTreeSet<i32>) -> BTr
 
 /// Every live process but us.
 fn others() -> BTreeMap<i32, Process> {
-    let mut others = all();
-    others.remove(&me());
+    let mut others = processes_in_scope();
+    others.remove(&own_pid());
     others
 }
 
@@ -154,7 +154,7 @@ pub fn count_background(selectors: &[ProcessSelector]) -> u32 {
 
 /// The work groups that live processes have.
 pub fn work_gids_in_use() -> BTreeSet<WorkGid> {
-    all().values().filter_map(|process| process.work_gid).collect()
+    processes_in_scope().values().filter_map(|process| process.work_gid).collect()
 }
 
 /// Signals every process but us; outside a container, only our descendants.
@@ -199,7 +199,7 @@ pub fn terminate(selector: ProcessSelector, known: &mut KnownProcesses) {
 /// Kills a work's processes, including those forked meanwhile.
 pub fn kill(selector: ProcessSelector, known: &mut KnownProcesses) {
     for _ in 0..SCANS_MAX {
-        let newest = newest();
+        let newest = newest_pid();
         let found = processes_of(selector, known);
         let is_new = found.keys().any(|id| !known.contains_key(id));
         for (id, process) in found {
@@ -237,7 +237,7 @@ fn kill_while_stopped(selector: ProcessSelector, known: &mut KnownProcesses) {
 }
 
 /// The newest process of this container (`/proc/loadavg`, proc(5)). If it changes, something has forked.
-fn newest() -> Option<i32> {
+fn newest_pid() -> Option<i32> {
     if !is_first() {
         return None;
     }
@@ -247,12 +247,12 @@ fn newest() -> Option<i32> {
 
 /// Whether nothing has forked since `before`. Always true outside a container, where it cannot be told.
 fn no_fork_since(before: Option<i32>) -> bool {
-    !is_first() || (before.is_some() && before == newest())
+    !is_first() || (before.is_some() && before == newest_pid())
 }
 
 /// A work's live processes. Without a group, those that descend from its leader or from a known process.
 fn processes_of(selector: ProcessSelector, known: &KnownProcesses) -> BTreeMap<i32, Process> {
-    let all = all();
+    let all = processes_in_scope();
     let ids = match selector.work_gid {
         Some(_) => belonging_to(&all, &[selector]),
         None => {
@@ -290,7 +290,7 @@ pub fn are_gone(selector: ProcessSelector, known: &mut KnownProcesses) -> bool {
     }
     known.clear();
     for _ in 0..SCANS_MAX {
-        let newest = newest();
+        let newest = newest_pid();
         known.extend(processes_of(selector, known).into_iter().map(|(id, process)| (id, process.started)));
         if !known.is_empty() {
             return false;

@@ -36,7 +36,7 @@ impl Reports {
     }
 
     /// Removes the reports up to and including number `n`, which are stored.
-    pub fn acked(&mut self, n: u64) {
+    pub fn acknowledge(&mut self, n: u64) {
         while let Some(report) = self.unacked.pop_front_if(|report| report.n <= n) {
             self.bytes -= report.line.len();
         }
@@ -44,7 +44,7 @@ impl Reports {
     }
 
     /// Marks every report as unsent, for a new connection.
-    pub fn rewind(&mut self) {
+    pub fn mark_unsent(&mut self) {
         self.unsent = self.unacked.len();
     }
 
@@ -105,13 +105,13 @@ mod tests {
             dropped_bytes: 0,
             output_file: None,
         });
-        reports.acked(2);
+        reports.acknowledge(2);
         assert_eq!(sent(&mut reports), 1);
-        reports.rewind();
+        reports.mark_unsent();
         assert_eq!(sent(&mut reports), 2);
         assert_eq!(reports.finished().collect::<Vec<_>>(), [work]);
-        reports.rewind();
-        reports.acked(9);
+        reports.mark_unsent();
+        reports.acknowledge(9);
         assert_eq!((sent(&mut reports), reports.bytes, reports.is_empty()), (0, 0, true));
     }
 }

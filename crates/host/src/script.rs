@@ -73,7 +73,7 @@ fn name(mut number: u64) -> String {
 
 /// The command that runs a script, without the script's path.
 pub fn interpreter(text: &str) -> io::Result<Vec<String>> {
-    match named(text) {
+    match parse_shebang(text) {
         Some(words) => Ok(words),
         None => shell(),
     }
@@ -89,7 +89,7 @@ pub fn shell() -> io::Result<Vec<String>> {
 
 /// Parses the first line `#!…` as the kernel does (execve(2)): a path, and the rest of the line as one argument. A
 /// carriage return at the end is ignored.
-fn named(text: &str) -> Option<Vec<String>> {
+fn parse_shebang(text: &str) -> Option<Vec<String>> {
     let line = text.strip_prefix("#!")?.lines().next()?;
     let blank = |c| c == ' ' || c == '\t';
     let line = line.trim_end_matches('\r').trim_matches(blank);
@@ -133,7 +133,7 @@ mod tests {
             ("\n#!/bin/sh", None),
         ] {
             let words: Option<Vec<String>> = words.map(|words| words.into_iter().map(str::to_owned).collect());
-            assert_eq!(named(text), words, "{text:?}");
+            assert_eq!(parse_shebang(text), words, "{text:?}");
         }
     }
 }

@@ -174,7 +174,7 @@ impl Streams {
     }
 
     /// Handles a ready descriptor.
-    pub fn ready(&mut self, source: StreamSource) {
+    pub fn handle_ready(&mut self, source: StreamSource) {
         match source {
             StreamSource::Attachment(id) => self.attachment_ready(id),
             StreamSource::Terminal(id) => self.terminal_ready(id),
@@ -202,11 +202,11 @@ impl Streams {
         match arrived {
             ReadOutcome::Closed => drop(self.attachments.remove(&id)),
             ReadOutcome::Pieces(_) if attachment.is_watching => {}
-            ReadOutcome::Pieces(pieces) => pieces.into_iter().for_each(|piece| self.input(work, piece)),
+            ReadOutcome::Pieces(pieces) => pieces.into_iter().for_each(|piece| self.handle_input(work, piece)),
         }
     }
 
-    fn input(&mut self, work: Uuid, piece: Piece) {
+    fn handle_input(&mut self, work: Uuid, piece: Piece) {
         let Some(running) = self.running.get_mut(&work) else { return };
         match (&mut running.io, piece) {
             (ProgramIo::Terminal(Some(terminal)), Piece::Input(bytes)) => terminal.queue_input(&bytes),
@@ -249,7 +249,7 @@ impl Streams {
     // --- the end ----------------------------------------------------------------------------------------------------
 
     /// Records the exit of a process. It may be any child, also an orphan.
-    pub fn ended(&mut self, process: i32, status: ExitStatus) {
+    pub fn handle_exit(&mut self, process: i32, status: ExitStatus) {
         let is_it = |running: &&mut Running| running.selector.leader == process && running.is_alive();
         if let Some(running) = self.running.values_mut().find(is_it) {
             running.exited(status);
@@ -302,7 +302,7 @@ impl Streams {
             let Some(running) = self.running.get_mut(&id) else { continue };
             running.has_clients(has_clients, now);
             if running.next_deadline().is_some_and(|at| at <= now) {
-                self.wake(id, now);
+                self.handle_deadline(id, now);
             }
             self.drain(id);
         }
@@ -314,7 +314,7 @@ impl Streams {
     }
 
     /// Handles a deadline of this work.
-    fn wake(&mut self, id: Uuid, now: Instant) {
+    fn handle_deadline(&mut self, id: Uuid, now: Instant) {
         self.flush_terminal(id);
         if let Some(running) = self.running.get_mut(&id) {
             running.handle_timers(now);

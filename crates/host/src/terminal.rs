@@ -79,10 +79,10 @@ pub struct Terminal {
 impl Terminal {
     /// Opens a terminal that belongs to the agents' user.
     pub fn open(size: Size) -> io::Result<Self> {
-        identity::with_agent_fsuid(|| Self::make(size))
+        identity::with_agent_fsuid(|| Self::create(size))
     }
 
-    fn make(size: Size) -> io::Result<Self> {
+    fn create(size: Size) -> io::Result<Self> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
         let master = openpt(flags | OpenptFlags::CLOEXEC)?;
         unlockpt(&master)?;

@@ -139,7 +139,7 @@ impl Works {
 
     /// Handles a ready descriptor. If several are ready, handle `LeftBehind` in descending order, because removing
     /// one shifts the indices after it.
-    pub fn ready(&mut self, source: WorkSource, now: Instant) {
+    pub fn handle_ready(&mut self, source: WorkSource, now: Instant) {
         match source {
             WorkSource::Output(id, stream) => {
                 if let Some(running) = self.running.get_mut(&id) {
@@ -214,7 +214,7 @@ impl Works {
     }
 
     /// Records the exit of a process. It may be any child, also an orphan.
-    pub fn ended(&mut self, process: i32, status: ExitStatus) {
+    pub fn handle_exit(&mut self, process: i32, status: ExitStatus) {
         let is_it = |running: &&mut Running| running.selector.leader == process && running.status.is_none();
         if let Some(running) = self.running.values_mut().find(is_it) {
             running.status = Some(status);

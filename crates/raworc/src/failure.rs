@@ -101,7 +101,7 @@ impl Failure {
         if let Failure::Report(report) = self {
             return context.ui.error(render(report.as_ref(), context.ui.error_colour()));
         }
-        let Some(said) = self.said(context) else { return };
+        let Some(said) = self.diagnostic(context) else { return };
         if context.ui.is_json() {
             context.ui.error(format!("{}\n", self.document(&said)));
         } else {
@@ -109,7 +109,7 @@ impl Failure {
         }
     }
 
-    fn said(&self, context: &Context) -> Option<MietteDiagnostic> {
+    fn diagnostic(&self, context: &Context) -> Option<MietteDiagnostic> {
         match self {
             Failure::Client(ClientError::Problem(problem)) => Some(of_problem(problem)),
             Failure::Client(error @ ClientError::Unreachable { .. }) => {

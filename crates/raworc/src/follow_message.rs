@@ -170,7 +170,7 @@ pub fn conclude(ui: Ui, ended: &MessageWithReply) -> Result<()> {
     if ui.is_json() {
         ui.json(ended)?;
     } else {
-        tell(ui, ended);
+        show_outcome(ui, ended);
     }
     match exit_status(ended) {
         0 => Ok(()),
@@ -178,7 +178,7 @@ pub fn conclude(ui: Ui, ended: &MessageWithReply) -> Result<()> {
     }
 }
 
-fn tell(ui: Ui, ended: &MessageWithReply) {
+fn show_outcome(ui: Ui, ended: &MessageWithReply) {
     let usage = ended.reply.as_ref().and_then(|reply| reply.usage.as_ref());
     if let Some(dropped) = usage.map(|usage| usage.output_bytes_dropped).filter(|dropped| *dropped > 0) {
         ui.note(&left_out(dropped, usage.and_then(|usage| usage.output_file.as_deref())));
@@ -225,7 +225,7 @@ impl Screen {
             "session.paused" => "the session is paused: its messages wait until it is resumed".to_owned(),
             "session.state_changed" => {
                 if let Some(progress) = &self.progress {
-                    progress.say(&format!("the session is {}", text_of(event, "to")));
+                    progress.set_text(&format!("the session is {}", text_of(event, "to")));
                 }
                 return;
             }
@@ -239,7 +239,7 @@ impl Screen {
         match event.kind.as_str() {
             "message.started" => {
                 if let Some(progress) = &self.progress {
-                    progress.say("working");
+                    progress.set_text("working");
                 }
             }
             "message.requeued" => {

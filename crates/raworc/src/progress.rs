@@ -31,7 +31,7 @@ impl Progress {
     }
 
     /// Changes the text.
-    pub fn say(&self, what: &str) {
+    pub fn set_text(&self, what: &str) {
         if let Some(spinner) = &self.spinner {
             spinner.set_message(clean(what));
         }

@@ -90,8 +90,8 @@ impl LayerStore {
             let session = path.file_name().and_then(|name| name.to_str()?.parse::<SessionId>().ok());
             if let Some(SessionId(id)) = session {
                 let directory = self.directory(LayerId(id));
-                make(&directory)?;
-                make(&directory.join("work"))?;
+                create_directory(&directory)?;
+                create_directory(&directory.join("work"))?;
                 fs::rename(&path, directory.join("fs"))?;
             }
         }
@@ -130,8 +130,8 @@ impl LayerStore {
         }
         let directory = self.directory(layer);
         let work = directory.join("work");
-        make(&directory)?;
-        make(&work)?;
+        create_directory(&directory)?;
+        create_directory(&work)?;
         let new = directory.join("new");
         if new.exists() {
             fs::remove_dir(&new)?;
@@ -154,7 +154,7 @@ impl LayerStore {
     /// If it cannot be created.
     pub fn create_empty(&self, layer: LayerId) -> io::Result<PathBuf> {
         self.remove(layer)?;
-        make(&self.directory(layer))?;
+        create_directory(&self.directory(layer))?;
         Ok(self.directory(layer).join("fs"))
     }
 
@@ -397,7 +397,7 @@ impl LayerStore {
         let (mut free_space, mut buffer) = (self.free_space_guard(), vec![0; SPOOL_BUFFER_BYTES]);
         let (mut at, mut data_bytes) = (0, 0);
         loop {
-            let filled = fill(content, &mut buffer)?;
+            let filled = read_full(content, &mut buffer)?;
             for (offset, data) in runs_of_data(&buffer[..filled], HOLE_BYTES as usize) {
                 data_bytes += data.len() as u64;
                 if data_bytes > data_max {
@@ -434,7 +434,7 @@ impl LayerStore {
 }
 
 /// Reads until the buffer is full or the input ends.
-fn fill(content: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+fn read_full(content: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match content.read(&mut buffer[filled..]) {
@@ -457,7 +457,7 @@ pub fn layers_in(data_dir: &Path) -> PathBuf {
     data_dir.join("layers")
 }
 
-fn make(directory: &Path) -> io::Result<()> {
+fn create_directory(directory: &Path) -> io::Result<()> {
     failpoints::change()?;
     match DirBuilder::new().mode(0o700).create(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),

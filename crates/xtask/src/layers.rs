@@ -1,4 +1,4 @@
-//! Checks dependencies between crates.
+//! Which crate may use which.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 use crate::Findings;
 use crate::repository::Repository;
 
-/// The order: a crate may only use crates before it. Future crates have their place already.
+/// The order: a crate may use those before it, never those after it. The ones that are yet to come keep their place.
 const ORDER: [&str; 15] = [
     "raworc-core",
     "raworc-api",
@@ -26,10 +26,10 @@ const ORDER: [&str; 15] = [
     "raworc-sim",
     "raworc-xtask",
 ];
-/// The only dependencies allowed in `core`; none has effects.
+/// All that `core` may use from elsewhere: none of it does anything.
 const CORE_USES: [&str; 7] =
     ["jiff", "serde", "serde_json", "thiserror", "unicode-normalization", "unicode-properties", "uuid"];
-/// Dependencies that only these crates may use.
+/// What only these crates may use, so that there is one place to look and one to change.
 const ONLY: [(&str, &[&str]); 4] = [
     ("libcontainer", &["raworc-launcher"]),
     ("libseccomp", &["raworc-launcher"]),
@@ -38,7 +38,7 @@ const ONLY: [(&str, &[&str]); 4] = [
 ];
 /// Crates that may name a backend.
 const KNOW_THE_BACKENDS: [&str; 2] = ["crates/raworc", "crates/runtime"];
-/// Files that may call the runtime.
+/// Directories and files that may call the runtime.
 const CALL_THE_RUNTIME: [&str; 5] = [
     "crates/server/src/loops",
     "crates/server/src/checkpoints",
@@ -47,7 +47,7 @@ const CALL_THE_RUNTIME: [&str; 5] = [
     "crates/server/src/http/routes/system.rs",
 ];
 
-/// Checks that crates only use crates before them.
+/// Arrows point one way.
 pub fn order(repository: &Repository) -> anyhow::Result<Findings> {
     let mut faults = Vec::new();
     for package in packages(repository)? {
@@ -76,7 +76,7 @@ pub fn order(repository: &Repository) -> anyhow::Result<Findings> {
     Ok(faults)
 }
 
-/// Checks that only `main` and the backends name a backend.
+/// Only `main` and the rooms themselves know which runtime is in use.
 pub fn backends(repository: &Repository) -> anyhow::Result<Findings> {
     let mut faults = Vec::new();
     for path in repository.with_extension("rs").filter(|path| path.starts_with("crates") && !knows_backends(path)) {
@@ -87,7 +87,7 @@ pub fn backends(repository: &Repository) -> anyhow::Result<Findings> {
     Ok(faults)
 }
 
-/// Checks that verbs and handlers only record what is wanted. Only loops, and `/health`, call the runtime.
+/// Verbs and handlers record what is wanted; only loops call the runtime, and `/health`, which asks how it is.
 pub fn containers(repository: &Repository) -> anyhow::Result<Findings> {
     let mut faults = Vec::new();
     let of_server = repository.with_extension("rs").filter(|path| path.starts_with("crates/server/src"));

@@ -53,7 +53,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            say(&format!("xtask: {error:#}"));
+            print_error(&format!("xtask: {error:#}"));
             ExitCode::from(2)
         }
     }
@@ -65,14 +65,14 @@ fn check() -> anyhow::Result<bool> {
     let mut all_well = true;
     for (name, check) in CHECKS {
         let faults = check(&repository)?;
-        say(&format!("{name}: {}", if faults.is_empty() { "ok" } else { "not as it should be" }));
-        faults.iter().for_each(|fault| say(&format!("  {fault}")));
+        print_error(&format!("{name}: {}", if faults.is_empty() { "ok" } else { "not as it should be" }));
+        faults.iter().for_each(|fault| print_error(&format!("  {fault}")));
         all_well &= faults.is_empty();
     }
     Ok(all_well)
 }
 
-fn say(line: &str) {
+fn print_error(line: &str) {
     // If standard error is closed, there is nobody to tell.
     let _ = writeln!(std::io::stderr(), "{line}");
 }

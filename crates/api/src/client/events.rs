@@ -10,7 +10,7 @@ use reqwest::header::ACCEPT;
 use reqwest::{Method, StatusCode};
 use tokio::time::Instant;
 
-use super::files::lively;
+use super::files::with_stall_timeout;
 use super::path::Path;
 use super::{ANSWER_TIMEOUT, Client, ClientError, Result};
 use crate::event::Event;
@@ -99,8 +99,8 @@ impl Follower {
                         return Ok(Some(event));
                     }
                 }
-                Some(Err(reason)) => self.lost(reason).await?,
-                None => self.lost("the server ended the stream".into()).await?,
+                Some(Err(reason)) => self.handle_disconnect(reason).await?,
+                None => self.handle_disconnect("the server ended the stream".into()).await?,
             }
         }
     }
@@ -122,7 +122,7 @@ impl Follower {
         if response.status() == StatusCode::NO_CONTENT {
             return Ok(None);
         }
-        let events = lively(response, STANDSTILL_TIMEOUT).boxed().eventsource();
+        let events = with_stall_timeout(response, STANDSTILL_TIMEOUT).boxed().eventsource();
         let events = events.map(|event| event.map(|e| e.data).map_err(|e| e.to_string())).boxed();
         Ok(Some(Live { events, since: Instant::now() }))
     }
@@ -135,7 +135,7 @@ impl Follower {
             return Ok(None);
         }
         if event.seq != self.last + 1 {
-            self.lost(format!("event {} came after event {}", event.seq, self.last)).await?;
+            self.handle_disconnect(format!("event {} came after event {}", event.seq, self.last)).await?;
             return Ok(None);
         }
         self.last = event.seq;
@@ -143,7 +143,7 @@ impl Follower {
         Ok(Some(event))
     }
 
-    async fn lost(&mut self, reason: String) -> Result<()> {
+    async fn handle_disconnect(&mut self, reason: String) -> Result<()> {
         if self.live.take().is_some_and(|live| live.since.elapsed() >= GOOD) {
             self.failures = 0;
         }

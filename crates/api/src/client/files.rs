@@ -192,7 +192,7 @@ impl Client {
 }
 
 /// A stream that fails if it stalls; servers send comments to keep it alive.
-pub(super) fn lively(
+pub(super) fn with_stall_timeout(
     response: Response,
     standstill: Duration,
 ) -> impl Stream<Item = std::result::Result<Bytes, String>> + Send {

@@ -9,7 +9,7 @@ use reqwest::header::ACCEPT;
 use reqwest::{Body, Method, RequestBuilder};
 use serde::de::DeserializeOwned;
 
-use super::files::{FileBody, lively};
+use super::files::{FileBody, with_stall_timeout};
 use super::path::Path;
 use super::{Client, ClientError, Result, error};
 use crate::image::{Image, ImportImages, Imported, ListImages, PullImage, PushCheckpoint, Pushed, TransferProgress};
@@ -91,7 +91,7 @@ impl Client {
             url.set_path("");
             ClientError::Unreachable { url: url.as_str().trim_end_matches('/').into(), reason }
         };
-        let mut events = lively(response, STANDSTILL_TIMEOUT).boxed().eventsource();
+        let mut events = with_stall_timeout(response, STANDSTILL_TIMEOUT).boxed().eventsource();
         while let Some(event) = events.next().await {
             let event = event.map_err(|error| cut_off(error.to_string()))?;
             match event.event.as_str() {

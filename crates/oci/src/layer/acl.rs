@@ -68,7 +68,7 @@ pub fn to_text(value: &[u8], ids: Ids) -> Option<String> {
         let (tag, permissions) = (u16::from_le_bytes(*tag), u16::from_le_bytes(*permissions));
         let id = u32::from_le_bytes(id.try_into().ok()?);
         let (_, word, has_id) = TAGS.iter().find(|(known, _, _)| *known == tag)?;
-        let id = if *has_id { ids.inside(id).to_string() } else { String::new() };
+        let id = if *has_id { ids.to_container(id).to_string() } else { String::new() };
         let bit = |bit: u16, letter: char| if permissions & bit != 0 { letter } else { '-' };
         let separator = if text.is_empty() { "" } else { "," };
         // Writing to a string cannot fail.
@@ -92,7 +92,7 @@ pub fn from_text(text: &[u8], ids: Ids) -> Option<Vec<u8>> {
     }
     let mut value = VERSION.to_le_bytes().to_vec();
     for Entry { tag, permissions, id } in entries {
-        let id = if id == NOBODY { NOBODY } else { ids.outside(id.into()) };
+        let id = if id == NOBODY { NOBODY } else { ids.to_host(id.into()) };
         value.extend(tag.to_le_bytes());
         value.extend(permissions.to_le_bytes());
         value.extend(id.to_le_bytes());

@@ -74,11 +74,11 @@ impl Ids {
         Self { base, count: 65535 }
     }
 
-    fn inside(self, outside: u32) -> u32 {
+    fn to_container(self, outside: u32) -> u32 {
         outside.checked_sub(self.base).filter(|id| *id < self.count).unwrap_or(Self::NOBODY)
     }
 
-    fn outside(self, inside: u64) -> u32 {
+    fn to_host(self, inside: u64) -> u32 {
         let inside = u32::try_from(inside).ok().filter(|id| *id < self.count).unwrap_or(Self::NOBODY);
         self.base.saturating_add(inside)
     }

@@ -124,7 +124,7 @@ impl<R: Read> Reader<R> {
                 b'L' => extended.path = Some(until_nul(&self.extension(size)?)),
                 b'K' => extended.link = Some(until_nul(&self.extension(size)?)),
                 // Global headers are not used in layers, and other tools ignore them.
-                b'g' => self.announce(size)?,
+                b'g' => self.begin_data(size)?,
                 _ => return self.entry(&block, size, extended).map(Some),
             }
         }
@@ -191,7 +191,7 @@ impl<R: Read> Reader<R> {
         if !matches!(found.kind, TarEntryKind::File | TarEntryKind::Other) {
             found.size = 0;
         }
-        self.announce(found.size)?;
+        self.begin_data(found.size)?;
         if block[156] == b'S' {
             self.old_sparse(block, &mut found)?;
         } else if found.kind == TarEntryKind::File {
@@ -270,7 +270,7 @@ impl<R: Read> Reader<R> {
         (self.data, self.padding) = (0, 0);
         while more {
             let mut block = [0; BLOCK as usize];
-            self.demand(BLOCK)?;
+            self.check_limit(BLOCK)?;
             self.fill(&mut block)?;
             more = old_segments(&block[..504], &mut segments)? && block[504] != 0;
             if segments.len() > SEGMENTS_MAX + 1 {
@@ -278,7 +278,7 @@ impl<R: Read> Reader<R> {
             }
         }
         (self.data, self.padding) = data;
-        self.demand(self.data.saturating_add(self.padding))?;
+        self.check_limit(self.data.saturating_add(self.padding))?;
         let size = number(&header[483..495]).and_then(|size| u64::try_from(size).ok());
         found.size = size.ok_or_else(|| bad("a sparse file without a size"))?;
         sparse::check(&segments, found.size, self.data)?;
@@ -288,7 +288,7 @@ impl<R: Read> Reader<R> {
 
     fn header(&mut self) -> Result<Option<[u8; BLOCK as usize]>, Error> {
         let mut block = [0; BLOCK as usize];
-        self.demand(0)?;
+        self.check_limit(0)?;
         if !self.fill_or_end(&mut block)? {
             return Ok(None);
         }
@@ -310,7 +310,7 @@ impl<R: Read> Reader<R> {
         if size > EXTENSION_BYTES_MAX as u64 {
             return Err(Error::TooLarge("an extended header".into()));
         }
-        self.announce(size)?;
+        self.begin_data(size)?;
         let mut bytes = vec![0; size as usize];
         self.fill(&mut bytes)?;
         self.data = 0;
@@ -318,14 +318,14 @@ impl<R: Read> Reader<R> {
     }
 
     /// Registers `size` bytes of data for the current entry.
-    fn announce(&mut self, size: u64) -> Result<(), Error> {
-        self.demand(size.saturating_add(pax::padding(size)))?;
+    fn begin_data(&mut self, size: u64) -> Result<(), Error> {
+        self.check_limit(size.saturating_add(pax::padding(size)))?;
         (self.data, self.padding) = (size, pax::padding(size));
         Ok(())
     }
 
     /// Checks that `bytes` more are within the limit.
-    fn demand(&self, bytes: u64) -> Result<(), Error> {
+    fn check_limit(&self, bytes: u64) -> Result<(), Error> {
         if self.bytes().saturating_add(bytes) > self.bytes_max {
             return Err(Error::TooLarge("the archive".into()));
         }

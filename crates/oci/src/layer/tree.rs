@@ -221,7 +221,7 @@ impl Tree {
     /// The host ids of container ids.
     pub fn owner(&self, uid: u64, gid: u64) -> (Uid, Gid) {
         let ids = self.format.ids;
-        (Uid::from_raw(ids.outside(uid)), Gid::from_raw(ids.outside(gid)))
+        (Uid::from_raw(ids.to_host(uid)), Gid::from_raw(ids.to_host(gid)))
     }
 
     /// Sets the times of directories. Returns the implied ones.

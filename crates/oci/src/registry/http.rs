@@ -128,7 +128,7 @@ impl Http {
     pub async fn call(&self, call: &HttpRequest) -> Result<Response<Incoming>, Error> {
         let mut budget = self.retry_budget();
         loop {
-            match self.once(call).await {
+            match self.send_once(call).await {
                 Ok(response) => return Ok(response),
                 Err(fault) => budget.back_off(fault).await?,
             }
@@ -136,7 +136,7 @@ impl Http {
     }
 
     /// Sends a request once, authenticates if challenged, and follows redirects of reads.
-    pub async fn once(&self, call: &HttpRequest) -> Result<Response<Incoming>, Fault> {
+    pub async fn send_once(&self, call: &HttpRequest) -> Result<Response<Incoming>, Fault> {
         let mut url = call.url.clone();
         let mut redirects = 0;
         let mut asked = false;
@@ -154,10 +154,10 @@ impl Http {
                 asked = true;
                 self.authorize(&response).await?;
             } else if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-                return Err(Error::Unauthorized(self.why(response).await).into());
+                return Err(Error::Unauthorized(self.error_message(response).await).into());
             } else if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
                 let after = retry_after(&response);
-                let why = format!("status {}: {}", status.as_u16(), self.why(response).await);
+                let why = format!("status {}: {}", status.as_u16(), self.error_message(response).await);
                 return Err(Fault::Transient { why, after });
             } else {
                 return Ok(response);
@@ -183,12 +183,12 @@ impl Http {
         if status == StatusCode::NOT_FOUND {
             return Error::NotFound(what.to_owned());
         }
-        let why = self.why(response).await;
+        let why = self.error_message(response).await;
         Error::Refused { status: status.as_u16(), why: format!("{what}: {why}") }
     }
 
     /// The next chunk of an answer, or `None` at its end.
-    pub async fn piece(&self, body: &mut Incoming) -> Result<Option<Bytes>, Fault> {
+    pub async fn chunk(&self, body: &mut Incoming) -> Result<Option<Bytes>, Fault> {
         loop {
             let frame = self.in_time(self.options.idle_timeout, body.frame()).await?;
             match frame {
@@ -204,9 +204,9 @@ impl Http {
     }
 
     /// The whole answer; `None` if it is larger than `bytes_max`.
-    pub async fn whole(&self, body: &mut Incoming, bytes_max: u64) -> Result<Option<Vec<u8>>, Fault> {
+    pub async fn read_all(&self, body: &mut Incoming, bytes_max: u64) -> Result<Option<Vec<u8>>, Fault> {
         let mut whole = Vec::new();
-        while let Some(piece) = self.piece(body).await? {
+        while let Some(piece) = self.chunk(body).await? {
             if (whole.len() + piece.len()) as u64 > bytes_max {
                 return Ok(None);
             }
@@ -276,17 +276,17 @@ impl Http {
             return Err(Fault::Transient { why, after: retry_after(&response) });
         }
         if !status.is_success() {
-            return Err(Error::Unauthorized(self.why(response).await).into());
+            return Err(Error::Unauthorized(self.error_message(response).await).into());
         }
-        let bytes = self.whole(response.body_mut(), ANSWER_BYTES_MAX).await?.unwrap_or_default();
+        let bytes = self.read_all(response.body_mut(), ANSWER_BYTES_MAX).await?.unwrap_or_default();
         let token = serde_json::from_slice::<Token>(&bytes).ok().and_then(Token::header);
         token.ok_or_else(|| denied("the server of tokens sent none"))
     }
 
     /// The message of an error answer, shortened to one line.
-    async fn why(&self, mut response: Response<Incoming>) -> String {
+    async fn error_message(&self, mut response: Response<Incoming>) -> String {
         let status = response.status();
-        let bytes = match self.whole(response.body_mut(), ANSWER_BYTES_MAX).await {
+        let bytes = match self.read_all(response.body_mut(), ANSWER_BYTES_MAX).await {
             Ok(Some(bytes)) => bytes,
             Ok(None) | Err(_) => Vec::new(),
         };

@@ -73,7 +73,7 @@ impl Registry {
     pub async fn digest(&self) -> Result<Option<Digest>, Error> {
         let which = self.reference.tag_or_digest();
         let call = HttpRequest::new(Method::HEAD, self.url(&format!("manifests/{which}"))?).header(ACCEPT, accepted());
-        let response = match self.http.once(&call).await {
+        let response = match self.http.send_once(&call).await {
             Ok(response) => response,
             Err(Fault::Permanent(error)) => return Err(error),
             Err(Fault::Transient { why, .. }) => {
@@ -101,7 +101,10 @@ impl Registry {
                 return Err(self.http.unexpected(response, &self.reference.to_string()).await);
             }
             let said = content_digest(&response);
-            match self.http.whole(response.body_mut(), size.unwrap_or(DOCUMENT_BYTES_MAX).min(DOCUMENT_BYTES_MAX)).await
+            match self
+                .http
+                .read_all(response.body_mut(), size.unwrap_or(DOCUMENT_BYTES_MAX).min(DOCUMENT_BYTES_MAX))
+                .await
             {
                 Ok(Some(bytes)) => break (bytes, said),
                 Ok(None) => return Err(Error::TooLarge("the manifest".into())),
@@ -171,7 +174,7 @@ impl Registry {
         if download.done > 0 {
             call = call.header(RANGE, format!("bytes={}-{}", download.done, blob.size - 1));
         }
-        let mut response = self.http.once(&call).await?;
+        let mut response = self.http.send_once(&call).await?;
         // Bytes to skip if the answer starts before the offset.
         let mut skip = match response.status() {
             StatusCode::OK => download.done,
@@ -186,7 +189,7 @@ impl Registry {
         if announced.is_some_and(|bytes| bytes > blob.size - download.done + skip) {
             return Err(Error::TooLarge(what).into());
         }
-        while let Some(mut piece) = self.http.piece(response.body_mut()).await? {
+        while let Some(mut piece) = self.http.chunk(response.body_mut()).await? {
             let known = skip.min(piece.len() as u64);
             skip -= known;
             piece = piece.slice(usize::try_from(known).unwrap_or(0)..);

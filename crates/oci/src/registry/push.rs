@@ -185,7 +185,7 @@ impl Registry {
 
     async fn begin(&self) -> Result<Upload, Fault> {
         let url = self.url("blobs/uploads/")?;
-        let response = self.http.once(&HttpRequest::new(Method::POST, url.clone())).await?;
+        let response = self.http.send_once(&HttpRequest::new(Method::POST, url.clone())).await?;
         if response.status() != StatusCode::ACCEPTED {
             return Err(self.http.unexpected(response, "the beginning of an upload").await.into());
         }
@@ -201,7 +201,7 @@ impl Registry {
             .header(CONTENT_TYPE, "application/octet-stream")
             .header(CONTENT_RANGE, format!("{}-{}", upload.offset, end - 1))
             .body(piece);
-        let response = self.http.once(&call).await?;
+        let response = self.http.send_once(&call).await?;
         match response.status() {
             StatusCode::ACCEPTED => {
                 let offset = received(&response).filter(|offset| *offset <= end).unwrap_or(end);
@@ -227,7 +227,7 @@ impl Registry {
         url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
         let rest = read(layout, blob.digest, upload.offset, blob.size - upload.offset).await?;
         let call = HttpRequest::new(Method::PUT, url).header(CONTENT_TYPE, "application/octet-stream").body(rest);
-        let response = self.http.once(&call).await?;
+        let response = self.http.send_once(&call).await?;
         match response.status() {
             StatusCode::CREATED => Ok(()),
             StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => {
@@ -240,7 +240,7 @@ impl Registry {
     /// Asks how much of an upload has arrived. `None` to start again.
     async fn resume(&self, last: Upload, size: u64) -> Result<Option<Upload>, Error> {
         let call = HttpRequest::new(Method::GET, last.location.clone()).header(ACCEPT, "*/*");
-        let response = match self.http.once(&call).await {
+        let response = match self.http.send_once(&call).await {
             Ok(response) => response,
             // If the registry is still unreachable, the next attempt notices.
             Err(Fault::Transient { .. }) => return Ok(Some(last)),

@@ -225,7 +225,7 @@ async fn export(context: &Context, session: &str, file: &Path) -> Result<()> {
     let progress = Progress::start(&context.ui, "exporting");
     while let Some(chunk) = archive.chunk().await? {
         written += chunk.len() as u64;
-        progress.say(&format!("exporting: {}", bytes(written)));
+        progress.set_text(&format!("exporting: {}", bytes(written)));
         new.write_all(&chunk).await.map_err(wrong)?;
     }
     new.sync_all().await.map_err(wrong)?;

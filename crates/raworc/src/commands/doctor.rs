@@ -36,12 +36,12 @@ async fn server(context: &Context) -> Vec<Check> {
     let target = match connect::find_here(&context.global) {
         Ok(Some(target)) => target,
         Ok(None) => return check(Status::Ok, "none runs here; `raworc serve` starts one".into(), String::new()),
-        Err(failure) => return check(Status::Warning, told(failure), String::new()),
+        Err(failure) => return check(Status::Warning, failure_text(failure), String::new()),
     };
     // Only administrators see problems; everyone sees the status.
     let client = match target.client().or_else(|_| target.anonymous()) {
         Ok(client) => client,
-        Err(failure) => return check(Status::Warning, told(failure), String::new()),
+        Err(failure) => return check(Status::Warning, failure_text(failure), String::new()),
     };
     match client.health().await {
         Ok(health) => complaints(&target.url, health),
@@ -52,7 +52,7 @@ async fn server(context: &Context) -> Vec<Check> {
     }
 }
 
-fn told(failure: Failure) -> String {
+fn failure_text(failure: Failure) -> String {
     match failure {
         Failure::Message { message, .. } => message,
         Failure::Client(error) => error.to_string(),

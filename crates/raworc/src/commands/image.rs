@@ -188,7 +188,7 @@ pub async fn transfer<T>(
             (done, 0) => format!(": {}", bytes(done)),
             (done, total) => format!(": {} of {}", bytes(done), bytes(total)),
         };
-        progress.say(&format!("{}{done}", clean(&now.what)));
+        progress.set_text(&format!("{}{done}", clean(&now.what)));
     };
     Ok(work(&mut tell).await?)
 }

@@ -64,7 +64,7 @@ pub async fn create_session(
             let portable = images::portable(app, &image).await?;
             let wanted = CreateSession { name: body.name.clone().or_else(|| Some(another(portable.name()))), ..body };
             let is_theirs = wanted.image.is_none();
-            let wanted = wanted.over(portable.wanted());
+            let wanted = wanted.with_defaults_from(portable.wanted());
             check(&wanted, &Ceilings::default())?;
             if let Some(image) = wanted.image.as_ref().filter(|_| is_theirs) {
                 // Whoever made the checkpoint is not to say with whom this server speaks.

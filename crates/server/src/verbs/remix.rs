@@ -51,7 +51,7 @@ pub async fn remix(
     let name = body.name.clone().unwrap_or_else(|| another(&parent.name));
     let wanted = CreateSession { name: Some(name), ..body.into() };
     check(&wanted, &app.ceilings)?;
-    let wanted = wanted.over(as_wanted(&parent));
+    let wanted = wanted.with_defaults_from(as_wanted(&parent));
     check(&wanted, &Ceilings::default())?;
     let image = match &wanted.image {
         Some(name) => Some(images::resolve(app, actor, name, Use::Run).await?.id),

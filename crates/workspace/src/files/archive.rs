@@ -159,16 +159,16 @@ pub(super) fn clean(path: &[u8]) -> Result<Vec<u8>, FileError> {
     Ok(names.join(&b'/'))
 }
 
-fn shown(path: &[u8]) -> String {
+fn quoted(path: &[u8]) -> String {
     format!("{:?}", String::from_utf8_lossy(&path[..path.len().min(SHOWN_BYTES_MAX)]))
 }
 
 pub(super) fn conflict(path: &[u8], why: &str) -> FileError {
-    FileError::Conflict(format!("{} {why}", shown(path)))
+    FileError::Conflict(format!("{} {why}", quoted(path)))
 }
 
 pub(super) fn bad_path(path: &[u8], why: &str) -> FileError {
-    FileError::BadArchive(format!("{} {why}", shown(path)))
+    FileError::BadArchive(format!("{} {why}", quoted(path)))
 }
 
 fn bad(error: Error) -> FileError {

@@ -51,7 +51,7 @@ impl Owner {
         Some(Ids::based(self.0?.checked_sub(AGENT_UID)?))
     }
 
-    fn give(self, file: impl AsFd) -> Result<(), FileError> {
+    fn set_owner(self, file: impl AsFd) -> Result<(), FileError> {
         if self.0.is_some() {
             std::os::unix::fs::fchown(file, self.0, self.0)?;
         }

@@ -154,7 +154,7 @@ pub(super) fn make_directory(
     };
     let made = open_within(at, name, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW, reach)?;
     if is_new {
-        owner.give(&made)?;
+        owner.set_owner(&made)?;
         rustix::fs::fchmod(&made, mode)?;
     }
     Ok(made)
@@ -166,7 +166,7 @@ pub(super) fn resolve(root: BorrowedFd<'_>, path: &[u8], manner: ResolveOptions)
         PathWalker { root, current: clone(root)?, names: Vec::new(), is_above: false, left: Vec::new(), links: 0 };
     walker.push(path, true);
     for _ in 0..STEPS_MAX {
-        let Some((name, is_asked)) = walker.left.pop() else { return walker.end() };
+        let Some((name, is_asked)) = walker.left.pop() else { return walker.into_place() };
         if let Some(place) = walker.step(name, is_asked, manner)? {
             return Ok(place);
         }
@@ -201,7 +201,7 @@ impl PathWalker<'_> {
     /// Resolves one component. Returns the place if it was the last.
     fn step(&mut self, name: Vec<u8>, is_asked: bool, manner: ResolveOptions) -> Result<Option<Place>, FileError> {
         if name == b".." {
-            self.up()?;
+            self.ascend()?;
             return Ok(None);
         }
         if self.is_above {
@@ -250,7 +250,7 @@ impl PathWalker<'_> {
         Ok(())
     }
 
-    fn up(&mut self) -> Result<(), FileError> {
+    fn ascend(&mut self) -> Result<(), FileError> {
         // The parent of `/` is `/`.
         if self.is_above {
             return Ok(());
@@ -265,7 +265,7 @@ impl PathWalker<'_> {
     }
 
     /// The place of a path without a last component.
-    fn end(self) -> Result<Place, FileError> {
+    fn into_place(self) -> Result<Place, FileError> {
         if self.is_above {
             return Err(FileError::Outside);
         }

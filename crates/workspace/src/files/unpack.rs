@@ -129,17 +129,17 @@ impl<'a> Unpacker<'a> {
     }
 
     fn run(mut self, archive: impl Read) -> Result<UnpackStats, FileError> {
-        match self.all(archive) {
+        match self.unpack_entries(archive) {
             Ok(()) => Ok(self.done),
             Err(error) => {
-                self.put_back();
+                self.restore_default_acls();
                 Err(error)
             }
         }
     }
 
     /// Restores default access control lists that were removed while a directory was filled.
-    fn put_back(&self) {
+    fn restore_default_acls(&self) {
         for (path, of, described) in self.inside.iter().filter_map(|at| Some((&at.path, at.id, at.described.as_ref()?)))
         {
             let Some(list) = &described.of_children else { continue };
@@ -154,7 +154,7 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    fn all(&mut self, archive: impl Read) -> Result<(), FileError> {
+    fn unpack_entries(&mut self, archive: impl Read) -> Result<(), FileError> {
         let mut source = ArchiveReader::new(archive, self.how);
         while let Some((found, path)) = source.next()? {
             if matches!(found.kind, TarEntryKind::Device | TarEntryKind::Other) {
@@ -183,7 +183,7 @@ impl<'a> Unpacker<'a> {
         path: Vec<u8>,
     ) -> Result<(), FileError> {
         let (parent, name) = split(&path);
-        let at = self.enter(parent)?;
+        let at = self.open_parent(parent)?;
         let here = lookup_within(at.as_fd(), name, self.reach)?.map(|node| node.kind());
         let is_link = here == Some(FileType::Symlink);
         match (found.kind, here) {
@@ -208,7 +208,7 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Opens an entry's parent directory and creates missing ones.
-    fn enter(&mut self, path: &[u8]) -> Result<OwnedFd, FileError> {
+    fn open_parent(&mut self, path: &[u8]) -> Result<OwnedFd, FileError> {
         self.leave_all_but(path)?;
         let (mut at, mut done) = match (self.inside.last(), &self.current) {
             (Some(last), Some(current)) => (current.try_clone()?, last.path.len()),
@@ -296,12 +296,12 @@ impl<'a> Unpacker<'a> {
         let mut new = TemporaryFile::create(at.as_fd())?;
         source.content(found, |data, offset| Ok(new.file.write_all_at(data, offset)?))?;
         set_length(&new.file, found.size)?;
-        self.owner.give(&new.file)?;
+        self.owner.set_owner(&new.file)?;
         let described = self.attributes(new.file.as_fd(), found)?;
         describe(new.file.as_fd(), &described)?;
         self.done.bytes = self.done.bytes.saturating_add(found.size);
         for _ in 0..PLACE_TRIES {
-            match new.appear(at.as_fd(), name, replaces) {
+            match new.link_into(at.as_fd(), name, replaces) {
                 // A process in the container has just created this name.
                 Err(FileError::Io(error)) if error.kind() == io::ErrorKind::AlreadyExists => replaces = true,
                 outcome => return outcome,

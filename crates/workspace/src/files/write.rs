@@ -73,7 +73,7 @@ impl Workspace {
                 Some(new) => new,
                 None => TemporaryFile::fill(place.directory.as_fd(), content, how.bytes_max)?,
             };
-            match self.put(&mut new, &place, how.mode) {
+            match self.place_file(&mut new, &place, how.mode) {
                 // A process in the container made the name or moved the directory: check again.
                 Err(FileError::Io(error)) if error.kind() == io::ErrorKind::AlreadyExists => filled = Some(new),
                 Err(error) => return Err(error),
@@ -98,8 +98,8 @@ impl Workspace {
     }
 
     /// Sets owner and permissions of a complete file and renames it into place.
-    fn put(&self, new: &mut TemporaryFile, place: &Place, mode: Option<u32>) -> Result<(), FileError> {
-        self.owner.give(&new.file)?;
+    fn place_file(&self, new: &mut TemporaryFile, place: &Place, mode: Option<u32>) -> Result<(), FileError> {
+        self.owner.set_owner(&new.file)?;
         let before = place.node.as_ref().filter(|node| node.kind() == FileType::RegularFile);
         if before.is_some() {
             keep_attributes(place, &new.file)?;
@@ -107,7 +107,7 @@ impl Workspace {
         let mode = mode.or_else(|| before.map(|node| node.stat.st_mode & 0o7777)).unwrap_or(MODE_DEFAULT);
         fchmod(&new.file, Mode::from_raw_mode(mode))?;
         fsync(&new.file)?;
-        new.appear(place.directory.as_fd(), &place.name, place.node.is_some())?;
+        new.link_into(place.directory.as_fd(), &place.name, place.node.is_some())?;
         Ok(fsync(open_beneath(place.directory.as_fd(), b".", OFlags::DIRECTORY | OFlags::RDONLY)?)?)
     }
 
@@ -173,7 +173,12 @@ impl TemporaryFile {
     ///
     /// # Errors
     /// `EEXIST` if `replaces` is false and the name exists.
-    pub(super) fn appear(&mut self, directory: BorrowedFd<'_>, name: &[u8], replaces: bool) -> Result<(), FileError> {
+    pub(super) fn link_into(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        name: &[u8],
+        replaces: bool,
+    ) -> Result<(), FileError> {
         if let Some((at, temporary)) = &self.named {
             let flags = if replaces { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
             renameat_with(at, temporary.as_str(), directory, name, flags)?;

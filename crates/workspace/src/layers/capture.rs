@@ -88,7 +88,7 @@ pub fn capture(
     let mut stack =
         PathStack { parts: vec![PathComponent { source, target: Some(target), name: CString::default(), below }] };
     capture.directory(&mut stack, &[], is_first)?;
-    capture.reunite()?;
+    capture.link_unchanged_names()?;
     entry::copy_attributes(entry::root(from)?, entry::root(into)?)?;
     write(listing, &capture.now)?;
     Ok(capture.captured)
@@ -149,7 +149,7 @@ impl Capture {
         let source = stack.source()?;
         let mut names = BTreeSet::new();
         for name in entry::names(&source)? {
-            match self.one(stack, &source, &name, path, is_new) {
+            match self.capture_entry(stack, &source, &name, path, is_new) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) if !self.how.is_still && is_race(&error) => self.defer(join(path, &name)),
                 other => other?,
@@ -157,7 +157,7 @@ impl Capture {
             names.insert(name);
         }
         if !is_new {
-            self.gone(stack, path, &names)?;
+            self.record_deletions(stack, path, &names)?;
         }
         Ok(())
     }
@@ -167,7 +167,7 @@ impl Capture {
         self.now.entry(key).or_default().is_doubtful = true;
     }
 
-    fn one(
+    fn capture_entry(
         &mut self,
         stack: &mut PathStack,
         source: &OwnedFd,
@@ -230,7 +230,7 @@ impl Capture {
 
     /// Gives copied files also their unchanged names. Otherwise the copies of an earlier capture would show up under
     /// those names.
-    fn reunite(&mut self) -> io::Result<()> {
+    fn link_unchanged_names(&mut self) -> io::Result<()> {
         for (inode, place) in std::mem::take(&mut self.passed) {
             let Some(copied) = self.links.get(&inode) else { continue };
             match self.add_name(copied, &place) {
@@ -268,7 +268,7 @@ impl Capture {
         let above = stack.parts.last().and_then(|part| part.below.clone());
         let redirect = OverlayXattr::Redirect.get(&inner, self.how.xattrs)?;
         let below = match &redirect {
-            Some(target) => Some(seal::place(target, above.as_deref())?),
+            Some(target) => Some(seal::redirect_target(target, above.as_deref())?),
             None if entry::is_opaque(&inner, self.how.xattrs)? => None,
             None => above.map(|above| [above, vec![name.to_owned()]].concat()),
         };
@@ -310,7 +310,7 @@ impl Capture {
     }
 
     /// Records deletions: entries of the listing that no longer exist.
-    fn gone(&mut self, stack: &mut PathStack, path: &[u8], names: &BTreeSet<CString>) -> io::Result<()> {
+    fn record_deletions(&mut self, stack: &mut PathStack, path: &[u8], names: &BTreeSet<CString>) -> io::Result<()> {
         let mut prefix = path.to_vec();
         if !prefix.is_empty() {
             prefix.push(b'/');

@@ -189,12 +189,12 @@ impl Compare<'_> {
                 break;
             }
             check_continue(self.goes_on)?;
-            self.one(before, after, &name, path, depth)?;
+            self.compare_entry(before, after, &name, path, depth)?;
         }
         Ok(())
     }
 
-    fn one(
+    fn compare_entry(
         &mut self,
         before: Option<&OwnedFd>,
         after: Option<&OwnedFd>,

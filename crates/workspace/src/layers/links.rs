@@ -93,7 +93,7 @@ pub fn restore_hard_links(root: impl AsFd, upper: &Path, files: &BTreeSet<Copied
 
 fn directory(shown: &OwnedFd, upper: Option<&OwnedFd>, inodes: &BTreeSet<u64>, depth: usize) -> io::Result<()> {
     for name in entry::names(shown)? {
-        match one(shown, upper, &name, inodes, depth) {
+        match visit(shown, upper, &name, inodes, depth) {
             // It may be changed meanwhile.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             outcome => outcome?,
@@ -102,7 +102,13 @@ fn directory(shown: &OwnedFd, upper: Option<&OwnedFd>, inodes: &BTreeSet<u64>, d
     Ok(())
 }
 
-fn one(shown: &OwnedFd, upper: Option<&OwnedFd>, name: &CStr, inodes: &BTreeSet<u64>, depth: usize) -> io::Result<()> {
+fn visit(
+    shown: &OwnedFd,
+    upper: Option<&OwnedFd>,
+    name: &CStr,
+    inodes: &BTreeSet<u64>,
+    depth: usize,
+) -> io::Result<()> {
     let Some(stat) = entry::lookup(shown, name)? else { return Ok(()) };
     if entry::kind(&stat) == FileType::Directory {
         // A directory has the same path in the upper directory, even if it is redirected.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{FileType, Stat};
 
-use super::usage::{ENTRY_BYTES_MIN, InodeDedup, taken};
+use super::usage::{ENTRY_BYTES_MIN, InodeDedup, disk_bytes};
 use super::{OverlayXattrs, entry};
 
 /// A directory of the merged tree: the directories of all layers that contribute to it, the topmost first.
@@ -120,7 +120,7 @@ impl MergedDirectory {
 
     /// Totals of one entry.
     pub fn count_one(&self, name: &CStr, stat: &Stat, depth: usize, xattrs: OverlayXattrs) -> io::Result<TreeTotals> {
-        let disk = i64::try_from(taken(stat)).unwrap_or(i64::MAX);
+        let disk = i64::try_from(disk_bytes(stat)).unwrap_or(i64::MAX);
         let (files, bytes) = if entry::kind(stat) == FileType::RegularFile { (1, stat.st_size) } else { (0, 0) };
         let mut count = TreeTotals { files, bytes, disk };
         if entry::kind(stat) == FileType::Directory {
@@ -136,7 +136,7 @@ impl MergedDirectory {
     pub fn usage(&self, once: &mut InodeDedup, depth: usize, xattrs: OverlayXattrs) -> io::Result<u64> {
         let mut bytes = 0_u64;
         for (name, shown) in self.entries()? {
-            bytes = bytes.saturating_add(once.taken(&shown.stat));
+            bytes = bytes.saturating_add(once.disk_bytes(&shown.stat));
             if entry::kind(&shown.stat) == FileType::Directory {
                 bytes = bytes.saturating_add(self.inner(&name, depth, xattrs)?.usage(once, depth + 1, xattrs)?);
             }

@@ -131,7 +131,7 @@ impl RedirectResolver<'_> {
             let inner = entry::inner(directory, &name, depth)?;
             match OverlayXattr::Redirect.get(&inner, self.xattrs)? {
                 Some(target) => {
-                    let target = place(&target, below)?;
+                    let target = redirect_target(&target, below)?;
                     let view = MergedDirectory::at(self.lower, &target, self.xattrs)?;
                     self.fill(&inner, &view, depth + 1)?;
                     self.directory(&inner, Some(&target), depth + 1)?;
@@ -179,7 +179,7 @@ impl RedirectResolver<'_> {
 }
 
 /// The target of a redirect in the layers below: an absolute path, or a name beside the directory.
-pub fn place(target: &[u8], below: Option<&[CString]>) -> io::Result<Vec<CString>> {
+pub fn redirect_target(target: &[u8], below: Option<&[CString]>) -> io::Result<Vec<CString>> {
     let names = |path: &[u8]| {
         let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
         names.map(|name| CString::new(name).map_err(io::Error::other)).collect::<io::Result<Vec<_>>>()
@@ -232,7 +232,7 @@ impl Measure {
                     *changed = changed.saturating_add(u64::try_from(size).unwrap_or(0));
                 }
             }
-            let taken = self.once.taken(&stat);
+            let taken = self.once.disk_bytes(&stat);
             self.change.own_disk = self.change.own_disk.saturating_add(taken);
             let inner = if is_directory { Some(entry::inner(directory, &name, depth)?) } else { None };
             let merged_with = match &inner {
@@ -245,7 +245,7 @@ impl Measure {
             }
             match merged_with {
                 // The entry replaces the hidden one; a directory shows both contents.
-                Some(hidden) => self.change.disk = self.change.disk.saturating_sub_unsigned(usage::taken(&hidden)),
+                Some(hidden) => self.change.disk = self.change.disk.saturating_sub_unsigned(usage::disk_bytes(&hidden)),
                 None => self.subtract(below, &name, depth)?,
             }
             if let Some(inner) = inner {

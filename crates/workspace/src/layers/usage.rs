@@ -16,7 +16,7 @@ const BLOCK_BYTES: u64 = 512;
 pub const ENTRY_BYTES_MIN: u64 = 4096;
 
 /// Disk usage of one entry, in bytes.
-pub fn taken(stat: &Stat) -> u64 {
+pub fn disk_bytes(stat: &Stat) -> u64 {
     u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES).max(ENTRY_BYTES_MIN)
 }
 
@@ -26,9 +26,9 @@ pub struct InodeDedup(BTreeSet<u64>);
 
 impl InodeDedup {
     /// Disk usage of an entry under one of its names.
-    pub fn taken(&mut self, stat: &Stat) -> u64 {
+    pub fn disk_bytes(&mut self, stat: &Stat) -> u64 {
         let has_names = stat.st_nlink > 1 && entry::kind(stat) != FileType::Directory;
-        if has_names && !self.0.insert(stat.st_ino) { ENTRY_BYTES_MIN } else { taken(stat) }
+        if has_names && !self.0.insert(stat.st_ino) { ENTRY_BYTES_MIN } else { disk_bytes(stat) }
     }
 }
 
@@ -56,7 +56,7 @@ impl Usage {
     fn directory(&mut self, directory: &OwnedFd, depth: usize) -> io::Result<()> {
         for name in entry::names(directory)? {
             let Some(stat) = entry::lookup(directory, &name)? else { continue };
-            self.bytes = self.bytes.saturating_add(self.once.taken(&stat));
+            self.bytes = self.bytes.saturating_add(self.once.disk_bytes(&stat));
             if entry::kind(&stat) == FileType::Directory {
                 match entry::inner(directory, &name, depth + 1) {
                     Ok(inner) => self.directory(&inner, depth + 1)?,

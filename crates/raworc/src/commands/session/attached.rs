@@ -34,7 +34,7 @@ pub async fn run(context: &Context, session: &str, body: Exec, feeds: bool) -> R
                     return Err(ClientError::Problem(Box::new(problem)).into());
                 }
                 if let Some(code) = notice.exit_code {
-                    say(context, &notice);
+                    show_notice(context, &notice);
                     break u8::try_from(code).unwrap_or(EXIT_FAILED);
                 }
             }
@@ -76,7 +76,7 @@ fn write(context: &Context, bytes: &[u8]) -> Result<()> {
     }
 }
 
-fn say(context: &Context, notice: &Notice) {
+fn show_notice(context: &Context, notice: &Notice) {
     let signal = notice.signal.map(|signal| format!("signal {signal} ended it"));
     if let Some(why) = notice.reason.clone().or(signal) {
         let why = crate::text::clean_lines(&why);

@@ -231,7 +231,7 @@ async fn send(
     let mut sent = 0;
     let archive = archive.inspect(move |chunk| {
         sent += chunk.as_ref().map_or(0, Bytes::len) as u64;
-        shows.say(&format!("copying: {}", size(sent)));
+        shows.set_text(&format!("copying: {}", size(sent)));
     });
     let mut unpacked = to.client.write_archive(to.session, to.path, archive).await?;
     drop(progress);
@@ -284,7 +284,7 @@ async fn receive(
         match archive.chunk().await {
             Ok(Some(chunk)) => {
                 received += chunk.len() as u64;
-                progress.say(&format!("copying: {}", size(received)));
+                progress.set_text(&format!("copying: {}", size(received)));
                 // The unpacking thread has failed and reports why.
                 if writer.write_all(&chunk).await.is_err() {
                     break;

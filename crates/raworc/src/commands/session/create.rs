@@ -198,7 +198,7 @@ pub async fn started(context: &Context, client: &Client, created: &Session) -> R
         let event = event?;
         match event.kind.as_str() {
             "session.state_changed" => match follow_message::text_of(&event, "to") {
-                state @ ("INIT" | "ERROR") => progress.say(&format!("{} is {state}", created.name)),
+                state @ ("INIT" | "ERROR") => progress.set_text(&format!("{} is {state}", created.name)),
                 _ => break,
             },
             "session.failed" => {
@@ -206,7 +206,7 @@ pub async fn started(context: &Context, client: &Client, created: &Session) -> R
                 if follow_message::stuck(&session).is_some() {
                     return Ok(session);
                 }
-                progress.say(&format!(
+                progress.set_text(&format!(
                     "{} failed and starts again: {}",
                     created.name,
                     follow_message::text_of(&event, "message")
