@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{RAWORC, TestServer};
+use crate::harness::{RAWORC, TestServer, eventually};
 use crate::server_or_skip;
 
 /// How long after a server's start every session must have its true state.

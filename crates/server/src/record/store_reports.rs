@@ -219,7 +219,7 @@ fn judge(ending: Ending) -> (Outcome, Option<MessageError>) {
 #[cfg(test)]
 mod tests {
     use raworc_core::ids::TurnId;
-    use raworc_core::link::Stream;
+    use raworc_core::link::OutputStream;
 
     use super::*;
 
