@@ -7,6 +7,7 @@
 
 mod errors;
 mod house;
+mod imports;
 mod invariants;
 mod layers;
 mod links;
@@ -23,10 +24,11 @@ type Faults = Vec<String>;
 type Check = fn(&House) -> anyhow::Result<Faults>;
 
 /// Every check, by the name it is reported under.
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 12] = [
     ("layers", layers::order),
     ("backends", layers::backends),
     ("containers", layers::containers),
+    ("imports", imports::cycles),
     ("purity", text::purity),
     ("lints", text::lints),
     ("sizes", text::sizes),
