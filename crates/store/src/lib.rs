@@ -9,6 +9,7 @@ pub mod audit;
 pub mod checkpoints;
 pub mod conversation;
 mod damages;
+mod error;
 pub mod events;
 pub mod idempotency;
 pub mod images;
@@ -28,20 +29,18 @@ use std::fs::{OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures::future::BoxFuture;
-use rusqlite::ErrorCode;
 use rusqlite_migration::{M, MigrationDefinitionError, Migrations};
 
 use damages::DamageRegistry;
 use readers::Readers;
 
 pub use damages::Damage;
+pub use error::StoreError;
 pub use readers::Reader;
 pub use scan::ScanReport;
 pub use sql::{Batch, Connection, Sound};
-pub use writer::{CommitNotice, Job, JobFuture, Transaction};
+pub use writer::{CommitNotice, Disk, Job, JobFuture, Listener, Transaction};
 
 /// What brought the tables to what they are, oldest first. SQLite's `user_version` says how many have been applied.
 const MIGRATIONS: &[M<'_>] = &[
@@ -59,76 +58,6 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../migrations/0012_audit_outcome.sql")),
     M::up(include_str!("../migrations/0013_conversation_segments.sql")),
 ];
-/// How long a statement waits for another process that holds the database.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What can go wrong in the store.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The disk is full; nothing was changed.
-    #[error("the disk is full")]
-    DiskFull,
-    /// The database does not answer.
-    #[error("the store is away: {0}")]
-    Unavailable(String),
-    /// A unique value is taken.
-    #[error("taken already")]
-    Conflict,
-    /// A record is not as it must be.
-    #[error("a record is damaged: {0}")]
-    Damaged(Box<Damage>),
-    /// The file is no database, or not a whole one.
-    #[error("the database file is damaged ({0}); docs/troubleshooting.md says what to do")]
-    Corrupt(String),
-    /// A newer release has changed the tables.
-    #[error("the database was written by a newer release of Raworc; start that one, or put back a copy from before")]
-    TooNew,
-    /// Anything else the database says.
-    #[error("the store failed: {0}")]
-    Failed(String),
-}
-
-impl From<rusqlite::Error> for StoreError {
-    fn from(error: rusqlite::Error) -> Self {
-        use rusqlite::ffi::{SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_UNIQUE};
-        let text = error.to_string();
-        match error {
-            rusqlite::Error::SqliteFailure(failure, _) => match (failure.code, failure.extended_code) {
-                (_, SQLITE_CONSTRAINT_UNIQUE | SQLITE_CONSTRAINT_PRIMARYKEY) => StoreError::Conflict,
-                (ErrorCode::DiskFull, _) => StoreError::DiskFull,
-                (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase, _) => StoreError::Corrupt(text),
-                (
-                    ErrorCode::SystemIoFailure
-                    | ErrorCode::CannotOpen
-                    | ErrorCode::DatabaseBusy
-                    | ErrorCode::DatabaseLocked
-                    | ErrorCode::ReadOnly,
-                    _,
-                ) => StoreError::Unavailable(text),
-                _ => StoreError::Failed(text),
-            },
-            _ => StoreError::Failed(text),
-        }
-    }
-}
-
-impl From<serde_json::Error> for StoreError {
-    fn from(error: serde_json::Error) -> Self {
-        StoreError::Failed(error.to_string())
-    }
-}
-
-/// Told, after each commit, what follows from it.
-pub type Listener = Arc<dyn Fn(CommitNotice) + Send + Sync>;
-
-/// A disk that may be slow or full; what [`Store::open_memory`] has in place of one.
-pub trait Disk: Send + Sync + 'static {
-    /// Before a transaction. Where it fails, so does the transaction, which then has changed nothing.
-    fn before(&self) -> BoxFuture<'_, Result<(), StoreError>>;
-    /// After a transaction was committed, before anyone hears of it.
-    fn after(&self) -> BoxFuture<'_, ()>;
-}
-
 /// The records.
 #[derive(Clone)]
 pub struct Store {
@@ -224,7 +153,7 @@ impl Store {
 
 /// A connection to a database with all its tables.
 fn prepare(path: &Path, damages: &Arc<DamageRegistry>) -> Result<Connection, StoreError> {
-    let mut connection = open(path)?;
+    let mut connection = sql::open(path)?;
     let failed = |error: &dyn std::fmt::Display| StoreError::Failed(format!("bringing the tables up to date: {error}"));
     Migrations::from_slice(MIGRATIONS).to_latest(&mut connection).map_err(|error| match error {
         rusqlite_migration::Error::MigrationDefinition(MigrationDefinitionError::DatabaseTooFarAhead) => {
@@ -237,14 +166,4 @@ fn prepare(path: &Path, damages: &Arc<DamageRegistry>) -> Result<Connection, Sto
         error => failed(&error),
     })?;
     Ok(Connection::new(connection, Arc::clone(damages)))
-}
-
-/// What every connection to SQLite needs. `synchronous=FULL` flushes each commit to the disk before it is answered.
-fn open(path: &Path) -> Result<rusqlite::Connection, StoreError> {
-    let connection = rusqlite::Connection::open(path)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "foreign_keys", "ON")?;
-    Ok(connection)
 }

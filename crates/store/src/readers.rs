@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::StoreError;
 use crate::damages::DamageRegistry;
-use crate::{Connection, StoreError, open};
+use crate::sql::{Connection, open};
 
 /// Connections at most; who comes after waits.
 const READERS: usize = 4;

@@ -5,7 +5,9 @@
 //! wrappers of SQLite do, costs several times the statement itself.
 
 use std::borrow::Cow;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::CachedStatement;
 use rusqlite::types::{ToSql, ToSqlOutput};
@@ -13,6 +15,9 @@ use rusqlite::types::{ToSql, ToSqlOutput};
 use crate::damages::DamageRegistry;
 use crate::rows::Row;
 use crate::{Damage, StoreError};
+
+/// How long a statement waits for another process that holds the database.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Prepared statements that a connection keeps: more than there are different ones.
 const STATEMENTS: usize = 128;
@@ -297,4 +302,14 @@ impl WhereClause {
         let text = format!("{from}{} {order}", self.text);
         self.values.into_iter().fold(sql(text), Statement::bind)
     }
+}
+
+/// What every connection to SQLite needs. `synchronous=FULL` flushes each commit to the disk before it is answered.
+pub fn open(path: &Path) -> Result<rusqlite::Connection, StoreError> {
+    let connection = rusqlite::Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+    Ok(connection)
 }

@@ -12,8 +12,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::StoreError;
 use crate::sql::{Connection, sql};
-use crate::{Disk, Listener, StoreError};
+
+/// Told, after each commit, what follows from it.
+pub type Listener = Arc<dyn Fn(CommitNotice) + Send + Sync>;
+
+/// A disk that may be slow or full; what [`Store::open_memory`](crate::Store::open_memory) has in place of one.
+pub trait Disk: Send + Sync + 'static {
+    /// Before a transaction. Where it fails, so does the transaction, which then has changed nothing.
+    fn before(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// After a transaction was committed, before anyone hears of it.
+    fn after(&self) -> BoxFuture<'_, ()>;
+}
 
 /// Jobs that wait for the writer; who comes after waits too.
 const QUEUE: usize = 1024;

@@ -7,6 +7,7 @@
 
 mod errors;
 mod events;
+mod imports;
 mod invariants;
 mod layers;
 mod links;
@@ -24,10 +25,11 @@ type Findings = Vec<String>;
 type Check = fn(&Repository) -> anyhow::Result<Findings>;
 
 /// All checks by name.
-const CHECKS: [(&str, Check); 12] = [
+const CHECKS: [(&str, Check); 13] = [
     ("layers", layers::order),
     ("backends", layers::backends),
     ("containers", layers::containers),
+    ("imports", imports::cycles),
     ("purity", text::purity),
     ("lints", text::lints),
     ("sizes", text::sizes),

@@ -103,7 +103,8 @@ fn hosts(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-fn is_test(path: &Path) -> bool {
+/// Whether a file has only tests in it.
+pub fn is_test(path: &Path) -> bool {
     let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
     path.components().any(|part| part.as_os_str() == "tests") || name == "tests" || name.ends_with("_tests")
 }

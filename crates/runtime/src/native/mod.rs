@@ -28,17 +28,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use raworc_core::ids::ContainerId;
-use raworc_core::link::AGENT_UID;
-use raworc_workspace::{LayerStack, Mounter, Trash};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use raworc_workspace::{LayerStack, Trash};
 use tokio::sync::mpsc;
 
-use crate::{ContainerSpec, Exit, Hidden, Listed, Occupancy, Resources, Runtime, RuntimeError};
+use crate::{ContainerSpec, Exit, Hidden, Listed, Occupancy, Runtime, RuntimeError};
 
 mod adopt;
 mod bundle;
 mod cgroup;
+mod config;
 mod containers;
 mod doctor;
 mod etc;
@@ -51,10 +49,12 @@ mod rootfs;
 pub mod rootless;
 mod seccomp;
 mod spare;
+mod tasks;
 mod unlinked;
 mod view;
 mod workspace;
 
+pub use config::{Ids, NativeConfig};
 pub use doctor::{Check, Status, doctor};
 
 use cgroup::Cgroups;
@@ -62,49 +62,10 @@ use containers::Containers;
 use launcher::Launcher;
 use layout::Layout;
 use spare::SparePool;
-
-/// The ids outside, of users and of groups, that a container has: 0 inside is `base` outside, and so on upwards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ids {
-    /// The id outside that is 0 inside.
-    pub base: u32,
-}
-
-impl Ids {
-    /// How many a container has: 0 to 65534, which is nobody.
-    pub const COUNT: u32 = 65_535;
-    /// The first one where this process is root of the machine. So far up nothing else gives out ids: useradd and systemd
-    /// stay far below.
-    pub const BASE_OF_ROOT: u32 = 2_000_000_000;
-
-    /// The id outside of agents, to whom the files of workspaces belong.
-    #[must_use]
-    pub fn agent(self) -> u32 {
-        self.base + AGENT_UID
-    }
-}
+use tasks::blocking;
 
 /// Exits that wait for the reconcile loop.
 const EXITS_MAX: usize = 1024;
-
-/// How to run containers here.
-#[derive(Clone, Debug)]
-pub struct NativeConfig {
-    /// The server's data directory; `run` below it is the runtime's.
-    pub data_dir: PathBuf,
-    /// The host program, for any root filesystem: statically linked.
-    pub host_binary: Vec<u8>,
-    /// Mounts workspaces and images.
-    pub mounter: Mounter,
-    /// The program that, given the argument `launcher`, is [`raworc_launcher::main`]: normally `/proc/self/exe`.
-    pub launcher: PathBuf,
-    /// Another OCI runtime to use in place of the embedded one.
-    pub oci_runtime: Option<PathBuf>,
-    /// Containers that are kept prepared for sessions to come; each costs about as much memory as one that rests READY.
-    pub spares: usize,
-    /// What the spare ones may use: only sessions that want the same can have one.
-    pub spare_resources: Resources,
-}
 
 /// Runs containers on this machine. Needs root, if only of a user namespace: see [`rootless::enter`].
 pub struct NativeRuntime {
@@ -225,20 +186,4 @@ where
     F: Future<Output = Result<T, RuntimeError>> + Send + 'static,
 {
     tokio::spawn(work).await.unwrap_or_else(|error| Err(RuntimeError::Other(error.to_string())))
-}
-
-/// Runs file system work where it may block.
-async fn blocking<T, F>(work: F) -> Result<T, RuntimeError>
-where
-    T: Send + 'static,
-    F: FnOnce() -> io::Result<T> + Send + 'static,
-{
-    let result = tokio::task::spawn_blocking(work).await.map_err(|error| RuntimeError::Other(error.to_string()))?;
-    result.map_err(|error| RuntimeError::Other(error.to_string()))
-}
-
-/// Lets tokio wait for a descriptor.
-#[expect(deprecated, reason = "its successor is unsafe, for descriptors that may change; an OwnedFd never does")]
-fn pollable(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(descriptor, interest)
 }

@@ -13,7 +13,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::layout::is_file;
-use super::pollable;
+use super::tasks::pollable;
 
 /// How long a killed process may take to be gone.
 const KILL_MAX: Duration = Duration::from_secs(20);

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::native::pollable;
+use crate::native::tasks::pollable;
 
 /// The server's end.
 pub struct Socket(AsyncFd<OwnedFd>);
