@@ -18,12 +18,12 @@ use raworc_quota::Projects;
 use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
-use crate::FileError;
+use crate::error::{FileError, LayerMissing};
 use crate::failpoints;
 use crate::files::Workspace;
 use crate::layers::links::CopiedUpFile;
 use crate::layers::{ENTRY_BYTES_MIN, OverlayXattrs, links, seal, usage};
-use crate::mount::{EMPTY, LayerMissing, LayerStack, Mounter};
+use crate::mount::{EMPTY, LayerStack, Mounter};
 use crate::trash::Trash;
 
 /// Bytes per read when spooling: a multiple of [`HOLE_BYTES`].

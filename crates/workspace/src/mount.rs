@@ -19,6 +19,7 @@ use rustix::fs::{CWD, Mode, OFlags, lremovexattr, open};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use crate::error::LayerMissing;
 use crate::layer_store::{PLAIN, name};
 use crate::layers::{OverlayXattrs, links};
 
@@ -49,11 +50,6 @@ pub struct LayerStack {
     /// The writable layer on top; without it, the stack is read-only.
     pub writable: Option<LayerId>,
 }
-
-/// The directory of a layer does not exist.
-#[derive(Debug, thiserror::Error)]
-#[error("the layer {0} of the workspace is missing")]
-pub struct LayerMissing(pub LayerId);
 
 /// The writable top of a mount.
 #[derive(Clone)]

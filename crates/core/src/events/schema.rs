@@ -48,24 +48,27 @@ pub(super) struct Field {
 
 /// The JSON Schema of an object.
 pub(super) fn object(fields: Vec<Field>) -> Value {
-    let (mut properties, mut required) = (Map::new(), Vec::new());
+    let (mut properties, mut required) = (Map::new(), Vec::<Value>::new());
     for field in fields {
         if field.is_flat {
             if let Value::Object(inner) = &field.present["properties"] {
                 properties.extend(inner.clone());
             }
+            // Of an optional object nothing is required.
+            let always = field.schema["required"].as_array().filter(|_| field.schema["type"] == "object");
+            required.extend(always.into_iter().flatten().cloned());
             continue;
         }
         let mut schema = if field.is_omitted { field.present } else { field.schema };
         schema["description"] = text(&field.doc).into();
         properties.insert(field.name.to_owned(), schema);
         if !field.is_omitted {
-            required.push(field.name);
+            required.push(field.name.into());
         }
     }
     let mut schema = json!({ "type": "object", "properties": properties });
     if !required.is_empty() {
-        schema["required"] = json!(required);
+        schema["required"] = required.into();
     }
     schema
 }

@@ -61,11 +61,9 @@ async fn conversation(server: &TestServer, id: &str) -> Vec<Value> {
         assert_eq!(&found["reply"], reply.unwrap_or(&Value::Null));
         assert_eq!(found["content"], message["content"]);
     }
-    let mut after = 0;
-    for event in &events {
+    for (after, event) in events.iter().enumerate() {
         let (_, page) = server.get(&format!("/sessions/{id}/events?limit=1&after={after}")).await;
         assert_eq!(page["items"], json!([event]));
-        after += 1;
     }
     all
 }

@@ -6,7 +6,7 @@ use raworc_oci::Error;
 use raworc_oci::entries::{self, HOLE_BYTES, Reader, TarEntry, TarEntryKind};
 
 use super::pack::PATH_BYTES_MAX;
-use crate::FileError;
+use crate::error::FileError;
 use crate::layers::{DEPTH_MAX, ENTRY_BYTES_MIN};
 
 /// Bytes per read.

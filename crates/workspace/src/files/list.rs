@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{AtFlags, FileType, Stat, readlinkat, statat};
 
 use super::{EntryKind, FileTime, modified};
-use crate::FileError;
+use crate::error::FileError;
 
 /// Maximum size of a page's names and targets as JSON, in bytes. A page with long names has fewer entries.
 const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;

@@ -23,7 +23,7 @@ use rustix::fs::{FileType, OFlags, Stat, fstat, readlinkat};
 pub use unpack::{UnpackStats, unpack_into};
 pub use write::{Precondition, WriteOptions, WriteResult};
 
-use crate::FileError;
+use crate::error::FileError;
 use resolve::{EntryHandle, Place, ResolveOptions, check_path, open_beneath, resolve};
 
 /// Files up to this size, in bytes, get a version from their content; larger ones from times and size.

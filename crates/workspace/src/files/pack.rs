@@ -21,7 +21,7 @@ use super::resolve::{
     BELOW, BENEATH, EntryHandle, HANDLE, ResolveOptions, check_path, descend, lookup_within, open_within, resolve,
 };
 use super::{Place, Workspace, modified};
-use crate::FileError;
+use crate::error::FileError;
 use crate::layers::DEPTH_MAX;
 
 /// Size of the output buffer, in bytes.

@@ -11,7 +11,7 @@ use rustix::fs::{fstat, mkdirat, openat2, readlinkat};
 use rustix::io::Errno;
 
 use super::Owner;
-use crate::FileError;
+use crate::error::FileError;
 
 /// Links followed per path (as in Linux: path_resolution(7)).
 const LINKS_MAX: usize = 40;

@@ -22,7 +22,7 @@ use super::resolve::{
 };
 use super::write::{PLACE_TRIES, Precondition, TemporaryFile, temporary_name};
 use super::{ExistingEntry, FileTime, Owner, Workspace};
-use crate::FileError;
+use crate::error::FileError;
 use crate::layers::DEPTH_MAX;
 
 /// Statistics of an unpacked tar.

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::resolve::{Place, ResolveOptions, check_name, open_beneath, resolve};
 use super::{ExistingEntry, Version, Workspace};
-use crate::FileError;
+use crate::error::FileError;
 use crate::trash::REMOVE_FAILURES_MAX;
 
 /// How often placing a file is retried while a process in the container keeps changing its name.
