@@ -355,7 +355,7 @@ mod tests {
             "fn f() { crate::app::go() }",
             "fn f() { log!(\"x\", y = crate::app::Y) }",
             "mod inner { use super::super::super::app; }",
-            "use crate::other::{self, app2 as _, deep::{A, B}}; struct S(Vec<crate::app::App>);",
+            "use crate::other::{self, app2 as _, deep::{A, C}}; struct S(Vec<crate::app::App>);",
             "#[cfg(test)] mod tests { fn f() {} } use crate::app::App;",
             "#[cfg(unix)] use crate::app::App;",
         ];
