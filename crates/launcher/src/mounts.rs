@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use libcontainer::oci_spec::runtime::{Mount, Spec};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use crate::protocol::EMPTY_DIRECTORY;
@@ -31,7 +31,7 @@ pub struct Mounts {
 }
 
 enum Source {
-    /// Something that is mounted below the stage, with the flags that it has there.
+    /// Something that is mounted below the stage, with the flags that it has there; those of the bundle are for an external runtime.
     Clone(OwnedFd),
     /// A new file system.
     New { kind: String, flags: MsFlags, options: String },
@@ -80,15 +80,18 @@ impl Source {
             .map_err(|e| format!("{} can't be mounted: {e}", source.display()))
     }
 
-    /// Mounts it, and makes the directory for it where there is none.
+    /// Mounts it, and makes the directory for it where there is none. A path with a symbolic link on it is refused: it would be
+    /// followed with the rights of this process.
     fn attach(&self, path: &Path) -> Result<(), Errno> {
-        match self.try_attach(path) {
-            Err(Errno::ENOENT) => {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        match rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::NOENT) => {
                 nix::unistd::mkdir(path, nix::sys::stat::Mode::from_bits_truncate(0o755))?;
-                self.try_attach(path)
             }
-            result => result,
+            Err(error) => return Err(Errno::from_raw(error.raw_os_error())),
         }
+        self.try_attach(path)
     }
 
     fn try_attach(&self, path: &Path) -> Result<(), Errno> {
@@ -106,7 +109,7 @@ impl Source {
 fn mask(path: &Path) -> Result<(), Errno> {
     let cover = |with: &str| mount(Some(with), path, None::<&str>, MsFlags::MS_BIND, None::<&str>);
     match cover(NULL) {
-        Err(Errno::ENOENT) => Ok(()),
+        Err(Errno::ENOENT) if !path.exists() => Ok(()),
         Err(Errno::ENOTDIR) => cover(EMPTY_DIRECTORY),
         result => result,
     }

@@ -19,6 +19,10 @@ pub fn prepare(process: i32, sysctls: &HashMap<String, String>, base: u32) -> Re
         .map_err(|e| format!("its network namespace can't be entered: {e}"))?;
     sys::loopback_up().map_err(|e| format!("its loopback interface can't be brought up: {e}"))?;
     for (name, value) in sysctls {
+        // All others would be those of the machine.
+        if !name.starts_with("net.") {
+            return Err(format!("{name} is no setting of a network namespace"));
+        }
         let ids = value.split(' ').map(|id| outside(id, base).map(|id| id.to_string()));
         let value = match name.as_str() {
             PING_GROUPS => ids.collect::<Result<Vec<_>, _>>()?.join(" "),

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use rustix::fs::CWD;
+use nix::sys::statvfs::{FsFlags, statvfs};
+use rustix::fs::{CWD, OFlags, ResolveFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use crate::protocol::{Prepare, STAGE_HOST, STAGE_ROOTFS, STAGE_VIEWS, Setup};
@@ -49,12 +50,20 @@ pub fn prepare(setup: &Setup) -> Result<PathBuf, String> {
     for (name, tree) in parts {
         attach(&place, name, tree.as_fd()).map_err(|e| format!("{name} can't be mounted: {e}"))?;
     }
-    // What is mounted in containers from here, is as it is here.
-    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | READ_ONLY;
-    mount(None::<&str>, &place.join(STAGE_HOST), None::<&str>, flags, None::<&str>)
-        .map_err(|e| format!("{STAGE_HOST} can't be made read-only: {e}"))?;
+    hold_host(&place.join(STAGE_HOST)).map_err(|e| format!("{STAGE_HOST} can't be made read-only: {e}"))?;
     std::fs::create_dir(place.join(DEVICES)).map_err(|e| format!("{DEVICES} can't be made: {e}"))?;
     Ok(place)
+}
+
+/// Makes the host program's directory what it is in containers, which show it as it is mounted here.
+fn hold_host(place: &Path) -> io::Result<()> {
+    let set = |flags| mount(None::<&str>, place, None::<&str>, flags, None::<&str>);
+    // What is mounted on the machine later stays out of containers.
+    set(MsFlags::MS_PRIVATE)?;
+    // The flags replace those that are there, and without root `noexec` cannot be taken away.
+    let is_noexec = statvfs(place)?.flags().contains(FsFlags::ST_NOEXEC);
+    let noexec = if is_noexec { MsFlags::MS_NOEXEC } else { MsFlags::empty() };
+    Ok(set(MsFlags::MS_REMOUNT | MsFlags::MS_BIND | READ_ONLY | noexec)?)
 }
 
 /// Makes, in a mount namespace of this worker's own and of the container that comes from it, what the container does not
@@ -78,7 +87,7 @@ pub fn set_apart(stage: &Path, root: Option<OwnedFd>, prepare: &Prepare, is_exte
     }
     let devices = stage.join(DEVICES);
     make_dev(&devices, prepare)
-        .and_then(|()| if is_external { Ok(()) } else { bind(&devices.join(DEV), &rootfs.join(DEV)) })
+        .and_then(|()| if is_external { Ok(()) } else { show_dev(&devices.join(DEV), &rootfs) })
         .and_then(|()| if prepare.users.owner.is_some() { make_nodes(&devices, is_external) } else { Ok(()) })
         .map_err(|e| format!("its devices can't be made: {e}"))
 }
@@ -101,6 +110,17 @@ fn make_dev(place: &Path, prepare: &Prepare) -> io::Result<()> {
     let (dev, root) = (place.join(DEV), Some(prepare.users.base));
     directory(&dev)?;
     chown(&dev, root, root)
+}
+
+/// Mounts a container's `/dev`. Nodes are mounts of their own in it: none that is made there works.
+fn show_dev(dev: &Path, rootfs: &Path) -> io::Result<()> {
+    let to = rootfs.join(DEV);
+    // It is the machine's root that mounts: no link of an image leads it elsewhere.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat2(CWD, &to, flags, rustix::fs::Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    bind(dev, &to)?;
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+    Ok(mount(None::<&str>, &to, None::<&str>, flags, None::<&str>)?)
 }
 
 /// Covers the machine's device nodes with ones of this namespace's own, all of `/dev` at once where nothing else in it is needed: a

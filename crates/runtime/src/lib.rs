@@ -149,7 +149,7 @@ pub trait Runtime: Send + Sync + 'static {
     /// Puts another workspace in the place of the present one, in a container that is frozen and in which its host is alone.
     async fn remount(&self, id: ContainerId, workspace: &LayerStack) -> Result<(), RuntimeError>;
 
-    /// Containers that end by themselves, from those that were found at start as well. Taken once, by the reconcile loop.
+    /// Containers that end by themselves, from those that were found at start as well. Taken once, by the loop of exits.
     fn exits(&self) -> mpsc::Receiver<Exit>;
 
     /// Containers that are prepared for sessions to come.

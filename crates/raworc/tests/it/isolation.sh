@@ -34,6 +34,9 @@ say host_program "$(for open in '>>' '>'; do eval ": $open /run/raworc/host" 2>/
 try remount mount -o remount,rw /usr
 say devices "$(cd /dev && ls | sort)"
 say not_nosuid "$(awk '$6 !~ /nosuid/ && $5 !~ /^\/(dev|proc)\// { print $5 }' /proc/self/mountinfo)"
+say not_nodev "$(awk '$6 !~ /nodev/ && $5 !~ /^\/dev\/./ && $5 !~ /^\/proc\// { print $5 }' /proc/self/mountinfo)"
+say not_read_only "$(awk '$6 !~ /^ro/ && $5 !~ /^\/(dev|proc)($|\/)/ { print $5 }' /proc/self/mountinfo | sort)"
+say masked_directories "$(ls -A /proc/acpi /proc/scsi /sys/firmware 2>/dev/null | grep -v : | grep .)"
 say cgroup_mounts "$(grep ' - cgroup' /proc/self/mountinfo | grep -vc '^[^ ]* [^ ]* [^ ]* / /sys/fs/cgroup[^ ]* ro,')"
 say cgroups_above "$(find /sys/fs/cgroup -mindepth 3 -type d | head -3)"
 say own_cgroup "$(sed 's/.*://' /proc/self/cgroup | sort -u)"

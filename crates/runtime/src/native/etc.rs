@@ -100,10 +100,15 @@ pub fn furnish(
     etc.write(to)
 }
 
-/// Makes `to` a copy of the directory `from` with all that everybody may read in it: data, where nothing is refused.
+/// Makes `to` a copy of the directory `from` with all that everybody may read in it, which is nothing where not everybody may enter
+/// it: data, where nothing is refused by its name.
 pub fn mirror(from: &Path, to: &Path) -> io::Result<()> {
-    let mut tree = Tree { is_guarded: false, ..Tree::new(from, fs::metadata("/usr")?.uid(), BYTES_MAX) };
-    tree.take_contents(Path::new(""), HOPS_MAX);
+    let owner = fs::metadata("/usr")?.uid();
+    let mut tree = Tree { is_guarded: false, ..Tree::new(from, owner, BYTES_MAX) };
+    let directory = fs::symlink_metadata(from)?;
+    if directory.is_dir() && directory.uid() == owner && directory.mode() & 0o005 == 0o005 {
+        tree.take_contents(Path::new(""), HOPS_MAX);
+    }
     tree.write(to)?;
     // Compilers compare the times of what is registered with that of its directory.
     let directories =
@@ -404,6 +409,9 @@ mod tests {
                 assert_eq!(fs::metadata(path).unwrap().modified().unwrap(), old);
             }
         }
+        fs::set_permissions(&from, fs::Permissions::from_mode(0o750)).unwrap();
+        mirror(&from, &to).unwrap();
+        assert!(names_in(&to).is_empty(), "what not everybody may enter");
     }
 
     #[test]

@@ -64,7 +64,7 @@ use layout::Layout;
 use spare::SparePool;
 use tasks::blocking;
 
-/// Exits that wait for the reconcile loop.
+/// Exits that wait for the loop that records them.
 const EXITS_MAX: usize = 1024;
 
 /// Runs containers on this machine. Needs root, if only of a user namespace: see [`rootless::enter`].

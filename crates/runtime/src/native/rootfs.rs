@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use raworc_core::link::WORK_GIDS;
 use raworc_launcher::protocol::{HOSTNAME_FILE, HOSTS_FILE};
 
-use super::layout::directory;
+use super::layout::{self, directory};
 use super::{etc, image, program_links};
 
 /// Directories that are mounted over, or empty: what programs expect on any Linux. Nothing of the machine's is in those
@@ -150,6 +150,10 @@ fn build(root: &Path, signs: Vec<Option<SystemTime>>) -> io::Result<Built> {
     etc::furnish(&root.join("etc"), &targets, &own_files(), &OWN_LINKS)?;
     let (copied, large): (Vec<_>, Vec<_>) = registered.into_iter().partition(|path| is_small(path, COPIED_MAX));
     copied.iter().try_for_each(|path| etc::mirror(path, &place(path)))?;
+    // What is not installed any more.
+    let mut gone =
+        REGISTERED.map(|name| Path::new("/var/lib").join(name)).into_iter().filter(|path| !is_directory(path));
+    gone.try_for_each(|path| layout::remove(&place(&path)))?;
     Ok(Built { signs, mounted: [programs, large].concat() })
 }
 
