@@ -278,24 +278,30 @@ impl<'t> Change<'t> {
 
     /// A turn has ended, and its message waits again; one that was to be cancelled has ended instead.
     async fn requeue(&mut self, running: Running, is_lost: bool) -> Result<(), Failure> {
-        let Running { turn, message: id, attempt } = running;
-        let mut found = self.message(id).await?;
-        if let Some(message) = found.as_mut().filter(|message| message.cancel_wanted) {
+        let Running { turn, message: id, .. } = running;
+        let Some(mut message) = self.message(id).await? else {
+            // It cannot be begun again.
+            self.tell_end(running, Outcome::Failed, message_damaged()).await?;
+            return self.withdraw();
+        };
+        if message.cancel_wanted {
             // It would have ended; it is not begun again.
             let end = (Outcome::Cancelled, Some(cancelled()));
-            self.finish_message(message, end, Some(turn), None).await?;
-            let (next, _) = session::step(&self.row.machine, &Event::MessageWithdrawn, self.now)?;
-            self.row.machine = next;
-            return Ok(());
+            self.finish_message(&mut message, end, Some(turn), None).await?;
+            return self.withdraw();
         }
-        let mut attempts = attempt;
-        if let Some(message) = &mut found {
-            message.losses += u32::from(is_lost);
-            message.status = Status::Queued;
-            attempts = message.attempts;
-            messages::update(self.connection(), message).await?;
-        }
+        message.losses += u32::from(is_lost);
+        message.status = Status::Queued;
+        let attempts = message.attempts;
+        messages::update(self.connection(), &message).await?;
         self.log(MessageRequeued { message_id: id, turn_id: Some(turn), attempts }).await?;
+        Ok(())
+    }
+
+    /// A message that was to wait again does not.
+    fn withdraw(&mut self) -> Result<(), Failure> {
+        let (next, _) = session::step(&self.row.machine, &Event::MessageWithdrawn, self.now)?;
+        self.row.machine = next;
         Ok(())
     }
 
@@ -397,6 +403,12 @@ fn over_quota() -> MessageError {
 /// Someone asked for it.
 pub fn cancelled() -> MessageError {
     MessageError { code: "cancelled".into(), message: "it was cancelled".into() }
+}
+
+/// Why a turn ended whose message's record is damaged.
+pub fn message_damaged() -> MessageError {
+    let message = "the record of the message is damaged; what the agent wrote is in the session's events".into();
+    MessageError { code: "record_damaged".into(), message }
 }
 
 fn session_ended() -> MessageError {

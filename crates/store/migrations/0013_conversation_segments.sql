@@ -3,7 +3,8 @@ ALTER TABLE messages ADD COLUMN n BIGINT NOT NULL DEFAULT 0;
 UPDATE messages SET n = numbered.n
     FROM (SELECT id, ROW_NUMBER() OVER (PARTITION BY session_id ORDER BY seq) AS n FROM messages) AS numbered
     WHERE messages.id = numbered.id;
-CREATE INDEX messages_n ON messages (session_id, n);
+-- It has all that the log says of an inherited message, so that its text is not read for that.
+CREATE INDEX messages_n ON messages (session_id, n, seq, id, role, agent);
 CREATE INDEX messages_finished ON messages (session_id, finished_seq, seq) WHERE finished_seq IS NOT NULL;
 
 -- A remix shares the conversation of its parent: messages `from_n` to `to_n` of the session `source_id`, none of which was added after

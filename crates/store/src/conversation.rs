@@ -23,8 +23,8 @@ pub(crate) const TABLE: &str = "conversation_segments";
 const ENTRY_BYTES: usize = 256;
 /// The last place that segments of a session have in its log, within a statement on `sessions`.
 pub(crate) const LAST_SEQ: &str = "SELECT MAX(seq + to_n - from_n) FROM conversation_segments WHERE session_id = sessions.id \
-     AND typeof(seq) = 'integer' AND typeof(from_n) = 'integer' AND typeof(to_n) = 'integer' \
-     AND seq < 1152921504606846976 AND to_n < 1152921504606846976 AND from_n >= 0";
+     AND typeof(seq) = 'integer' AND typeof(from_n) = 'integer' AND typeof(to_n) = 'integer' AND typeof(to_seq) = 'integer' \
+     AND seq < 1152921504606846976 AND to_seq < 1152921504606846976 AND from_n > 0 AND from_n <= to_n AND to_n <= to_seq";
 
 /// Messages of a session that follow one another, all of which had ended by a point of its log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,13 +57,15 @@ pub struct SegmentRow {
 pub(crate) fn segment(row: &Row<'_>) -> Result<SegmentRow, StoreError> {
     row.record(TABLE, |row| {
         let (seq, from, to): (u64, u64, u64) = (row.count("seq")?, row.count("from_n")?, row.count("to_n")?);
-        if from > to {
-            return Err(damaged("to_n", "is less than from_n"));
+        let until = row.count("to_seq")?;
+        // Each message has an event of its own, so its number is at most the number of that event.
+        if from == 0 || from > to || to > until {
+            return Err(damaged("to_n", "is less than from_n, or greater than to_seq"));
         }
         Ok(SegmentRow {
             session_id: row.id("session_id")?,
             seq,
-            segment: Segment { source: row.id("source_id")?, numbers: from..=to, until: row.count("to_seq")? },
+            segment: Segment { source: row.id("source_id")?, numbers: from..=to, until },
             generation: row.count("generation")?,
             actor: row.text("actor")?,
             at: row.time("at")?,
@@ -114,7 +116,7 @@ impl SegmentRow {
         self.seq.saturating_add(self.segment.count() - 1)
     }
 
-    /// The number of the message that has this place, or that would be the first after it.
+    /// The number of the message at this place; of a place outside of the segment, the number nearest to it.
     fn number_at(&self, seq: u64) -> u64 {
         self.segment.numbers.start().saturating_add(seq.saturating_sub(self.seq))
     }
@@ -254,22 +256,37 @@ pub async fn of_session(
         .await
 }
 
+/// All that a session shares of others' conversations, in order, for those that pass it on.
+///
+/// # Errors
+/// [`StoreError::Damaged`] where a part of it is: what is passed on would lack it for good.
+pub(crate) async fn all_of_session(
+    connection: &mut Connection,
+    session: SessionId,
+) -> Result<Vec<SegmentRow>, StoreError> {
+    let shared = of_session(connection, session, 0).await?;
+    match shared.damaged.into_iter().next() {
+        Some(damage) => Err(StoreError::Damaged(Box::new(damage))),
+        None => Ok(shared.rows),
+    }
+}
+
 /// The conversation in these parts of a session's log, as another one is to share it: what the session itself shares, and of its own
 /// messages those that had ended by the end of their part.
 ///
 /// # Errors
-/// Where the store fails.
+/// Where the store fails; [`StoreError::Damaged`] where a part that it shares is.
 pub async fn segments_in(
     connection: &mut Connection,
     session: SessionId,
     ranges: &[RangeInclusive<u64>],
 ) -> Result<Vec<Segment>, StoreError> {
-    let shared = of_session(connection, session, 0).await?.rows;
+    let shared = all_of_session(connection, session).await?;
     let mut segments = Vec::new();
     for range in ranges {
         segments.extend(shared.iter().filter(|row| row.is_in(range)).map(|row| row.segment.clone()));
-        let open = open_in(connection, session, range).await?;
         let Some(numbers) = numbers_in(connection, session, range).await? else { continue };
+        let open = open_in(connection, session, range).await?;
         let until = *range.end();
         segments.extend(without(numbers, &open).map(|numbers| Segment { source: session, numbers, until }));
     }
@@ -292,7 +309,7 @@ async fn numbers_in(
     let mut ends = Vec::new();
     for order in ["ASC", "DESC"] {
         let text = format!(
-            "SELECT n FROM messages WHERE session_id = $1 AND seq >= $2 AND seq <= $3 AND n > 0 ORDER BY seq {order}"
+            "SELECT n FROM messages WHERE session_id = $1 AND seq >= $2 AND seq <= $3 AND n > 0 AND n <= seq ORDER BY seq {order}"
         );
         let query = sql(text).bind(session.to_string()).bind(bigint(*range.start())).bind(bigint(*range.end()));
         ends.extend(query.fetch_first(connection, |row| row.count::<u64>("n")).await?);
@@ -371,12 +388,17 @@ pub(crate) async fn last_seq(connection: &mut Connection, session: SessionId) ->
 
 /// The number of a session's next message.
 pub(crate) async fn next_number(connection: &mut Connection, session: SessionId) -> Result<u64, StoreError> {
-    let newest = sql("SELECT n FROM messages WHERE session_id = $1 AND n <= $2 ORDER BY n DESC")
+    let newest = sql("SELECT n FROM messages WHERE session_id = $1 AND n <= seq ORDER BY n DESC")
         .bind(session.to_string())
-        .bind(COUNT_MAX)
         .fetch_first(connection, |row| row.count::<u64>("n"))
         .await?;
-    Ok(newest.unwrap_or(0) + 1)
+    // Numbers that are damaged (texts come after all integers, too) are kept free, for when they are mended.
+    let damaged = sql("SELECT COUNT(*) AS count FROM messages WHERE session_id = $1 AND n > $2")
+        .bind(session.to_string())
+        .bind(COUNT_MAX)
+        .fetch_optional(connection, |row| row.count::<u64>("count"))
+        .await?;
+    Ok(newest.unwrap_or(0) + damaged.unwrap_or(0) + 1)
 }
 
 #[cfg(test)]

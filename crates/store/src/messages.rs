@@ -186,10 +186,14 @@ pub async fn queued(
     session: SessionId,
     limit: u32,
 ) -> Result<Vec<MessageRow>, StoreError> {
-    let found = sql("SELECT * FROM messages WHERE session_id = $1 AND status = 'queued' ORDER BY seq")
-        .bind(session.to_string())
-        .fetch_page(connection, limit, message)
-        .await?;
+    // The first condition is that of the index of open messages. (`+` keeps the database from going through the whole conversation.)
+    let found = sql(
+        "SELECT * FROM messages WHERE session_id = $1 AND status IN ('queued', 'processing') AND status = 'queued' \
+                     ORDER BY +seq",
+    )
+    .bind(session.to_string())
+    .fetch_page(connection, limit, message)
+    .await?;
     Ok(found.rows)
 }
 
@@ -214,7 +218,9 @@ pub async fn list(
     };
     let shared = conversation::of_session(connection, session, after).await?;
     let mut batch = Batch { damaged: shared.damaged, ..Batch::empty() };
-    for segment in shared.rows {
+    // What is shared has ended.
+    let may_be_shared = !matches!(status, Some(Status::Queued | Status::Processing));
+    for segment in shared.rows.into_iter().filter(|_| may_be_shared) {
         segment.extend(connection, &mut batch, (status, after), bounds).await?;
         if batch.has_more {
             return Ok(batch);
@@ -235,7 +241,7 @@ pub async fn newest_ended_in(
     ranges: &[RangeInclusive<u64>],
     bytes_max: usize,
 ) -> Result<(Vec<MessageRow>, u64), StoreError> {
-    let shared = conversation::of_session(connection, session, 0).await?.rows;
+    let shared = conversation::all_of_session(connection, session).await?;
     let (mut newest, mut count, mut bytes, mut is_full) = (Vec::new(), 0, 0, false);
     for range in ranges.iter().rev() {
         let all = ended(session, range, "COUNT(*) AS n", "").fetch_optional(connection, |row| row.count("n")).await?;
@@ -275,8 +281,8 @@ fn ended(session: SessionId, range: &RangeInclusive<u64>, what: &str, order: &st
     sql(text).bind(session.to_string()).bind(bigint(*range.start())).bind(bigint(*range.end()))
 }
 
-/// Takes back every message of a session before the event `at`, but those of these parts of the log that had ended by the end of
-/// their part: what goes on behind it was taken back before.
+/// Takes back every message of a session before the event `at`, except for those in these parts of its log that had ended by the end of
+/// their part.
 ///
 /// # Errors
 /// Where the store fails.

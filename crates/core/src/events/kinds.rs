@@ -209,13 +209,13 @@ events! {
         content: String,
     }
 
-    /// A message of the session that a remix was made from, where its id is `from`.
+    /// A message that the session took over from its parent, or from an imported checkpoint.
     "message.inherited" MessageInherited {
-        /// The message, as it is called here.
+        /// Its id here. Ids are unique within a session only: a message that is shared with the parent has the same id there.
         message_id: MessageId,
         /// Who speaks.
         role: Speaker,
-        /// The message of the other session; null where that is on another server.
+        /// Its id in the parent; null for an imported one.
         from: Option<MessageId>,
         /// The name of the agent that was to answer, or that spoke.
         agent: Option<String>,

@@ -99,6 +99,20 @@ impl<'de> Deserialize<'de> for Reason {
 impl Reason {
     /// Every reason there is.
     fn all() -> impl Iterator<Item = Reason> {
+        // One that is missing below does not compile here.
+        let _exhaustive = |reason: Reason| match reason {
+            Reason::HostReady
+            | Reason::HostBack
+            | Reason::MessageTaken
+            | Reason::MessageFinished
+            | Reason::WaitingTimeout
+            | Reason::Paused
+            | Reason::Terminated
+            | Reason::Restarted
+            | Reason::Rewound
+            | Reason::DiskQuota
+            | Reason::Fault(_) => (),
+        };
         let own = [
             Reason::HostReady,
             Reason::HostBack,

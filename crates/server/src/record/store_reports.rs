@@ -13,7 +13,7 @@ use serde_json::Map;
 use uuid::Uuid;
 
 use crate::app::Shared;
-use crate::change::{Change, SYSTEM, cancelled};
+use crate::change::{Change, SYSTEM, cancelled, message_damaged};
 use crate::error::Failure;
 
 /// Microseconds in a second.
@@ -107,7 +107,7 @@ struct End {
 async fn finish(change: &mut Change<'_>, container: ContainerId, running: Running, end: End) -> Result<(), Failure> {
     let finished = Event::MessageFinished { generation: container.generation, turn: running.turn };
     let Some(mut message) = change.message(running.message).await? else {
-        change.tell_end(running, Outcome::Failed, damaged()).await?;
+        change.tell_end(running, Outcome::Failed, message_damaged()).await?;
         return change.step(&finished).await;
     };
     let outcome = judge(end.ending);
@@ -188,14 +188,6 @@ async fn answer(
     };
     messages::insert(change.connection(), &row).await?;
     Ok(id)
-}
-
-fn damaged() -> MessageError {
-    let message =
-        "the record of the message is damaged, so that its answer could not be stored; what was written is in the \
-                   session's events"
-            .into();
-    MessageError { code: "record_damaged".into(), message }
 }
 
 /// What an ending means for the message.

@@ -10,7 +10,7 @@ use raworc_core::permissions::Actor;
 use raworc_oci::{Descriptor, Digest, Error, Image, Reference, Registry};
 use raworc_store::checkpoints::CheckpointRow;
 use raworc_store::layers::LayerRow;
-use raworc_store::sessions::SessionRow;
+use raworc_store::sessions::{self, SessionRow};
 use raworc_store::{agents, audit, messages};
 use raworc_workspace::FileError;
 
@@ -60,6 +60,9 @@ async fn find(
         find::session(&mut connection, actor, id_or_name, Purpose::Use).await?
     };
     let checkpoint = versions::named(app, actor, &row, version).await?;
+    // It may have gone back to another checkpoint meanwhile.
+    let mut connection = app.store.read().await?;
+    let row = sessions::find(&mut connection, row.id).await?.unwrap_or(row);
     Ok((row, checkpoint))
 }
 

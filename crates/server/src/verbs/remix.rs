@@ -3,12 +3,11 @@
 use raworc_api::session::{CreateSession, RemixSession};
 use raworc_core::conversation::standing;
 use raworc_core::events::SessionCreated;
-use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::limits::{CONVERSATION_SEGMENTS_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
 use raworc_core::permissions::{Action, Actor};
 use raworc_store::conversation::{self, Segment};
 use raworc_store::sessions::{self, SessionRow};
-use raworc_store::{Connection, agents, audit, checkpoints};
+use raworc_store::{agents, audit, checkpoints};
 
 use super::checkpoints as versions;
 use super::create_session::{
@@ -68,7 +67,11 @@ pub async fn remix(
                 if let Some(made) = made_before(transaction.connection(), &actor, key.as_ref()).await? {
                     return Ok(made);
                 }
-                // It may have been given up, or moved to another layer, since it was looked at.
+                // It may have gone back to another checkpoint, or lost its files, since it was looked at.
+                let parent = sessions::find(transaction.connection(), parent.id).await?;
+                let parent = parent.ok_or_else(|| Failure::not_found("session", &id_or_name))?;
+                refuse_purged(parent.purged_at)?;
+                // The same of the checkpoint, which may have been given up or moved to another layer.
                 let found = checkpoints::find(transaction.connection(), parent.id, from.n).await?;
                 let from = found.ok_or_else(|| Failure::not_found("checkpoint", &from.n.to_string()))?;
                 let agents = match agent_ids {
@@ -82,7 +85,8 @@ pub async fn remix(
                 match image {
                     Some(id) => run_image(transaction.connection(), &mut row, id).await?,
                     None => {
-                        row.image_layer_id = image_layer(transaction.connection(), parent.id).await?;
+                        // It may have been merged with the layers below it.
+                        row.image_layer_id = parent.image_layer_id;
                         row.settings.image = parent.settings.image.clone();
                     }
                 }
@@ -105,9 +109,10 @@ pub async fn remix(
                 change.log(created).await?;
                 let ranges = standing(from.seq, &parent.rewinds);
                 let spoken = conversation::segments_in(change.connection(), parent.id, &ranges).await?;
-                match spoken.len() <= CONVERSATION_SEGMENTS_MAX {
-                    true => share(&mut change, spoken).await?,
-                    false => copy(&mut change, &spoken).await?,
+                if spoken.len() <= CONVERSATION_SEGMENTS_MAX {
+                    share(&mut change, spoken).await?;
+                } else {
+                    copy(&mut change, &spoken).await?;
                 }
                 let size = (from.bytes, from.files);
                 let inherited = Inherited { label: from.label.clone(), by: from.created_by.clone(), size };
@@ -133,7 +138,7 @@ async fn share(change: &mut Change<'_>, spoken: Vec<Segment>) -> Result<(), Fail
     Ok(())
 }
 
-/// Copies them, no more at a time than a page: the remix's own remixes name one part again.
+/// Copies the messages of these parts, a page at a time. The remix's own remixes then share one part.
 async fn copy(change: &mut Change<'_>, spoken: &[Segment]) -> Result<(), Failure> {
     let mut conversation = Conversation::default();
     for segment in spoken {
@@ -150,9 +155,4 @@ async fn copy(change: &mut Change<'_>, spoken: &[Segment]) -> Result<(), Failure
         }
     }
     Ok(())
-}
-
-/// What the root of a session's containers stands on now: it may have been merged with what lies below.
-async fn image_layer(connection: &mut Connection, session: SessionId) -> Result<Option<LayerId>, Failure> {
-    Ok(sessions::find(connection, session).await?.and_then(|row| row.image_layer_id))
 }

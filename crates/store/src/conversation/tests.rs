@@ -183,3 +183,80 @@ fn what_is_shared_is_read_like_ones_own() {
         assert_eq!(last_seq(&mut connection, session(PARENT)).await.unwrap(), 0);
     });
 }
+
+#[test]
+fn messages_of_an_older_database_get_numbers() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("records.db");
+    let mut older = rusqlite::Connection::open(&path).unwrap();
+    rusqlite_migration::Migrations::from_slice(&crate::MIGRATIONS[..12]).to_latest(&mut older).unwrap();
+    older.pragma_update(None, "foreign_keys", false).unwrap();
+    // Two sessions by turns; one message that waits, one that was taken back, and one with a status that is none.
+    let rows = [
+        (1, PARENT, 2, "done", 0),
+        (2, HEIR, 5, "done", 0),
+        (3, PARENT, 4, "damaged", 0),
+        (4, PARENT, 3, "done", 1),
+        (5, HEIR, 9, "queued", 0),
+    ];
+    for (n, id, seq, status, rewound) in rows {
+        let text = "INSERT INTO messages (id, session_id, seq, role, content, status, attempts, cancel_wanted, metadata, created_at, \
+                    finished_at, finished_seq, rewound) VALUES (?1, ?2, ?3, 'user', 'x', ?4, 0, 0, '{}', 0, ?5, ?5, ?6)";
+        let ended = (status != "queued").then_some(seq);
+        let (message, session) = (message_id(n).to_string(), session(id).to_string());
+        older.execute(text, rusqlite::params![message, session, seq, status, ended, rewound]).unwrap();
+    }
+    drop(older);
+    block_on(async {
+        let store = Store::open_sqlite(&path, Arc::new(|_| {})).unwrap();
+        let mut connection = store.read().await.unwrap();
+        for (id, numbers) in [(PARENT, [(1, 1), (4, 2), (3, 3)].as_slice()), (HEIR, &[(2, 1), (5, 2)])] {
+            let found = sql("SELECT id, n FROM messages WHERE session_id = $1 ORDER BY n")
+                .bind(session(id).to_string())
+                .fetch_all(&mut connection, |row| Ok((row.id::<MessageId>("id")?, row.count::<u64>("n")?)))
+                .await
+                .unwrap();
+            let expected: Vec<_> = numbers.iter().map(|(message, n)| (message_id(*message), *n)).collect();
+            assert_eq!(found, expected);
+            assert_eq!(next_number(&mut connection, session(id)).await.unwrap(), numbers.len() as u64 + 1);
+        }
+    });
+}
+
+#[test]
+fn what_is_damaged_is_neither_passed_on_nor_counted_with() {
+    block_on(async {
+        let directory = tempfile::tempdir().unwrap();
+        let store = store(directory.path()).await;
+        let damage = |text: &'static str| {
+            store.write(move |transaction| {
+                Box::pin(async move {
+                    sql(text).bind(session(PARENT).to_string()).execute(transaction.connection()).await?;
+                    Ok::<_, StoreError>(())
+                })
+            })
+        };
+        // The number of the newest message; it keeps its place for when it is mended.
+        damage("UPDATE messages SET n = 'x' WHERE session_id = $1 AND n = 6").await.unwrap();
+        let mut connection = store.read().await.unwrap();
+        assert_eq!(next_number(&mut connection, session(PARENT)).await.unwrap(), 7);
+        drop(connection);
+        damage("UPDATE messages SET n = 1000000000000 WHERE session_id = $1 AND n = 4").await.unwrap();
+        let mut connection = store.read().await.unwrap();
+        let found = segments_in(&mut connection, session(PARENT), &[1..=9]).await.unwrap();
+        assert!(found.iter().all(|segment| *segment.numbers.end() <= 3), "{found:?}");
+        drop(connection);
+        // A part that would have more messages than its source had events.
+        damage(
+            "INSERT INTO conversation_segments (session_id, seq, source_id, from_n, to_n, to_seq, generation, actor, at) \
+             VALUES ($1, 2, $1, 1, 1000000000000, 20, 1, 'a', 0)",
+        )
+        .await
+        .unwrap();
+        let mut connection = store.read().await.unwrap();
+        assert_eq!(of_session(&mut connection, session(PARENT), 0).await.unwrap().damaged.len(), 1);
+        assert_eq!(last_seq(&mut connection, session(PARENT)).await.unwrap(), 0);
+        let refused = segments_in(&mut connection, session(PARENT), &[1..=20]).await;
+        assert!(matches!(refused, Err(StoreError::Damaged(_))), "{refused:?}");
+    });
+}
