@@ -1,4 +1,4 @@
-//! The simulator: the server's real verbs, routes, reconcile loops and host link, with simulated containers, disk and
+//! The simulator: the server's real verbs, routes, loops and host link, with simulated containers, disk and
 //! time. Everything follows from a seed, so a run can be repeated.
 //!
 //! Servers are killed and restarted, hosts die, hang and lose connections, starts fail, observations arrive late or
@@ -172,7 +172,7 @@ async fn start(world: &World, ground: &PersistentState) -> anyhow::Result<Arc<En
             data_dir: ground.directory.path(),
             runtime: Arc::new(SimRuntime::open(world)),
             agent_owner: None,
-            xattrs: tree::MARKS,
+            xattrs: tree::XATTRS,
             mounter: None,
             ids: raworc_oci::Ids::UNMAPPED,
             registries: raworc_server::Registries::default(),

@@ -13,7 +13,7 @@ use raworc_workspace::layers::{OverlayXattrs, squash};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, lsetxattr, mknodat};
 
 /// The namespace of overlayfs's attributes; writing to it needs no privilege.
-pub const MARKS: OverlayXattrs = OverlayXattrs::User;
+pub const XATTRS: OverlayXattrs = OverlayXattrs::User;
 const OPAQUE: &str = "user.overlay.opaque";
 const REDIRECT: &str = "user.overlay.redirect";
 /// Longer than any path here.
@@ -235,7 +235,7 @@ pub fn compose(layers: &[PathBuf], scratch: &Path) -> io::Result<Tree> {
         fs::remove_dir_all(scratch)?;
     }
     if !layers.is_empty() {
-        squash::squash(layers, &[], scratch, MARKS)?;
+        squash::squash(layers, &[], scratch, XATTRS)?;
         merge(scratch, "", None, &Tree::new(), &mut tree)?;
     }
     Ok(tree)

@@ -44,7 +44,7 @@ pub struct Parts<'p> {
     pub runtime: Arc<dyn Runtime>,
     /// Outside, the id of containers' agents; workspaces belong to it.
     pub agent_owner: Option<u32>,
-    /// How overlayfs marks things here.
+    /// Which extended attributes overlayfs uses here.
     pub xattrs: OverlayXattrs,
     /// Mounts workspaces; without it nothing can be looked into.
     pub mounter: Option<Mounter>,

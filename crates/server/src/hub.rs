@@ -93,7 +93,7 @@ impl Hub {
         self.any.notify_one();
     }
 
-    /// Has what is there compared with what is meant to be there now.
+    /// Has the loop of sweeps run soon. A sweep that is under way is finished first.
     pub fn sweep_soon(&self) {
         self.sweep.notify_one();
     }

@@ -62,7 +62,7 @@ pub struct Config {
     pub host_owner: Option<u32>,
     /// Outside, the id of containers' agents; workspaces belong to it.
     pub agent_owner: Option<u32>,
-    /// How overlayfs marks things here.
+    /// Which extended attributes overlayfs uses here.
     pub xattrs: OverlayXattrs,
     /// Mounts workspaces.
     pub mounter: Mounter,

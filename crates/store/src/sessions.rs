@@ -289,7 +289,7 @@ fn escape_like(text: &str) -> String {
     text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_")
 }
 
-/// Sessions whose container is to be started or stopped: what a reconcile loop has to carry out.
+/// Sessions whose container is to be started or stopped: what the loop of containers has to carry out.
 ///
 /// # Errors
 /// Where the store fails.

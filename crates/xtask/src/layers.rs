@@ -87,7 +87,7 @@ pub fn backends(repository: &Repository) -> anyhow::Result<Findings> {
     Ok(faults)
 }
 
-/// Verbs and handlers record what is wanted; only loops call the runtime, and `/health`, which asks how it is.
+/// Checks that only loops, and what they use to change workspaces, call the runtime; besides them `/health` and `/metrics` ask it.
 pub fn containers(repository: &Repository) -> anyhow::Result<Findings> {
     let mut faults = Vec::new();
     let of_server = repository.with_extension("rs").filter(|path| path.starts_with("crates/server/src"));

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_house_is_in_order() {
+    fn every_check_passes() {
         let repository = Repository::open().unwrap();
         let found = CHECKS.iter().flat_map(|(name, check)| {
             check(&repository).unwrap().into_iter().map(move |fault| format!("{name}: {fault}"))

@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_host_is_allowed_with_its_port_or_with_all() {
-        let reach =
+        let policy =
             AddressPolicy::Public(vec!["127.0.0.1:5000".into(), "registry.test:443".into(), "[::1]:5000".into()]);
         let table = [
             ("127.0.0.1:5000", true),
@@ -206,7 +206,7 @@ mod tests {
         for (host, expected) in table {
             let scheme = if host.contains(".test") { "https" } else { "http" };
             let url = Url::parse(&format!("{scheme}://{host}/v2/")).unwrap();
-            assert_eq!(reach.check(&url).is_ok(), expected, "{url}");
+            assert_eq!(policy.check(&url).is_ok(), expected, "{url}");
         }
     }
 }

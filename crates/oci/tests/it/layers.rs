@@ -72,8 +72,8 @@ fn a_layer_comes_back_as_it_was() {
     if !able(&[]) {
         return;
     }
-    for marks_at in [OverlayXattrs::Trusted, OverlayXattrs::User] {
-        let format = Format { xattrs: marks_at, ids: Ids::UNMAPPED };
+    for xattrs_at in [OverlayXattrs::Trusted, OverlayXattrs::User] {
+        let format = Format { xattrs: xattrs_at, ids: Ids::UNMAPPED };
         let (_scratch, from, to) = two();
         full_layer(&from);
         xattrs(&from, &format);

@@ -8,6 +8,7 @@ use raworc_core::ids::ContainerId;
 use raworc_core::limits::STOP_GRACE;
 use raworc_runtime::ExitReason;
 use raworc_store::{StoreError, idempotency, sessions};
+use tokio::time::Instant;
 
 use super::TOLD_AT_ONCE;
 use crate::app::Shared;
@@ -19,8 +20,8 @@ use crate::sync::blocking;
 
 /// Time between two sweeps.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// Every so many sweeps, and at start, every layer's directory is looked at.
-const THOROUGH_EVERY: u32 = 60;
+/// Time between two sweeps that look at every layer's directory. The first one is at start.
+const THOROUGH_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long an `Idempotency-Key` is remembered.
 const KEYS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -36,15 +37,15 @@ impl Loop for Sweep {
     }
 
     async fn run(app: Shared) {
-        let mut sweeps: u32 = 0;
+        let mut thorough: Option<Instant> = None;
         loop {
-            if sweeps.is_multiple_of(THOROUGH_EVERY) {
+            if thorough.is_none_or(|last| last.elapsed() >= THOROUGH_INTERVAL) {
+                thorough = Some(Instant::now());
                 leftovers(&app).await;
                 if let Err(error) = chains::collect_all(&app).await {
                     tracing::error!(%error, "layers could not be looked through; a later sweep tries again");
                 }
             }
-            sweeps = sweeps.wrapping_add(1);
             // Early, where something has become nobody's.
             let next = tokio::time::timeout(INTERVAL, app.hub.sweep_wanted());
             if app.unless_stopping(next).await.is_none() {

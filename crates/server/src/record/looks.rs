@@ -4,12 +4,12 @@ use raworc_core::ids::LayerId;
 use raworc_store::Damage;
 use tokio::time::Instant;
 
-/// What was looked at, and when.
+/// The last look, for one task at a time.
 #[derive(Default)]
 pub struct Looks(pub tokio::sync::Mutex<Looked>);
 
+/// What the last look found.
 #[derive(Default)]
-/// The same.
 pub struct Looked {
     /// The state of the database as other processes have left it.
     pub version: Option<i64>,

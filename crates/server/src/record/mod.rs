@@ -1,5 +1,5 @@
-//! What is observed of containers, hosts and workspaces is recorded here. Nobody asks for it, so nobody has to be permitted, and
-//! what comes too late is dropped. Each function is one transaction.
+//! Records what is observed of containers, hosts and workspaces. It checks no permission, since verbs have done so for what people ask
+//! for. What comes too late is dropped. Each change is one transaction.
 
 pub mod backups;
 pub mod damages;

@@ -1,5 +1,5 @@
 //! Verbs: one file each. A verb asks whether the actor may, loads, lets core decide, and records state, events and audit
-//! in one transaction. None of them touches a container: the reconcile loops do, from what was recorded.
+//! in one transaction. None of them touches a container: the loops do, from what was recorded.
 
 pub mod accounts;
 pub mod agents;

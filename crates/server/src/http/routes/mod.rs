@@ -95,7 +95,7 @@ pub fn router(app: Shared) -> Router {
         .method_not_allowed_fallback(|| async {
             problem_response(&Problem::new(Code::MethodNotAllowed, "this path does not take this method"))
         })
-        .layer(Extension(system::Document(openapi().into())))
+        .layer(Extension(system::Document(openapi)))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn(conditions::obey))
         .layer(middleware::from_fn_with_state(app.clone(), leased::hold))

@@ -1,7 +1,6 @@
 //! `/health`, `/version`, `/metrics`, `/openapi.json`
 
 use axum::Extension;
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -83,11 +82,11 @@ async fn prune(
 
 /// The text of the OpenAPI document.
 #[derive(Clone)]
-pub struct Document(pub Bytes);
+pub struct Document(pub fn() -> String);
 
 /// This document.
 #[utoipa::path(get, path = "/openapi.json", tag = "system", security(()),
     responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json", body = String)))]
-async fn document(Extension(Document(text)): Extension<Document>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+async fn document(Extension(Document(write)): Extension<Document>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], write()).into_response()
 }
