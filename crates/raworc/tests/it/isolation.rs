@@ -58,7 +58,7 @@ async fn an_agent_sees_and_reaches_nothing_but_its_session() {
         ("devices", "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero"),
         ("not_nosuid", ""),
         ("not_nodev", ""),
-        ("not_read_only", "/run/lock /tmp /var/tmp /workspace"),
+        ("not_read_only", "/run /tmp /var/tmp /workspace"),
         ("masked_directories", ""),
         ("cgroup_mounts", "0"),
         ("cgroups_above", ""),
