@@ -1,13 +1,19 @@
 //! Catches signals and reaps children. The first process of a container inherits all orphans.
 
+use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, wait};
-use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGFPE, SIGILL, SIGINT, SIGKILL, SIGPIPE, SIGSEGV, SIGSTOP, SIGTERM};
 use signal_hook::low_level::pipe;
+
+/// The first of the real-time signals, which nobody ignores for others (signal(7)).
+const SIGRTMIN: i32 = 32;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +22,21 @@ pub enum ExitStatus {
     Exited(i32),
     /// It was killed by this signal.
     Signalled(i32),
+}
+
+/// Signals that programs get their default action of from the standard library (SIGPIPE), or whose action cannot be changed.
+const LEFT_ALONE: [i32; 6] = [SIGPIPE, SIGKILL, SIGSTOP, SIGILL, SIGFPE, SIGSEGV];
+
+/// Gives programs the default action of every signal that is ignored here, for instance since the server runs under nohup(1): a shell
+/// could not even trap it. execve(2) resets signals with a handler and leaves ignored ones, so each of those gets a handler.
+fn restore_ignored() -> io::Result<()> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    for signal in (1..SIGRTMIN).filter(|signal| ignored & (1 << (signal - 1)) != 0 && !LEFT_ALONE.contains(signal)) {
+        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
+    }
+    Ok(())
 }
 
 /// Caught signals. They are not blocked, because agents would inherit the mask.
@@ -27,6 +48,7 @@ pub struct Signals {
 impl Signals {
     /// Installs the handlers.
     pub fn catch() -> io::Result<Self> {
+        restore_ignored()?;
         Ok(Self { children: register(&[SIGCHLD])?, stop: register(&[SIGTERM, SIGINT])? })
     }
 

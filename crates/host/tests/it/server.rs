@@ -36,8 +36,11 @@ impl Server {
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).unwrap();
         let socket = directory.path().join("host.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        let mut host = Command::new(env!("CARGO_BIN_EXE_raworc-host"));
+        // Signals that are ignored around it, as under nohup(1), have their default action in programs all the same.
+        let ignoring = "trap '' HUP QUIT USR1; exec \"$0\" \"$@\"";
+        let mut host = Command::new("sh");
         let mut host = host
+            .args(["-c", ignoring, env!("CARGO_BIN_EXE_raworc-host")])
             .arg(socket)
             .arg(directory.path().join("_"))
             .arg(directory.path())
