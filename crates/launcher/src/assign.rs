@@ -10,20 +10,20 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::CloneFlags;
 use nix::unistd::sethostname;
 use raworc_core::link::WORKSPACE_PATH;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MoveMountFlags, move_mount};
 
-use crate::names;
 use crate::protocol::{ASSIGNED_FILE, Assign, Process, Remount};
+use crate::{names, namespaces};
 
 /// Assigns the container whose first process is `process` and reads its token from `words`.
 pub fn assign(assign: &Assign, process: i32, workspace: BorrowedFd<'_>, words: OwnedFd) -> Result<(), String> {
     let bundle = File::open(&assign.bundle).map_err(|e| format!("{}: {e}", assign.bundle.display()))?;
-    enter(namespace(process, "uts")?, "uts", CloneFlags::CLONE_NEWUTS)?;
-    enter(namespace(process, "mnt")?, "mnt", CloneFlags::CLONE_NEWNS)?;
+    namespaces::enter(namespaces::open(process, "uts")?, "uts", CloneFlags::CLONE_NEWUTS)?;
+    namespaces::enter(namespaces::open(process, "mnt")?, "mnt", CloneFlags::CLONE_NEWNS)?;
     sethostname(&assign.hostname).map_err(|e| format!("its host name can't be set: {e}"))?;
     names::write(&assign.hostname).map_err(|e| format!("its names can't be written: {e}"))?;
     attach(workspace).map_err(|e| format!("its workspace can't be mounted: {e}"))?;
@@ -36,25 +36,17 @@ pub fn assign(assign: &Assign, process: i32, workspace: BorrowedFd<'_>, words: O
 
 /// Puts `workspace` in the place of the container's present one. Done again after it was cut off, it does the same.
 pub fn remount(remount: &Remount, workspace: BorrowedFd<'_>) -> Result<(), String> {
-    let namespace = namespace(remount.process.pid, "mnt")?;
+    let namespace = namespaces::open(remount.process.pid, "mnt")?;
     // The number could have been given out again before that was opened. (In there, `/proc` is another one.)
     if Process::find(remount.process.pid) != Some(remount.process) {
         return Err("its first process has ended".into());
     }
-    enter(namespace, "mnt", CloneFlags::CLONE_NEWNS)?;
+    namespaces::enter(namespace, "mnt", CloneFlags::CLONE_NEWNS)?;
     match umount2(WORKSPACE_PATH, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) | Err(Errno::EINVAL) => {}
         Err(error) => return Err(format!("its workspace can't be taken away: {error}")),
     }
     attach(workspace).map_err(|e| format!("its workspace can't be mounted: {e}"))
-}
-
-fn namespace(process: i32, kind: &str) -> Result<File, String> {
-    File::open(format!("/proc/{process}/ns/{kind}")).map_err(|e| format!("its {kind} namespace can't be opened: {e}"))
-}
-
-fn enter(namespace: File, kind: &str, flag: CloneFlags) -> Result<(), String> {
-    setns(namespace, flag).map_err(|e| format!("its {kind} namespace can't be entered: {e}"))
 }
 
 /// Only a directory can be mounted on, and where that has been done, the path is no symbolic link.

@@ -24,6 +24,7 @@ mod container;
 mod external;
 mod mounts;
 mod names;
+mod namespaces;
 mod network;
 pub mod protocol;
 mod seccomp;

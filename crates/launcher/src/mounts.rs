@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use libcontainer::oci_spec::runtime::{Mount, Spec};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use crate::protocol::EMPTY_DIRECTORY;
@@ -80,21 +80,12 @@ impl Source {
             .map_err(|e| format!("{} can't be mounted: {e}", source.display()))
     }
 
-    /// Mounts it, and makes the directory for it where there is none. A path with a symbolic link on it is refused: it would be
-    /// followed with the rights of this process.
+    /// Mounts it, and makes the directory for it where there is none.
     fn attach(&self, path: &Path) -> Result<(), Errno> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        match rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::NOENT) => {
-                nix::unistd::mkdir(path, nix::sys::stat::Mode::from_bits_truncate(0o755))?;
-            }
-            Err(error) => return Err(Errno::from_raw(error.raw_os_error())),
+        match refuse_links(path) {
+            Err(Errno::ENOENT) => nix::unistd::mkdir(path, nix::sys::stat::Mode::from_bits_truncate(0o755))?,
+            result => result?,
         }
-        self.try_attach(path)
-    }
-
-    fn try_attach(&self, path: &Path) -> Result<(), Errno> {
         match self {
             Self::Clone(tree) => move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
                 .map_err(|e| Errno::from_raw(e.raw_os_error())),
@@ -103,6 +94,12 @@ impl Source {
             }
         }
     }
+}
+
+/// Fails with `ELOOP` where a symbolic link is on `path`: a mount would follow it with the rights of this process.
+pub fn refuse_links(path: &Path) -> Result<(), Errno> {
+    let opened = openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_SYMLINKS);
+    opened.map(drop).map_err(|e| Errno::from_raw(e.raw_os_error()))
 }
 
 /// Hides what is at `path`, if anything is.

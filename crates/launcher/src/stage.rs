@@ -17,9 +17,10 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::statvfs::{FsFlags, statvfs};
-use rustix::fs::{CWD, OFlags, ResolveFlags};
+use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
+use crate::mounts::refuse_links;
 use crate::protocol::{Prepare, STAGE_HOST, STAGE_ROOTFS, STAGE_VIEWS, Setup};
 
 /// Directories that every Linux has, that nothing here needs, and that anybody may enter.
@@ -85,10 +86,7 @@ pub fn set_apart(stage: &Path, root: Option<OwnedFd>, prepare: &Prepare, is_exte
         let to = rootfs.join(path.strip_prefix("/").unwrap_or(path));
         overlay(stage, path, &to).map_err(|e| format!("{} can't be mounted: {e}", path.display()))?;
     }
-    let devices = stage.join(DEVICES);
-    make_dev(&devices, prepare)
-        .and_then(|()| if is_external { Ok(()) } else { show_dev(&devices.join(DEV), &rootfs) })
-        .and_then(|()| if prepare.users.owner.is_some() { make_nodes(&devices, is_external) } else { Ok(()) })
+    set_devices_apart(&stage.join(DEVICES), &rootfs, prepare, is_external)
         .map_err(|e| format!("its devices can't be made: {e}"))
 }
 
@@ -103,28 +101,31 @@ fn overlay(stage: &Path, from: &Path, to: &Path) -> io::Result<()> {
     Ok(mount(Some("overlay"), to, Some("overlay"), READ_ONLY, Some(options.as_str()))?)
 }
 
-/// Mounts a file system at `place` with an empty `/dev` that belongs to the container's root.
-fn make_dev(place: &Path, prepare: &Prepare) -> io::Result<()> {
+/// Mounts a file system at `place`, and from it what a container has in `/dev`.
+fn set_devices_apart(place: &Path, rootfs: &Path, prepare: &Prepare, is_external: bool) -> io::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     mount(Some("tmpfs"), place, Some("tmpfs"), flags, Some("size=64k,mode=755"))?;
-    let (dev, root) = (place.join(DEV), Some(prepare.users.base));
-    directory(&dev)?;
-    chown(&dev, root, root)
+    if !is_external {
+        make_dev(&place.join(DEV), rootfs, prepare.users.base)?;
+    }
+    // Only root of the machine may make nodes; others share the machine's.
+    if prepare.users.owner.is_some() { make_nodes(place, is_external) } else { Ok(()) }
 }
 
-/// Mounts a container's `/dev`. Nodes are mounts of their own in it: none that is made there works.
-fn show_dev(dev: &Path, rootfs: &Path) -> io::Result<()> {
+/// Makes the directory `dev`, which belongs to the container's root, and mounts it as `/dev`. Nodes are mounts of their own in it: none
+/// that is made there works.
+fn make_dev(dev: &Path, rootfs: &Path, root: u32) -> io::Result<()> {
+    directory(dev)?;
+    chown(dev, Some(root), Some(root))?;
     let to = rootfs.join(DEV);
-    // It is the machine's root that mounts: no link of an image leads it elsewhere.
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat2(CWD, &to, flags, rustix::fs::Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    refuse_links(&to)?;
     bind(dev, &to)?;
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
     Ok(mount(None::<&str>, &to, None::<&str>, flags, None::<&str>)?)
 }
 
 /// Covers the machine's device nodes with ones of this namespace's own, all of `/dev` at once where nothing else in it is needed: a
-/// container's are mounted from there. Only root of the machine may make them; others share the machine's.
+/// container's are mounted from there.
 fn make_nodes(place: &Path, is_external: bool) -> io::Result<()> {
     let nodes = place.join(NODES_OF_DEV);
     directory(&nodes)?;

@@ -4,21 +4,19 @@
 //! What is mounted by a process of the container's cgroup namespace begins at the container's own cgroup: nothing above or
 //! beside it is seen.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::CloneFlags;
+
+use crate::namespaces;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Enters the cgroup and mount namespaces of the container whose first process this is.
 pub fn enter(process: i32) -> Result<(), String> {
     for (kind, flag) in [("cgroup", CloneFlags::CLONE_NEWCGROUP), ("mnt", CloneFlags::CLONE_NEWNS)] {
-        File::open(format!("/proc/{process}/ns/{kind}"))
-            .map_err(|e| e.to_string())
-            .and_then(|namespace| setns(namespace, flag).map_err(|e| e.to_string()))
-            .map_err(|e| format!("its {kind} namespace can't be entered: {e}"))?;
+        namespaces::enter(namespaces::open(process, kind)?, kind, flag)?;
     }
     Ok(())
 }
