@@ -9,11 +9,11 @@ use std::sync::atomic::AtomicBool;
 
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, wait};
-use signal_hook::consts::{SIGCHLD, SIGFPE, SIGILL, SIGINT, SIGKILL, SIGPIPE, SIGSEGV, SIGSTOP, SIGTERM};
+use signal_hook::consts::{FORBIDDEN, SIGCHLD, SIGINT, SIGPIPE, SIGTERM};
 use signal_hook::low_level::pipe;
 
-/// The first of the real-time signals, which nobody ignores for others (signal(7)).
-const SIGRTMIN: i32 = 32;
+/// The signals that have names: 1 to 31 (signal(7)).
+const NAMED: std::ops::RangeInclusive<i32> = 1..=31;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,16 +24,15 @@ pub enum ExitStatus {
     Signalled(i32),
 }
 
-/// Signals that programs get their default action of from the standard library (SIGPIPE), or whose action cannot be changed.
-const LEFT_ALONE: [i32; 6] = [SIGPIPE, SIGKILL, SIGSTOP, SIGILL, SIGFPE, SIGSEGV];
-
 /// Gives programs the default action of every signal that is ignored here, for instance since the server runs under nohup(1): a shell
 /// could not even trap it. execve(2) resets signals with a handler and leaves ignored ones, so each of those gets a handler.
 fn restore_ignored() -> io::Result<()> {
     let status = fs::read_to_string("/proc/self/status")?;
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let ignored = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    for signal in (1..SIGRTMIN).filter(|signal| ignored & (1 << (signal - 1)) != 0 && !LEFT_ALONE.contains(signal)) {
+    // The standard library ignores SIGPIPE, and gives programs the default action of that itself.
+    let is_kept = |signal: &i32| *signal == SIGPIPE || FORBIDDEN.contains(signal);
+    for signal in NAMED.filter(|signal| ignored & (1 << (signal - 1)) != 0 && !is_kept(signal)) {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
     Ok(())
