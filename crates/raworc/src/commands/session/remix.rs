@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
+use raworc_api::page::PageQuery;
 use raworc_api::session::{ListSessions, RemixSession, Session};
 use raworc_core::ids::SessionId;
 
 use super::create::{Settings, line, plan, started};
 use super::show;
-use crate::commands::image;
+use crate::commands::{image, list};
 use crate::context::Context;
 use crate::failure::Result;
 use crate::follow_message;
@@ -19,9 +20,6 @@ const EXAMPLES: &str = "\
 Examples:
   raworc session remix demo --name variant
   raworc session remix demo --checkpoint 3 --prompt 'try it the other way'";
-
-/// Sessions per request when children are listed.
-const PAGE: u32 = 500;
 
 /// Options of `raworc session remix`.
 #[derive(Debug, Args)]
@@ -117,14 +115,8 @@ pub async fn tree(context: &Context, session: &str) -> Result<()> {
 }
 
 async fn children(client: &raworc_api::client::Client, parent: SessionId) -> Result<Vec<Session>> {
-    let mut all = Vec::new();
-    let mut query = ListSessions { parent: Some(parent), limit: Some(PAGE), ..ListSessions::default() };
-    loop {
-        let page = client.list_sessions(&query).await?;
-        all.extend(page.items);
-        if page.next_cursor.is_none() {
-            return Ok(all);
-        }
-        query.cursor = page.next_cursor;
-    }
+    let fetch = async |PageQuery { limit, cursor }: PageQuery| {
+        client.list_sessions(&ListSessions { parent: Some(parent), limit, cursor, ..ListSessions::default() }).await
+    };
+    Ok(list::gather(None, None, fetch).await?.items)
 }
