@@ -45,7 +45,7 @@ pub async fn fix(
     let Some((row, pending)) = load(app, session).await? else { return Ok(false) };
     let container = ContainerId { session, generation: row.machine.generation };
     let was_there = app.runtime.workspace(container).is_some();
-    app.checkpoint_timers.set(session, &row.settings.checkpoints, app.runtime.workspace(container).is_some());
+    app.checkpoint_timers.set(session, &row.settings.checkpoints, was_there);
     let job = Job { app, row: &row, container, causes, began: app.now() };
     // What goes wrong with files is told; only the records are tried again.
     let room = match (room, was_there) {
@@ -84,18 +84,26 @@ impl Job<'_> {
     /// Nothing runs: what was written is a layer as it is.
     async fn fix_resting(&self, pending: &[CheckpointRow]) -> Result<bool, SaveError> {
         self.app.capture_bases.forget(self.row.id);
-        let is_changed = workspace_access::is_changed(self.app, self.row).await?;
-        if !self.is_wanted(pending, is_changed) {
-            return self.leave().await;
-        }
-        if !is_changed {
-            self.record(SaveOutcome::Unchanged, Duration::ZERO).await?;
-            return Ok(true);
+        if let Some(done) = self.save_unchanged(pending).await? {
+            return Ok(done);
         }
         let (layer, _settled) = self.seal_writable().await?;
         self.record(SaveOutcome::Sealed { layer, next: workspace_access::new_layer() }, Duration::ZERO).await?;
         self.forget_written(layer).await;
         Ok(true)
+    }
+
+    /// Does all there is to do where nothing is to be captured, and says whether a checkpoint was taken; none where something is.
+    async fn save_unchanged(&self, pending: &[CheckpointRow]) -> Result<Option<bool>, SaveError> {
+        let is_changed = workspace_access::is_changed(self.app, self.row).await?;
+        if !self.is_wanted(pending, is_changed) {
+            return self.leave().await.map(Some);
+        }
+        if is_changed {
+            return Ok(None);
+        }
+        self.record(SaveOutcome::Unchanged, Duration::ZERO).await?;
+        Ok(Some(true))
     }
 
     async fn fix_running(&self, stack: &LayerStack, pending: &[CheckpointRow]) -> Result<bool, SaveError> {
@@ -104,13 +112,8 @@ impl Job<'_> {
             give_up(self.app, self.container).await?;
             return self.fix_resting(pending).await;
         }
-        let is_changed = workspace_access::is_changed(self.app, self.row).await?;
-        if !self.is_wanted(pending, is_changed) {
-            return self.leave().await;
-        }
-        if !is_changed {
-            self.record(SaveOutcome::Unchanged, Duration::ZERO).await?;
-            return Ok(true);
+        if let Some(done) = self.save_unchanged(pending).await? {
+            return Ok(done);
         }
         let stands = self.freeze_container().await?;
         match stands.occupancy {
