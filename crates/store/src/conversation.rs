@@ -116,6 +116,11 @@ impl SegmentRow {
         self.seq.saturating_add(self.segment.count() - 1)
     }
 
+    /// Whether this part of the log has it: a session has all it shares from its beginning, and goes back to no point before that.
+    pub(crate) fn is_in(&self, range: &RangeInclusive<u64>) -> bool {
+        range.contains(&self.seq) && range.contains(&self.last_seq())
+    }
+
     /// The number of the message at this place; of a place outside of the segment, the number nearest to it.
     fn number_at(&self, seq: u64) -> u64 {
         self.segment.numbers.start().saturating_add(seq.saturating_sub(self.seq))
@@ -291,13 +296,6 @@ pub async fn segments_in(
         segments.extend(without(numbers, &open).map(|numbers| Segment { source: session, numbers, until }));
     }
     Ok(segments)
-}
-
-impl SegmentRow {
-    /// Whether this part of the log has it: a session has all it shares from its beginning, and goes back to no point before that.
-    pub(crate) fn is_in(&self, range: &RangeInclusive<u64>) -> bool {
-        range.contains(&self.seq) && range.contains(&self.last_seq())
-    }
 }
 
 /// The numbers of a session's own messages from the first to the last in a part of its log.

@@ -246,26 +246,24 @@ pub async fn newest_ended_in(
     for range in ranges.iter().rev() {
         let all = ended(session, range, "COUNT(*) AS n", "").fetch_optional(connection, |row| row.count("n")).await?;
         count += all.unwrap_or(0_u64);
-        // What a session shares comes before what is its own.
-        let mut inherited = shared.iter().filter(|segment| segment.is_in(range)).rev();
-        let mut next = None;
-        loop {
-            if !is_full {
-                let room = bytes_max.saturating_sub(bytes);
-                let batch = match next {
-                    None => {
-                        let query = ended(session, range, "*", "ORDER BY seq DESC");
-                        query.fetch_batch(connection, (u32::MAX, room), message).await?
-                    }
-                    Some(segment) => SegmentRow::newest(segment, connection, room).await?,
-                };
-                bytes += batch.bytes;
-                is_full = batch.has_more || bytes >= bytes_max;
-                newest.extend(batch.rows);
+        let inherited: Vec<&SegmentRow> = shared.iter().filter(|segment| segment.is_in(range)).collect();
+        count += inherited.iter().map(|segment| segment.segment.count()).sum::<u64>();
+        // The session's own messages are newer than those that it shares.
+        for source in std::iter::once(None).chain(inherited.into_iter().rev().map(Some)) {
+            if is_full {
+                break;
             }
-            next = inherited.next();
-            let Some(segment) = next else { break };
-            count += segment.segment.count();
+            let room = bytes_max.saturating_sub(bytes);
+            let batch = match source {
+                None => {
+                    let query = ended(session, range, "*", "ORDER BY seq DESC");
+                    query.fetch_batch(connection, (u32::MAX, room), message).await?
+                }
+                Some(segment) => segment.newest(connection, room).await?,
+            };
+            bytes += batch.bytes;
+            is_full = batch.has_more || bytes >= bytes_max;
+            newest.extend(batch.rows);
         }
     }
     newest.reverse();
