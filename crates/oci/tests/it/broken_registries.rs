@@ -20,17 +20,22 @@ async fn liar(
     let seen = std::sync::Arc::clone(&heads);
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                let Ok(byte) = stream.read_u8().await else { break };
-                head.push(byte);
-            }
-            let head = String::from_utf8_lossy(&head).into_owned();
+            let head = head_of(&mut stream).await;
             let _ = stream.write_all(answer(&head).as_bytes()).await;
             seen.lock().unwrap().push(head);
         }
     });
     (address, heads)
+}
+
+/// The head of a request, as far as it comes.
+async fn head_of(stream: &mut tokio::net::TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let Ok(byte) = stream.read_u8().await else { break };
+        head.push(byte);
+    }
+    String::from_utf8_lossy(&head).into_owned()
 }
 
 fn respond(status: &str, headers: &str, body: &str) -> String {
@@ -145,12 +150,7 @@ async fn by_the_book(most: usize) -> (std::net::SocketAddr, std::sync::Arc<Mutex
     let shared = std::sync::Arc::clone(&state);
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                let Ok(byte) = stream.read_u8().await else { break };
-                head.push(byte);
-            }
-            let head = String::from_utf8_lossy(&head).to_lowercase();
+            let head = head_of(&mut stream).await.to_lowercase();
             let field =
                 |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
             let length: usize = field("content-length:").and_then(|value| value.parse().ok()).unwrap_or(0);

@@ -40,3 +40,4 @@ mod streams;
 mod system;
 mod terminal;
 mod transfers;
+mod turns;
