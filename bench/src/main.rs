@@ -9,6 +9,7 @@ mod many;
 mod memory;
 mod peers;
 mod registry;
+mod remixes;
 mod report;
 mod server;
 mod workspaces;

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
+use crate::remixes::{self, Until};
 use crate::report::{Report, Samples};
 use crate::server::Server;
 
-/// Number of spare containers.
-const SPARES: usize = 2;
 /// Files of the workspace, in directories of a hundred, and the bytes of each: 1 GiB.
 const FILES: usize = 10_000;
 const FILE_BYTES: usize = (1 << 30) / FILES;
@@ -46,7 +45,9 @@ pub async fn measure(server: &Server, rounds: usize, report: &mut Report) -> any
     // Paused, because each round waits until all containers are gone.
     server.http().await?.post(&format!("/sessions/{parent}/pause"), &json!(null)).await?;
     server.http().await?.until_event(&parent, 0, "\"to\":\"IDLE\"").await?;
-    remixes(server, &parent, rounds, report).await?;
+    let (empty, remix) = remixes::beside_empty(server, &parent, rounds, Until::Ready).await?;
+    report.times("raworc: create → READY, beside the next", empty);
+    report.times("raworc: remix of 1 GiB in 10 000 files → READY", remix);
     server.http().await?.post(&format!("/sessions/{parent}/resume"), &json!(null)).await?;
     checkpoints(server, &parent, report).await?;
     server.delete_all().await?;
@@ -64,29 +65,6 @@ async fn checkpoint(server: &Server, id: &str) -> anyhow::Result<Value> {
     let taken = server.http().await?.post(&format!("/sessions/{id}/checkpoints"), &json!({})).await?;
     ensure!(taken["status"] == "ready", "{taken}");
     Ok(taken)
-}
-
-/// Alternates between an empty session and one from the first checkpoint.
-async fn remixes(server: &Server, parent: &str, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
-    let (mut empty, mut remix) = (Samples::default(), Samples::default());
-    let from = format!("/sessions/{parent}/remix");
-    for _ in 0..rounds {
-        for (path, body, samples) in
-            [("/sessions", json!({}), &mut empty), (from.as_str(), json!({ "checkpoint": 1 }), &mut remix)]
-        {
-            server.until_spares(SPARES).await?;
-            let (mut http, events) = (server.http().await?, server.http().await?);
-            let begun = Instant::now();
-            let session = http.post(path, &body).await?;
-            let id = session["id"].as_str().context("no id")?;
-            events.until_event(id, 0, "\"to\":\"READY\"").await?;
-            samples.push(begun.elapsed());
-            server.delete(id).await?;
-        }
-    }
-    report.times("raworc: create → READY, beside the next", empty);
-    report.times("raworc: remix of 1 GiB in 10 000 files → READY", remix);
-    Ok(())
 }
 
 /// Takes a checkpoint after each change.
