@@ -9,6 +9,7 @@ pub mod ids;
 pub mod layers;
 pub mod limits;
 pub mod link;
+pub mod models;
 pub mod names;
 pub mod permissions;
 pub mod pieces;
