@@ -1,4 +1,4 @@
-//! The simulated disk of the database: sometimes slow, sometimes full.
+//! The simulated disk of the database: sometimes slow, sometimes full, sometimes away just when a transaction is to be committed.
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -20,6 +20,18 @@ impl Disk for SimDisk {
             Ok(())
         }
         .boxed()
+    }
+
+    fn commit(&self) -> Result<(), StoreError> {
+        if self.0.fault(0.005) {
+            self.0.log("a commit meets a full disk");
+            return Err(StoreError::DiskFull);
+        }
+        if self.0.fault(0.05) {
+            self.0.log("a transaction is rolled back and run again");
+            return Err(StoreError::Unavailable("the disk does not answer for a moment".into()));
+        }
+        Ok(())
     }
 
     fn after(&self) -> BoxFuture<'_, ()> {

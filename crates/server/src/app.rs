@@ -8,7 +8,7 @@ use raworc_core::ids::{AccountId, SessionId};
 use raworc_core::layers::Lengths;
 use raworc_core::time::Time;
 use raworc_runtime::Runtime;
-use raworc_store::{Connection, Store, StoreError};
+use raworc_store::{Read, Store, StoreError};
 use raworc_workspace::{FileError, LayerStore};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -152,7 +152,7 @@ impl App {
     /// Where the store fails.
     pub async fn scan<T: Send + 'static>(
         &self,
-        work: impl for<'c> FnOnce(&'c mut Connection) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
+        work: impl for<'c> FnOnce(&'c mut Read) -> BoxFuture<'c, Result<T, Failure>> + Send + 'static,
     ) -> Result<(T, OwnedSemaphorePermit), Failure> {
         let place = Arc::clone(&self.scans).acquire_owned().await;
         let place = place.map_err(|_| StoreError::Unavailable("the store is closed".into()))?;

@@ -16,7 +16,7 @@ use raworc_store::events::EventRow;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::{self, SessionRow};
 use raworc_store::streams::{self, StreamRow};
-use raworc_store::{Connection, StoreError, Transaction, events, layers};
+use raworc_store::{StoreError, Tx, events, layers};
 
 use crate::error::Failure;
 
@@ -25,7 +25,7 @@ pub const SYSTEM: &str = "system";
 
 /// A session within a transaction.
 pub struct Change<'t> {
-    transaction: &'t mut Transaction,
+    tx: &'t mut Tx,
     /// The session; what is changed here is stored by [`Change::save`].
     pub row: SessionRow,
     /// The time of everything in this change.
@@ -38,26 +38,19 @@ impl<'t> Change<'t> {
     ///
     /// # Errors
     /// 404 where there is none.
-    pub async fn load(
-        transaction: &'t mut Transaction,
-        id: SessionId,
-        now: Time,
-        actor: impl Into<String>,
-    ) -> Result<Self, Failure> {
-        let row = sessions::find(transaction.connection(), id)
-            .await?
-            .ok_or_else(|| Failure::not_found("session", &id.to_string()))?;
-        Ok(Self { transaction, row, now, actor: actor.into() })
+    pub async fn load(tx: &'t mut Tx, id: SessionId, now: Time, actor: impl Into<String>) -> Result<Self, Failure> {
+        let row = sessions::find(tx, id).await?.ok_or_else(|| Failure::not_found("session", &id.to_string()))?;
+        Ok(Self { tx, row, now, actor: actor.into() })
     }
 
     /// A session that is just being made.
-    pub fn begin(transaction: &'t mut Transaction, row: SessionRow, now: Time, actor: impl Into<String>) -> Self {
-        Self { transaction, row, now, actor: actor.into() }
+    pub fn begin(tx: &'t mut Tx, row: SessionRow, now: Time, actor: impl Into<String>) -> Self {
+        Self { tx, row, now, actor: actor.into() }
     }
 
-    /// For statements of this change.
-    pub fn connection(&mut self) -> &mut Connection {
-        self.transaction.connection()
+    /// The transaction of this change.
+    pub fn tx(&mut self) -> &mut Tx {
+        self.tx
     }
 
     /// Has the state machine decide, and records what follows from it.
@@ -77,7 +70,7 @@ impl<'t> Change<'t> {
         if is_gone || before.generation != self.row.machine.generation {
             self.end_streams(|_| true).await?;
             let session = self.row.id;
-            streams::remove_all(self.connection(), session).await?;
+            streams::remove_all(self.tx(), session).await?;
         }
         Ok(())
     }
@@ -92,7 +85,7 @@ impl<'t> Change<'t> {
         if machine.generation != row.generation || machine.container != Container::Up {
             return Err(Failure::container_ended());
         }
-        let others = streams::of_session(self.connection(), row.session_id).await?.rows;
+        let others = streams::of_session(self.tx(), row.session_id).await?.rows;
         let count = others.iter().filter(|other| other.kind == row.kind).count();
         let (id, command) = (row.id, row.command.clone());
         let (most, event): (usize, LogEvent) = match row.kind {
@@ -103,7 +96,7 @@ impl<'t> Change<'t> {
             let detail = format!("{most} of these are open in this session already; wait for one to end, or close one");
             return Err(Failure::new(Code::Busy, detail));
         }
-        streams::insert(self.connection(), row).await?;
+        streams::insert(self.tx(), row).await?;
         self.log_as(&row.actor, event).await?;
         Ok(())
     }
@@ -114,7 +107,7 @@ impl<'t> Change<'t> {
     /// Where the store fails.
     pub async fn end_streams(&mut self, is_lost: impl Fn(&StreamRow) -> bool) -> Result<(), StoreError> {
         let session = self.row.id;
-        for row in streams::of_session(self.connection(), session).await?.rows.into_iter().filter(is_lost) {
+        for row in streams::of_session(self.tx(), session).await?.rows.into_iter().filter(is_lost) {
             self.end_stream(&row, unseen(StreamError::Lost)).await?;
         }
         Ok(())
@@ -125,7 +118,7 @@ impl<'t> Change<'t> {
     /// # Errors
     /// Where the store fails.
     pub async fn end_stream(&mut self, row: &StreamRow, end: StreamEnd) -> Result<(), StoreError> {
-        if !streams::remove(self.connection(), row.id).await? {
+        if !streams::remove(self.tx(), row.id).await? {
             return Ok(());
         }
         let event: LogEvent = match row.kind {
@@ -160,7 +153,7 @@ impl<'t> Change<'t> {
             generation: self.row.machine.generation,
             data: event.data()?,
         };
-        events::insert(self.transaction.connection(), &row).await?;
+        events::insert(self.tx, &row).await?;
         Ok(self.row.last_seq)
     }
 
@@ -172,12 +165,12 @@ impl<'t> Change<'t> {
 
     /// Has these layers looked at after the commit: their directories are removed if nothing needs them.
     pub fn wasted(&mut self, layers: impl IntoIterator<Item = LayerId>) {
-        self.transaction.wasted(layers);
+        self.tx.wasted(layers);
     }
 
     /// Has it made known after the commit that these layers are of no checkpoint of the session any more.
     pub fn given_up(&mut self, layers: Vec<LayerId>) {
-        self.transaction.given_up(self.row.id, layers);
+        self.tx.given_up(self.row.id, layers);
     }
 
     /// See [`layers::release`].
@@ -185,7 +178,7 @@ impl<'t> Change<'t> {
     /// # Errors
     /// Where the store fails.
     pub async fn release(&mut self, layer: Option<LayerId>) -> Result<Vec<LayerId>, StoreError> {
-        layers::release(self.transaction, layer).await
+        layers::release(self.tx, layer).await
     }
 
     /// Stores the session and has it made known after the commit.
@@ -194,8 +187,8 @@ impl<'t> Change<'t> {
     /// Where the store fails.
     pub async fn save(mut self) -> Result<SessionRow, StoreError> {
         self.row.updated_at = self.now;
-        sessions::update(self.transaction.connection(), &mut self.row).await?;
-        self.transaction.changed(self.row.id);
+        sessions::update(self.tx, &mut self.row).await?;
+        self.tx.changed(self.row.id);
         Ok(self.row)
     }
 
@@ -205,8 +198,8 @@ impl<'t> Change<'t> {
     /// Where the store fails.
     pub async fn save_log(mut self) -> Result<SessionRow, StoreError> {
         self.row.updated_at = self.now;
-        sessions::update_log(self.transaction.connection(), &mut self.row).await?;
-        self.transaction.logged(self.row.id);
+        sessions::update_log(self.tx, &mut self.row).await?;
+        self.tx.logged(self.row.id);
         Ok(self.row)
     }
 
@@ -215,18 +208,18 @@ impl<'t> Change<'t> {
     /// # Errors
     /// Where the store fails.
     pub async fn configure(&mut self) -> Result<(), StoreError> {
-        sessions::configure(self.transaction.connection(), &mut self.row).await
+        sessions::configure(self.tx, &mut self.row).await
     }
 
     /// As [`Change::save`], where something is to follow in the same transaction.
     ///
     /// # Errors
     /// Where the store fails.
-    pub async fn save_first(mut self) -> Result<&'t mut Transaction, StoreError> {
+    pub async fn save_first(mut self) -> Result<&'t mut Tx, StoreError> {
         self.row.updated_at = self.now;
-        sessions::update(self.transaction.connection(), &mut self.row).await?;
-        self.transaction.changed(self.row.id);
-        Ok(self.transaction)
+        sessions::update(self.tx, &mut self.row).await?;
+        self.tx.changed(self.row.id);
+        Ok(self.tx)
     }
 
     /// Brings a user message to its end, and with it the turn that was going on.
@@ -247,7 +240,7 @@ impl<'t> Change<'t> {
         let error = error.map(Into::into);
         let event = MessageFinished { message_id: message.id, turn_id: turn, status, error, result };
         message.finished_seq = Some(self.log(event).await?);
-        messages::update(self.transaction.connection(), message).await
+        messages::update(self.tx, message).await
     }
 
     /// Brings a turn and its message to their end before the host has reported one. Where the record of the message is damaged or gone,
@@ -293,7 +286,7 @@ impl<'t> Change<'t> {
         message.losses += u32::from(is_lost);
         message.status = Status::Queued;
         let attempts = message.attempts;
-        messages::update(self.connection(), &message).await?;
+        messages::update(self.tx(), &message).await?;
         self.log(MessageRequeued { message_id: id, turn_id: Some(turn), attempts }).await?;
         Ok(())
     }
@@ -328,7 +321,7 @@ impl<'t> Change<'t> {
             Effect::CancelRunning(running) => self.end_turn(running, Outcome::Cancelled, session_ended()).await?,
             Effect::CancelQueued => {
                 let session = self.row.id;
-                for mut message in messages::queued(self.connection(), session, before.queued).await? {
+                for mut message in messages::queued(self.tx(), session, before.queued).await? {
                     let end = (Outcome::Cancelled, Some(session_ended()));
                     self.finish_message(&mut message, end, None, None).await?;
                 }
@@ -337,7 +330,7 @@ impl<'t> Change<'t> {
                 let Some(mut message) = self.message(running.message).await? else { return Ok(()) };
                 if message.status == Status::Processing {
                     message.cancel_wanted = true;
-                    messages::update(self.connection(), &message).await?;
+                    messages::update(self.tx(), &message).await?;
                 }
             }
         }
@@ -363,7 +356,7 @@ impl<'t> Change<'t> {
     /// Where the store fails.
     pub async fn message(&mut self, id: MessageId) -> Result<Option<MessageRow>, StoreError> {
         let session = self.row.id;
-        let found = match messages::find(self.connection(), session, id).await {
+        let found = match messages::find(self.tx(), session, id).await {
             Err(StoreError::Damaged(_)) => None,
             found => found?,
         };

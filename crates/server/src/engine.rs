@@ -163,21 +163,21 @@ impl Engine {
 
 /// What has to be in the records before anyone calls: the built-in agents and the secret behind hosts' tokens.
 async fn first_records(store: &Store, now: Time) -> Result<String, StartError> {
+    let (agents, secret) = (verbs::agents::builtin(now), auth::new_secret());
     Ok(store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                for agent in verbs::agents::builtin(now) {
-                    match agents::find(transaction.connection(), &agent.definition.name).await {
-                        Ok(None) if !agents::any_damaged(transaction.connection()).await? => {
-                            agents::insert(transaction.connection(), &agent).await?;
+                for agent in agents {
+                    match agents::find(tx, &agent.definition.name).await {
+                        Ok(None) if !agents::any_damaged(tx).await? => {
+                            agents::insert(tx, &agent).await?;
                         }
                         // One that is damaged may be it. What stood in its place would be in the way of who mends it.
                         Ok(_) | Err(StoreError::Damaged(_)) => {}
                         Err(error) => return Err(error),
                     }
                 }
-                let connection = transaction.connection();
-                settings::get_or_insert(connection, "host_secret", auth::new_secret(), auth::is_secret).await
+                settings::get_or_insert(tx, "host_secret", secret, auth::is_secret).await
             })
         })
         .await?)

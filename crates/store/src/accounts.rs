@@ -6,7 +6,8 @@ use raworc_core::time::Time;
 
 use crate::StoreError;
 use crate::rows::{Row, word};
-use crate::sql::{Connection, Sound, sql};
+use crate::sql::{Read, Sound, sql};
+use crate::tx::Tx;
 
 /// An account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,13 +79,13 @@ pub(crate) fn token(row: &Row<'_>) -> Result<TokenRow, StoreError> {
 ///
 /// # Errors
 /// [`StoreError::Conflict`] where the name is taken.
-pub async fn insert(connection: &mut Connection, row: &AccountRow) -> Result<(), StoreError> {
+pub async fn insert(tx: &mut Tx, row: &AccountRow) -> Result<(), StoreError> {
     sql("INSERT INTO accounts (id, name, role, created_at) VALUES ($1, $2, $3, $4)")
         .bind(row.id.to_string())
         .bind(row.name.clone())
         .bind(word(row.role)?)
         .bind(row.created_at.0)
-        .execute(connection)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -93,7 +94,7 @@ pub async fn insert(connection: &mut Connection, row: &AccountRow) -> Result<(),
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(connection: &mut Connection, id_or_name: &str) -> Result<Option<AccountRow>, StoreError> {
+pub async fn find(connection: &mut Read, id_or_name: &str) -> Result<Option<AccountRow>, StoreError> {
     sql("SELECT * FROM accounts WHERE id = $1 OR name = $1").bind(id_or_name).fetch_optional(connection, account).await
 }
 
@@ -101,7 +102,7 @@ pub async fn find(connection: &mut Connection, id_or_name: &str) -> Result<Optio
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(connection: &mut Connection, after: &str, limit: u32) -> Result<Sound<AccountRow>, StoreError> {
+pub async fn list(connection: &mut Read, after: &str, limit: u32) -> Result<Sound<AccountRow>, StoreError> {
     sql("SELECT * FROM accounts WHERE name > $1 ORDER BY name").bind(after).fetch_page(connection, limit, account).await
 }
 
@@ -109,7 +110,7 @@ pub async fn list(connection: &mut Connection, after: &str, limit: u32) -> Resul
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn any(connection: &mut Connection) -> Result<bool, StoreError> {
+pub async fn any(connection: &mut Read) -> Result<bool, StoreError> {
     Ok(sql("SELECT id FROM accounts LIMIT 1").fetch_optional(connection, |_| Ok(())).await?.is_some())
 }
 
@@ -117,11 +118,11 @@ pub async fn any(connection: &mut Connection) -> Result<bool, StoreError> {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn close(connection: &mut Connection, id: AccountId, now: Time) -> Result<(), StoreError> {
+pub async fn close(tx: &mut Tx, id: AccountId, now: Time) -> Result<(), StoreError> {
     sql("UPDATE accounts SET closed_at = $1 WHERE id = $2 AND closed_at IS NULL")
         .bind(now.0)
         .bind(id.to_string())
-        .execute(connection)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -130,7 +131,7 @@ pub async fn close(connection: &mut Connection, id: AccountId, now: Time) -> Res
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn insert_token(connection: &mut Connection, row: &TokenRow, hash: &str) -> Result<(), StoreError> {
+pub async fn insert_token(tx: &mut Tx, row: &TokenRow, hash: &str) -> Result<(), StoreError> {
     sql("INSERT INTO tokens (id, account_id, name, hash, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)")
         .bind(row.id.to_string())
         .bind(row.account_id.to_string())
@@ -138,7 +139,7 @@ pub async fn insert_token(connection: &mut Connection, row: &TokenRow, hash: &st
         .bind(hash)
         .bind(row.created_at.0)
         .bind(row.expires_at.map(|at| at.0))
-        .execute(connection)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -147,11 +148,7 @@ pub async fn insert_token(connection: &mut Connection, row: &TokenRow, hash: &st
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn authenticate(
-    connection: &mut Connection,
-    hash: &str,
-    now: Time,
-) -> Result<Option<Authenticated>, StoreError> {
+pub async fn authenticate(connection: &mut Read, hash: &str, now: Time) -> Result<Option<Authenticated>, StoreError> {
     sql("SELECT a.id, a.name, a.role, t.expires_at FROM tokens t JOIN accounts a ON a.id = t.account_id \
          WHERE t.hash = $1 AND t.revoked_at IS NULL AND a.closed_at IS NULL \
          AND (t.expires_at IS NULL OR t.expires_at > $2)")
@@ -171,7 +168,7 @@ pub async fn authenticate(
 /// # Errors
 /// Where the store fails.
 pub async fn list_tokens(
-    connection: &mut Connection,
+    connection: &mut Read,
     owner: AccountId,
     after: &str,
     limit: u32,
@@ -187,17 +184,12 @@ pub async fn list_tokens(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn revoke_token(
-    connection: &mut Connection,
-    owner: AccountId,
-    id: TokenId,
-    now: Time,
-) -> Result<bool, StoreError> {
+pub async fn revoke_token(tx: &mut Tx, owner: AccountId, id: TokenId, now: Time) -> Result<bool, StoreError> {
     let done = sql("UPDATE tokens SET revoked_at = COALESCE(revoked_at, $1) WHERE id = $2 AND account_id = $3")
         .bind(now.0)
         .bind(id.to_string())
         .bind(owner.to_string())
-        .execute(connection)
+        .execute(tx)
         .await?;
     Ok(done > 0)
 }

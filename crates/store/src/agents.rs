@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::StoreError;
 use crate::rows::{Row, damaged};
-use crate::sql::{Batch, Connection, Sound, sql};
+use crate::sql::{Batch, Read, Sound, sql};
+use crate::tx::Tx;
 
 /// An agent.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,7 +104,7 @@ pub(crate) fn agent(row: &Row<'_>) -> Result<AgentRow, StoreError> {
 ///
 /// # Errors
 /// [`StoreError::Conflict`] where the name is taken.
-pub async fn insert(connection: &mut Connection, row: &AgentRow) -> Result<(), StoreError> {
+pub async fn insert(tx: &mut Tx, row: &AgentRow) -> Result<(), StoreError> {
     sql("INSERT INTO agents (id, name, definition, builtin, version, created_at, updated_at) \
          VALUES ($1, $2, $3, $4, $5, $6, $7)")
     .bind(row.id.to_string())
@@ -113,7 +114,7 @@ pub async fn insert(connection: &mut Connection, row: &AgentRow) -> Result<(), S
     .bind(row.version)
     .bind(row.created_at.0)
     .bind(row.updated_at.0)
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -122,7 +123,7 @@ pub async fn insert(connection: &mut Connection, row: &AgentRow) -> Result<(), S
 ///
 /// # Errors
 /// [`StoreError::Conflict`] where the new name is taken.
-pub async fn update(connection: &mut Connection, row: &mut AgentRow) -> Result<(), StoreError> {
+pub async fn update(tx: &mut Tx, row: &mut AgentRow) -> Result<(), StoreError> {
     row.version += 1;
     sql("UPDATE agents SET name = $1, definition = $2, version = $3, updated_at = $4 WHERE id = $5")
         .bind(row.definition.name.clone())
@@ -130,7 +131,7 @@ pub async fn update(connection: &mut Connection, row: &mut AgentRow) -> Result<(
         .bind(row.version)
         .bind(row.updated_at.0)
         .bind(row.id.to_string())
-        .execute(connection)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -139,11 +140,11 @@ pub async fn update(connection: &mut Connection, row: &mut AgentRow) -> Result<(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn delete(connection: &mut Connection, id: AgentId) -> Result<bool, StoreError> {
+pub async fn delete(tx: &mut Tx, id: AgentId) -> Result<bool, StoreError> {
     let done =
         sql("DELETE FROM agents WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM session_agents WHERE agent_id = $1)")
             .bind(id.to_string())
-            .execute(connection)
+            .execute(tx)
             .await?;
     Ok(done > 0)
 }
@@ -152,7 +153,7 @@ pub async fn delete(connection: &mut Connection, id: AgentId) -> Result<bool, St
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(connection: &mut Connection, id_or_name: &str) -> Result<Option<AgentRow>, StoreError> {
+pub async fn find(connection: &mut Read, id_or_name: &str) -> Result<Option<AgentRow>, StoreError> {
     sql("SELECT * FROM agents WHERE id = $1 OR name = $1").bind(id_or_name).fetch_optional(connection, agent).await
 }
 
@@ -160,11 +161,7 @@ pub async fn find(connection: &mut Connection, id_or_name: &str) -> Result<Optio
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(
-    connection: &mut Connection,
-    after: &str,
-    bounds: (u32, usize),
-) -> Result<Batch<AgentRow>, StoreError> {
+pub async fn list(connection: &mut Read, after: &str, bounds: (u32, usize)) -> Result<Batch<AgentRow>, StoreError> {
     sql("SELECT * FROM agents WHERE name > $1 ORDER BY name").bind(after).fetch_batch(connection, bounds, agent).await
 }
 
@@ -172,7 +169,7 @@ pub async fn list(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn any_damaged(connection: &mut Connection) -> Result<bool, StoreError> {
+pub async fn any_damaged(connection: &mut Read) -> Result<bool, StoreError> {
     Ok(!sql("SELECT * FROM agents").fetch_sound(connection, agent).await?.damaged.is_empty())
 }
 
@@ -180,7 +177,7 @@ pub async fn any_damaged(connection: &mut Connection) -> Result<bool, StoreError
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn images(connection: &mut Connection) -> Result<Vec<String>, StoreError> {
+pub async fn images(connection: &mut Read) -> Result<Vec<String>, StoreError> {
     let all = sql("SELECT * FROM agents ORDER BY name").fetch_all(connection, agent).await?;
     Ok(all.into_iter().filter_map(|agent| agent.definition.image).collect())
 }
@@ -189,7 +186,7 @@ pub async fn images(connection: &mut Connection) -> Result<Vec<String>, StoreErr
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn of_session(connection: &mut Connection, session: SessionId) -> Result<Vec<AgentRow>, StoreError> {
+pub async fn of_session(connection: &mut Read, session: SessionId) -> Result<Vec<AgentRow>, StoreError> {
     Ok(assigned(connection, session).await?.rows)
 }
 
@@ -197,7 +194,7 @@ pub async fn of_session(connection: &mut Connection, session: SessionId) -> Resu
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn assigned(connection: &mut Connection, session: SessionId) -> Result<Sound<AgentRow>, StoreError> {
+pub async fn assigned(connection: &mut Read, session: SessionId) -> Result<Sound<AgentRow>, StoreError> {
     sql("SELECT a.* FROM session_agents s JOIN agents a ON a.id = s.agent_id WHERE s.session_id = $1 ORDER BY s.place")
         .bind(session.to_string())
         .fetch_sound(connection, agent)
@@ -208,7 +205,7 @@ pub async fn assigned(connection: &mut Connection, session: SessionId) -> Result
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn ids_of_session(connection: &mut Connection, session: SessionId) -> Result<Vec<AgentId>, StoreError> {
+pub async fn ids_of_session(connection: &mut Read, session: SessionId) -> Result<Vec<AgentId>, StoreError> {
     let found = sql("SELECT agent_id FROM session_agents WHERE session_id = $1 ORDER BY place")
         .bind(session.to_string())
         .fetch_sound(connection, |row| row.id("agent_id"))
@@ -220,14 +217,14 @@ pub async fn ids_of_session(connection: &mut Connection, session: SessionId) -> 
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn assign(connection: &mut Connection, session: SessionId, agents: &[AgentId]) -> Result<(), StoreError> {
-    sql("DELETE FROM session_agents WHERE session_id = $1").bind(session.to_string()).execute(&mut *connection).await?;
+pub async fn assign(tx: &mut Tx, session: SessionId, agents: &[AgentId]) -> Result<(), StoreError> {
+    sql("DELETE FROM session_agents WHERE session_id = $1").bind(session.to_string()).execute(tx).await?;
     for (place, agent) in (0_i64..).zip(agents) {
         sql("INSERT INTO session_agents (session_id, place, agent_id) VALUES ($1, $2, $3)")
             .bind(session.to_string())
             .bind(place)
             .bind(agent.to_string())
-            .execute(&mut *connection)
+            .execute(tx)
             .await?;
     }
     Ok(())

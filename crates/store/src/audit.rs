@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use crate::StoreError;
 use crate::rows::{Row, word};
-use crate::sql::{Batch, Connection, WhereClause, sql};
+use crate::sql::{Batch, Read, WhereClause, sql};
+use crate::tx::Tx;
 
 /// An entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,14 +67,8 @@ fn entry(row: &Row<'_>) -> Result<AuditRow, StoreError> {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn append(
-    connection: &mut Connection,
-    now: Time,
-    actor: &Actor,
-    action: &str,
-    target: &str,
-) -> Result<(), StoreError> {
-    insert(connection, now, actor, (action, target, AuditOutcome::Done)).await
+pub async fn append(tx: &mut Tx, now: Time, actor: &Actor, action: &str, target: &str) -> Result<(), StoreError> {
+    insert(tx, now, actor, (action, target, AuditOutcome::Done)).await
 }
 
 /// Adds an entry: an action, its target, and what came of it.
@@ -81,20 +76,20 @@ pub async fn append(
 /// # Errors
 /// Where the store fails.
 pub async fn insert(
-    connection: &mut Connection,
+    tx: &mut Tx,
     now: Time,
     actor: &Actor,
     (action, target, outcome): (&str, &str, AuditOutcome),
 ) -> Result<(), StoreError> {
     sql("INSERT INTO audit (id, at, account_id, account, action, target, outcome) VALUES ($1, $2, $3, $4, $5, $6, $7)")
-        .bind(Uuid::now_v7().to_string())
+        .bind(tx.new_id().to_string())
         .bind(now.0)
         .bind(actor.account.to_string())
         .bind(actor.name.clone())
         .bind(action)
         .bind(target)
         .bind(word(outcome)?)
-        .execute(connection)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -103,11 +98,7 @@ pub async fn insert(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn list(
-    connection: &mut Connection,
-    filter: &Filter,
-    bounds: (u32, usize),
-) -> Result<Batch<AuditRow>, StoreError> {
+pub async fn list(connection: &mut Read, filter: &Filter, bounds: (u32, usize)) -> Result<Batch<AuditRow>, StoreError> {
     let mut conditions = WhereClause::default();
     for (column, wanted) in [("account", &filter.account), ("action", &filter.action), ("target", &filter.target)] {
         if let Some(wanted) = wanted {

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
 use crate::rows::{Row, bigint, word};
-use crate::sql::{Connection, Sound, sql};
+use crate::sql::{Read, Sound, sql};
+use crate::tx::Tx;
 
 /// How far a checkpoint is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,7 +85,7 @@ pub(crate) fn checkpoint(row: &Row<'_>) -> Result<CheckpointRow, StoreError> {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn insert(connection: &mut Connection, row: &CheckpointRow) -> Result<(), StoreError> {
+pub async fn insert(tx: &mut Tx, row: &CheckpointRow) -> Result<(), StoreError> {
     sql("INSERT INTO checkpoints (session_id, n, label, cause, status, seq, layer_id, bytes, files, changed_bytes, \
          took_micros, frozen_micros, error, created_by, created_at) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)")
@@ -103,7 +104,7 @@ pub async fn insert(connection: &mut Connection, row: &CheckpointRow) -> Result<
     .bind(row.error.clone())
     .bind(row.created_by.clone())
     .bind(row.created_at.0)
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -112,7 +113,7 @@ pub async fn insert(connection: &mut Connection, row: &CheckpointRow) -> Result<
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn update(connection: &mut Connection, row: &CheckpointRow) -> Result<(), StoreError> {
+pub async fn update(tx: &mut Tx, row: &CheckpointRow) -> Result<(), StoreError> {
     sql("UPDATE checkpoints SET label = $1, status = $2, seq = $3, layer_id = $4, bytes = $5, files = $6, \
          changed_bytes = $7, took_micros = $8, frozen_micros = $9, error = $10 WHERE session_id = $11 AND n = $12")
     .bind(row.label.clone())
@@ -127,7 +128,7 @@ pub async fn update(connection: &mut Connection, row: &CheckpointRow) -> Result<
     .bind(row.error.clone())
     .bind(row.session_id.to_string())
     .bind(bigint(row.n))
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -136,11 +137,7 @@ pub async fn update(connection: &mut Connection, row: &CheckpointRow) -> Result<
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(
-    connection: &mut Connection,
-    session: SessionId,
-    n: u64,
-) -> Result<Option<CheckpointRow>, StoreError> {
+pub async fn find(connection: &mut Read, session: SessionId, n: u64) -> Result<Option<CheckpointRow>, StoreError> {
     sql("SELECT * FROM checkpoints WHERE session_id = $1 AND n = $2")
         .bind(session.to_string())
         .bind(bigint(n))
@@ -153,7 +150,7 @@ pub async fn find(
 /// # Errors
 /// Where the store fails.
 pub async fn labelled(
-    connection: &mut Connection,
+    connection: &mut Read,
     session: SessionId,
     label: &str,
 ) -> Result<Option<CheckpointRow>, StoreError> {
@@ -168,7 +165,7 @@ pub async fn labelled(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn newest(connection: &mut Connection, session: SessionId) -> Result<Option<CheckpointRow>, StoreError> {
+pub async fn newest(connection: &mut Read, session: SessionId) -> Result<Option<CheckpointRow>, StoreError> {
     sql("SELECT * FROM checkpoints WHERE session_id = $1 AND status = 'ready' ORDER BY n DESC")
         .bind(session.to_string())
         .fetch_first(connection, checkpoint)
@@ -180,7 +177,7 @@ pub async fn newest(connection: &mut Connection, session: SessionId) -> Result<O
 /// # Errors
 /// Where the store fails.
 pub async fn list(
-    connection: &mut Connection,
+    connection: &mut Read,
     session: SessionId,
     after: u64,
     limit: u32,
@@ -196,7 +193,7 @@ pub async fn list(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn open_of(connection: &mut Connection, session: SessionId) -> Result<Vec<CheckpointRow>, StoreError> {
+pub async fn open_of(connection: &mut Read, session: SessionId) -> Result<Vec<CheckpointRow>, StoreError> {
     let found = sql("SELECT * FROM checkpoints WHERE session_id = $1 AND status IN ('pending', 'saving') ORDER BY n")
         .bind(session.to_string())
         .fetch_sound(connection, checkpoint)
@@ -208,7 +205,7 @@ pub async fn open_of(connection: &mut Connection, session: SessionId) -> Result<
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn sessions_with_open(connection: &mut Connection) -> Result<Vec<SessionId>, StoreError> {
+pub async fn sessions_with_open(connection: &mut Read) -> Result<Vec<SessionId>, StoreError> {
     let found = sql("SELECT DISTINCT session_id FROM checkpoints WHERE status IN ('pending', 'saving')")
         .fetch_sound(connection, |row| row.id("session_id"))
         .await?;
@@ -219,7 +216,7 @@ pub async fn sessions_with_open(connection: &mut Connection) -> Result<Vec<Sessi
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn kept(connection: &mut Connection, session: SessionId) -> Result<Vec<(u64, bool)>, StoreError> {
+pub async fn kept(connection: &mut Read, session: SessionId) -> Result<Vec<(u64, bool)>, StoreError> {
     let found = sql("SELECT * FROM checkpoints WHERE session_id = $1 AND status = 'ready' ORDER BY n")
         .bind(session.to_string())
         .fetch_sound(connection, checkpoint)
@@ -231,7 +228,7 @@ pub async fn kept(connection: &mut Connection, session: SessionId) -> Result<Vec
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn all(connection: &mut Connection, session: SessionId) -> Result<Vec<(u64, bool)>, StoreError> {
+pub async fn all(connection: &mut Read, session: SessionId) -> Result<Vec<(u64, bool)>, StoreError> {
     sql("SELECT n, label FROM checkpoints WHERE session_id = $1 ORDER BY n")
         .bind(session.to_string())
         .fetch_all(connection, |row| Ok((row.count("n")?, row.optional_text("label")?.is_some())))
@@ -242,11 +239,11 @@ pub async fn all(connection: &mut Connection, session: SessionId) -> Result<Vec<
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn delete(connection: &mut Connection, session: SessionId, n: u64) -> Result<(), StoreError> {
+pub async fn delete(tx: &mut Tx, session: SessionId, n: u64) -> Result<(), StoreError> {
     sql("DELETE FROM checkpoints WHERE session_id = $1 AND n = $2")
         .bind(session.to_string())
         .bind(bigint(n))
-        .execute(connection)
+        .execute(tx)
         .await?;
     Ok(())
 }

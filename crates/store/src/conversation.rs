@@ -15,7 +15,8 @@ use crate::StoreError;
 use crate::events::EventRow;
 use crate::messages::{MessageRow, numbered};
 use crate::rows::{COUNT_MAX, Row, bigint, damaged, word};
-use crate::sql::{Batch, Connection, Sound, Statement, sql};
+use crate::sql::{Batch, Read, Sound, Statement, sql};
+use crate::tx::Tx;
 
 /// The table of segments.
 pub(crate) const TABLE: &str = "conversation_segments";
@@ -85,7 +86,7 @@ impl Segment {
     /// Where the store fails.
     pub async fn messages(
         &self,
-        connection: &mut Connection,
+        connection: &mut Read,
         after: u64,
         bounds: (u32, usize),
     ) -> Result<Batch<(u64, MessageRow)>, StoreError> {
@@ -134,7 +135,7 @@ impl SegmentRow {
     /// Adds those behind the place `after` to a batch, in order.
     pub(crate) async fn extend(
         &self,
-        connection: &mut Connection,
+        connection: &mut Read,
         batch: &mut Batch<MessageRow>,
         (status, after): (Option<Status>, u64),
         bounds: (u32, usize),
@@ -147,7 +148,7 @@ impl SegmentRow {
     /// The newest, the last one first, that are not longer than `bytes_max` together, but at least one.
     pub(crate) async fn newest(
         &self,
-        connection: &mut Connection,
+        connection: &mut Read,
         bytes_max: usize,
     ) -> Result<Batch<MessageRow>, StoreError> {
         let query = self.segment.select("*", *self.segment.numbers.start(), None, "ORDER BY n DESC")?;
@@ -160,7 +161,7 @@ impl SegmentRow {
     /// that says so.
     pub(crate) async fn extend_log(
         &self,
-        connection: &mut Connection,
+        connection: &mut Read,
         batch: &mut Batch<EventRow>,
         after: u64,
         (limit, bytes_max): (u32, usize),
@@ -228,7 +229,7 @@ fn spoken(row: &Row<'_>) -> Result<(u64, MessageInherited), StoreError> {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn insert(connection: &mut Connection, row: &SegmentRow) -> Result<(), StoreError> {
+pub async fn insert(tx: &mut Tx, row: &SegmentRow) -> Result<(), StoreError> {
     sql("INSERT INTO conversation_segments (session_id, seq, source_id, from_n, to_n, to_seq, generation, actor, at) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)")
     .bind(row.session_id.to_string())
@@ -240,7 +241,7 @@ pub async fn insert(connection: &mut Connection, row: &SegmentRow) -> Result<(),
     .bind(i64::from(row.generation))
     .bind(row.actor.clone())
     .bind(row.at.0)
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -250,7 +251,7 @@ pub async fn insert(connection: &mut Connection, row: &SegmentRow) -> Result<(),
 /// # Errors
 /// Where the store fails.
 pub async fn of_session(
-    connection: &mut Connection,
+    connection: &mut Read,
     session: SessionId,
     after: u64,
 ) -> Result<Sound<SegmentRow>, StoreError> {
@@ -265,10 +266,7 @@ pub async fn of_session(
 ///
 /// # Errors
 /// [`StoreError::Damaged`] where a part of it is: what is passed on would lack it for good.
-pub(crate) async fn all_of_session(
-    connection: &mut Connection,
-    session: SessionId,
-) -> Result<Vec<SegmentRow>, StoreError> {
+pub(crate) async fn all_of_session(connection: &mut Read, session: SessionId) -> Result<Vec<SegmentRow>, StoreError> {
     let shared = of_session(connection, session, 0).await?;
     match shared.damaged.into_iter().next() {
         Some(damage) => Err(StoreError::Damaged(Box::new(damage))),
@@ -282,7 +280,7 @@ pub(crate) async fn all_of_session(
 /// # Errors
 /// Where the store fails; [`StoreError::Damaged`] where a part that it shares is.
 pub async fn segments_in(
-    connection: &mut Connection,
+    connection: &mut Read,
     session: SessionId,
     ranges: &[RangeInclusive<u64>],
 ) -> Result<Vec<Segment>, StoreError> {
@@ -300,7 +298,7 @@ pub async fn segments_in(
 
 /// The numbers of a session's own messages from the first to the last in a part of its log.
 async fn numbers_in(
-    connection: &mut Connection,
+    connection: &mut Read,
     session: SessionId,
     range: &RangeInclusive<u64>,
 ) -> Result<Option<RangeInclusive<u64>>, StoreError> {
@@ -320,7 +318,7 @@ async fn numbers_in(
 
 /// The numbers of those among them that had not ended by the end of that part, in order.
 async fn open_in(
-    connection: &mut Connection,
+    connection: &mut Read,
     session: SessionId,
     range: &RangeInclusive<u64>,
 ) -> Result<Vec<u64>, StoreError> {
@@ -351,7 +349,7 @@ fn without(numbers: RangeInclusive<u64>, left_out: &[u64]) -> impl Iterator<Item
 
 /// The message of this id that a session shares, or the newest one that answers it.
 pub(crate) async fn find(
-    connection: &mut Connection,
+    connection: &mut Read,
     session: SessionId,
     id: MessageId,
     column: &str,
@@ -376,7 +374,7 @@ pub(crate) async fn find(
 }
 
 /// The last place that segments of a session have in its log, or 0.
-pub(crate) async fn last_seq(connection: &mut Connection, session: SessionId) -> Result<u64, StoreError> {
+pub(crate) async fn last_seq(connection: &mut Read, session: SessionId) -> Result<u64, StoreError> {
     let found = sql(format!("SELECT COALESCE(({LAST_SEQ}), 0) AS seq FROM sessions WHERE id = $1"))
         .bind(session.to_string())
         .fetch_optional(connection, |row| row.count("seq"))
@@ -385,7 +383,7 @@ pub(crate) async fn last_seq(connection: &mut Connection, session: SessionId) ->
 }
 
 /// The number of a session's next message.
-pub(crate) async fn next_number(connection: &mut Connection, session: SessionId) -> Result<u64, StoreError> {
+pub(crate) async fn next_number(connection: &mut Read, session: SessionId) -> Result<u64, StoreError> {
     let newest = sql("SELECT n FROM messages WHERE session_id = $1 AND n <= seq ORDER BY n DESC")
         .bind(session.to_string())
         .fetch_first(connection, |row| row.count::<u64>("n"))

@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use crate::StoreError;
 use crate::conversation;
 use crate::rows::{Row, bigint};
-use crate::sql::{Batch, Connection, sql};
+use crate::sql::{Batch, Read, sql};
+use crate::tx::Tx;
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,7 +64,7 @@ fn shown(row: &Row<'_>) -> Result<EventRow, StoreError> {
 ///
 /// # Errors
 /// [`StoreError::Conflict`] where the `seq` is taken.
-pub async fn insert(connection: &mut Connection, row: &EventRow) -> Result<(), StoreError> {
+pub async fn insert(tx: &mut Tx, row: &EventRow) -> Result<(), StoreError> {
     sql("INSERT INTO events (session_id, seq, kind, at, actor, generation, data) VALUES ($1, $2, $3, $4, $5, $6, $7)")
         .bind(row.session_id.to_string())
         .bind(bigint(row.seq))
@@ -72,7 +73,7 @@ pub async fn insert(connection: &mut Connection, row: &EventRow) -> Result<(), S
         .bind(row.actor.clone())
         .bind(i64::from(row.generation))
         .bind(serde_json::to_string(&row.data)?)
-        .execute(connection)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -82,7 +83,7 @@ pub async fn insert(connection: &mut Connection, row: &EventRow) -> Result<(), S
 /// # Errors
 /// Where the store fails.
 pub async fn batch(
-    connection: &mut Connection,
+    connection: &mut Read,
     session: SessionId,
     after: u64,
     bounds: (u32, usize),
@@ -112,11 +113,7 @@ pub async fn batch(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn next_bytes(
-    connection: &mut Connection,
-    session: SessionId,
-    after: u64,
-) -> Result<Option<usize>, StoreError> {
+pub async fn next_bytes(connection: &mut Read, session: SessionId, after: u64) -> Result<Option<usize>, StoreError> {
     let next = after.saturating_add(1);
     let shared = conversation::of_session(connection, session, after).await?.rows;
     if shared.iter().any(|segment| (segment.seq..=segment.last_seq()).contains(&next)) {
@@ -134,7 +131,7 @@ pub async fn next_bytes(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn has_spoken(connection: &mut Connection, session: SessionId, after: u64) -> Result<bool, StoreError> {
+pub async fn has_spoken(connection: &mut Read, session: SessionId, after: u64) -> Result<bool, StoreError> {
     let found = sql("SELECT 1 AS found FROM events WHERE session_id = $1 AND seq > $2 \
                      AND (kind LIKE 'message.%' OR kind = 'session.rewound') LIMIT 1")
     .bind(session.to_string())
@@ -149,7 +146,7 @@ pub async fn has_spoken(connection: &mut Connection, session: SessionId, after: 
 /// # Errors
 /// Where the store fails.
 pub async fn data_of_kind(
-    connection: &mut Connection,
+    connection: &mut Read,
     session: SessionId,
     kind: &str,
     after: u64,

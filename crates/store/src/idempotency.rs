@@ -4,7 +4,8 @@ use raworc_core::ids::AccountId;
 use raworc_core::time::Time;
 
 use crate::StoreError;
-use crate::sql::{Connection, sql};
+use crate::sql::{Read, sql};
+use crate::tx::Tx;
 
 /// What a key was used for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub struct Used {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(connection: &mut Connection, account: AccountId, key: &str) -> Result<Option<Used>, StoreError> {
+pub async fn find(connection: &mut Read, account: AccountId, key: &str) -> Result<Option<Used>, StoreError> {
     sql("SELECT fingerprint, resource_id FROM idempotency_keys WHERE account_id = $1 AND key = $2")
         .bind(account.to_string())
         .bind(key)
@@ -33,13 +34,7 @@ pub async fn find(connection: &mut Connection, account: AccountId, key: &str) ->
 ///
 /// # Errors
 /// [`StoreError::Conflict`] where it was used before.
-pub async fn insert(
-    connection: &mut Connection,
-    account: AccountId,
-    key: &str,
-    used: &Used,
-    now: Time,
-) -> Result<(), StoreError> {
+pub async fn insert(tx: &mut Tx, account: AccountId, key: &str, used: &Used, now: Time) -> Result<(), StoreError> {
     sql("INSERT INTO idempotency_keys (account_id, key, fingerprint, resource_id, created_at) \
          VALUES ($1, $2, $3, $4, $5)")
     .bind(account.to_string())
@@ -47,7 +42,7 @@ pub async fn insert(
     .bind(used.fingerprint.clone())
     .bind(used.resource_id.clone())
     .bind(now.0)
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -56,6 +51,6 @@ pub async fn insert(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn prune(connection: &mut Connection, until: Time) -> Result<usize, StoreError> {
-    sql("DELETE FROM idempotency_keys WHERE created_at < $1").bind(until.0).execute(connection).await
+pub async fn prune(tx: &mut Tx, until: Time) -> Result<usize, StoreError> {
+    sql("DELETE FROM idempotency_keys WHERE created_at < $1").bind(until.0).execute(tx).await
 }

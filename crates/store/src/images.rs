@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
 use crate::rows::{Row, bigint};
-use crate::sql::{Batch, Connection, sql};
+use crate::sql::{Batch, Read, sql};
+use crate::tx::Tx;
 
 /// An image.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,7 +85,7 @@ const COLUMNS: &str = "id, owner_id, owner_name, shared, name, digest, layer_id,
 ///
 /// # Errors
 /// [`StoreError::Conflict`] where the owner has one of this name.
-pub async fn insert(connection: &mut Connection, row: &ImageRow, content: Option<String>) -> Result<(), StoreError> {
+pub async fn insert(tx: &mut Tx, row: &ImageRow, content: Option<String>) -> Result<(), StoreError> {
     sql(
         "INSERT INTO images (id, owner_id, owner_name, shared, name, digest, layer_id, summary, content, bytes, files, \
          created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
@@ -101,7 +102,7 @@ pub async fn insert(connection: &mut Connection, row: &ImageRow, content: Option
     .bind(bigint(row.bytes))
     .bind(bigint(row.files))
     .bind(row.created_at.0)
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -110,7 +111,7 @@ pub async fn insert(connection: &mut Connection, row: &ImageRow, content: Option
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(connection: &mut Connection, id: ImageId) -> Result<Option<ImageRow>, StoreError> {
+pub async fn find(connection: &mut Read, id: ImageId) -> Result<Option<ImageRow>, StoreError> {
     sql(format!("SELECT {COLUMNS} FROM images WHERE id = $1"))
         .bind(id.to_string())
         .fetch_optional(connection, image)
@@ -122,7 +123,7 @@ pub async fn find(connection: &mut Connection, id: ImageId) -> Result<Option<Ima
 /// # Errors
 /// Where the store fails.
 pub async fn find_by_name(
-    connection: &mut Connection,
+    connection: &mut Read,
     account: AccountId,
     name: &str,
 ) -> Result<Option<ImageRow>, StoreError> {
@@ -141,7 +142,7 @@ pub async fn find_by_name(
 /// # Errors
 /// Where the store fails.
 pub async fn list(
-    connection: &mut Connection,
+    connection: &mut Read,
     account: Option<AccountId>,
     after: Option<ImageId>,
     bounds: (u32, usize),
@@ -157,7 +158,7 @@ pub async fn list(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn bytes_of(connection: &mut Connection, owner: AccountId) -> Result<u64, StoreError> {
+pub async fn bytes_of(connection: &mut Read, owner: AccountId) -> Result<u64, StoreError> {
     let sum = sql("SELECT COALESCE(SUM(bytes), 0) AS bytes FROM images WHERE owner_id = $1")
         .bind(owner.to_string())
         .fetch_optional(connection, |row| row.count("bytes"))
@@ -169,7 +170,7 @@ pub async fn bytes_of(connection: &mut Connection, owner: AccountId) -> Result<u
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn unused(connection: &mut Connection) -> Result<Vec<ImageRow>, StoreError> {
+pub async fn unused(connection: &mut Read) -> Result<Vec<ImageRow>, StoreError> {
     let found = sql(format!(
         "SELECT {COLUMNS} FROM images WHERE content IS NULL AND (layer_id IS NULL \
          OR NOT EXISTS (SELECT 1 FROM sessions WHERE image_layer_id = images.layer_id))"
@@ -183,7 +184,7 @@ pub async fn unused(connection: &mut Connection) -> Result<Vec<ImageRow>, StoreE
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn content(connection: &mut Connection, id: ImageId) -> Result<Option<String>, StoreError> {
+pub async fn content(connection: &mut Read, id: ImageId) -> Result<Option<String>, StoreError> {
     let found = sql("SELECT content FROM images WHERE id = $1")
         .bind(id.to_string())
         .fetch_optional(connection, |row| row.optional_text("content"))
@@ -195,7 +196,7 @@ pub async fn content(connection: &mut Connection, id: ImageId) -> Result<Option<
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn delete(connection: &mut Connection, id: ImageId) -> Result<(), StoreError> {
-    sql("DELETE FROM images WHERE id = $1").bind(id.to_string()).execute(connection).await?;
+pub async fn delete(tx: &mut Tx, id: ImageId) -> Result<(), StoreError> {
+    sql("DELETE FROM images WHERE id = $1").bind(id.to_string()).execute(tx).await?;
     Ok(())
 }

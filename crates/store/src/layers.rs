@@ -4,8 +4,9 @@ use raworc_core::ids::LayerId;
 use raworc_core::time::Time;
 
 use crate::rows::{Row, bigint};
-use crate::sql::{Connection, sql};
-use crate::{Damage, StoreError, Transaction};
+use crate::sql::{Read, sql};
+use crate::tx::Tx;
+use crate::{Damage, StoreError};
 
 /// A layer that never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub(crate) fn layer(row: &Row<'_>) -> Result<LayerRow, StoreError> {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn insert(connection: &mut Connection, row: &LayerRow) -> Result<(), StoreError> {
+pub async fn insert(tx: &mut Tx, row: &LayerRow) -> Result<(), StoreError> {
     sql("INSERT INTO layers (id, parent_id, depth, changed_bytes, bytes, files, entries, created_at, own_disk_bytes, \
          disk_bytes, disk_is_exact) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)")
     .bind(row.id.to_string())
@@ -70,7 +71,7 @@ pub async fn insert(connection: &mut Connection, row: &LayerRow) -> Result<(), S
     .bind(bigint(row.own_disk_bytes))
     .bind(bigint(row.disk_bytes))
     .bind(i64::from(row.disk_is_exact))
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -79,7 +80,7 @@ pub async fn insert(connection: &mut Connection, row: &LayerRow) -> Result<(), S
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn set_sizes(connection: &mut Connection, row: &LayerRow) -> Result<(), StoreError> {
+pub async fn set_sizes(tx: &mut Tx, row: &LayerRow) -> Result<(), StoreError> {
     sql("UPDATE layers SET changed_bytes = $1, bytes = $2, files = $3, entries = $4, own_disk_bytes = $5, disk_bytes = $6, \
          disk_is_exact = $7 WHERE id = $8")
         .bind(bigint(row.changed_bytes))
@@ -90,7 +91,7 @@ pub async fn set_sizes(connection: &mut Connection, row: &LayerRow) -> Result<()
         .bind(bigint(row.disk_bytes))
         .bind(i64::from(row.disk_is_exact))
         .bind(row.id.to_string())
-        .execute(connection)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -99,7 +100,7 @@ pub async fn set_sizes(connection: &mut Connection, row: &LayerRow) -> Result<()
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(connection: &mut Connection, id: LayerId) -> Result<Option<LayerRow>, StoreError> {
+pub async fn find(connection: &mut Read, id: LayerId) -> Result<Option<LayerRow>, StoreError> {
     sql("SELECT * FROM layers WHERE id = $1").bind(id.to_string()).fetch_optional(connection, layer).await
 }
 
@@ -118,7 +119,7 @@ pub struct Archived {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn archived(connection: &mut Connection, id: LayerId) -> Result<Option<Archived>, StoreError> {
+pub async fn archived(connection: &mut Read, id: LayerId) -> Result<Option<Archived>, StoreError> {
     sql("SELECT diff_id, blob, left_out FROM layers WHERE id = $1 AND diff_id IS NOT NULL AND blob IS NOT NULL")
         .bind(id.to_string())
         .fetch_optional(connection, |row| {
@@ -131,13 +132,13 @@ pub async fn archived(connection: &mut Connection, id: LayerId) -> Result<Option
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn set_archived(connection: &mut Connection, id: LayerId, archived: &Archived) -> Result<(), StoreError> {
+pub async fn set_archived(tx: &mut Tx, id: LayerId, archived: &Archived) -> Result<(), StoreError> {
     sql("UPDATE layers SET diff_id = $1, blob = $2, left_out = $3 WHERE id = $4")
         .bind(archived.diff_id.clone())
         .bind(archived.blob.clone())
         .bind(bigint(archived.left_out))
         .bind(id.to_string())
-        .execute(connection)
+        .execute(tx)
         .await?;
     Ok(())
 }
@@ -147,7 +148,7 @@ pub async fn set_archived(connection: &mut Connection, id: LayerId, archived: &A
 /// # Errors
 /// Where the store fails.
 pub async fn find_same(
-    connection: &mut Connection,
+    connection: &mut Read,
     parent: Option<LayerId>,
     diff_id: &str,
 ) -> Result<Option<LayerRow>, StoreError> {
@@ -162,7 +163,7 @@ pub async fn find_same(
 ///
 /// # Errors
 /// [`StoreError::Damaged`] where one is missing.
-pub async fn chain(connection: &mut Connection, top: Option<LayerId>) -> Result<Vec<LayerRow>, StoreError> {
+pub async fn chain(connection: &mut Read, top: Option<LayerId>) -> Result<Vec<LayerRow>, StoreError> {
     let Some(top) = top else { return Ok(Vec::new()) };
     // (The bound is far beyond what can be mounted, and ends a chain that comes back to itself.)
     let chain = sql("WITH RECURSIVE down (id, place) AS (\
@@ -195,7 +196,7 @@ pub async fn chain(connection: &mut Connection, top: Option<LayerId>) -> Result<
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn all(connection: &mut Connection) -> Result<Vec<LayerRow>, StoreError> {
+pub async fn all(connection: &mut Read) -> Result<Vec<LayerRow>, StoreError> {
     Ok(sql("SELECT * FROM layers").fetch_sound(connection, layer).await?.rows)
 }
 
@@ -228,7 +229,7 @@ impl Root {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn roots(connection: &mut Connection) -> Result<Vec<Root>, StoreError> {
+pub async fn roots(connection: &mut Read) -> Result<Vec<Root>, StoreError> {
     let found = sql("SELECT layer_id AS layer, deleted_at FROM sessions WHERE layer_id IS NOT NULL \
          UNION ALL SELECT image_layer_id, deleted_at FROM sessions WHERE image_layer_id IS NOT NULL \
          UNION ALL SELECT c.layer_id, s.deleted_at FROM checkpoints c JOIN sessions s ON s.id = c.session_id \
@@ -251,7 +252,7 @@ pub async fn roots(connection: &mut Connection) -> Result<Vec<Root>, StoreError>
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn workspaces(connection: &mut Connection) -> Result<Vec<LayerId>, StoreError> {
+pub async fn workspaces(connection: &mut Read) -> Result<Vec<LayerId>, StoreError> {
     let found = sql("SELECT layer_id AS layer FROM sessions WHERE layer_id IS NOT NULL \
          UNION SELECT layer_id FROM checkpoints WHERE layer_id IS NOT NULL \
          UNION SELECT layer_id FROM images WHERE layer_id IS NOT NULL AND content IS NOT NULL")
@@ -264,7 +265,7 @@ pub async fn workspaces(connection: &mut Connection) -> Result<Vec<LayerId>, Sto
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn has_dependents(connection: &mut Connection, id: LayerId) -> Result<bool, StoreError> {
+pub async fn has_dependents(connection: &mut Read, id: LayerId) -> Result<bool, StoreError> {
     let found = sql("SELECT (SELECT COUNT(*) FROM layers WHERE parent_id = $1) > 1 \
                      OR EXISTS (SELECT 1 FROM sessions WHERE layer_id = $1 OR image_layer_id = $1) \
                      OR EXISTS (SELECT 1 FROM checkpoints WHERE layer_id = $1) \
@@ -279,7 +280,7 @@ pub async fn has_dependents(connection: &mut Connection, id: LayerId) -> Result<
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn is_known(connection: &mut Connection, id: LayerId) -> Result<bool, StoreError> {
+pub async fn is_known(connection: &mut Read, id: LayerId) -> Result<bool, StoreError> {
     exists(
         connection,
         // Also one whose own record is damaged or gone is known by those that stand on it.
@@ -295,7 +296,7 @@ pub async fn is_known(connection: &mut Connection, id: LayerId) -> Result<bool, 
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn are_in_doubt(connection: &mut Connection) -> Result<bool, StoreError> {
+pub async fn are_in_doubt(connection: &mut Read) -> Result<bool, StoreError> {
     // Each of these has an index, which is empty on good days.
     let found = sql("SELECT EXISTS (SELECT 1 FROM sessions \
              WHERE length(id) <> 36 OR length(writable_id) <> 36 OR length(layer_id) <> 36 OR length(image_layer_id) <> 36) \
@@ -307,7 +308,7 @@ pub async fn are_in_doubt(connection: &mut Connection) -> Result<bool, StoreErro
     Ok(found == Some(1))
 }
 
-async fn exists(connection: &mut Connection, text: &'static str, id: LayerId) -> Result<bool, StoreError> {
+async fn exists(connection: &mut Read, text: &'static str, id: LayerId) -> Result<bool, StoreError> {
     Ok(sql(text).bind(id.to_string()).fetch_optional(connection, |_| Ok(())).await?.is_some())
 }
 
@@ -318,26 +319,25 @@ async fn exists(connection: &mut Connection, text: &'static str, id: LayerId) ->
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn release(transaction: &mut Transaction, layer: Option<LayerId>) -> Result<Vec<LayerId>, StoreError> {
+pub async fn release(tx: &mut Tx, layer: Option<LayerId>) -> Result<Vec<LayerId>, StoreError> {
     const USED: &str = "SELECT 1 AS found FROM layers WHERE parent_id = $1 \
                         UNION ALL SELECT 1 FROM sessions WHERE layer_id = $1 OR image_layer_id = $1 \
                         UNION ALL SELECT 1 FROM checkpoints WHERE layer_id = $1 \
                         UNION ALL SELECT 1 FROM images WHERE layer_id = $1";
     let (mut released, mut next) = (Vec::new(), layer);
-    if are_in_doubt(transaction.connection()).await? {
+    if are_in_doubt(tx).await? {
         return Ok(released);
     }
     while let Some(id) = next {
-        let connection = transaction.connection();
-        let Some(row) = find(connection, id).await? else { break };
-        if exists(connection, USED, id).await? {
+        let Some(row) = find(tx, id).await? else { break };
+        if exists(tx, USED, id).await? {
             break;
         }
-        sql("DELETE FROM layers WHERE id = $1").bind(id.to_string()).execute(connection).await?;
+        sql("DELETE FROM layers WHERE id = $1").bind(id.to_string()).execute(tx).await?;
         released.push(id);
         next = row.parent_id;
     }
-    transaction.wasted(released.iter().copied());
+    tx.wasted(released.iter().copied());
     Ok(released)
 }
 
@@ -345,7 +345,7 @@ pub async fn release(transaction: &mut Transaction, layer: Option<LayerId>) -> R
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn replace(connection: &mut Connection, old: LayerId, new: LayerId) -> Result<(), StoreError> {
+pub async fn replace(tx: &mut Tx, old: LayerId, new: LayerId) -> Result<(), StoreError> {
     for text in [
         "UPDATE layers SET parent_id = $1 WHERE parent_id = $2",
         "UPDATE sessions SET layer_id = $1 WHERE layer_id = $2",
@@ -353,7 +353,7 @@ pub async fn replace(connection: &mut Connection, old: LayerId, new: LayerId) ->
         "UPDATE images SET layer_id = $1 WHERE layer_id = $2",
         "UPDATE checkpoints SET layer_id = $1 WHERE layer_id = $2",
     ] {
-        sql(text).bind(new.to_string()).bind(old.to_string()).execute(connection).await?;
+        sql(text).bind(new.to_string()).bind(old.to_string()).execute(tx).await?;
     }
     Ok(())
 }
@@ -362,14 +362,14 @@ pub async fn replace(connection: &mut Connection, old: LayerId, new: LayerId) ->
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn lift(connection: &mut Connection, id: LayerId, by: u32) -> Result<(), StoreError> {
+pub async fn lift(tx: &mut Tx, id: LayerId, by: u32) -> Result<(), StoreError> {
     sql("WITH RECURSIVE above (id) AS (\
              SELECT id FROM layers WHERE parent_id = $1 \
              UNION SELECT layers.id FROM layers JOIN above ON layers.parent_id = above.id) \
          UPDATE layers SET depth = depth - $2 WHERE id IN (SELECT id FROM above)")
     .bind(id.to_string())
     .bind(i64::from(by))
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Records, in SQL. One set of statements is to serve SQLite and PostgreSQL (`$1` parameters, TEXT and BIGINT columns).
 //!
-//! Reads go to a pool. Writes are jobs: closures that one writer runs in turn, many of them in one transaction (group
+//! Reads go to a pool ([`Read`]). Writes are jobs: closures that one writer runs in turn, many of them in one transaction ([`Tx`], group
 //! commit), so that each is durable when it is answered and the disk is asked to flush once for all that came together.
 
 pub mod accounts;
@@ -23,6 +23,7 @@ pub mod set_aside;
 pub mod settings;
 mod sql;
 pub mod streams;
+mod tx;
 mod writer;
 
 use std::fs::{OpenOptions, Permissions};
@@ -39,8 +40,9 @@ pub use damages::Damage;
 pub use error::StoreError;
 pub use readers::Reader;
 pub use scan::ScanReport;
-pub use sql::{Batch, Connection, Sound};
-pub use writer::{CommitNotice, Disk, Job, JobFuture, Listener, Transaction};
+pub use sql::{Batch, Read, Sound};
+pub use tx::{CommitNotice, Tx};
+pub use writer::{Disk, JobFuture, Listener};
 
 /// What brought the tables to what they are, oldest first. SQLite's `user_version` says how many have been applied.
 const MIGRATIONS: &[M<'_>] = &[
@@ -103,14 +105,18 @@ impl Store {
         Readers::take(&self.readers).await
     }
 
-    /// Runs `job` in a transaction of its own and answers once that is durable; rolled back where the job fails. The job
-    /// runs to its end even if the caller goes away.
+    /// Runs `job` in a transaction and answers once that is durable; rolled back where the job fails. The job runs to its end
+    /// even if the caller goes away.
+    ///
+    /// It may be run again, where its transaction was rolled back through no fault of its own. Each run is of a clone of the closure, so it
+    /// finds the same inputs and can use them up. A run may have no effect but on its transaction: it reads no clock, makes its ids with
+    /// [`Tx::new_id`], and leaves what follows from its commit to [`Tx::after_commit`] and the notices beside it.
     ///
     /// # Errors
     /// The job's, or the store's.
     pub async fn write<T, E, F>(&self, job: F) -> Result<T, E>
     where
-        F: for<'t> FnOnce(&'t mut Transaction) -> JobFuture<'t, T, E> + Send + 'static,
+        F: for<'t> FnOnce(&'t mut Tx) -> JobFuture<'t, T, E> + Clone + Send + 'static,
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
@@ -152,7 +158,7 @@ impl Store {
 }
 
 /// A connection to a database with all its tables.
-fn prepare(path: &Path, damages: &Arc<DamageRegistry>) -> Result<Connection, StoreError> {
+fn prepare(path: &Path, damages: &Arc<DamageRegistry>) -> Result<Read, StoreError> {
     let mut connection = sql::open(path)?;
     let failed = |error: &dyn std::fmt::Display| StoreError::Failed(format!("bringing the tables up to date: {error}"));
     Migrations::from_slice(MIGRATIONS).to_latest(&mut connection).map_err(|error| match error {
@@ -165,5 +171,5 @@ fn prepare(path: &Path, damages: &Arc<DamageRegistry>) -> Result<Connection, Sto
         },
         error => failed(&error),
     })?;
-    Ok(Connection::new(connection, Arc::clone(damages)))
+    Ok(Read::new(connection, Arc::clone(damages)))
 }

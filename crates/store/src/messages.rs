@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 use crate::StoreError;
 use crate::conversation::{self, SegmentRow};
 use crate::rows::{Row, bigint, word};
-use crate::sql::{Batch, Connection, Statement, sql};
+use crate::sql::{Batch, Read, Statement, sql};
+use crate::tx::Tx;
 
 /// One message.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,8 +89,8 @@ pub(crate) fn numbered(row: &Row<'_>) -> Result<(u64, MessageRow), StoreError> {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn insert(connection: &mut Connection, row: &MessageRow) -> Result<(), StoreError> {
-    let n = conversation::next_number(connection, row.session_id).await?;
+pub async fn insert(tx: &mut Tx, row: &MessageRow) -> Result<(), StoreError> {
+    let n = conversation::next_number(tx, row.session_id).await?;
     sql("INSERT INTO messages (id, session_id, seq, role, content, agent, status, reply_to, attempts, cancel_wanted, \
          error, usage, metadata, created_at, finished_at, finished_seq, n) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)")
@@ -110,7 +111,7 @@ pub async fn insert(connection: &mut Connection, row: &MessageRow) -> Result<(),
     .bind(row.finished_at.map(|at| at.0))
     .bind(row.finished_seq.map(bigint))
     .bind(bigint(n))
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -119,7 +120,7 @@ pub async fn insert(connection: &mut Connection, row: &MessageRow) -> Result<(),
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn update(connection: &mut Connection, row: &MessageRow) -> Result<(), StoreError> {
+pub async fn update(tx: &mut Tx, row: &MessageRow) -> Result<(), StoreError> {
     sql("UPDATE messages SET status = $1, attempts = $2, cancel_wanted = $3, error = $4, finished_at = $5, \
          started_seq = $6, losses = $7, finished_seq = $8 WHERE id = $9")
     .bind(word(row.status)?)
@@ -131,7 +132,7 @@ pub async fn update(connection: &mut Connection, row: &MessageRow) -> Result<(),
     .bind(i64::from(row.losses))
     .bind(row.finished_seq.map(bigint))
     .bind(row.id.to_string())
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -140,11 +141,7 @@ pub async fn update(connection: &mut Connection, row: &MessageRow) -> Result<(),
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(
-    connection: &mut Connection,
-    session: SessionId,
-    id: MessageId,
-) -> Result<Option<MessageRow>, StoreError> {
+pub async fn find(connection: &mut Read, session: SessionId, id: MessageId) -> Result<Option<MessageRow>, StoreError> {
     let own = sql("SELECT * FROM messages WHERE id = $1 AND session_id = $2")
         .bind(id.to_string())
         .bind(session.to_string())
@@ -161,7 +158,7 @@ pub async fn find(
 /// # Errors
 /// Where the store fails.
 pub async fn reply_to(
-    connection: &mut Connection,
+    connection: &mut Read,
     session: SessionId,
     id: MessageId,
 ) -> Result<Option<MessageRow>, StoreError> {
@@ -181,11 +178,7 @@ pub async fn reply_to(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn queued(
-    connection: &mut Connection,
-    session: SessionId,
-    limit: u32,
-) -> Result<Vec<MessageRow>, StoreError> {
+pub async fn queued(connection: &mut Read, session: SessionId, limit: u32) -> Result<Vec<MessageRow>, StoreError> {
     // The first condition is that of the index of open messages. (`+` keeps the database from going through the whole conversation.)
     let found = sql(
         "SELECT * FROM messages WHERE session_id = $1 AND status IN ('queued', 'processing') AND status = 'queued' \
@@ -203,7 +196,7 @@ pub async fn queued(
 /// # Errors
 /// Where the store fails.
 pub async fn list(
-    connection: &mut Connection,
+    connection: &mut Read,
     session: SessionId,
     status: Option<Status>,
     after: u64,
@@ -236,7 +229,7 @@ pub async fn list(
 /// # Errors
 /// Where the store fails.
 pub async fn newest_ended_in(
-    connection: &mut Connection,
+    connection: &mut Read,
     session: SessionId,
     ranges: &[RangeInclusive<u64>],
     bytes_max: usize,
@@ -285,7 +278,7 @@ fn ended(session: SessionId, range: &RangeInclusive<u64>, what: &str, order: &st
 /// # Errors
 /// Where the store fails.
 pub async fn rewind(
-    connection: &mut Connection,
+    tx: &mut Tx,
     session: SessionId,
     ranges: &[RangeInclusive<u64>],
     at: u64,
@@ -293,7 +286,7 @@ pub async fn rewind(
     sql("UPDATE messages SET rewound = 1 WHERE session_id = $1 AND seq < $2")
         .bind(session.to_string())
         .bind(bigint(at))
-        .execute(connection)
+        .execute(tx)
         .await?;
     for range in ranges {
         sql("UPDATE messages SET rewound = 0 WHERE session_id = $1 AND seq >= $2 AND seq <= $3 \
@@ -301,7 +294,7 @@ pub async fn rewind(
         .bind(session.to_string())
         .bind(bigint(*range.start()))
         .bind(bigint(*range.end()))
-        .execute(connection)
+        .execute(tx)
         .await?;
     }
     Ok(())

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::StoreError;
 use crate::damages::DamageRegistry;
-use crate::sql::{Connection, open};
+use crate::sql::{Read, open_reader};
 
 /// Connections at most; who comes after waits.
 const READERS: usize = 4;
@@ -17,7 +17,7 @@ const READERS: usize = 4;
 pub(crate) struct Readers {
     path: PathBuf,
     damages: Arc<DamageRegistry>,
-    idle: Mutex<Vec<Connection>>,
+    idle: Mutex<Vec<Read>>,
     permits: Arc<Semaphore>,
 }
 
@@ -37,7 +37,7 @@ impl Readers {
         let idle = this.idle().pop();
         let connection = match idle {
             Some(connection) => connection,
-            None => Connection::new(open(&this.path)?, Arc::clone(&this.damages)),
+            None => Read::new(open_reader(&this.path)?, Arc::clone(&this.damages)),
         };
         Ok(Reader { connection: Some(connection), readers: Arc::clone(this), _permit: permit })
     }
@@ -47,28 +47,28 @@ impl Readers {
         self.idle().clear();
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<Read>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A connection for reading; goes back where it came from when dropped.
 pub struct Reader {
-    connection: Option<Connection>,
+    connection: Option<Read>,
     readers: Arc<Readers>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Deref for Reader {
-    type Target = Connection;
+    type Target = Read;
 
-    fn deref(&self) -> &Connection {
+    fn deref(&self) -> &Read {
         self.connection.as_ref().expect("taken when dropped only")
     }
 }
 
 impl DerefMut for Reader {
-    fn deref_mut(&mut self) -> &mut Connection {
+    fn deref_mut(&mut self) -> &mut Read {
         self.connection.as_mut().expect("taken when dropped only")
     }
 }

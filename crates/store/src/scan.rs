@@ -120,12 +120,12 @@ impl Store {
     /// # Errors
     /// Where the store fails.
     pub async fn version_elsewhere(&self) -> Result<i64, StoreError> {
-        self.write(|transaction| {
+        self.write(|tx| {
             Box::pin(async move {
                 // (SQLite counts the commits of all connections but the one that asks. The writer is the only one of ours that
                 // commits anything.)
                 let version = sql("SELECT data_version AS version FROM pragma_data_version")
-                    .fetch_optional(transaction.connection(), |row| row.integer("version"))
+                    .fetch_optional(tx, |row| row.integer("version"))
                     .await?;
                 Ok(version.unwrap_or(0))
             })

@@ -17,7 +17,7 @@ use serde_json::Map;
 
 use crate::StoreError;
 use crate::rows::Row;
-use crate::sql::{Batch, Connection, WhereClause, sql};
+use crate::sql::{Batch, Read, WhereClause, sql};
 
 /// What a session was told to be like, and that no state machine looks at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -204,7 +204,7 @@ pub struct BackupDue {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn with_backup_due(connection: &mut Connection, now: Time) -> Result<Vec<BackupDue>, StoreError> {
+pub async fn with_backup_due(connection: &mut Read, now: Time) -> Result<Vec<BackupDue>, StoreError> {
     let due = sql("SELECT * FROM sessions WHERE backup_at IS NOT NULL AND backup_at <= $1 ORDER BY backup_at")
         .bind(now.0)
         .fetch_sound(connection, session)
@@ -220,7 +220,7 @@ pub async fn with_backup_due(connection: &mut Connection, now: Time) -> Result<V
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn to_purge(connection: &mut Connection, until: Time) -> Result<Vec<SessionId>, StoreError> {
+pub async fn to_purge(connection: &mut Read, until: Time) -> Result<Vec<SessionId>, StoreError> {
     let found = sql("SELECT id FROM sessions WHERE deleted_at IS NOT NULL AND deleted_at <= $1 AND purged_at IS NULL")
         .bind(until.0)
         .fetch_sound(connection, |row| row.id("id"))
@@ -232,7 +232,7 @@ pub async fn to_purge(connection: &mut Connection, until: Time) -> Result<Vec<Se
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn with_save_due(connection: &mut Connection) -> Result<Vec<SessionId>, StoreError> {
+pub async fn with_save_due(connection: &mut Read) -> Result<Vec<SessionId>, StoreError> {
     let found = sql("SELECT id FROM sessions WHERE save_due IS NOT NULL").fetch_sound(connection, |row| row.id("id"));
     Ok(found.await?.rows)
 }
@@ -241,7 +241,7 @@ pub async fn with_save_due(connection: &mut Connection) -> Result<Vec<SessionId>
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(connection: &mut Connection, id: SessionId) -> Result<Option<SessionRow>, StoreError> {
+pub async fn find(connection: &mut Read, id: SessionId) -> Result<Option<SessionRow>, StoreError> {
     sql("SELECT * FROM sessions WHERE id = $1").bind(id.to_string()).fetch_optional(connection, session).await
 }
 
@@ -250,7 +250,7 @@ pub async fn find(connection: &mut Connection, id: SessionId) -> Result<Option<S
 /// # Errors
 /// Where the store fails.
 pub async fn list(
-    connection: &mut Connection,
+    connection: &mut Read,
     filter: &Filter,
     bounds: (u32, usize),
 ) -> Result<Batch<SessionRow>, StoreError> {
@@ -293,7 +293,7 @@ fn escape_like(text: &str) -> String {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn with_wanted_container(connection: &mut Connection) -> Result<Vec<SessionId>, StoreError> {
+pub async fn with_wanted_container(connection: &mut Read) -> Result<Vec<SessionId>, StoreError> {
     let found =
         sql("SELECT id FROM sessions WHERE container <> 'none' AND (container = 'starting' OR container = 'stopping')")
             .fetch_sound(connection, |row| row.id("id"))
@@ -306,7 +306,7 @@ pub async fn with_wanted_container(connection: &mut Connection) -> Result<Vec<Se
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn containers(connection: &mut Connection) -> Result<Vec<ContainerId>, StoreError> {
+pub async fn containers(connection: &mut Read) -> Result<Vec<ContainerId>, StoreError> {
     containers_where(connection, |_| true).await
 }
 
@@ -314,12 +314,12 @@ pub async fn containers(connection: &mut Connection) -> Result<Vec<ContainerId>,
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn containers_up(connection: &mut Connection) -> Result<Vec<ContainerId>, StoreError> {
+pub async fn containers_up(connection: &mut Read) -> Result<Vec<ContainerId>, StoreError> {
     containers_where(connection, |container| container == session::Container::Up).await
 }
 
 async fn containers_where(
-    connection: &mut Connection,
+    connection: &mut Read,
     wanted: impl Fn(session::Container) -> bool,
 ) -> Result<Vec<ContainerId>, StoreError> {
     let found = sql("SELECT * FROM sessions WHERE container <> 'none'").fetch_sound(connection, session).await?;
@@ -335,7 +335,7 @@ async fn containers_where(
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn due(connection: &mut Connection, now: Time, limit: u32) -> Result<Vec<SessionId>, StoreError> {
+pub async fn due(connection: &mut Read, now: Time, limit: u32) -> Result<Vec<SessionId>, StoreError> {
     let found = sql(
         "SELECT id FROM sessions WHERE deadline_at IS NOT NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2",
     )
@@ -350,7 +350,7 @@ pub async fn due(connection: &mut Connection, now: Time, limit: u32) -> Result<V
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn waiting(connection: &mut Connection) -> Result<Vec<SessionId>, StoreError> {
+pub async fn waiting(connection: &mut Read) -> Result<Vec<SessionId>, StoreError> {
     let found =
         sql("SELECT id FROM sessions WHERE deadline_at IS NOT NULL AND (container <> 'none' OR state = 'ERROR')")
             .fetch_sound(connection, |row| row.id("id"))
@@ -362,7 +362,7 @@ pub async fn waiting(connection: &mut Connection) -> Result<Vec<SessionId>, Stor
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn next_deadline(connection: &mut Connection) -> Result<Option<Time>, StoreError> {
+pub async fn next_deadline(connection: &mut Read) -> Result<Option<Time>, StoreError> {
     sql("SELECT deadline_at FROM sessions WHERE deadline_at IS NOT NULL ORDER BY deadline_at")
         .fetch_first(connection, |row| row.time("deadline_at"))
         .await
@@ -372,7 +372,7 @@ pub async fn next_deadline(connection: &mut Connection) -> Result<Option<Time>, 
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn count_by_state(connection: &mut Connection) -> Result<BTreeMap<String, u64>, StoreError> {
+pub async fn count_by_state(connection: &mut Read) -> Result<BTreeMap<String, u64>, StoreError> {
     let rows = sql("SELECT state, COUNT(*) AS n FROM sessions WHERE deleted_at IS NULL GROUP BY state")
         .fetch_sound(connection, |row| Ok((row.text("state")?, row.count("n")?)))
         .await?;
@@ -383,7 +383,7 @@ pub async fn count_by_state(connection: &mut Connection) -> Result<BTreeMap<Stri
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn is_deleted(connection: &mut Connection, id: SessionId) -> Result<bool, StoreError> {
+pub async fn is_deleted(connection: &mut Read, id: SessionId) -> Result<bool, StoreError> {
     let found = sql("SELECT 1 AS found FROM sessions WHERE id = $1 AND deleted_at IS NULL")
         .bind(id.to_string())
         .fetch_optional(connection, |row| row.integer("found"))

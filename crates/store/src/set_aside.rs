@@ -8,13 +8,14 @@ use crate::StoreError;
 use crate::conversation;
 use crate::rows::{Row, word};
 use crate::sessions::{SessionRow, find, session as read, update};
-use crate::sql::{Connection, sql};
+use crate::sql::{Read, sql};
+use crate::tx::Tx;
 
 /// The owner of a session whose record may be damaged; none where that is damaged, too.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn owner_of(connection: &mut Connection, id: SessionId) -> Result<Option<AccountId>, StoreError> {
+pub async fn owner_of(connection: &mut Read, id: SessionId) -> Result<Option<AccountId>, StoreError> {
     let found = sql("SELECT owner_id FROM sessions WHERE id = $1")
         .bind(id.to_string())
         .fetch_first(connection, |row| row.id("owner_id"))
@@ -57,28 +58,28 @@ pub enum Repeated {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn repeat(connection: &mut Connection, id: SessionId) -> Result<(), StoreError> {
-    let Some(mut row) = find(connection, id).await? else { return Ok(()) };
+pub async fn repeat(tx: &mut Tx, id: SessionId) -> Result<(), StoreError> {
+    let Some(mut row) = find(tx, id).await? else { return Ok(()) };
     let newest = sql("SELECT COALESCE((SELECT MAX(seq) FROM events WHERE session_id = $1 AND typeof(seq) = 'integer'), 0) AS seq, \
                       COALESCE((SELECT MAX(n) FROM checkpoints WHERE session_id = $1 AND typeof(n) = 'integer'), 0) AS n")
     .bind(id.to_string())
-    .fetch_optional(connection, |row| Ok((row.count("seq")?, row.count("n")?)))
+    .fetch_optional(tx, |row| Ok((row.count("seq")?, row.count("n")?)))
     .await?;
     let (seq, n) = newest.unwrap_or_default();
-    let inherited = conversation::last_seq(connection, id).await?;
+    let inherited = conversation::last_seq(tx, id).await?;
     (row.last_seq, row.checkpoints) = (row.last_seq.max(seq).max(inherited), row.checkpoints.max(n));
-    update(connection, &mut row).await
+    update(tx, &mut row).await
 }
 
 /// Has no loop look for a session whose record is damaged. What it changes is written again when the record is as it must be.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn set_aside(connection: &mut Connection, id: &str) -> Result<(), StoreError> {
+pub async fn set_aside(tx: &mut Tx, id: &str) -> Result<(), StoreError> {
     sql("UPDATE sessions SET container = 'none', deadline_at = NULL WHERE id = $1 \
          AND (container <> 'none' OR deadline_at IS NOT NULL)")
     .bind(id)
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -87,13 +88,13 @@ pub async fn set_aside(connection: &mut Connection, id: &str) -> Result<(), Stor
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn delete_damaged(connection: &mut Connection, id: SessionId, now: Time) -> Result<(), StoreError> {
-    set_aside(connection, &id.to_string()).await?;
+pub async fn delete_damaged(tx: &mut Tx, id: SessionId, now: Time) -> Result<(), StoreError> {
+    set_aside(tx, &id.to_string()).await?;
     sql("UPDATE sessions SET state = $1, deleted_at = $2 WHERE id = $3")
         .bind(DELETED)
         .bind(now.0)
         .bind(id.to_string())
-        .execute(connection)
+        .execute(tx)
         .await?;
     Ok(())
 }

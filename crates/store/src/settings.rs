@@ -2,7 +2,8 @@
 
 use crate::StoreError;
 use crate::rows::{Row, damaged};
-use crate::sql::{Connection, sql};
+use crate::sql::sql;
+use crate::tx::Tx;
 
 const TABLE: &str = "settings";
 
@@ -20,7 +21,7 @@ pub(crate) fn value_of(row: &Row<'_>) -> Result<String, StoreError> {
 /// # Errors
 /// Where the store fails.
 pub async fn get_or_insert(
-    connection: &mut Connection,
+    tx: &mut Tx,
     name: &str,
     made: String,
     is_sound: impl Fn(&str) -> bool,
@@ -28,7 +29,7 @@ pub async fn get_or_insert(
     sql("INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
         .bind(name)
         .bind(made.clone())
-        .execute(&mut *connection)
+        .execute(tx)
         .await?;
     let value = sql("SELECT * FROM settings WHERE name = $1").bind(name);
     let read = |row: &Row<'_>| match value_of(row) {
@@ -36,7 +37,7 @@ pub async fn get_or_insert(
         Ok(_) => row.record(TABLE, |_| Err(damaged("value", "is not as this release makes it"))),
         Err(error) => Err(error),
     };
-    match value.fetch_optional(connection, read).await {
+    match value.fetch_optional(tx, read).await {
         Ok(value) => Ok(value.unwrap_or(made)),
         Err(StoreError::Damaged(_)) => Ok(made),
         Err(error) => Err(error),

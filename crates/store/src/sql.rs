@@ -14,6 +14,7 @@ use rusqlite::types::{ToSql, ToSqlOutput};
 
 use crate::damages::DamageRegistry;
 use crate::rows::Row;
+use crate::tx::Tx;
 use crate::{Damage, StoreError};
 
 /// How long a statement waits for another process that holds the database.
@@ -22,14 +23,14 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Prepared statements that a connection keeps: more than there are different ones.
 const STATEMENTS: usize = 128;
 
-/// A connection to the database.
+/// A connection that rows are read from: one of the pool, or a transaction's. Nothing can be changed through it.
 #[derive(Debug)]
-pub struct Connection {
+pub struct Read {
     sqlite: rusqlite::Connection,
     damages: Arc<DamageRegistry>,
 }
 
-impl Connection {
+impl Read {
     pub(crate) fn new(sqlite: rusqlite::Connection, damages: Arc<DamageRegistry>) -> Self {
         sqlite.set_prepared_statement_cache_capacity(STATEMENTS);
         Self { sqlite, damages }
@@ -38,6 +39,11 @@ impl Connection {
     /// Whether a transaction has begun and not ended. SQLite ends one by itself where, for example, the disk is full.
     pub(crate) fn is_in_transaction(&self) -> bool {
         !self.sqlite.is_autocommit()
+    }
+
+    /// Begins, ends or divides a transaction.
+    pub(crate) fn control(&mut self, text: &'static str) -> Result<(), StoreError> {
+        Ok(self.sqlite.prepare_cached(text)?.raw_execute().map(drop)?)
     }
 
     pub(crate) fn close(self) -> Result<(), StoreError> {
@@ -134,19 +140,19 @@ impl Statement {
         self
     }
 
-    /// How many rows it changed.
-    pub(crate) async fn execute(self, connection: &mut Connection) -> Result<usize, StoreError> {
-        Ok(self.prepare(connection)?.raw_execute()?)
+    /// How many rows it changed. What changes something takes a transaction, and goes through here only.
+    pub(crate) async fn execute(self, tx: &mut Tx) -> Result<usize, StoreError> {
+        Ok(self.prepare(tx.writable()?)?.raw_execute()?)
     }
 
     /// Its first row.
     pub(crate) async fn fetch_optional<T>(
         self,
-        connection: &mut Connection,
+        connection: &mut Read,
         decode: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
         let damages = Arc::clone(&connection.damages);
-        let mut statement = self.prepare(connection)?;
+        let mut statement = self.prepare_read(connection)?;
         let mut rows = statement.raw_query();
         rows.next()?.map(|row| decode(&Row(row)).inspect_err(|error| damages.note(error))).transpose()
     }
@@ -154,7 +160,7 @@ impl Statement {
     /// All its rows. For what is of no use in parts: where one is damaged, there are none.
     pub(crate) async fn fetch_all<T>(
         self,
-        connection: &mut Connection,
+        connection: &mut Read,
         decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Vec<T>, StoreError> {
         let mut sound = self.fetch_sound(connection, decode).await?;
@@ -167,11 +173,11 @@ impl Statement {
     /// All its rows that are as they must be, and what is wrong with the others.
     pub(crate) async fn fetch_sound<T>(
         self,
-        connection: &mut Connection,
+        connection: &mut Read,
         decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Sound<T>, StoreError> {
         let damages = Arc::clone(&connection.damages);
-        let mut statement = self.prepare(connection)?;
+        let mut statement = self.prepare_read(connection)?;
         let mut rows = statement.raw_query();
         let mut sound = Sound { rows: Vec::new(), damaged: Vec::new() };
         while let Some(row) = rows.next()? {
@@ -188,7 +194,7 @@ impl Statement {
     /// a list page by page gets to its end, however many are damaged.)
     pub(crate) async fn fetch_page<T>(
         self,
-        connection: &mut Connection,
+        connection: &mut Read,
         limit: u32,
         decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Sound<T>, StoreError> {
@@ -209,7 +215,7 @@ impl Statement {
     /// Its first row that is as it must be.
     pub(crate) async fn fetch_first<T>(
         self,
-        connection: &mut Connection,
+        connection: &mut Read,
         decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
         Ok(self.fetch_page(connection, 1, decode).await?.rows.pop())
@@ -219,7 +225,7 @@ impl Statement {
     /// least one. The statement has no limit of its own: rows are read as long as they are wanted.
     pub(crate) async fn fetch_batch<T>(
         self,
-        connection: &mut Connection,
+        connection: &mut Read,
         bounds: (u32, usize),
         decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Batch<T>, StoreError> {
@@ -231,7 +237,7 @@ impl Statement {
     /// As [`Statement::fetch_batch`], where the batch has rows of other statements already. One that is full is left as it is.
     pub(crate) async fn extend_batch<T>(
         self,
-        connection: &mut Connection,
+        connection: &mut Read,
         batch: &mut Batch<T>,
         (limit, bytes_max): (u32, usize),
         decode: impl Fn(&Row<'_>) -> Result<T, StoreError>,
@@ -240,7 +246,7 @@ impl Statement {
             return Ok(());
         }
         let damages = Arc::clone(&connection.damages);
-        let mut statement = self.prepare(connection)?;
+        let mut statement = self.prepare_read(connection)?;
         let mut rows = statement.raw_query();
         while let Some(row) = rows.next()? {
             let row = Row(row);
@@ -261,8 +267,17 @@ impl Statement {
         Ok(())
     }
 
+    /// Refuses a statement that changes something: it would do so on a reader, or unseen by who reads the code.
+    fn prepare_read<'c>(&self, connection: &'c mut Read) -> Result<CachedStatement<'c>, StoreError> {
+        let statement = self.prepare(connection)?;
+        match statement.readonly() {
+            true => Ok(statement),
+            false => Err(StoreError::Failed(format!("a statement that is to read changes something: {}", self.text))),
+        }
+    }
+
     /// To SQLite `$2` is a name, numbered by where it first occurs.
-    fn prepare<'c>(&self, connection: &'c mut Connection) -> Result<CachedStatement<'c>, StoreError> {
+    fn prepare<'c>(&self, connection: &'c mut Read) -> Result<CachedStatement<'c>, StoreError> {
         let mut statement = connection.sqlite.prepare_cached(&self.text)?;
         for place in 1..=statement.parameter_count() {
             let number = statement.parameter_name(place).and_then(|name| name.get(1..)?.parse::<usize>().ok());
@@ -302,6 +317,14 @@ impl WhereClause {
         let text = format!("{from}{} {order}", self.text);
         self.values.into_iter().fold(sql(text), Statement::bind)
     }
+}
+
+/// A connection that nothing can be changed through, whatever statement it is given. (It is not opened read-only: whichever connection is
+/// closed last has to bring the log of the database into its file, where a copy of it is taken from.)
+pub fn open_reader(path: &Path) -> Result<rusqlite::Connection, StoreError> {
+    let connection = open(path)?;
+    connection.pragma_update(None, "query_only", "ON")?;
+    Ok(connection)
 }
 
 /// What every connection to SQLite needs. `synchronous=FULL` flushes each commit to the disk before it is answered.

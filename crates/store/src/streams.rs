@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use crate::StoreError;
 use crate::rows::{Row, word};
-use crate::sql::{Connection, Sound, sql};
+use crate::sql::{Read, Sound, sql};
+use crate::tx::Tx;
 
 /// What it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +59,7 @@ fn read(row: &Row<'_>) -> Result<StreamRow, StoreError> {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn insert(connection: &mut Connection, row: &StreamRow) -> Result<(), StoreError> {
+pub async fn insert(tx: &mut Tx, row: &StreamRow) -> Result<(), StoreError> {
     sql("INSERT INTO streams (id, session_id, generation, kind, command, actor, opened_at) \
          VALUES ($1, $2, $3, $4, $5, $6, $7)")
     .bind(row.id.to_string())
@@ -68,7 +69,7 @@ pub async fn insert(connection: &mut Connection, row: &StreamRow) -> Result<(), 
     .bind(row.command.clone())
     .bind(row.actor.clone())
     .bind(row.opened_at.0)
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -77,7 +78,7 @@ pub async fn insert(connection: &mut Connection, row: &StreamRow) -> Result<(), 
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn find(connection: &mut Connection, id: Uuid) -> Result<Option<StreamRow>, StoreError> {
+pub async fn find(connection: &mut Read, id: Uuid) -> Result<Option<StreamRow>, StoreError> {
     sql("SELECT * FROM streams WHERE id = $1").bind(id.to_string()).fetch_optional(connection, stream).await
 }
 
@@ -85,7 +86,7 @@ pub async fn find(connection: &mut Connection, id: Uuid) -> Result<Option<Stream
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn of_session(connection: &mut Connection, session: SessionId) -> Result<Sound<StreamRow>, StoreError> {
+pub async fn of_session(connection: &mut Read, session: SessionId) -> Result<Sound<StreamRow>, StoreError> {
     sql("SELECT * FROM streams WHERE session_id = $1 ORDER BY id")
         .bind(session.to_string())
         .fetch_sound(connection, stream)
@@ -96,8 +97,8 @@ pub async fn of_session(connection: &mut Connection, session: SessionId) -> Resu
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn remove_all(connection: &mut Connection, session: SessionId) -> Result<(), StoreError> {
-    sql("DELETE FROM streams WHERE session_id = $1").bind(session.to_string()).execute(connection).await?;
+pub async fn remove_all(tx: &mut Tx, session: SessionId) -> Result<(), StoreError> {
+    sql("DELETE FROM streams WHERE session_id = $1").bind(session.to_string()).execute(tx).await?;
     Ok(())
 }
 
@@ -105,7 +106,7 @@ pub async fn remove_all(connection: &mut Connection, session: SessionId) -> Resu
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn remove(connection: &mut Connection, id: Uuid) -> Result<bool, StoreError> {
-    let count = sql("DELETE FROM streams WHERE id = $1").bind(id.to_string()).execute(connection).await?;
+pub async fn remove(tx: &mut Tx, id: Uuid) -> Result<bool, StoreError> {
+    let count = sql("DELETE FROM streams WHERE id = $1").bind(id.to_string()).execute(tx).await?;
     Ok(count > 0)
 }

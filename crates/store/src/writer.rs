@@ -1,19 +1,21 @@
 //! The one writer: runs jobs in turn, many in one transaction, and answers each after the commit.
+//!
+//! Where a transaction is rolled back, the jobs in it are run again, each in a transaction of its own: one job cannot make others fail.
+//! PostgreSQL, which rolls back transactions that it cannot put in an order, will need the same.
 
-use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::executor::block_on;
 use futures::future::BoxFuture;
-use raworc_core::ids::{AccountId, LayerId, SessionId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::StoreError;
-use crate::sql::{Connection, sql};
+use crate::sql::Read;
+use crate::tx::{CommitNotice, FollowUp, JobIds, Tx};
 
 /// Told, after each commit, what follows from it.
 pub type Listener = Arc<dyn Fn(CommitNotice) + Send + Sync>;
@@ -22,7 +24,9 @@ pub type Listener = Arc<dyn Fn(CommitNotice) + Send + Sync>;
 pub trait Disk: Send + Sync + 'static {
     /// Before a transaction. Where it fails, so does the transaction, which then has changed nothing.
     fn before(&self) -> BoxFuture<'_, Result<(), StoreError>>;
-    /// After a transaction was committed, before anyone hears of it.
+    /// When all jobs of a transaction have run. Where it fails, the transaction is rolled back, and they may be run again.
+    fn commit(&self) -> Result<(), StoreError>;
+    /// After a transaction, before anyone hears of it.
     fn after(&self) -> BoxFuture<'_, ()>;
 }
 
@@ -30,108 +34,55 @@ pub trait Disk: Send + Sync + 'static {
 const QUEUE: usize = 1024;
 /// Jobs in one transaction at most: bounds how long the first of them waits for its answer.
 const BATCH: usize = 256;
+/// Runs of one job at most. The first is in one transaction with others, each later one in a transaction of its own.
+const RUNS_MAX: usize = 3;
 
 /// What a job's closure gives back.
 pub type JobFuture<'t, T, E> = BoxFuture<'t, Result<T, E>>;
 
-/// The connection of a job, and what the listener is told after the commit.
-pub struct Transaction {
-    connection: Connection,
-    news: CommitNotice,
-}
-
-/// What follows from a commit, for whoever listens.
-#[derive(Clone, Debug, Default)]
-pub struct CommitNotice {
-    /// Sessions that changed.
-    pub sessions: BTreeSet<SessionId>,
-    /// Sessions of which nothing but the log grew.
-    pub logs: BTreeSet<SessionId>,
-    /// Layers that may be of no use any more.
-    pub wasted: BTreeSet<LayerId>,
-    /// Layers of checkpoints that were given up, and whose.
-    pub given_up: Vec<(SessionId, Vec<LayerId>)>,
-    /// Accounts whose rights, or whose tokens', became fewer.
-    pub revoked: BTreeSet<AccountId>,
-}
-
-impl CommitNotice {
-    fn is_empty(&self) -> bool {
-        self.sessions.is_empty()
-            && self.logs.is_empty()
-            && self.wasted.is_empty()
-            && self.given_up.is_empty()
-            && self.revoked.is_empty()
-    }
-}
-
-impl Transaction {
-    /// For statements.
-    pub fn connection(&mut self) -> &mut Connection {
-        &mut self.connection
-    }
-
-    /// Has the listener told, after the commit, that this session changed.
-    pub fn changed(&mut self, session: SessionId) {
-        self.news.sessions.insert(session);
-    }
-
-    /// Has the listener told, after the commit, that the log of this session grew.
-    pub fn logged(&mut self, session: SessionId) {
-        self.news.logs.insert(session);
-    }
-
-    /// Has the listener told, after the commit, that these layers may be of no use any more. (Before it, they still are.)
-    pub fn wasted(&mut self, layers: impl IntoIterator<Item = LayerId>) {
-        self.news.wasted.extend(layers);
-    }
-
-    /// Has the listener told, after the commit, that these layers are of no checkpoint of this session any more.
-    pub fn given_up(&mut self, session: SessionId, layers: Vec<LayerId>) {
-        self.news.given_up.push((session, layers));
-    }
-
-    /// Has the listener told, after the commit, that this account or one of its tokens may do less than before.
-    pub fn revoked(&mut self, account: AccountId) {
-        self.news.revoked.insert(account);
-    }
-}
-
 /// A job with its answer's channel inside.
-pub trait Job: Send {
-    /// Does the work; true where it is to be kept.
-    fn run<'t>(&'t mut self, transaction: &'t mut Transaction) -> BoxFuture<'t, bool>;
-    /// Answers the caller; `commit` says how the whole transaction went.
+trait Job: Send {
+    /// Does the work, once more where it was done before; true where it is to be kept.
+    fn run<'t>(&'t mut self, tx: &'t mut Tx) -> BoxFuture<'t, bool>;
+    /// Lets go of what the work holds, such as locks: it is committed.
+    fn release(&mut self);
+    /// Answers the caller; `commit` says how the whole transaction of the last run went.
     fn answer(self: Box<Self>, commit: Result<(), StoreError>);
 }
 
 struct Typed<T, E, F> {
     work: Option<F>,
+    ids: JobIds,
     outcome: Option<Result<T, E>>,
     answer: oneshot::Sender<Result<T, E>>,
 }
 
 impl<T, E, F> Job for Typed<T, E, F>
 where
-    F: for<'t> FnOnce(&'t mut Transaction) -> JobFuture<'t, T, E> + Send,
+    F: for<'t> FnOnce(&'t mut Tx) -> JobFuture<'t, T, E> + Clone + Send,
     T: Send,
     E: From<StoreError> + Send,
 {
-    fn run<'t>(&'t mut self, transaction: &'t mut Transaction) -> BoxFuture<'t, bool> {
+    fn run<'t>(&'t mut self, tx: &'t mut Tx) -> BoxFuture<'t, bool> {
         Box::pin(async move {
-            let Some(work) = self.work.take() else {
-                return false;
-            };
-            let outcome = work(transaction).await;
+            self.outcome = None;
+            tx.begin_run(std::mem::take(&mut self.ids));
+            let Some(work) = self.work.clone() else { return false };
+            let outcome = work(tx).await;
+            self.ids = tx.end_run();
             let keep = outcome.is_ok();
             self.outcome = Some(outcome);
             keep
         })
     }
 
+    fn release(&mut self) {
+        self.work = None;
+    }
+
     fn answer(self: Box<Self>, commit: Result<(), StoreError>) {
         let outcome = match (self.outcome, commit) {
-            // A job that failed by itself is answered with its own error, however the others' commit went.
+            // A job that failed by itself is answered with its own error, however the commit went.
             (Some(Err(error)), _) => Err(error),
             (Some(Ok(value)), Ok(())) => Ok(value),
             (Some(Ok(_)) | None, Err(error)) => Err(error.into()),
@@ -153,7 +104,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// On a thread of its own: a commit waits for the disk, and nobody else should.
-    pub(crate) fn start_thread(connection: Connection, listener: Listener) -> Result<Self, StoreError> {
+    pub(crate) fn start_thread(connection: Read, listener: Listener) -> Result<Self, StoreError> {
         let (writer, run) = Self::new(connection, listener, None);
         let run = writer.task.track_future(run);
         std::thread::Builder::new()
@@ -164,14 +115,14 @@ impl Writer {
     }
 
     /// As a task of the caller's runtime.
-    pub(crate) fn start_task(connection: Connection, listener: Listener, disk: Arc<dyn Disk>) -> Self {
+    pub(crate) fn start_task(connection: Read, listener: Listener, disk: Arc<dyn Disk>) -> Self {
         let (writer, run) = Self::new(connection, listener, Some(disk));
         writer.task.spawn(run);
         writer
     }
 
     fn new(
-        connection: Connection,
+        connection: Read,
         listener: Listener,
         disk: Option<Arc<dyn Disk>>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
@@ -179,19 +130,20 @@ impl Writer {
         let stop = CancellationToken::new();
         let task = TaskTracker::new();
         task.close();
-        let run = run(connection, queue, stop.clone(), listener, disk);
+        let worker = Worker { tx: Tx::new(connection), queue, listener, disk };
+        let run = worker.run(stop.clone());
         (Self { jobs, stop, task }, run)
     }
 
     pub(crate) async fn run<T, E, F>(&self, work: F) -> Result<T, E>
     where
-        F: for<'t> FnOnce(&'t mut Transaction) -> JobFuture<'t, T, E> + Send + 'static,
+        F: for<'t> FnOnce(&'t mut Tx) -> JobFuture<'t, T, E> + Clone + Send + 'static,
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
         let closed = || E::from(StoreError::Unavailable("the store is closed".into()));
         let (answer, outcome) = oneshot::channel();
-        let job = Box::new(Typed { work: Some(work), outcome: None, answer });
+        let job = Box::new(Typed { work: Some(work), ids: JobIds::default(), outcome: None, answer });
         self.jobs.send(job).await.map_err(|_| closed())?;
         outcome.await.unwrap_or_else(|_| Err(closed()))
     }
@@ -202,117 +154,161 @@ impl Writer {
     }
 }
 
-async fn run(
-    connection: Connection,
-    mut queue: mpsc::Receiver<Box<dyn Job>>,
-    stop: CancellationToken,
+/// What runs the jobs.
+struct Worker {
+    tx: Tx,
+    queue: mpsc::Receiver<Box<dyn Job>>,
     listener: Listener,
     disk: Option<Arc<dyn Disk>>,
-) {
-    let mut transaction = Transaction { connection, news: CommitNotice::default() };
-    loop {
-        let first = tokio::select! {
-            biased;
-            job = queue.recv() => job,
-            () = stop.cancelled(), if !queue.is_closed() => {
-                // No new jobs; those that are in the queue are still done.
-                queue.close();
-                continue;
-            }
-        };
-        let Some(first) = first else { break };
+}
+
+/// Why a transaction was rolled back.
+struct RolledBack {
+    error: StoreError,
+    /// The place of the job in which SQLite ended the transaction; none where no job did.
+    culprit: Option<usize>,
+    /// The same transaction may succeed when it is run again.
+    may_pass: bool,
+}
+
+impl From<StoreError> for RolledBack {
+    fn from(error: StoreError) -> Self {
+        Self { error, culprit: None, may_pass: false }
+    }
+}
+
+impl Worker {
+    async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let first = tokio::select! {
+                biased;
+                job = self.queue.recv() => job,
+                () = stop.cancelled(), if !self.queue.is_closed() => {
+                    // No new jobs; those that are in the queue are still done.
+                    self.queue.close();
+                    continue;
+                }
+            };
+            let Some(first) = first else { break };
+            self.settle(first).await;
+        }
+        if let Err(error) = self.tx.close() {
+            tracing::warn!(%error, "the database did not close cleanly");
+        }
+    }
+
+    /// Runs and answers a job, and those that wait behind it. The job that brought their transaction down is answered with its error, the
+    /// others are run again.
+    async fn settle(&mut self, first: Box<dyn Job>) {
         let mut batch = vec![first];
-        let outcome = match &disk {
-            None => run_batch(&mut transaction, &mut batch, &mut queue).await,
-            Some(disk) => run_on(&**disk, &mut transaction, &mut batch, &mut queue).await,
+        let Err(rolled_back) = self.transaction(&mut batch, true).await else {
+            return batch.into_iter().for_each(|job| job.answer(Ok(())));
         };
-        let news = std::mem::take(&mut transaction.news);
-        if outcome.is_ok() && !news.is_empty() {
-            let told = catch_unwind(AssertUnwindSafe(|| listener(news)));
-            if told.is_err() {
-                tracing::error!("who listens to the store panicked");
+        let is_alone = batch.len() == 1;
+        for (place, job) in batch.into_iter().enumerate() {
+            if rolled_back.culprit == Some(place) || (is_alone && !rolled_back.may_pass) {
+                job.answer(Err(rolled_back.error.clone()));
+            } else {
+                self.run_alone(job).await;
             }
         }
-        for job in batch {
-            job.answer(outcome.clone());
+    }
+
+    /// Runs and answers a job whose first transaction was rolled back.
+    async fn run_alone(&mut self, job: Box<dyn Job>) {
+        let mut alone = vec![job];
+        let mut outcome = self.transaction(&mut alone, false).await;
+        for _ in 2..RUNS_MAX {
+            if outcome.as_ref().err().is_some_and(|rolled_back| rolled_back.may_pass) {
+                outcome = self.transaction(&mut alone, false).await;
+            }
+        }
+        let outcome = outcome.map_err(|rolled_back| rolled_back.error);
+        alone.into_iter().for_each(|job| job.answer(outcome.clone()));
+    }
+
+    /// Runs these jobs, and those that wait where they `may_join`, in one transaction; has what follows from its commit done.
+    async fn transaction(&mut self, batch: &mut Vec<Box<dyn Job>>, may_join: bool) -> Result<(), RolledBack> {
+        if let Some(disk) = &self.disk {
+            disk.before().await?;
+        }
+        let committed = self.commit(batch, may_join).await;
+        if let Some(disk) = &self.disk {
+            disk.after().await;
+        }
+        let follow_up = committed?;
+        batch.iter_mut().for_each(|job| job.release());
+        self.follow_up(follow_up);
+        Ok(())
+    }
+
+    /// What follows from the transaction, which is committed or rolled back.
+    async fn commit(&mut self, batch: &mut Vec<Box<dyn Job>>, may_join: bool) -> Result<FollowUp, RolledBack> {
+        self.tx.control("BEGIN IMMEDIATE")?;
+        let outcome = match self.run_jobs(batch, may_join).await {
+            Ok(follow_up) => self.end().map(|()| follow_up),
+            Err(rolled_back) => Err(rolled_back),
+        };
+        if outcome.is_err()
+            && self.tx.is_in_transaction()
+            && let Err(error) = self.tx.control("ROLLBACK")
+        {
+            tracing::error!(%error, "a transaction could not be rolled back");
+        }
+        outcome
+    }
+
+    fn end(&mut self) -> Result<(), RolledBack> {
+        let committed = self.disk.as_ref().map_or(Ok(()), |disk| disk.commit());
+        committed.and_then(|()| self.tx.control("COMMIT")).map_err(|error| {
+            // A full disk is full a moment later, too; one that does not answer may.
+            let may_pass = matches!(error, StoreError::Unavailable(_));
+            RolledBack { error, culprit: None, may_pass }
+        })
+    }
+
+    async fn run_jobs(&mut self, batch: &mut Vec<Box<dyn Job>>, may_join: bool) -> Result<FollowUp, RolledBack> {
+        let (mut all, mut next) = (FollowUp::default(), 0);
+        while next < batch.len() {
+            self.tx.control("SAVEPOINT job")?;
+            // A fault of one job is not the end of all of them: what it has done is taken back, and who asked for it is told.
+            let keep = AssertUnwindSafe(batch[next].run(&mut self.tx)).catch_unwind().await.unwrap_or_else(|_| {
+                tracing::error!("a job of the store panicked; what it did is taken back");
+                false
+            });
+            let follow_up = self.tx.take_follow_up();
+            if !self.tx.is_in_transaction() {
+                // SQLite ends it where a statement meets a full or failing disk (sqlite.org/lang_transaction.html). The job says which.
+                let error = Tx::ended_by_database();
+                return Err(RolledBack { error, culprit: Some(next), may_pass: false });
+            }
+            if keep {
+                all.append(follow_up);
+            } else {
+                self.tx.control("ROLLBACK TO job")?;
+            }
+            self.tx.control("RELEASE job")?;
+            next += 1;
+            while may_join && batch.len() < BATCH {
+                let Ok(job) = self.queue.try_recv() else { break };
+                batch.push(job);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Does what follows from a commit: first what jobs have asked for, then the listener is told, so that who hears of the commit finds the
+    /// rest done.
+    fn follow_up(&self, FollowUp { notice, effects }: FollowUp) {
+        let is_done = |effect: Box<dyn FnOnce() + Send>| catch_unwind(AssertUnwindSafe(effect)).is_ok();
+        let mut all_done = effects.into_iter().fold(true, |all, effect| is_done(effect) && all);
+        if !notice.is_empty() {
+            all_done &= catch_unwind(AssertUnwindSafe(|| (self.listener)(notice))).is_ok();
+        }
+        if !all_done {
+            tracing::error!("what follows from a commit panicked");
         }
     }
-    if let Err(error) = transaction.connection.close() {
-        tracing::warn!(%error, "the database did not close cleanly");
-    }
-}
-
-async fn run_on(
-    disk: &dyn Disk,
-    transaction: &mut Transaction,
-    batch: &mut Vec<Box<dyn Job>>,
-    queue: &mut mpsc::Receiver<Box<dyn Job>>,
-) -> Result<(), StoreError> {
-    disk.before().await?;
-    let outcome = run_batch(transaction, batch, queue).await;
-    disk.after().await;
-    outcome
-}
-
-async fn run_batch(
-    transaction: &mut Transaction,
-    batch: &mut Vec<Box<dyn Job>>,
-    queue: &mut mpsc::Receiver<Box<dyn Job>>,
-) -> Result<(), StoreError> {
-    let begun = statement(transaction, "BEGIN IMMEDIATE").await;
-    let result = match begun {
-        Ok(()) => run_jobs(transaction, batch, queue).await,
-        Err(error) => Err(error),
-    };
-    let result = match result {
-        Ok(()) => statement(transaction, "COMMIT").await,
-        Err(error) => Err(error),
-    };
-    if result.is_err() {
-        transaction.news = CommitNotice::default();
-        if transaction.connection.is_in_transaction() {
-            let _ = statement(transaction, "ROLLBACK").await;
-        }
-    }
-    result
-}
-
-async fn run_jobs(
-    transaction: &mut Transaction,
-    batch: &mut Vec<Box<dyn Job>>,
-    queue: &mut mpsc::Receiver<Box<dyn Job>>,
-) -> Result<(), StoreError> {
-    let mut next = 0;
-    while next < batch.len() {
-        let news_before = transaction.news.clone();
-        statement(transaction, "SAVEPOINT job").await?;
-        // A fault of one job is not the end of all of them: what it has done is taken back, and who asked for it is told.
-        let keep = AssertUnwindSafe(batch[next].run(transaction)).catch_unwind().await.unwrap_or_else(|_| {
-            tracing::error!("a job of the store panicked; what it did is taken back");
-            false
-        });
-        if !transaction.connection.is_in_transaction() {
-            // SQLite ends it where a statement meets a full or failing disk (sqlite.org/lang_transaction.html). The job says
-            // which; the others only that they have to come again.
-            return Err(StoreError::Unavailable("the database gave the transaction up".into()));
-        }
-        if !keep {
-            statement(transaction, "ROLLBACK TO job").await?;
-            transaction.news = news_before;
-        }
-        statement(transaction, "RELEASE job").await?;
-        next += 1;
-        while batch.len() < BATCH {
-            let Ok(job) = queue.try_recv() else { break };
-            batch.push(job);
-        }
-    }
-    Ok(())
-}
-
-async fn statement(transaction: &mut Transaction, text: &'static str) -> Result<(), StoreError> {
-    sql(text).execute(&mut transaction.connection).await?;
-    Ok(())
 }
 
 #[cfg(test)]
@@ -321,51 +317,4 @@ async fn statement(transaction: &mut Transaction, text: &'static str) -> Result<
     clippy::panic,
     reason = "a test that can't go on should say where, and this one makes panics"
 )]
-mod tests {
-    use std::path::Path;
-    use std::sync::Mutex;
-
-    use super::*;
-    use crate::Store;
-
-    #[test]
-    fn a_job_that_panics_is_taken_back_and_others_go_on() {
-        block_on(panics());
-    }
-
-    async fn panics() {
-        let directory = tempfile::tempdir().unwrap();
-        let path: &Path = &directory.path().join("records.db");
-        let told = Arc::new(Mutex::new(0));
-        let count = Arc::clone(&told);
-        let listener: Listener = Arc::new(move |_| {
-            *count.lock().unwrap() += 1;
-            std::panic::resume_unwind(Box::new("so does whoever listens"));
-        });
-        let store = Store::open_sqlite(path, listener).unwrap();
-        let broken = store.write(|transaction| {
-            Box::pin(async move {
-                let text = "INSERT INTO settings (name, value) VALUES ('a', 'b')";
-                sql(text).execute(transaction.connection()).await?;
-                if transaction.connection().is_in_transaction() {
-                    std::panic::resume_unwind(Box::new("a fault"));
-                }
-                Ok::<_, StoreError>(())
-            })
-        });
-        assert!(matches!(broken.await, Err(StoreError::Failed(_))));
-        for _ in 0..2 {
-            let works = store.write(|transaction| {
-                Box::pin(async move {
-                    transaction.changed(SessionId(uuid::Uuid::nil()));
-                    let text = "SELECT COUNT(*) AS n FROM settings";
-                    sql(text).fetch_optional(transaction.connection(), |row| row.integer("n")).await
-                })
-            });
-            assert_eq!(works.await.unwrap(), Some(0));
-        }
-        // Once for each that changed something, though it panics each time.
-        store.close().await;
-        assert_eq!(*told.lock().unwrap(), 2);
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use raworc_api::terminal::TOKEN_SUBPROTOCOL;
 use raworc_core::limits::BODY_BYTES_MAX;
 use raworc_core::permissions::Actor;
 use raworc_core::time::Time;
-use raworc_store::{Connection, accounts};
+use raworc_store::{Read, accounts};
 use serde::de::DeserializeOwned;
 
 use crate::app::Shared;
@@ -33,7 +33,7 @@ impl Bearer {
     ///
     /// # Errors
     /// 401 where that is nobody (any more).
-    pub async fn actor(&self, connection: &mut Connection, now: Time) -> Result<Actor, Failure> {
+    pub async fn actor(&self, connection: &mut Read, now: Time) -> Result<Actor, Failure> {
         let found = accounts::authenticate(connection, &self.0, now).await?;
         let found = found.map(|found| found.actor);
         found.ok_or_else(|| Failure::new(Code::Unauthenticated, "this token is unknown, expired or revoked"))

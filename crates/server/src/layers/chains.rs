@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use raworc_core::ids::{LayerId, SessionId};
 use raworc_core::layers::{collapsible_run, run_to_merge};
@@ -162,17 +163,16 @@ async fn replace(
     new: LayerId,
     measured: seal::LayerDelta,
 ) -> Result<bool, Failure> {
-    let now = app.now();
-    let write = app.store.write(move |transaction| {
+    let (now, hold) = (app.now(), Arc::new(hold));
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
             // It is recorded even if nobody waits for that any more: until then it is held.
             let _hold = hold;
-            let connection = transaction.connection();
             let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(false) };
             let mut found = Vec::new();
             for layer in &run {
                 // What is recorded of one may have changed since; the run is one as long as they lie on one another.
-                match layers::find(connection, layer.id).await? {
+                match layers::find(tx, layer.id).await? {
                     Some(now) if now.parent_id == layer.parent_id => found.push(now),
                     _ => return Ok(false),
                 }
@@ -180,7 +180,7 @@ async fn replace(
             let run = found;
             let by = u32::try_from(run.len() - 1).unwrap_or(0);
             let depth = first.depth.saturating_sub(by);
-            layers::replace(connection, first.id, new).await?;
+            layers::replace(tx, first.id, new).await?;
             let row = LayerRow {
                 id: new,
                 parent_id: last.parent_id,
@@ -191,9 +191,9 @@ async fn replace(
                 created_at: now,
                 ..*first
             };
-            layers::insert(connection, &row).await?;
-            layers::lift(connection, new, by).await?;
-            layers::release(transaction, Some(first.id)).await?;
+            layers::insert(tx, &row).await?;
+            layers::lift(tx, new, by).await?;
+            layers::release(tx, Some(first.id)).await?;
             Ok::<_, Failure>(true)
         })
     });

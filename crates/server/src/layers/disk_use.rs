@@ -141,11 +141,11 @@ async fn count(app: &Shared, layer: LayerId) -> Result<u64, Failure> {
     let layer_store = app.layer_store.clone();
     let work = move || seal::shown_usage(&layer_store.paths(&stack.layers), layer_store.overlay_xattrs());
     let bytes = app.work(work).await.flatten().map_err(FileError::from)?;
-    let write = app.store.write(move |transaction| {
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            if let Some(row) = layers::find(transaction.connection(), layer).await? {
+            if let Some(row) = layers::find(tx, layer).await? {
                 let counted = LayerRow { disk_bytes: bytes, disk_is_exact: true, ..row };
-                layers::set_sizes(transaction.connection(), &counted).await?;
+                layers::set_sizes(tx, &counted).await?;
             }
             Ok::<_, Failure>(())
         })

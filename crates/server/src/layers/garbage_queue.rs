@@ -17,7 +17,7 @@ pub struct GarbageQueue {
 
 impl GarbageQueue {
     /// Has these layers looked at: their directories are removed if nothing needs them. What a transaction leaves is to go
-    /// through [`raworc_store::Transaction::wasted`]: before its commit, it is still needed.
+    /// through [`raworc_store::Tx::wasted`]: before its commit, it is still needed.
     pub fn enqueue(&self, layers: impl IntoIterator<Item = LayerId>) {
         let mut waiting = lock(&self.layers);
         waiting.extend(layers);

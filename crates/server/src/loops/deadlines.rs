@@ -83,9 +83,9 @@ async fn tell_all(app: &Shared) -> Result<Option<Time>, Failure> {
 
 /// Has nobody look at a session any more whose record is damaged, until it is mended.
 async fn set_aside(app: &Shared, session: SessionId) -> Result<(), Failure> {
-    let write = app.store.write(move |transaction| {
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            set_aside::set_aside(transaction.connection(), &session.to_string()).await?;
+            set_aside::set_aside(tx, &session.to_string()).await?;
             Ok::<_, Failure>(())
         })
     });

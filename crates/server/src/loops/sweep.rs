@@ -114,9 +114,9 @@ pub async fn once(app: &Shared) -> Result<(), Failure> {
     wanted.into_iter().for_each(|id| app.hub.look_again(id));
     let until = app.now() - KEYS_KEPT;
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                idempotency::prune(transaction.connection(), until).await?;
+                idempotency::prune(tx, until).await?;
                 Ok::<_, Failure>(())
             })
         })

@@ -26,9 +26,9 @@ pub async fn done(
     (reference, digest): (String, String),
 ) -> Result<(), Failure> {
     let (now, registry) = (app.now(), registry.to_owned());
-    let write = app.store.write(move |transaction| {
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+            let mut change = Change::load(tx, session, now, SYSTEM).await?;
             // Where another is wanted by now, what is to be sent there is still to come.
             if is_wanted(&change, &registry) {
                 let backup = &mut change.row.backup;
@@ -51,7 +51,7 @@ fn is_wanted(change: &Change<'_>, registry: &str) -> bool {
 
 async fn want_newer(change: &mut Change<'_>) -> Result<(), Failure> {
     let session = change.row.id;
-    let newest = raworc_store::checkpoints::newest(change.connection(), session).await?;
+    let newest = raworc_store::checkpoints::newest(change.tx(), session).await?;
     if newest.is_some_and(|newest| Some(newest.n) > change.row.backup.checkpoint) {
         want(change);
     }
@@ -64,9 +64,9 @@ async fn want_newer(change: &mut Change<'_>) -> Result<(), Failure> {
 /// Where the store fails.
 pub async fn nothing(app: &Shared, session: SessionId) -> Result<(), Failure> {
     let now = app.now();
-    let write = app.store.write(move |transaction| {
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+            let mut change = Change::load(tx, session, now, SYSTEM).await?;
             change.row.backup_at = None;
             want_newer(&mut change).await?;
             change.save().await?;
@@ -87,9 +87,9 @@ pub async fn failed(
     error: String,
 ) -> Result<(), Failure> {
     let (now, registry) = (app.now(), registry.to_owned());
-    let write = app.store.write(move |transaction| {
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+            let mut change = Change::load(tx, session, now, SYSTEM).await?;
             if !is_wanted(&change, &registry) {
                 return Ok(());
             }

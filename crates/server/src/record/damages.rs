@@ -95,9 +95,9 @@ async fn list(app: &Shared) -> Result<BTreeSet<LayerId>, Failure> {
 }
 
 async fn set_aside(app: &Shared, session: String) -> Result<(), Failure> {
-    let write = app.store.write(move |transaction| {
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            set_aside::set_aside(transaction.connection(), &session).await?;
+            set_aside::set_aside(tx, &session).await?;
             Ok::<_, Failure>(())
         })
     });
@@ -107,12 +107,12 @@ async fn set_aside(app: &Shared, session: String) -> Result<(), Failure> {
 /// Writes what repeats something else again; and deletes a session that was deleted while its record was damaged.
 async fn repeat(app: &Shared, session: SessionId, repeated: Repeated) -> Result<(), Failure> {
     let now = app.now();
-    let write = app.store.write(move |transaction| {
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            set_aside::repeat(transaction.connection(), session).await?;
-            transaction.changed(session);
+            set_aside::repeat(tx, session).await?;
+            tx.changed(session);
             if repeated == Repeated::Deleted {
-                let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+                let mut change = Change::load(tx, session, now, SYSTEM).await?;
                 match change.step(&Event::Delete).await {
                     Ok(()) => drop(change.save().await?),
                     Err(Failure::Refused(_)) => {}

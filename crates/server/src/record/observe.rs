@@ -67,9 +67,9 @@ pub async fn container_gone(app: &Shared, container: ContainerId, reason: ExitRe
 pub async fn over_quota(app: &Shared, container: ContainerId, used_bytes: Option<u64>) -> Result<bool, Failure> {
     let now = app.now();
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let mut change = Change::load(transaction, container.session, now, SYSTEM).await?;
+                let mut change = Change::load(tx, container.session, now, SYSTEM).await?;
                 let limit_bytes = change.row.settings.disk;
                 if !apply(&mut change, Event::OverQuota { generation: container.generation }).await? {
                     return Ok(false);
@@ -90,9 +90,9 @@ pub async fn over_quota(app: &Shared, container: ContainerId, used_bytes: Option
 pub async fn at_quota(app: &Shared, container: ContainerId, used_bytes: u64) -> Result<(), Failure> {
     let now = app.now();
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let mut change = Change::load(transaction, container.session, now, SYSTEM).await?;
+                let mut change = Change::load(tx, container.session, now, SYSTEM).await?;
                 if change.row.machine.generation != container.generation {
                     return Ok(());
                 }
@@ -122,9 +122,9 @@ pub async fn tick(app: &Shared, session: SessionId) -> Result<bool, Failure> {
     let now = app.now();
     let app_in_job = app.clone();
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+                let mut change = Change::load(tx, session, now, SYSTEM).await?;
                 let container = ContainerId { session, generation: change.row.machine.generation };
                 let counts = change.row.settings.background_activity;
                 let active_inside = app_in_job.hosts.is_active(container, counts);
@@ -139,9 +139,9 @@ pub async fn tick(app: &Shared, session: SessionId) -> Result<bool, Failure> {
 async fn observe(app: &Shared, session: SessionId, event: Event) -> Result<bool, Failure> {
     let now = app.now();
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+                let mut change = Change::load(tx, session, now, SYSTEM).await?;
                 let before: Session = change.row.machine.clone();
                 if !apply(&mut change, event).await? {
                     return Ok(false);

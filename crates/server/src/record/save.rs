@@ -21,7 +21,6 @@ use super::backups;
 use crate::app::Shared;
 use crate::change::{Change, SYSTEM};
 use crate::error::Failure;
-use crate::layers::workspace_access;
 
 /// What a look at a workspace brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,18 +72,18 @@ pub async fn record(
 ) -> Result<(), Failure> {
     let (now, occasion) = (app.now(), causes.iter().find(|cause| cause.is_occasion()).copied());
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+                let mut change = Change::load(tx, session, now, SYSTEM).await?;
                 let top = lay(&mut change, saved.found).await?;
-                let open = checkpoints::open_of(change.connection(), session).await?;
+                let open = checkpoints::open_of(change.tx(), session).await?;
                 let mut pending = pending(&change.row, open);
                 pending.retain(|checkpoint| checkpoint.n <= saved.newest);
                 let due = if saved.is_due { change.row.save_due.take() } else { None };
                 let cause = due.or(occasion);
                 if let (true, Some(cause)) = (pending.is_empty(), cause) {
                     let row = new_row(&mut change.row, cause, None, SYSTEM, saved.began);
-                    checkpoints::insert(change.connection(), &row).await?;
+                    checkpoints::insert(change.tx(), &row).await?;
                     pending.push(row);
                 }
                 let rewind = pending.iter().find(|checkpoint| checkpoint.cause == Cause::Rewind).cloned();
@@ -107,9 +106,9 @@ pub async fn record(
 /// Where the store fails.
 pub async fn nothing_due(app: &Shared, session: SessionId) -> Result<(), Failure> {
     let now = app.now();
-    let write = app.store.write(move |transaction| {
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            let mut change = Change::load(transaction, session, now, SYSTEM).await?;
+            let mut change = Change::load(tx, session, now, SYSTEM).await?;
             change.row.save_due = None;
             change.save().await?;
             Ok::<_, Failure>(())
@@ -172,7 +171,7 @@ async fn lay(change: &mut Change<'_>, found: SaveOutcome) -> Result<Option<Layer
         disk_is_exact: false,
         created_at: change.now,
     };
-    layers::insert(change.connection(), &row).await?;
+    layers::insert(change.tx(), &row).await?;
     if let SaveOutcome::Sealed { next, .. } = found {
         change.row.layer_id = Some(id);
         let before = std::mem::replace(&mut change.row.writable_id, next);
@@ -198,18 +197,18 @@ async fn fix(
     checkpoint.layer_id = top;
     checkpoint.frozen_micros = micros(saved.frozen);
     checkpoint.status = Status::Saving;
-    let open = checkpoints::open_of(change.connection(), checkpoint.session_id).await?;
+    let open = checkpoints::open_of(change.tx(), checkpoint.session_id).await?;
     let is_saved = saved.found == SaveOutcome::Unchanged
         && !open.iter().any(|other| other.status == Status::Saving && other.layer_id == top);
     if is_saved {
         let layer = match top {
-            Some(top) => layers::find(change.connection(), top).await?,
+            Some(top) => layers::find(change.tx(), top).await?,
             None => None,
         };
         (checkpoint.bytes, checkpoint.files) = layer.map_or((0, 0), |layer| (layer.bytes, layer.files));
         return announce(change, checkpoint).await;
     }
-    checkpoints::update(change.connection(), &checkpoint).await?;
+    checkpoints::update(change.tx(), &checkpoint).await?;
     Ok(())
 }
 
@@ -217,7 +216,7 @@ async fn fix(
 async fn announce(change: &mut Change<'_>, mut checkpoint: CheckpointRow) -> Result<(), Failure> {
     checkpoint.status = Status::Ready;
     checkpoint.took_micros = micros(change.now.since(checkpoint.created_at));
-    checkpoints::update(change.connection(), &checkpoint).await?;
+    checkpoints::update(change.tx(), &checkpoint).await?;
     let created = CheckpointCreated {
         n: checkpoint.n,
         label: checkpoint.label.clone(),
@@ -235,7 +234,7 @@ async fn announce(change: &mut Change<'_>, mut checkpoint: CheckpointRow) -> Res
 /// Gives up checkpoints that the session's plan keeps no longer.
 async fn forget_old(change: &mut Change<'_>) -> Result<(), Failure> {
     let session = change.row.id;
-    let kept = checkpoints::kept(change.connection(), session).await?;
+    let kept = checkpoints::kept(change.tx(), session).await?;
     for n in expired(&kept, change.row.settings.checkpoints.keep_last) {
         if change.row.machine.rewind != Some(n) {
             forget(change, n).await?;
@@ -250,8 +249,8 @@ async fn forget_old(change: &mut Change<'_>) -> Result<(), Failure> {
 /// Where the store fails.
 pub async fn forget(change: &mut Change<'_>, n: u64) -> Result<(), Failure> {
     let session = change.row.id;
-    let Some(row) = checkpoints::find(change.connection(), session, n).await? else { return Ok(()) };
-    checkpoints::delete(change.connection(), session, n).await?;
+    let Some(row) = checkpoints::find(change.tx(), session, n).await? else { return Ok(()) };
+    checkpoints::delete(change.tx(), session, n).await?;
     let given_up = change.release(row.layer_id).await?;
     change.given_up(given_up);
     Ok(())
@@ -261,7 +260,7 @@ pub async fn forget(change: &mut Change<'_>, n: u64) -> Result<(), Failure> {
 async fn go_back(change: &mut Change<'_>, saved_as: &CheckpointRow) -> Result<(), Failure> {
     let session = change.row.id;
     let Some(n) = change.row.machine.rewind else { return Ok(()) };
-    let target = checkpoints::find(change.connection(), session, n).await?;
+    let target = checkpoints::find(change.tx(), session, n).await?;
     change.step(&Event::Rewound).await?;
     let Some(target) = target else {
         change.log(SessionRewindFailed { checkpoint: n, error: "it is gone".into() }).await?;
@@ -269,11 +268,12 @@ async fn go_back(change: &mut Change<'_>, saved_as: &CheckpointRow) -> Result<()
     };
     let rewound = Rewound { at: saved_as.seq + 1, to: target.seq };
     let ranges = standing(target.seq, &change.row.rewinds);
-    messages::rewind(change.connection(), session, &ranges, rewound.at).await?;
+    messages::rewind(change.tx(), session, &ranges, rewound.at).await?;
     change.row.rewinds.push(rewound);
     // What it lies on so far is kept by the checkpoint that was taken before it goes back.
     change.row.layer_id = target.layer_id;
-    let before = std::mem::replace(&mut change.row.writable_id, workspace_access::new_layer());
+    let next = LayerId(change.tx().new_id());
+    let before = std::mem::replace(&mut change.row.writable_id, next);
     change.wasted([before]);
     change.log(SessionRewound { checkpoint: n, saved_as: saved_as.n }).await?;
     Ok(())
@@ -286,10 +286,10 @@ async fn go_back(change: &mut Change<'_>, saved_as: &CheckpointRow) -> Result<()
 pub async fn ready(app: &Shared, session: SessionId, layer: LayerId, measured: LayerDelta) -> Result<(), Failure> {
     let now = app.now();
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let mut change = Change::load(transaction, session, now, SYSTEM).await?;
-                let open = checkpoints::open_of(change.connection(), session).await?;
+                let mut change = Change::load(tx, session, now, SYSTEM).await?;
+                let open = checkpoints::open_of(change.tx(), session).await?;
                 let of_layer = open
                     .into_iter()
                     .filter(|checkpoint| checkpoint.status == Status::Saving && checkpoint.layer_id == Some(layer));
@@ -313,10 +313,10 @@ pub async fn ready(app: &Shared, session: SessionId, layer: LayerId, measured: L
 /// Where the store fails.
 pub async fn delayed(app: &Shared, session: SessionId, layer: LayerId) -> Result<(), Failure> {
     let now = app.now();
-    let write = app.store.write(move |transaction| {
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            let mut change = Change::load(transaction, session, now, SYSTEM).await?;
-            let open = checkpoints::open_of(change.connection(), session).await?;
+            let mut change = Change::load(tx, session, now, SYSTEM).await?;
+            let open = checkpoints::open_of(change.tx(), session).await?;
             let of_layer = open.into_iter().filter(|checkpoint| {
                 checkpoint.status == Status::Saving && checkpoint.layer_id == Some(layer) && checkpoint.error.is_none()
             });
@@ -324,7 +324,7 @@ pub async fn delayed(app: &Shared, session: SessionId, layer: LayerId) -> Result
                 let error = "the server's disk does not take it; it is tried again until it does".to_owned();
                 let delayed = CheckpointDelayed { n: checkpoint.n, error: error.clone() };
                 checkpoint.error = Some(error);
-                checkpoints::update(change.connection(), &checkpoint).await?;
+                checkpoints::update(change.tx(), &checkpoint).await?;
                 change.log_as(&checkpoint.created_by, delayed).await?;
             }
             change.save().await?;
@@ -336,14 +336,14 @@ pub async fn delayed(app: &Shared, session: SessionId, layer: LayerId) -> Result
 
 /// A layer that has to be there.
 async fn layer(change: &mut Change<'_>, id: LayerId) -> Result<LayerRow, Failure> {
-    let found = layers::find(change.connection(), id).await?;
+    let found = layers::find(change.tx(), id).await?;
     found.ok_or_else(|| Failure::not_found("layer", &id.to_string()))
 }
 
 async fn store_sizes(change: &mut Change<'_>, id: LayerId, measured: LayerDelta) -> Result<LayerRow, Failure> {
     let mut layer = layer(change, id).await?;
     let below = match layer.parent_id {
-        Some(parent) => layers::find(change.connection(), parent).await?,
+        Some(parent) => layers::find(change.tx(), parent).await?,
         None => None,
     };
     let (bytes, files) = below.map_or((0, 0), |below| (below.bytes, below.files));
@@ -353,7 +353,7 @@ async fn store_sizes(change: &mut Change<'_>, id: LayerId, measured: LayerDelta)
     layer.entries = measured.entries;
     layer.own_disk_bytes = measured.own_disk;
     layer.disk_bytes = below.map_or(0, |below| below.disk_bytes).saturating_add_signed(measured.disk);
-    layers::set_sizes(change.connection(), &layer).await?;
+    layers::set_sizes(change.tx(), &layer).await?;
     Ok(layer)
 }
 
@@ -365,10 +365,10 @@ pub async fn failed(app: &Shared, session: SessionId, causes: &BTreeSet<Cause>, 
     let error = error.to_owned();
     let (now, cause) = (app.now(), causes.iter().next().copied());
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let mut change = Change::load(transaction, session, now, SYSTEM).await?;
-                let mut open = checkpoints::open_of(change.connection(), session).await?;
+                let mut change = Change::load(tx, session, now, SYSTEM).await?;
+                let mut open = checkpoints::open_of(change.tx(), session).await?;
                 let is_gone = change.row.machine.container == Container::None;
                 open.retain(|checkpoint| {
                     checkpoint.status == Status::Pending && (is_gone || checkpoint.cause != Cause::Rewind)
@@ -381,7 +381,7 @@ pub async fn failed(app: &Shared, session: SessionId, causes: &BTreeSet<Cause>, 
                 for mut checkpoint in open {
                     checkpoint.status = Status::Failed;
                     checkpoint.error = Some(error.clone());
-                    checkpoints::update(change.connection(), &checkpoint).await?;
+                    checkpoints::update(change.tx(), &checkpoint).await?;
                     let (n, cause) = (Some(checkpoint.n), Some(checkpoint.cause));
                     let failed = CheckpointFailed { n, cause, error: error.clone() };
                     change.log_as(&checkpoint.created_by, failed).await?;

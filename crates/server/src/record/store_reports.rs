@@ -10,7 +10,6 @@ use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::SessionRow;
 use raworc_store::{StoreError, events};
 use serde_json::Map;
-use uuid::Uuid;
 
 use crate::app::Shared;
 use crate::change::{Change, SYSTEM, cancelled, message_damaged};
@@ -33,9 +32,9 @@ pub async fn store_reports(
 ) -> Result<Option<SessionRow>, Failure> {
     let now = app.now();
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let mut change = Change::load(transaction, container.session, now, SYSTEM).await?;
+                let mut change = Change::load(tx, container.session, now, SYSTEM).await?;
                 if change.row.machine.generation != container.generation {
                     return Ok(None);
                 }
@@ -142,7 +141,7 @@ async fn answer(
     let session = change.row.id;
     let since = message.started_seq.unwrap_or(message.seq);
     let mut content = String::new();
-    for data in events::data_of_kind(change.connection(), session, MessageDelta::KIND, since).await? {
+    for data in events::data_of_kind(change.tx(), session, MessageDelta::KIND, since).await? {
         match LogEvent::read(MessageDelta::KIND, &data) {
             // A turn that an older build began has none of its own.
             Some(LogEvent::MessageDelta(delta)) if delta.turn_id.is_none_or(|turn| turn == running.turn) => {
@@ -151,12 +150,12 @@ async fn answer(
             _ => {}
         }
     }
-    let started = events::batch(change.connection(), session, since.saturating_sub(1), (1, usize::MAX)).await?.rows;
+    let started = events::batch(change.tx(), session, since.saturating_sub(1), (1, usize::MAX)).await?.rows;
     let agent = started.first().and_then(|event| match LogEvent::read(&event.kind, &event.data) {
         Some(LogEvent::MessageStarted(started)) => started.agent,
         _ => None,
     });
-    let id = MessageId(Uuid::now_v7());
+    let id = MessageId(change.tx().new_id());
     let actor = format!("agent:{}", agent.as_deref().unwrap_or_default());
     let added = MessageAdded {
         message_id: id,
@@ -186,7 +185,7 @@ async fn answer(
         finished_at: Some(change.now),
         finished_seq: Some(seq),
     };
-    messages::insert(change.connection(), &row).await?;
+    messages::insert(change.tx(), &row).await?;
     Ok(id)
 }
 
@@ -212,6 +211,7 @@ fn judge(ending: Ending) -> (Outcome, Option<MessageError>) {
 mod tests {
     use raworc_core::ids::TurnId;
     use raworc_core::link::OutputStream;
+    use uuid::Uuid;
 
     use super::*;
 

@@ -21,9 +21,9 @@ use crate::error::Failure;
 pub async fn record(app: &Shared, row: StreamRow, start: StreamStart) -> Result<(), Failure> {
     let now = app.now();
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let mut change = Change::load(transaction, row.session_id, now, row.actor.clone()).await?;
+                let mut change = Change::load(tx, row.session_id, now, row.actor.clone()).await?;
                 change.begin_stream(&row, start).await?;
                 change.save().await?;
                 Ok(())
@@ -60,14 +60,17 @@ pub async fn ended(
 /// # Errors
 /// Where the store fails.
 pub async fn finish(app: &Shared, container: ContainerId, id: Uuid, end: StreamEnd) -> Result<(), Failure> {
-    let now = app.now();
-    let finished: Result<(), Failure> = app
-        .store
-        .write(move |transaction| {
+    let (now, app_in_job) = (app.now(), app.clone());
+    app.store
+        .write(move |tx| {
             Box::pin(async move {
-                let actor = SYSTEM;
-                let mut change = Change::load(transaction, container.session, now, actor).await?;
-                let rows = streams::of_session(change.connection(), container.session).await?.rows;
+                let mut change = Change::load(tx, container.session, now, SYSTEM).await?;
+                // Where it could not be recorded, the host says it again.
+                change.tx().after_commit(move || {
+                    app_in_job.hosts.stream_ended(container, id);
+                    app_in_job.hub.notify(&[container.session]);
+                });
+                let rows = streams::of_session(change.tx(), container.session).await?.rows;
                 if let Some(row) = rows.iter().find(|row| row.id == id) {
                     change.end_stream(row, end).await?;
                     change.step(&Event::Used).await?;
@@ -76,13 +79,7 @@ pub async fn finish(app: &Shared, container: ContainerId, id: Uuid, end: StreamE
                 Ok(())
             })
         })
-        .await;
-    // Where it could not be recorded, the host says it again.
-    if finished.is_ok() {
-        app.hosts.stream_ended(container, id);
-        app.hub.notify(&[container.session]);
-    }
-    finished
+        .await
 }
 
 /// A host says what it has: those streams of it that are recorded. Others that are recorded have ended unseen.
@@ -107,9 +104,9 @@ pub async fn reconcile_streams(
         let (in_job, works, now) = (app.clone(), works.to_vec(), app.now());
         let ended: Result<(), Failure> = app
             .store
-            .write(move |transaction| {
+            .write(move |tx| {
                 Box::pin(async move {
-                    let mut change = Change::load(transaction, container.session, now, SYSTEM).await?;
+                    let mut change = Change::load(tx, container.session, now, SYSTEM).await?;
                     change.end_streams(|row| is_lost(&in_job, row, &works)).await?;
                     change.save().await.map(|_| ()).map_err(|error: StoreError| error.into())
                 })

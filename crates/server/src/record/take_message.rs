@@ -13,7 +13,6 @@ use raworc_store::Sound;
 use raworc_store::agents::{self, AgentRow};
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::SessionRow;
-use uuid::Uuid;
 
 use crate::app::Shared;
 use crate::change::{Change, SYSTEM};
@@ -26,9 +25,9 @@ use crate::error::Failure;
 pub async fn take_message(app: &Shared, container: ContainerId) -> Result<Option<Work>, Failure> {
     let now = app.now();
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let mut change = Change::load(transaction, container.session, now, SYSTEM).await?;
+                let mut change = Change::load(tx, container.session, now, SYSTEM).await?;
                 let before = change.row.last_seq;
                 let work = take(&mut change, container).await?;
                 // Also where the message ended instead, because its agent has gone.
@@ -47,14 +46,14 @@ async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<
         return Ok(None);
     }
     let session = change.row.id;
-    let Some(mut message) = messages::queued(change.connection(), session, 1).await?.pop() else {
+    let Some(mut message) = messages::queued(change.tx(), session, 1).await?.pop() else {
         return Ok(None);
     };
     message.attempts += 1;
-    let turn = TurnId(Uuid::now_v7());
+    let turn = TurnId(change.tx().new_id());
     let running = Running { turn, message: message.id, attempt: message.losses + 1 };
     change.step(&Event::MessageTaken { generation: container.generation, running }).await?;
-    let Sound { rows: assigned, damaged } = agents::assigned(change.connection(), session).await?;
+    let Sound { rows: assigned, damaged } = agents::assigned(change.tx(), session).await?;
     let agent = match &message.agent {
         Some(name) => assigned.into_iter().find(|agent| agent.definition.name == *name),
         // One that is damaged may be the first: nobody else speaks for it.
@@ -65,7 +64,7 @@ async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<
     let started = MessageStarted { message_id: message.id, turn_id: Some(turn), attempt, agent: name };
     message.started_seq = Some(change.log(started).await?);
     message.status = Status::Processing;
-    messages::update(change.connection(), &message).await?;
+    messages::update(change.tx(), &message).await?;
     match agent {
         Some(agent) => Ok(Some(work(&change.row, turn, &message, &agent))),
         None => {

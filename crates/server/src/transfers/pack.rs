@@ -62,9 +62,7 @@ pub async fn pack(
         let blob = serde_json::to_string(&layer.blob).map_err(raworc_store::StoreError::from)?;
         let (id, archived) =
             (row.id, Archived { diff_id: layer.diff_id.to_string(), blob, left_out: done.skipped.count });
-        let note = app.store.write(move |transaction| {
-            Box::pin(async move { layers::set_archived(transaction.connection(), id, &archived).await })
-        });
+        let note = app.store.write(move |tx| Box::pin(async move { layers::set_archived(tx, id, &archived).await }));
         note.await?;
         packed.push(described(row, layer.blob, layer.diff_id));
     }

@@ -29,16 +29,16 @@ const ADMIN: &str = "admin";
 pub async fn first_start(store: &Store, now: Time) -> Result<Option<String>, Failure> {
     let secret = auth::new_secret();
     let hash = auth::hash(&secret);
+    let account = new_account(ADMIN.into(), Role::Admin, now);
+    let token = new_token(account.id, "first start".into(), None, now);
     let is_first = store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                if accounts::any(transaction.connection()).await? {
+                if accounts::any(tx).await? {
                     return Ok::<_, Failure>(false);
                 }
-                let account = new_account(ADMIN.into(), Role::Admin, now);
-                accounts::insert(transaction.connection(), &account).await?;
-                let token = new_token(account.id, "first start".into(), None, now);
-                accounts::insert_token(transaction.connection(), &token, &hash).await?;
+                accounts::insert(tx, &account).await?;
+                accounts::insert_token(tx, &token, &hash).await?;
                 Ok(true)
             })
         })
@@ -54,13 +54,14 @@ pub async fn replace_admin_token(store: &Store, now: Time) -> Result<String, Fai
     let secret = auth::new_secret();
     let hash = auth::hash(&secret);
     store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let account = accounts::find(transaction.connection(), ADMIN)
-                    .await?
-                    .ok_or_else(|| Failure::not_found("account", ADMIN))?;
-                let token = new_token(account.id, "replaced at start".into(), None, now);
-                accounts::insert_token(transaction.connection(), &token, &hash).await?;
+                let account = accounts::find(tx, ADMIN).await?.ok_or_else(|| Failure::not_found("account", ADMIN))?;
+                let token = TokenRow {
+                    id: TokenId(tx.new_id()),
+                    ..new_token(account.id, "replaced at start".into(), None, now)
+                };
+                accounts::insert_token(tx, &token, &hash).await?;
                 Ok::<_, Failure>(())
             })
         })
@@ -88,10 +89,10 @@ pub async fn create(app: &Shared, actor: &Actor, body: CreateAccount) -> Result<
     let (actor, now) = (actor.clone(), app.now());
     let row = new_account(body.name, body.role, now);
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                audit::append(transaction.connection(), now, &actor, "account.create", &row.id.to_string()).await?;
-                match accounts::insert(transaction.connection(), &row).await {
+                audit::append(tx, now, &actor, "account.create", &row.id.to_string()).await?;
+                match accounts::insert(tx, &row).await {
                     Ok(()) => Ok(row),
                     Err(StoreError::Conflict) => {
                         let detail = format!("there is an account {:?} already; choose another name", row.name);
@@ -112,18 +113,17 @@ pub async fn close(app: &Shared, actor: &Actor, id_or_name: String) -> Result<()
     permit(actor, Action::ManageAccounts, "account", &id_or_name)?;
     let (actor, now) = (actor.clone(), app.now());
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let row = accounts::find(transaction.connection(), &id_or_name)
-                    .await?
-                    .ok_or_else(|| Failure::not_found("account", &id_or_name))?;
+                let row =
+                    accounts::find(tx, &id_or_name).await?.ok_or_else(|| Failure::not_found("account", &id_or_name))?;
                 if row.id == actor.account {
                     let detail = "you cannot close your own account; another administrator can";
                     return Err(Failure::new(Code::InvalidState, detail));
                 }
-                audit::append(transaction.connection(), now, &actor, "account.close", &row.id.to_string()).await?;
-                accounts::close(transaction.connection(), row.id, now).await?;
-                transaction.revoked(row.id);
+                audit::append(tx, now, &actor, "account.close", &row.id.to_string()).await?;
+                accounts::close(tx, row.id, now).await?;
+                tx.revoked(row.id);
                 Ok(())
             })
         })
@@ -177,10 +177,10 @@ pub async fn create_token(
     let secret = auth::new_secret();
     let hash = auth::hash(&secret);
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                audit::append(transaction.connection(), now, &actor, "token.create", &row.id.to_string()).await?;
-                accounts::insert_token(transaction.connection(), &row, &hash).await?;
+                audit::append(tx, now, &actor, "token.create", &row.id.to_string()).await?;
+                accounts::insert_token(tx, &row, &hash).await?;
                 Ok((row, secret))
             })
         })
@@ -211,11 +211,11 @@ pub async fn revoke_token(app: &Shared, actor: &Actor, id_or_name: &str, id: Tok
     let owner = get(app, actor, id_or_name).await?;
     let (actor, now) = (actor.clone(), app.now());
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                audit::append(transaction.connection(), now, &actor, "token.revoke", &id.to_string()).await?;
-                if accounts::revoke_token(transaction.connection(), owner.id, id, now).await? {
-                    transaction.revoked(owner.id);
+                audit::append(tx, now, &actor, "token.revoke", &id.to_string()).await?;
+                if accounts::revoke_token(tx, owner.id, id, now).await? {
+                    tx.revoked(owner.id);
                     Ok(())
                 } else {
                     Err(Failure::not_found("token", &id.to_string()))

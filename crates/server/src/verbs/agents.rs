@@ -8,7 +8,7 @@ use raworc_core::names;
 use raworc_core::permissions::{Action, Actor};
 use raworc_core::time::Time;
 use raworc_store::agents::{self, AgentRow};
-use raworc_store::{Batch, Connection, StoreError, audit};
+use raworc_store::{Batch, Read, StoreError, audit};
 use uuid::Uuid;
 
 use super::check::Checks;
@@ -54,10 +54,10 @@ pub async fn create(app: &Shared, actor: &Actor, definition: AgentDefinition) ->
         updated_at: now,
     };
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                audit::append(transaction.connection(), now, &actor, "agent.create", &row.id.to_string()).await?;
-                agents::insert(transaction.connection(), &row).await.map_err(|e| taken(e, &row.definition.name))?;
+                audit::append(tx, now, &actor, "agent.create", &row.id.to_string()).await?;
+                agents::insert(tx, &row).await.map_err(|e| taken(e, &row.definition.name))?;
                 Ok(row)
             })
         })
@@ -79,15 +79,15 @@ pub async fn update(
     check(&definition)?;
     let (actor, now) = (actor.clone(), app.now());
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let mut row = changeable(transaction.connection(), &id_or_name).await?;
+                let mut row = changeable(tx, &id_or_name).await?;
                 conditions.check_version(row.version)?;
                 row.definition = definition;
                 row.updated_at = now;
-                audit::append(transaction.connection(), now, &actor, "agent.update", &row.id.to_string()).await?;
+                audit::append(tx, now, &actor, "agent.update", &row.id.to_string()).await?;
                 let name = row.definition.name.clone();
-                agents::update(transaction.connection(), &mut row).await.map_err(|e| taken(e, &name))?;
+                agents::update(tx, &mut row).await.map_err(|e| taken(e, &name))?;
                 Ok(row)
             })
         })
@@ -102,12 +102,12 @@ pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String, conditions:
     permit(actor, Action::ManageAgents, "agent", &id_or_name)?;
     let (actor, now) = (actor.clone(), app.now());
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let row = changeable(transaction.connection(), &id_or_name).await?;
+                let row = changeable(tx, &id_or_name).await?;
                 conditions.check_version(row.version)?;
-                audit::append(transaction.connection(), now, &actor, "agent.delete", &row.id.to_string()).await?;
-                if !agents::delete(transaction.connection(), row.id).await? {
+                audit::append(tx, now, &actor, "agent.delete", &row.id.to_string()).await?;
+                if !agents::delete(tx, row.id).await? {
                     let detail = format!(
                         "sessions have the agent {:?} assigned (deleted ones count: they can be restored); \
                          give them others first with PUT /sessions/{{id}}/agents",
@@ -141,7 +141,7 @@ pub async fn list(app: &Shared, actor: &Actor, after: &str, limit: u32) -> Resul
     Ok(agents::list(&mut connection, after, (limit, PAGE_BYTES_MAX)).await?)
 }
 
-async fn changeable(connection: &mut Connection, id_or_name: &str) -> Result<AgentRow, Failure> {
+async fn changeable(connection: &mut Read, id_or_name: &str) -> Result<AgentRow, Failure> {
     let row = agents::find(connection, id_or_name).await?.ok_or_else(|| Failure::not_found("agent", id_or_name))?;
     if row.builtin {
         let detail = format!("the agent {:?} came with Raworc and cannot be changed", row.definition.name);

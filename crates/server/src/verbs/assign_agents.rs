@@ -22,14 +22,14 @@ pub async fn assign_agents(
 ) -> Result<Vec<AgentRow>, Failure> {
     let (actor, now) = (actor.clone(), app.now());
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
-                let found = find::agents(transaction.connection(), &names).await?;
+                let row = find::session(tx, &actor, &id_or_name, Purpose::Use).await?;
+                let found = find::agents(tx, &names).await?;
                 let ids: Vec<_> = found.iter().map(|agent| agent.id).collect();
-                agents::assign(transaction.connection(), row.id, &ids).await?;
-                audit::append(transaction.connection(), now, &actor, "session.assign", &row.id.to_string()).await?;
-                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                agents::assign(tx, row.id, &ids).await?;
+                audit::append(tx, now, &actor, "session.assign", &row.id.to_string()).await?;
+                let mut change = Change::begin(tx, row, now, actor.name.clone());
                 let names = found.iter().map(|agent| agent.definition.name.clone()).collect();
                 change.log(SessionUpdated { fields: vec!["agents".into()], agents: Some(names) }).await?;
                 change.configure().await?;

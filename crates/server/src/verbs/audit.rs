@@ -37,10 +37,10 @@ pub fn refused(app: &Shared, actor: &Actor, call: String, path: &str) {
     let (in_task, actor, now) = (app.clone(), actor.clone(), app.now());
     let target: String = path.chars().take(TARGET_CHARACTERS_MAX).collect();
     app.tasks.spawn(async move {
-        let write = in_task.store.write(move |transaction| {
+        let write = in_task.store.write(move |tx| {
             Box::pin(async move {
                 let entry = (call.as_str(), target.as_str(), AuditOutcome::Refused);
-                audit::insert(transaction.connection(), now, &actor, entry).await?;
+                audit::insert(tx, now, &actor, entry).await?;
                 Ok::<_, Failure>(())
             })
         });

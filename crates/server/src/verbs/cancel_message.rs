@@ -26,12 +26,12 @@ pub async fn cancel_message(
 ) -> Result<MessageRow, Failure> {
     let (actor, now) = (actor.clone(), app.now());
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
+                let row = find::session(tx, &actor, &id_or_name, Purpose::Use).await?;
                 let not_found = || Failure::not_found("message", &message);
                 let id: MessageId = message.parse().map_err(|_| not_found())?;
-                let found = messages::find(transaction.connection(), row.id, id).await?;
+                let found = messages::find(tx, row.id, id).await?;
                 let mut message = found.ok_or_else(not_found)?;
                 match message.status {
                     // To ask again changes nothing.
@@ -39,8 +39,8 @@ pub async fn cancel_message(
                     Status::Done | Status::Failed => return Err(has_ended(message.status)),
                     Status::Queued | Status::Processing => {}
                 }
-                audit::append(transaction.connection(), now, &actor, "message.cancel", &row.id.to_string()).await?;
-                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                audit::append(tx, now, &actor, "message.cancel", &row.id.to_string()).await?;
+                let mut change = Change::begin(tx, row, now, actor.name.clone());
                 if message.status == Status::Queued {
                     let end = (Outcome::Cancelled, Some(cancelled()));
                     change.finish_message(&mut message, end, None, None).await?;
@@ -49,7 +49,7 @@ pub async fn cancel_message(
                     change.step(&Event::Cancel).await?;
                 }
                 let session = change.row.id;
-                let found = messages::find(change.connection(), session, id).await?;
+                let found = messages::find(change.tx(), session, id).await?;
                 change.save().await?;
                 found.ok_or_else(|| Failure::not_found("message", &id.to_string()))
             })

@@ -41,23 +41,24 @@ pub async fn request(
         checks.check("label", names::check_label(label));
     }
     checks.done()?;
-    let (actor, now) = (actor.clone(), app.now());
+    let (actor, now, app_in_job) = (actor.clone(), app.now(), app.clone());
     let row = app
         .store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
+                let row = find::session(tx, &actor, &id_or_name, Purpose::Use).await?;
                 workspace_access::refuse_purged(row.purged_at)?;
-                audit::append(transaction.connection(), now, &actor, "checkpoint.create", &row.id.to_string()).await?;
-                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                audit::append(tx, now, &actor, "checkpoint.create", &row.id.to_string()).await?;
+                let mut change = Change::begin(tx, row, now, actor.name.clone());
                 let wanted = save::new_row(&mut change.row, Cause::Request, label, &actor.name, now);
-                checkpoints::insert(change.connection(), &wanted).await?;
+                checkpoints::insert(change.tx(), &wanted).await?;
+                let session = wanted.session_id;
+                change.tx().after_commit(move || app_in_job.checkpoint_queue.enqueue(session, Cause::Request));
                 change.save().await?;
                 Ok::<_, Failure>(wanted)
             })
         })
         .await?;
-    app.checkpoint_queue.enqueue(row.session_id, Cause::Request);
     wait(app, row).await
 }
 
@@ -171,18 +172,18 @@ async fn get_row(app: &Shared, session: SessionId, n: u64) -> Result<CheckpointR
 pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String, n: u64) -> Result<(), Failure> {
     let (actor, now) = (actor.clone(), app.now());
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
-                audit::append(transaction.connection(), now, &actor, "checkpoint.delete", &row.id.to_string()).await?;
-                let found = checkpoints::find(transaction.connection(), row.id, n).await?;
+                let row = find::session(tx, &actor, &id_or_name, Purpose::Use).await?;
+                audit::append(tx, now, &actor, "checkpoint.delete", &row.id.to_string()).await?;
+                let found = checkpoints::find(tx, row.id, n).await?;
                 let found = found.ok_or_else(|| Failure::not_found("checkpoint", &n.to_string()))?;
                 let is_done = matches!(found.status, Status::Ready | Status::Failed);
                 if !is_done || row.machine.rewind == Some(n) {
                     let detail = format!("checkpoint {n} is in use just now; try again when it is not");
                     return Err(Failure::new(raworc_api::problem::Code::InvalidState, detail));
                 }
-                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                let mut change = Change::begin(tx, row, now, actor.name.clone());
                 save::forget(&mut change, n).await?;
                 change.log(CheckpointDeleted { n }).await?;
                 change.save().await?;

@@ -7,7 +7,7 @@ use raworc_api::problem::{Code, Problem};
 use raworc_api::session::CreateSession;
 use raworc_core::checkpoints::{Cause, Plan};
 use raworc_core::events::{ImageName, MessageInherited, SessionCreated};
-use raworc_core::ids::{ImageId, MessageId, SessionId};
+use raworc_core::ids::{ImageId, LayerId, MessageId, SessionId};
 use raworc_core::limits::{
     MESSAGE_BYTES_MAX, NAME_CHARACTERS_MAX, TTL_SECONDS, WAITING_TIMEOUT_DEFAULT, WAITING_TIMEOUT_SECONDS,
 };
@@ -21,7 +21,7 @@ use raworc_store::checkpoints::{self, Status};
 use raworc_store::images::ImageRow;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::{self, BackupState, ImageUsed, SessionRow, Settings};
-use raworc_store::{Connection, agents, audit};
+use raworc_store::{Read, Tx, agents, audit};
 use uuid::Uuid;
 
 use super::check::{Checks, backup, disk, plan, resources_or_default};
@@ -31,7 +31,6 @@ use super::send_message::{NewMessage, queue};
 use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::layers::workspace_access;
 use crate::policy::ceilings::Ceilings;
 use crate::policy::permit;
 use crate::record::{backups, save};
@@ -81,29 +80,29 @@ pub async fn create_session(
     let image = image_of(app, actor, &wanted).await?;
     let (actor, now, most) = (actor.clone(), app.now(), app.ceilings);
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                if let Some(made) = made_before(transaction.connection(), &actor, key.as_ref()).await? {
+                if let Some(made) = made_before(tx, &actor, key.as_ref()).await? {
                     return Ok(made);
                 }
                 let names = wanted.agent_ids.clone().unwrap_or_else(|| vec![DEFAULT_AGENT.to_owned()]);
-                let found = super::find::agents(transaction.connection(), &names).await?;
-                let mut row = new_row(&actor, &wanted, &most, now);
+                let found = super::find::agents(tx, &names).await?;
+                let mut row = new_row(tx, &actor, &wanted, &most, now);
                 if let Some(id) = image {
-                    run_image(transaction.connection(), &mut row, id).await?;
+                    run_image(tx, &mut row, id).await?;
                 }
                 let origin = match origin {
-                    Some((id, portable)) => Some((go_on(transaction.connection(), &mut row, id).await?, portable)),
+                    Some((id, portable)) => Some((go_on(tx, &mut row, id).await?, portable)),
                     None => None,
                 };
-                sessions::insert(transaction.connection(), &row).await?;
+                sessions::insert(tx, &row).await?;
                 let ids: Vec<_> = found.iter().map(|agent| agent.id).collect();
-                agents::assign(transaction.connection(), row.id, &ids).await?;
-                audit::append(transaction.connection(), now, &actor, "session.create", &row.id.to_string()).await?;
+                agents::assign(tx, row.id, &ids).await?;
+                audit::append(tx, now, &actor, "session.create", &row.id.to_string()).await?;
                 if let Some(key) = &key {
-                    key.remember(transaction.connection(), &actor, row.id.to_string(), now).await?;
+                    key.remember(tx, &actor, row.id.to_string(), now).await?;
                 }
-                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                let mut change = Change::begin(tx, row, now, actor.name.clone());
                 log_created(&mut change, &found).await?;
                 if let Some((image, portable)) = origin {
                     let label = portable.label();
@@ -153,7 +152,7 @@ async fn image_of(app: &Shared, actor: &Actor, wanted: &CreateSession) -> Result
 }
 
 /// An image that was found a moment ago.
-async fn image(connection: &mut Connection, id: ImageId) -> Result<ImageRow, Failure> {
+async fn image(connection: &mut Read, id: ImageId) -> Result<ImageRow, Failure> {
     let gone = || Failure::new(Code::NotFound, "the image was deleted while the session was made; bring it in again");
     raworc_store::images::find(connection, id).await?.ok_or_else(gone)
 }
@@ -162,7 +161,7 @@ async fn image(connection: &mut Connection, id: ImageId) -> Result<ImageRow, Fai
 ///
 /// # Errors
 /// 404 where it is gone.
-pub async fn run_image(connection: &mut Connection, row: &mut SessionRow, id: ImageId) -> Result<(), Failure> {
+pub async fn run_image(connection: &mut Read, row: &mut SessionRow, id: ImageId) -> Result<(), Failure> {
     let image = image(connection, id).await?;
     row.image_layer_id = image.layer_id;
     row.settings.image = Some(ImageUsed { name: image.name, digest: image.digest, env: image.summary.env });
@@ -170,7 +169,7 @@ pub async fn run_image(connection: &mut Connection, row: &mut SessionRow, id: Im
 }
 
 /// Has a session that is being made go on from a checkpoint of elsewhere; bytes and number of its files.
-async fn go_on(connection: &mut Connection, row: &mut SessionRow, id: ImageId) -> Result<(u64, u64), Failure> {
+async fn go_on(connection: &mut Read, row: &mut SessionRow, id: ImageId) -> Result<(u64, u64), Failure> {
     let image = image(connection, id).await?;
     row.layer_id = image.layer_id;
     row.settings.from = Some(ImageUsed { name: image.name, digest: image.digest, env: Vec::new() });
@@ -210,7 +209,7 @@ impl Conversation {
     /// Where the store fails.
     pub async fn inherit(&mut self, change: &mut Change<'_>, messages: Vec<MessageRow>) -> Result<(), Failure> {
         for mut message in messages {
-            let id = MessageId(Uuid::now_v7());
+            let id = MessageId(change.tx().new_id());
             self.ids.insert(message.id, id);
             let from = (message.session_id != change.row.id).then_some(message.id);
             let (role, agent) = (message.role.into(), message.agent.clone());
@@ -220,7 +219,7 @@ impl Conversation {
             message.reply_to = message.reply_to.and_then(|id| self.ids.get(&id).copied());
             message.started_seq = None;
             message.finished_seq = Some(message.seq);
-            messages::insert(change.connection(), &message).await?;
+            messages::insert(change.tx(), &message).await?;
         }
         Ok(())
     }
@@ -234,7 +233,7 @@ pub async fn inherit_checkpoint(change: &mut Change<'_>, inherited: Inherited) -
     let mut own = save::new_row(&mut change.row, Cause::Remix, inherited.label, &inherited.by, change.now);
     (own.status, own.layer_id) = (Status::Ready, change.row.layer_id);
     (own.bytes, own.files) = inherited.size;
-    checkpoints::insert(change.connection(), &own).await?;
+    checkpoints::insert(change.tx(), &own).await?;
     backups::want(change);
     Ok(())
 }
@@ -251,7 +250,7 @@ pub fn another(name: &str) -> String {
 /// # Errors
 /// Where the key was used for something else.
 pub async fn made_before(
-    connection: &mut Connection,
+    connection: &mut Read,
     actor: &Actor,
     key: Option<&Key>,
 ) -> Result<Option<SessionRow>, Failure> {
@@ -291,8 +290,8 @@ pub fn check(body: &CreateSession, most: &Ceilings) -> Result<(), Failure> {
 }
 
 /// A session that is to be made, as the body wants it.
-pub fn new_row(actor: &Actor, body: &CreateSession, most: &Ceilings, now: Time) -> SessionRow {
-    let id = SessionId(Uuid::now_v7());
+pub fn new_row(tx: &mut Tx, actor: &Actor, body: &CreateSession, most: &Ceilings, now: Time) -> SessionRow {
+    let id = SessionId(tx.new_id());
     let resources = resources_or_default(body.resources, most);
     let waiting = body.waiting_timeout_seconds.map_or(WAITING_TIMEOUT_DEFAULT, Duration::from_secs);
     let text = id.to_string();
@@ -319,7 +318,7 @@ pub fn new_row(actor: &Actor, body: &CreateSession, most: &Ceilings, now: Time) 
         parent_checkpoint: None,
         layer_id: None,
         image_layer_id: None,
-        writable_id: workspace_access::new_layer(),
+        writable_id: LayerId(tx.new_id()),
         checkpoints: 0,
         rewinds: Vec::new(),
         purged_at: None,

@@ -1,6 +1,7 @@
 //! Tell what takes space, and give it back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use raworc_api::disk::{DiskUsage, LayerUsage, Limits, Prune, Pruned};
@@ -10,13 +11,13 @@ use raworc_core::permissions::{Action, Actor};
 use raworc_core::session::Container;
 use raworc_store::images::ImageRow;
 use raworc_store::layers::{self, LayerRow, Root};
-use raworc_store::{Connection, agents, audit, checkpoints, images, sessions};
+use raworc_store::{Read, agents, audit, checkpoints, images, sessions};
 use raworc_workspace::FileError;
 
 use crate::app::Shared;
 use crate::change::Change;
 use crate::error::Failure;
-use crate::layers::{chains, workspace_access};
+use crate::layers::chains;
 use crate::policy::permit;
 use crate::record::save;
 use crate::sync::blocking;
@@ -161,10 +162,12 @@ enum Purged {
 /// Gives up the files of a deleted session.
 async fn purge(app: &Shared, actor: &Actor, session: SessionId) -> Result<Purged, Failure> {
     let (actor, now) = (actor.clone(), app.now());
-    let guard = app.session_locks.lock(session).await;
-    let write = app.store.write(move |transaction| {
+    // It is locked until the transaction has ended, even if nobody waits for that any more.
+    let lock = Arc::new(app.session_locks.lock(session).await);
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            let mut change = Change::load(transaction, session, now, actor.name.clone()).await?;
+            let _lock = lock;
+            let mut change = Change::load(tx, session, now, actor.name.clone()).await?;
             let row = &change.row;
             if row.machine.deleted_at.is_none() || row.purged_at.is_some() {
                 return Ok(Purged::Needless);
@@ -172,31 +175,30 @@ async fn purge(app: &Shared, actor: &Actor, session: SessionId) -> Result<Purged
             if row.machine.container != Container::None {
                 return Ok(Purged::Running);
             }
-            audit::append(change.connection(), now, &actor, "session.purge", &session.to_string()).await?;
-            for (n, _) in checkpoints::all(change.connection(), session).await? {
+            audit::append(change.tx(), now, &actor, "session.purge", &session.to_string()).await?;
+            for (n, _) in checkpoints::all(change.tx(), session).await? {
                 save::forget(&mut change, n).await?;
             }
             let stood_on = [change.row.layer_id.take(), change.row.image_layer_id.take()];
-            let before = std::mem::replace(&mut change.row.writable_id, workspace_access::new_layer());
+            let next = LayerId(change.tx().new_id());
+            let before = std::mem::replace(&mut change.row.writable_id, next);
             change.wasted([before]);
             change.row.purged_at = Some(now);
             change.row.save_due = None;
             change.row.backup_at = None;
             change.log(SessionPurged {}).await?;
-            let transaction = change.save_first().await?;
+            let tx = change.save_first().await?;
             for layer in stood_on {
-                layers::release(transaction, layer).await?;
+                layers::release(tx, layer).await?;
             }
             Ok::<_, Failure>(Purged::Done)
         })
     });
-    let purged = write.await;
-    drop(guard);
-    purged
+    write.await
 }
 
 /// Images that no session runs and no agent names.
-async fn unused(connection: &mut Connection) -> Result<Vec<ImageRow>, Failure> {
+async fn unused(connection: &mut Read) -> Result<Vec<ImageRow>, Failure> {
     let mut unused = images::unused(connection).await?;
     let named = agents::images(connection).await?;
     unused.retain(|image| !named.contains(&image.name));
@@ -205,14 +207,13 @@ async fn unused(connection: &mut Connection) -> Result<Vec<ImageRow>, Failure> {
 
 async fn remove_unused(app: &Shared, actor: &Actor) -> Result<u64, Failure> {
     let (actor, now) = (actor.clone(), app.now());
-    let write = app.store.write(move |transaction| {
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            let unused = unused(transaction.connection()).await?;
+            let unused = unused(tx).await?;
             for image in &unused {
-                let connection = transaction.connection();
-                audit::append(connection, now, &actor, "image.delete", &image.id.to_string()).await?;
-                images::delete(connection, image.id).await?;
-                layers::release(transaction, image.layer_id).await?;
+                audit::append(tx, now, &actor, "image.delete", &image.id.to_string()).await?;
+                images::delete(tx, image.id).await?;
+                layers::release(tx, image.layer_id).await?;
             }
             Ok::<_, Failure>(unused.len() as u64)
         })

@@ -174,11 +174,11 @@ async fn begin(
 ) -> Result<(SessionRow, Option<StreamRow>), Failure> {
     let (actor, now) = (actor.clone(), app.now());
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
-                audit::append(transaction.connection(), now, &actor, "session.exec", &row.id.to_string()).await?;
-                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                let row = find::session(tx, &actor, &id_or_name, Purpose::Use).await?;
+                audit::append(tx, now, &actor, "session.exec", &row.id.to_string()).await?;
+                let mut change = Change::begin(tx, row, now, actor.name.clone());
                 change.step(&Event::Wake).await?;
                 let begun = match change.row.machine.container {
                     Container::Up => {
@@ -333,10 +333,10 @@ fn exit_code(ending: Ending) -> Option<i32> {
 async fn end(app: &Shared, id: Uuid, seen: StreamEnd) -> Result<(), Failure> {
     let now = app.now();
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let Some(row) = streams::find(transaction.connection(), id).await? else { return Ok(()) };
-                let mut change = Change::load(transaction, row.session_id, now, row.actor.clone()).await?;
+                let Some(row) = streams::find(tx, id).await? else { return Ok(()) };
+                let mut change = Change::load(tx, row.session_id, now, row.actor.clone()).await?;
                 change.step(&Event::Used).await?;
                 change.end_stream(&row, seen).await?;
                 change.save().await?;

@@ -261,10 +261,10 @@ pub(super) async fn note(
     };
     let (actor, now, session) = (actor.clone(), app.now(), row.id);
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                audit::append(transaction.connection(), now, &actor, event.kind(), &session.to_string()).await?;
-                let mut change = Change::load(transaction, session, now, actor.name).await?;
+                audit::append(tx, now, &actor, event.kind(), &session.to_string()).await?;
+                let mut change = Change::load(tx, session, now, actor.name).await?;
                 change.log(event).await?;
                 change.save().await?;
                 Ok(())

@@ -5,7 +5,7 @@ use raworc_core::ids::SessionId;
 use raworc_core::limits::PAGE_BYTES_MAX;
 use raworc_core::permissions::{Action, Actor, Role};
 use raworc_store::sessions::{self, Filter, SessionRow};
-use raworc_store::{Connection, StoreError, set_aside};
+use raworc_store::{Read, StoreError, set_aside};
 
 use crate::error::Failure;
 use crate::policy::permit;
@@ -24,7 +24,7 @@ pub enum Purpose {
 /// # Errors
 /// 404 where there is none for this actor; 409 where the name is not unique.
 pub async fn session(
-    connection: &mut Connection,
+    connection: &mut Read,
     actor: &Actor,
     id_or_name: &str,
     purpose: Purpose,
@@ -54,7 +54,7 @@ pub async fn session(
 }
 
 /// A name means a session that is there; only where there is none, a deleted one. One's own come before those of others.
-async fn by_name(connection: &mut Connection, actor: &Actor, name: &str) -> Result<Option<SessionRow>, Failure> {
+async fn by_name(connection: &mut Read, actor: &Actor, name: &str) -> Result<Option<SessionRow>, Failure> {
     let (own, all) = (Some(actor.account), None);
     let places: &[_] = match actor.role {
         Role::Admin => &[(own, false), (all, false), (own, true), (all, true)],
@@ -81,10 +81,7 @@ async fn by_name(connection: &mut Connection, actor: &Actor, name: &str) -> Resu
 ///
 /// # Errors
 /// 422 where one is not there, or there are none or too many.
-pub async fn agents(
-    connection: &mut Connection,
-    names: &[String],
-) -> Result<Vec<raworc_store::agents::AgentRow>, Failure> {
+pub async fn agents(connection: &mut Read, names: &[String]) -> Result<Vec<raworc_store::agents::AgentRow>, Failure> {
     use raworc_api::problem::Problem;
     use raworc_core::limits::AGENTS_PER_SESSION_MAX;
     if names.is_empty() || names.len() > AGENTS_PER_SESSION_MAX {

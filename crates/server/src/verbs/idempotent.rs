@@ -4,8 +4,8 @@ use raworc_api::problem::{Code, Problem};
 use raworc_core::limits::IDEMPOTENCY_KEY_BYTES_MAX;
 use raworc_core::permissions::Actor;
 use raworc_core::time::Time;
-use raworc_store::Connection;
 use raworc_store::idempotency::{self, Used};
+use raworc_store::{Read, Tx};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -40,7 +40,7 @@ impl Key {
     ///
     /// # Errors
     /// 422 where the key was used for another request.
-    pub async fn made_before(&self, connection: &mut Connection, actor: &Actor) -> Result<Option<String>, Failure> {
+    pub async fn made_before(&self, connection: &mut Read, actor: &Actor) -> Result<Option<String>, Failure> {
         match idempotency::find(connection, actor.account, &self.key).await? {
             None => Ok(None),
             Some(used) if used.fingerprint == self.fingerprint => Ok(Some(used.resource_id)),
@@ -55,14 +55,8 @@ impl Key {
     ///
     /// # Errors
     /// Where the store fails.
-    pub async fn remember(
-        &self,
-        connection: &mut Connection,
-        actor: &Actor,
-        made: String,
-        now: Time,
-    ) -> Result<(), Failure> {
+    pub async fn remember(&self, tx: &mut Tx, actor: &Actor, made: String, now: Time) -> Result<(), Failure> {
         let used = Used { fingerprint: self.fingerprint.clone(), resource_id: made };
-        Ok(idempotency::insert(connection, actor.account, &self.key, &used, now).await?)
+        Ok(idempotency::insert(tx, actor.account, &self.key, &used, now).await?)
     }
 }

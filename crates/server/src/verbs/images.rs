@@ -11,7 +11,7 @@ use raworc_core::names;
 use raworc_core::permissions::{Action, Actor, Role};
 use raworc_oci::{Bounds, Descriptor, Digest, Image, Layout, Reference, TagOrDigest};
 use raworc_store::images::{self, ImageRow, Summary};
-use raworc_store::{Batch, Connection, accounts, audit, layers};
+use raworc_store::{Batch, accounts, audit, layers};
 use raworc_workspace::FileError;
 use uuid::Uuid;
 
@@ -142,7 +142,7 @@ async fn keep(
     }
     for _ in 0..TRIES {
         let room = app.images.room(&app.store, actor).await?;
-        let taken = unpack_image(app, layout, (&image, room), tell).await?;
+        let taken = Arc::new(unpack_image(app, layout, (&image, room), tell).await?);
         let row = ImageRow {
             id: ImageId(Uuid::now_v7()),
             owner_id: actor.account,
@@ -177,45 +177,45 @@ async fn record(
     actor: &Actor,
     row: ImageRow,
     content: Option<String>,
-    taken: &UnpackedImage,
+    taken: &Arc<UnpackedImage>,
 ) -> Result<Option<ImageRow>, Failure> {
-    let (actor, now) = (actor.clone(), app.now());
-    let (known, new) = (taken.known, taken.new.clone());
-    let write = app.store.write(move |transaction| {
+    // Its layers are kept until they are recorded, even if nobody waits for that any more.
+    let (actor, now, taken) = (actor.clone(), app.now(), Arc::clone(taken));
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            let connection = transaction.connection();
             // It may have been closed since this was asked for: then it gets nothing more.
-            let owner = accounts::find(connection, &actor.account.to_string()).await?;
+            let owner = accounts::find(tx, &actor.account.to_string()).await?;
             if owner.is_none_or(|owner| owner.closed_at.is_some()) {
                 return Err(Failure::new(Code::Unauthenticated, "the account was closed meanwhile"));
             }
-            if let Some(known) = known
-                && layers::find(connection, known).await?.is_none()
+            let new = &taken.new;
+            if let Some(known) = taken.known
+                && layers::find(tx, known).await?.is_none()
             {
-                transaction.wasted(new.iter().map(|(layer, _)| layer.id));
+                tx.wasted(new.iter().map(|(layer, _)| layer.id));
                 return Ok(None);
             }
-            let old = images::find_by_name(connection, actor.account, &row.name).await?;
+            let old = images::find_by_name(tx, actor.account, &row.name).await?;
             let old = old.filter(|old| old.owner_id == actor.account);
             // Someone else has brought in the same just now, and names it already.
             if let Some(old) = old.as_ref().filter(|old| old.digest == row.digest) {
-                transaction.wasted(new.iter().map(|(layer, _)| layer.id));
+                tx.wasted(new.iter().map(|(layer, _)| layer.id));
                 return Ok(Some(old.clone()));
             }
-            for (layer, archived) in &new {
-                layers::insert(connection, layer).await?;
+            for (layer, archived) in new {
+                layers::insert(tx, layer).await?;
                 if let Some(archived) = archived {
-                    layers::set_archived(connection, layer.id, archived).await?;
+                    layers::set_archived(tx, layer.id, archived).await?;
                 }
             }
             if let Some(old) = old {
-                images::delete(connection, old.id).await?;
-                images::insert(connection, &row, content).await?;
-                layers::release(transaction, old.layer_id).await?;
+                images::delete(tx, old.id).await?;
+                images::insert(tx, &row, content).await?;
+                layers::release(tx, old.layer_id).await?;
             } else {
-                images::insert(connection, &row, content).await?;
+                images::insert(tx, &row, content).await?;
             }
-            audit::append(transaction.connection(), now, &actor, "image.create", &row.id.to_string()).await?;
+            audit::append(tx, now, &actor, "image.create", &row.id.to_string()).await?;
             Ok::<_, Failure>(Some(row))
         })
     });
@@ -241,7 +241,7 @@ pub async fn get(app: &Shared, actor: &Actor, id_or_name: &str) -> Result<ImageR
     find(&mut connection, actor, id_or_name).await
 }
 
-async fn find(connection: &mut Connection, actor: &Actor, id_or_name: &str) -> Result<ImageRow, Failure> {
+async fn find(connection: &mut raworc_store::Read, actor: &Actor, id_or_name: &str) -> Result<ImageRow, Failure> {
     let found = match id_or_name.parse::<ImageId>() {
         Ok(id) => images::find(connection, id).await?,
         Err(_) => images::find_by_name(connection, actor.account, id_or_name).await?,
@@ -258,15 +258,14 @@ async fn find(connection: &mut Connection, actor: &Actor, id_or_name: &str) -> R
 /// 404 where there is none, 403 where it is not the actor's.
 pub async fn delete(app: &Shared, actor: &Actor, id_or_name: String) -> Result<(), Failure> {
     let (actor, now) = (actor.clone(), app.now());
-    let write = app.store.write(move |transaction| {
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            let connection = transaction.connection();
-            let row = find(connection, &actor, &id_or_name).await?;
+            let row = find(tx, &actor, &id_or_name).await?;
             let action = Action::ManageImage { owner: row.owner_id, is_shared: row.is_shared };
             permit(&actor, action, "image", &id_or_name)?;
-            audit::append(connection, now, &actor, "image.delete", &row.id.to_string()).await?;
-            images::delete(connection, row.id).await?;
-            layers::release(transaction, row.layer_id).await?;
+            audit::append(tx, now, &actor, "image.delete", &row.id.to_string()).await?;
+            images::delete(tx, row.id).await?;
+            layers::release(tx, row.layer_id).await?;
             Ok::<_, Failure>(())
         })
     });

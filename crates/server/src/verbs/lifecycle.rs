@@ -67,20 +67,18 @@ pub async fn delete_damaged(app: &Shared, actor: &Actor, id_or_name: &str, failu
     let damage = failure.damage().filter(|damage| actor.role == Role::Admin && damage.table == "sessions");
     let id = damage.and_then(|damage| id_or_name.parse().or_else(|_| damage.id.parse::<SessionId>()).ok());
     let Some(id) = id else { return Err(failure) };
-    let (actor, now) = (actor.clone(), app.now());
-    let write = app.store.write(move |transaction| {
+    let (actor, now, app_in_job) = (actor.clone(), app.now(), app.clone());
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            audit::append(transaction.connection(), now, &actor, LifecycleAction::Delete.action(), &id.to_string())
-                .await?;
-            set_aside::delete_damaged(transaction.connection(), id, now).await?;
-            transaction.changed(id);
+            audit::append(tx, now, &actor, LifecycleAction::Delete.action(), &id.to_string()).await?;
+            set_aside::delete_damaged(tx, id, now).await?;
+            tx.changed(id);
+            // Its container is nobody's now.
+            tx.after_commit(move || app_in_job.hub.sweep_soon());
             Ok::<_, Failure>(())
         })
     });
-    write.await?;
-    // Its container is nobody's now.
-    app.hub.sweep_soon();
-    Ok(())
+    write.await
 }
 
 /// Records what is asked of a session's life; the session as it now is.
@@ -96,15 +94,15 @@ pub async fn apply(
 ) -> Result<SessionRow, Failure> {
     let (actor, now) = (actor.clone(), app.now());
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
+                let row = find::session(tx, &actor, &id_or_name, Purpose::Use).await?;
                 conditions.check_session(row.edition, row.version)?;
-                audit::append(transaction.connection(), now, &actor, action.action(), &row.id.to_string()).await?;
+                audit::append(tx, now, &actor, action.action(), &row.id.to_string()).await?;
                 if action == LifecycleAction::Restore {
                     refuse_purged(row.purged_at)?;
                 }
-                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                let mut change = Change::begin(tx, row, now, actor.name.clone());
                 change.step(&action.event()).await?;
                 Ok(change.save().await?)
             })

@@ -158,10 +158,10 @@ async fn note(app: &Shared, actor: &Actor, row: &SessionRow, pushed: &Pushed) ->
     let Pushed { n, reference, digest, left_out } = pushed;
     let (reference, digest) = (reference.clone(), digest.clone());
     let event = CheckpointPushed { n: *n, reference, digest, left_out: *left_out };
-    let write = app.store.write(move |transaction| {
+    let write = app.store.write(move |tx| {
         Box::pin(async move {
-            audit::append(transaction.connection(), now, &actor, "checkpoint.push", &session.to_string()).await?;
-            let mut change = Change::load(transaction, session, now, actor.name).await?;
+            audit::append(tx, now, &actor, "checkpoint.push", &session.to_string()).await?;
+            let mut change = Change::load(tx, session, now, actor.name).await?;
             change.log(event).await?;
             change.save().await?;
             Ok::<_, Failure>(())

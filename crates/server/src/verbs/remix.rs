@@ -62,42 +62,42 @@ pub async fn remix(
     };
     let (actor, now, most) = (actor.clone(), app.now(), app.ceilings);
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                if let Some(made) = made_before(transaction.connection(), &actor, key.as_ref()).await? {
+                if let Some(made) = made_before(tx, &actor, key.as_ref()).await? {
                     return Ok(made);
                 }
                 // It may have gone back to another checkpoint, or lost its files, since it was looked at.
-                let parent = sessions::find(transaction.connection(), parent.id).await?;
+                let parent = sessions::find(tx, parent.id).await?;
                 let parent = parent.ok_or_else(|| Failure::not_found("session", &id_or_name))?;
                 refuse_purged(parent.purged_at)?;
                 // The same of the checkpoint, which may have been given up or moved to another layer.
-                let found = checkpoints::find(transaction.connection(), parent.id, from.n).await?;
+                let found = checkpoints::find(tx, parent.id, from.n).await?;
                 let from = found.ok_or_else(|| Failure::not_found("checkpoint", &from.n.to_string()))?;
                 let agents = match agent_ids {
-                    Some(names) => find::agents(transaction.connection(), &names).await?,
-                    None => agents::of_session(transaction.connection(), parent.id).await?,
+                    Some(names) => find::agents(tx, &names).await?,
+                    None => agents::of_session(tx, parent.id).await?,
                 };
-                let mut row = new_row(&actor, &wanted, &most, now);
+                let mut row = new_row(tx, &actor, &wanted, &most, now);
                 row.parent_id = Some(parent.id);
                 row.parent_checkpoint = Some(from.n);
                 row.layer_id = from.layer_id;
                 match image {
-                    Some(id) => run_image(transaction.connection(), &mut row, id).await?,
+                    Some(id) => run_image(tx, &mut row, id).await?,
                     None => {
                         // It may have been merged with the layers below it.
                         row.image_layer_id = parent.image_layer_id;
                         row.settings.image = parent.settings.image.clone();
                     }
                 }
-                sessions::insert(transaction.connection(), &row).await?;
+                sessions::insert(tx, &row).await?;
                 let ids: Vec<_> = agents.iter().map(|agent| agent.id).collect();
-                agents::assign(transaction.connection(), row.id, &ids).await?;
-                audit::append(transaction.connection(), now, &actor, "session.remix", &parent.id.to_string()).await?;
+                agents::assign(tx, row.id, &ids).await?;
+                audit::append(tx, now, &actor, "session.remix", &parent.id.to_string()).await?;
                 if let Some(key) = &key {
-                    key.remember(transaction.connection(), &actor, row.id.to_string(), now).await?;
+                    key.remember(tx, &actor, row.id.to_string(), now).await?;
                 }
-                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                let mut change = Change::begin(tx, row, now, actor.name.clone());
                 let created = SessionCreated {
                     name: change.row.name.clone(),
                     agents: agents.iter().map(|agent| agent.definition.name.clone()).collect(),
@@ -108,7 +108,7 @@ pub async fn remix(
                 };
                 change.log(created).await?;
                 let ranges = standing(from.seq, &parent.rewinds);
-                let spoken = conversation::segments_in(change.connection(), parent.id, &ranges).await?;
+                let spoken = conversation::segments_in(change.tx(), parent.id, &ranges).await?;
                 if spoken.len() <= CONVERSATION_SEGMENTS_MAX {
                     share(&mut change, spoken).await?;
                 } else {
@@ -132,7 +132,7 @@ async fn share(change: &mut Change<'_>, spoken: Vec<Segment>) -> Result<(), Fail
     for segment in spoken {
         let (seq, count) = (change.row.last_seq + 1, segment.count());
         let row = change.segment(seq, segment);
-        conversation::insert(change.connection(), &row).await?;
+        conversation::insert(change.tx(), &row).await?;
         change.row.last_seq += count;
     }
     Ok(())
@@ -145,7 +145,7 @@ async fn copy(change: &mut Change<'_>, spoken: &[Segment]) -> Result<(), Failure
         let mut after = 0;
         loop {
             let bounds = (PAGE_ROWS_MAX, PAGE_BYTES_MAX);
-            let batch = segment.messages(change.connection(), after, bounds).await?;
+            let batch = segment.messages(change.tx(), after, bounds).await?;
             after = batch.rows.last().map_or(after, |(n, _)| *n);
             let messages = batch.rows.into_iter().map(|(_, message)| message).collect();
             conversation.inherit(change, messages).await?;

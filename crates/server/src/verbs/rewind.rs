@@ -26,28 +26,27 @@ pub async fn rewind(app: &Shared, actor: &Actor, id_or_name: String, n: u64) -> 
         find::session(&mut connection, actor, &id_or_name, Purpose::Use).await?.id
     };
     versions::usable(app, session, n).await?;
-    let (actor, now) = (actor.clone(), app.now());
+    let (actor, now, app_in_job) = (actor.clone(), app.now(), app.clone());
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let row = find::session(transaction.connection(), &actor, &session.to_string(), Purpose::Use).await?;
-                audit::append(transaction.connection(), now, &actor, "checkpoint.restore", &session.to_string())
-                    .await?;
-                if checkpoints::find(transaction.connection(), session, n).await?.is_none() {
+                let row = find::session(tx, &actor, &session.to_string(), Purpose::Use).await?;
+                audit::append(tx, now, &actor, "checkpoint.restore", &session.to_string()).await?;
+                if checkpoints::find(tx, session, n).await?.is_none() {
                     return Err(Failure::not_found("checkpoint", &n.to_string()));
                 }
-                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                let mut change = Change::begin(tx, row, now, actor.name.clone());
                 // What is there now, up to this point of the conversation.
                 let saved = save::new_row(&mut change.row, Cause::Rewind, None, &actor.name, now);
                 change.log(SessionRewinding { checkpoint: n, saved_as: saved.n }).await?;
                 change.step(&Event::Rewind { checkpoint: n }).await?;
-                checkpoints::insert(change.connection(), &saved).await?;
+                checkpoints::insert(change.tx(), &saved).await?;
+                change.tx().after_commit(move || app_in_job.checkpoint_queue.enqueue(session, Cause::Rewind));
                 change.save().await?;
-                Ok(())
+                Ok::<_, Failure>(())
             })
         })
         .await?;
-    app.checkpoint_queue.enqueue(session, Cause::Rewind);
     wait(app, session).await
 }
 

@@ -10,7 +10,6 @@ use raworc_core::session::Event;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::{agents, audit};
 use serde_json::{Map, Value};
-use uuid::Uuid;
 
 use super::check::Checks;
 use super::find::{self, Purpose};
@@ -44,30 +43,28 @@ pub async fn send_message(
     check(&body)?;
     let (actor, now) = (actor.clone(), app.now());
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
+                let row = find::session(tx, &actor, &id_or_name, Purpose::Use).await?;
                 if let Some(key) = &key
-                    && let Some(made) = key.made_before(transaction.connection(), &actor).await?
+                    && let Some(made) = key.made_before(tx, &actor).await?
                 {
                     let id: MessageId = made.parse().map_err(|_| Failure::not_found("message", &made))?;
-                    return messages::find(transaction.connection(), row.id, id)
-                        .await?
-                        .ok_or_else(|| Failure::not_found("message", &made));
+                    return messages::find(tx, row.id, id).await?.ok_or_else(|| Failure::not_found("message", &made));
                 }
                 let mut new =
                     NewMessage { content: body.content, agent: None, metadata: body.metadata.unwrap_or_default() };
                 if let Some(name) = &body.agent {
-                    let assigned = agents::of_session(transaction.connection(), row.id).await?;
+                    let assigned = agents::of_session(tx, row.id).await?;
                     let agent = assigned.iter().find(|a| a.definition.name == *name || a.id.to_string() == *name);
                     let agent = agent.ok_or_else(|| Problem::field("agent", not_assigned(name)))?;
                     new.agent = Some(agent.definition.name.clone());
                 }
-                audit::append(transaction.connection(), now, &actor, "message.send", &row.id.to_string()).await?;
-                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                audit::append(tx, now, &actor, "message.send", &row.id.to_string()).await?;
+                let mut change = Change::begin(tx, row, now, actor.name.clone());
                 let message = queue(&mut change, new).await?;
                 if let Some(key) = &key {
-                    key.remember(change.connection(), &actor, message.id.to_string(), now).await?;
+                    key.remember(change.tx(), &actor, message.id.to_string(), now).await?;
                 }
                 change.save().await?;
                 Ok(message)
@@ -82,7 +79,7 @@ pub async fn send_message(
 /// Where the session takes none.
 pub async fn queue(change: &mut Change<'_>, new: NewMessage) -> Result<MessageRow, Failure> {
     change.step(&Event::MessageQueued).await?;
-    let id = MessageId(Uuid::now_v7());
+    let id = MessageId(change.tx().new_id());
     let (agent, content) = (new.agent.clone(), new.content.clone());
     let seq = change.log(MessageQueued { message_id: id, role: Speaker::User, agent, content }).await?;
     let message = MessageRow {
@@ -105,7 +102,7 @@ pub async fn queue(change: &mut Change<'_>, new: NewMessage) -> Result<MessageRo
         finished_at: None,
         finished_seq: None,
     };
-    messages::insert(change.connection(), &message).await?;
+    messages::insert(change.tx(), &message).await?;
     Ok(message)
 }
 

@@ -264,11 +264,11 @@ async fn wake(app: &Shared, actor: &Actor, id_or_name: String, kind: Kind) -> Re
         Kind::Exec => "session.exec",
     };
     app.store
-        .write(move |transaction| {
+        .write(move |tx| {
             Box::pin(async move {
-                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
-                audit::append(transaction.connection(), now, &actor, action, &row.id.to_string()).await?;
-                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                let row = find::session(tx, &actor, &id_or_name, Purpose::Use).await?;
+                audit::append(tx, now, &actor, action, &row.id.to_string()).await?;
+                let mut change = Change::begin(tx, row, now, actor.name.clone());
                 change.step(&Event::Wake).await?;
                 Ok(change.save().await?)
             })
@@ -313,10 +313,8 @@ async fn attach(
 async fn note(app: &Shared, actor: &Actor, action: &'static str, session: SessionId) -> Result<(), Failure> {
     let (actor, now) = (actor.clone(), app.now());
     app.store
-        .write(move |transaction| {
-            Box::pin(async move {
-                Ok(audit::append(transaction.connection(), now, &actor, action, &session.to_string()).await?)
-            })
+        .write(move |tx| {
+            Box::pin(async move { Ok(audit::append(tx, now, &actor, action, &session.to_string()).await?) })
         })
         .await
 }

@@ -32,15 +32,15 @@ pub async fn update_session(
     conditions: Conditions,
 ) -> Result<SessionRow, Failure> {
     check(&body, &app.ceilings)?;
-    let (actor, now, has_plan) = (actor.clone(), app.now(), body.checkpoints.is_some() || body.resources.is_some());
-    let row = app
-        .store
-        .write(move |transaction| {
+    let has_plan = body.checkpoints.is_some() || body.resources.is_some();
+    let (actor, now, app_in_job) = (actor.clone(), app.now(), app.clone());
+    app.store
+        .write(move |tx| {
             Box::pin(async move {
-                let row = find::session(transaction.connection(), &actor, &id_or_name, Purpose::Use).await?;
+                let row = find::session(tx, &actor, &id_or_name, Purpose::Use).await?;
                 conditions.check_edition(row.edition, row.version)?;
-                audit::append(transaction.connection(), now, &actor, "session.update", &row.id.to_string()).await?;
-                let mut change = Change::begin(transaction, row, now, actor.name.clone());
+                audit::append(tx, now, &actor, "session.update", &row.id.to_string()).await?;
+                let mut change = Change::begin(tx, row, now, actor.name.clone());
                 let lasting = Event::Configured {
                     waiting_timeout: body.waiting_timeout_seconds.map(Duration::from_secs),
                     ttl: body.ttl_seconds.map(Duration::from_secs),
@@ -52,15 +52,15 @@ pub async fn update_session(
                 }
                 let fields = fields.into_iter().map(str::to_owned).collect();
                 change.log(SessionUpdated { fields, agents: None }).await?;
-                Ok::<_, Failure>(change.save().await?)
+                if has_plan {
+                    // Whoever takes checkpoints learns of the plan when it looks.
+                    let session = change.row.id;
+                    change.tx().after_commit(move || app_in_job.checkpoint_queue.enqueue(session, Cause::Request));
+                }
+                Ok(change.save().await?)
             })
         })
-        .await?;
-    if has_plan {
-        // Whoever takes checkpoints learns of the plan when it looks.
-        app.checkpoint_queue.enqueue(row.id, Cause::Request);
-    }
-    Ok(row)
+        .await
 }
 
 fn check(body: &UpdateSession, most: &Ceilings) -> Result<(), Failure> {

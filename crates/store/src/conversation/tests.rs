@@ -54,12 +54,9 @@ fn said(n: u128, (seq, ended, answers): (u64, Option<u64>, Option<u128>)) -> Mes
 /// A parent that has said all that.
 async fn store(directory: &std::path::Path) -> Store {
     let store = Store::open_sqlite(&directory.join("records.db"), Arc::new(|_| {})).unwrap();
-    let write = store.write(|transaction| {
+    let write = store.write(|tx| {
         Box::pin(async move {
-            let connection = transaction.connection();
-            sql("INSERT INTO accounts (id, name, role, created_at) VALUES ('a', 'a', 'admin', 0)")
-                .execute(connection)
-                .await?;
+            sql("INSERT INTO accounts (id, name, role, created_at) VALUES ('a', 'a', 'admin', 0)").execute(tx).await?;
             for id in [PARENT, HEIR] {
                 sql(
                     "INSERT INTO sessions (id, name, starting_prompt, owner_id, owner_name, settings, machine, state, \
@@ -67,11 +64,11 @@ async fn store(directory: &std::path::Path) -> Store {
                      VALUES ($1, '', '', 'a', 'a', '{}', '{}', 'IDLE', 'none', 0, 0, 0, 0, 0, 0, 0)",
                 )
                 .bind(session(id).to_string())
-                .execute(connection)
+                .execute(tx)
                 .await?;
             }
             for (n, message) in (1..).zip(SAID) {
-                messages::insert(connection, &said(n, message)).await?;
+                messages::insert(tx, &said(n, message)).await?;
             }
             Ok::<_, StoreError>(())
         })
@@ -110,9 +107,8 @@ fn what_is_shared_is_read_like_ones_own() {
     block_on(async {
         let directory = tempfile::tempdir().unwrap();
         let store = store(directory.path()).await;
-        let write = store.write(|transaction| {
+        let write = store.write(|tx| {
             Box::pin(async move {
-                let connection = transaction.connection();
                 let event = |seq| EventRow {
                     session_id: session(HEIR),
                     seq,
@@ -123,16 +119,16 @@ fn what_is_shared_is_read_like_ones_own() {
                     data: Map::new(),
                 };
                 let mut seq = 2;
-                for segment in segments_in(connection, session(PARENT), &[1..=4, 6..=20]).await? {
+                for segment in segments_in(tx, session(PARENT), &[1..=4, 6..=20]).await? {
                     let (count, actor) = (segment.count(), "someone".to_owned());
                     let row = SegmentRow { session_id: session(HEIR), seq, segment, generation: 0, actor, at: Time(7) };
-                    insert(connection, &row).await?;
+                    insert(tx, &row).await?;
                     seq += count;
                 }
-                events::insert(connection, &event(1)).await?;
-                events::insert(connection, &event(seq)).await?;
+                events::insert(tx, &event(1)).await?;
+                events::insert(tx, &event(seq)).await?;
                 let own = MessageRow { session_id: session(HEIR), ..said(50, (9, Some(9), None)) };
-                messages::insert(connection, &own).await?;
+                messages::insert(tx, &own).await?;
                 Ok::<_, StoreError>(())
             })
         });
@@ -229,9 +225,9 @@ fn what_is_damaged_is_neither_passed_on_nor_counted_with() {
         let directory = tempfile::tempdir().unwrap();
         let store = store(directory.path()).await;
         let damage = |text: &'static str| {
-            store.write(move |transaction| {
+            store.write(move |tx| {
                 Box::pin(async move {
-                    sql(text).bind(session(PARENT).to_string()).execute(transaction.connection()).await?;
+                    sql(text).bind(session(PARENT).to_string()).execute(tx).await?;
                     Ok::<_, StoreError>(())
                 })
             })

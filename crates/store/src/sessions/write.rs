@@ -5,13 +5,14 @@ use raworc_core::session;
 use super::SessionRow;
 use crate::StoreError;
 use crate::rows::{bigint, word};
-use crate::sql::{Connection, Statement, sql};
+use crate::sql::{Statement, sql};
+use crate::tx::Tx;
 
 /// Adds a session.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn insert(connection: &mut Connection, row: &SessionRow) -> Result<(), StoreError> {
+pub async fn insert(tx: &mut Tx, row: &SessionRow) -> Result<(), StoreError> {
     sql(
         "INSERT INTO sessions (id, name, starting_prompt, owner_id, owner_name, settings, parent_id, machine, state, \
          container, deadline_at, deleted_at, last_seq, host_received, version, messages_ended, busy_micros, created_at, \
@@ -45,7 +46,7 @@ pub async fn insert(connection: &mut Connection, row: &SessionRow) -> Result<(),
     .bind(serde_json::to_string(&row.rewinds)?)
     .bind(row.image_layer_id.map(|id| id.to_string()))
     .bind(row.edition)
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }
@@ -54,7 +55,7 @@ pub async fn insert(connection: &mut Connection, row: &SessionRow) -> Result<(),
 ///
 /// # Errors
 /// [`StoreError::Conflict`] where someone else changed the session since it was read.
-pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result<(), StoreError> {
+pub async fn update(tx: &mut Tx, row: &mut SessionRow) -> Result<(), StoreError> {
     let statement = sql(
         "UPDATE sessions SET machine = $1, state = $2, container = $3, deadline_at = $4, deleted_at = $5, last_seq = $6, \
          host_received = $7, version = $8, messages_ended = $9, busy_micros = $10, updated_at = $11, layer_id = $12, \
@@ -81,14 +82,14 @@ pub async fn update(connection: &mut Connection, row: &mut SessionRow) -> Result
     .bind(row.image_layer_id.map(|id| id.to_string()))
     .bind(row.purged_at.map(|at| at.0))
     .bind(row.save_due.map(word).transpose()?);
-    run(statement, connection, row).await
+    run(statement, tx, row).await
 }
 
 /// Stores that the log has grown, and which reports of the host it has; the rest of the session is left as it is.
 ///
 /// # Errors
 /// As [`update`].
-pub async fn update_log(connection: &mut Connection, row: &mut SessionRow) -> Result<(), StoreError> {
+pub async fn update_log(tx: &mut Tx, row: &mut SessionRow) -> Result<(), StoreError> {
     let statement = sql(
         "UPDATE sessions SET last_seq = $1, host_received = $2, version = $3, updated_at = $4 WHERE id = $5 AND version = $6",
     )
@@ -96,28 +97,28 @@ pub async fn update_log(connection: &mut Connection, row: &mut SessionRow) -> Re
     .bind(bigint(row.host_received))
     .bind(row.version + 1)
     .bind(row.updated_at.0);
-    run(statement, connection, row).await
+    run(statement, tx, row).await
 }
 
 /// Stores what people configure, and counts the edition and the version up.
 ///
 /// # Errors
 /// As [`update`].
-pub async fn configure(connection: &mut Connection, row: &mut SessionRow) -> Result<(), StoreError> {
+pub async fn configure(tx: &mut Tx, row: &mut SessionRow) -> Result<(), StoreError> {
     let statement =
         sql("UPDATE sessions SET name = $1, settings = $2, edition = $3, version = $4 WHERE id = $5 AND version = $6")
             .bind(row.name.clone())
             .bind(serde_json::to_string(&row.settings)?)
             .bind(row.edition + 1)
             .bind(row.version + 1);
-    run(statement, connection, row).await?;
+    run(statement, tx, row).await?;
     row.edition += 1;
     Ok(())
 }
 
 /// Runs an update that ends in the session's id and version, and counts the version up.
-async fn run(statement: Statement, connection: &mut Connection, row: &mut SessionRow) -> Result<(), StoreError> {
-    let done = statement.bind(row.id.to_string()).bind(row.version).execute(connection).await?;
+async fn run(statement: Statement, tx: &mut Tx, row: &mut SessionRow) -> Result<(), StoreError> {
+    let done = statement.bind(row.id.to_string()).bind(row.version).execute(tx).await?;
     if done == 0 {
         return Err(StoreError::Conflict);
     }

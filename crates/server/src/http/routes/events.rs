@@ -14,7 +14,7 @@ use raworc_api::page::Page;
 use raworc_api::problem::{Code, Problem};
 use raworc_core::ids::SessionId;
 use raworc_core::limits::PAGE_BYTES_MAX;
-use raworc_store::Connection;
+use raworc_store::Read;
 use raworc_store::events::{self, EventRow};
 use raworc_store::sessions::SessionRow;
 use raworc_workspace::FileError;
@@ -194,7 +194,7 @@ impl Follow {
     }
 
     /// The session, where whoever follows may still see it.
-    async fn look(&self, connection: &mut Connection) -> Result<SessionRow, Failure> {
+    async fn look(&self, connection: &mut Read) -> Result<SessionRow, Failure> {
         find::session(connection, self.lease.actor(), &self.session.to_string(), Purpose::Read).await
     }
 

@@ -14,7 +14,7 @@ use raworc_core::limits::PAGE_BYTES_MAX;
 use raworc_core::permissions::{Actor, Role};
 use raworc_core::time::Time;
 use raworc_store::sessions::{self, Filter, SessionRow};
-use raworc_store::{Connection, StoreError, agents};
+use raworc_store::{Read, StoreError, agents};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -84,7 +84,7 @@ async fn list(
     app.budgets.json(page).await
 }
 
-async fn listed(connection: &mut Connection, filter: &Filter, limit: u32) -> Result<Page<Session>, Failure> {
+async fn listed(connection: &mut Read, filter: &Filter, limit: u32) -> Result<Page<Session>, Failure> {
     let batch = sessions::list(connection, filter, (limit, PAGE_BYTES_MAX)).await?;
     let page = page_of(batch, |row| format!("{}:{}", row.created_at.0, row.id), |row| row);
     let mut items = Vec::with_capacity(page.items.len());
@@ -99,7 +99,7 @@ async fn listed(connection: &mut Connection, filter: &Filter, limit: u32) -> Res
 
 /// The agents of a session as it lists them; `known` are those that were looked up before.
 async fn assigned(
-    connection: &mut Connection,
+    connection: &mut Read,
     session: SessionId,
     known: &mut HashMap<AgentId, AssignedAgent>,
 ) -> Result<Vec<AssignedAgent>, Failure> {
