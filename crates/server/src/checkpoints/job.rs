@@ -167,7 +167,8 @@ impl Job<'_> {
     /// The layer that what the session wrote becomes, held: the one that it wrote to, or, where that depends on how it is mounted,
     /// another one that does not.
     pub async fn seal_writable(&self) -> Result<(LayerId, LayerPin), SaveError> {
-        let (stack, _hold) = workspace_access::stack(self.app, self.row.layer_id).await?;
+        // What it lies on may have been merged since the session was looked up.
+        let (stack, _hold) = workspace_access::stack_of(self.app, self.row.id).await?;
         let (layer_store, written, settled) =
             (self.app.layer_store.clone(), self.row.writable_id, workspace_access::new_layer());
         let hold = self.app.layer_pins.pin([settled]);

@@ -127,14 +127,18 @@ async fn round(
 /// refers to what lies below what the session writes to, whatever earlier copies there are.
 async fn join(job: &Job<'_>, rounds: &[LayerId], whole: LayerId, earlier: Option<LayerId>) -> Result<(), SaveError> {
     let (stack, _hold): (_, LayerPin) = workspace_access::stack_of(job.app, job.row.id).await?;
-    let (below, _held): (_, LayerPin) = workspace_access::stack(job.app, earlier.or(job.row.layer_id)).await?;
+    let below = match earlier {
+        Some(_) => Some(workspace_access::stack(job.app, earlier).await?),
+        None => None,
+    };
     let layer_store = job.app.layer_store.clone();
     let newest_first: Vec<LayerId> = rounds.iter().rev().copied().collect();
     let work = move || -> io::Result<()> {
         let (lower, parts, xattrs) =
             (layer_store.paths(&stack.layers), layer_store.paths(&newest_first), layer_store.overlay_xattrs());
         parts.iter().try_for_each(|part| seal::resolve_redirects(part, &lower, xattrs))?;
-        squash::squash(&parts, &layer_store.paths(&below.layers), &layer_store.create_empty(whole)?, xattrs)?;
+        let below = below.as_ref().map_or(lower.clone(), |(below, _held)| layer_store.paths(&below.layers));
+        squash::squash(&parts, &below, &layer_store.create_empty(whole)?, xattrs)?;
         layer_store.detect_hard_links(whole)
     };
     Ok(job.app.work(work).await??)

@@ -102,7 +102,7 @@ impl Job<'_> {
         if is_changed {
             return Ok(None);
         }
-        self.record(SaveOutcome::Unchanged, Duration::ZERO).await?;
+        self.record(SaveOutcome::Unchanged { seq: self.row.last_seq }, Duration::ZERO).await?;
         Ok(Some(true))
     }
 

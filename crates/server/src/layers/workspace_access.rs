@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use raworc_api::problem::Code;
 use raworc_core::ids::{ContainerId, LayerId, SessionId};
 use raworc_core::time::Time;
+use raworc_store::Read;
 use raworc_store::layers::{self, LayerRow};
 use raworc_store::sessions::SessionRow;
 use raworc_workspace::layers::compare::ComparedTree;
@@ -143,12 +144,24 @@ pub async fn is_changed(app: &Shared, row: &SessionRow) -> std::io::Result<bool>
     app.work(move || layer_store.is_changed(layer, below)).await.flatten()
 }
 
+async fn find(connection: &mut Read, session: SessionId) -> Result<SessionRow, Failure> {
+    let row = raworc_store::sessions::find(connection, session).await?;
+    row.ok_or_else(|| Failure::not_found("session", &session.to_string()))
+}
+
 async fn stack_now(app: &Shared, session: SessionId) -> Result<LayerStack, Failure> {
     let mut connection = app.store.read().await?;
-    let row = raworc_store::sessions::find(&mut connection, session).await?;
-    let row = row.ok_or_else(|| Failure::not_found("session", &session.to_string()))?;
-    let chain = layers::chain(&mut connection, row.layer_id).await?;
-    Ok(LayerStack { layers: chain.into_iter().map(|layer| layer.id).collect(), writable: Some(row.writable_id) })
+    loop {
+        let row = find(&mut connection, session).await?;
+        match layers::chain(&mut connection, row.layer_id).await {
+            // It may have been merged with others just now: then it has another layer than a moment ago.
+            Err(_) if find(&mut connection, session).await?.layer_id != row.layer_id => {}
+            chain => {
+                let layers = chain?.into_iter().map(|layer| layer.id).collect();
+                return Ok(LayerStack { layers, writable: Some(row.writable_id) });
+            }
+        }
+    }
 }
 
 /// Refuses what a session cannot do any more whose files are gone.

@@ -26,7 +26,10 @@ use crate::error::Failure;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaveOutcome {
     /// Nothing was written since the last time.
-    Unchanged,
+    Unchanged {
+        /// The last event that was stored before the look.
+        seq: u64,
+    },
     /// What the session wrote is a layer now.
     Sealed {
         /// What it wrote to, or the same made independent of how it was written.
@@ -149,7 +152,7 @@ pub fn new_row(row: &mut SessionRow, cause: Cause, label: Option<String>, by: &s
 /// Adds what was found to the layers; the topmost one of the workspace as it was then.
 async fn lay(change: &mut Change<'_>, found: SaveOutcome) -> Result<Option<LayerId>, Failure> {
     let (id, parent) = match found {
-        SaveOutcome::Unchanged => return Ok(change.row.layer_id),
+        SaveOutcome::Unchanged { .. } => return Ok(change.row.layer_id),
         SaveOutcome::Sealed { layer, .. } => (layer, change.row.layer_id),
         SaveOutcome::Copied { layer, earlier, .. } => (layer, earlier.or(change.row.layer_id)),
     };
@@ -190,15 +193,15 @@ async fn fix(
     if checkpoint.cause != Cause::Rewind {
         checkpoint.seq = match saved.found {
             // What has been told since may be of what was written since.
-            SaveOutcome::Copied { seq, .. } => seq,
-            SaveOutcome::Unchanged | SaveOutcome::Sealed { .. } => change.row.last_seq,
+            SaveOutcome::Copied { seq, .. } | SaveOutcome::Unchanged { seq } => seq,
+            SaveOutcome::Sealed { .. } => change.row.last_seq,
         };
     }
     checkpoint.layer_id = top;
     checkpoint.frozen_micros = micros(saved.frozen);
     checkpoint.status = Status::Saving;
     let open = checkpoints::open_of(change.tx(), checkpoint.session_id).await?;
-    let is_saved = saved.found == SaveOutcome::Unchanged
+    let is_saved = matches!(saved.found, SaveOutcome::Unchanged { .. })
         && !open.iter().any(|other| other.status == Status::Saving && other.layer_id == top);
     if is_saved {
         let layer = match top {
