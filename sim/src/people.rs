@@ -58,6 +58,24 @@ pub async fn call(
     Ok((status, serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
 }
 
+/// Sends a request whose client may go away before it is answered: then the handler is dropped, wherever it is, and the status is 499.
+pub async fn ask(
+    world: &World,
+    router: &Router,
+    method: Method,
+    path: &str,
+    body: &Value,
+) -> anyhow::Result<(StatusCode, Value)> {
+    let answer = call(world, router, method, path, None, body);
+    if !world.fault(0.3) {
+        return answer.await;
+    }
+    match tokio::time::timeout(world.millis(3), answer).await {
+        Ok(answered) => answered,
+        Err(_) => Ok((StatusCode::from_u16(499)?, Value::Null)),
+    }
+}
+
 /// Performs `count` random actions.
 pub async fn act(world: &World, router: &Router, count: usize) -> anyhow::Result<()> {
     let other = json!({ "name": "other" });
@@ -179,7 +197,7 @@ pub async fn change_lifecycle(world: &World, router: &Router, number: usize) -> 
         94..96 => (Method::DELETE, format!("/sessions/{session}")),
         _ => (Method::POST, format!("/sessions/{session}/restore")),
     };
-    let (status, _) = call(world, router, method.clone(), &path, None, &Value::Null).await?;
+    let (status, _) = ask(world, router, method.clone(), &path, &Value::Null).await?;
     world.log(&format!("{method} of {session} {}: {status}", path.rsplit('/').next().unwrap_or_default()));
     Ok(())
 }

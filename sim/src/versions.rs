@@ -5,7 +5,7 @@ use axum::Router;
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::people::{any_session, call};
+use crate::people::{any_session, ask, call};
 use crate::world::World;
 
 /// Maximum number of remixes.
@@ -40,7 +40,7 @@ async fn save(world: &World, router: &Router, session: &str) -> anyhow::Result<(
     let label = world.chance(0.3).then(|| format!("label {}", world.below(100)));
     let asked = world.state().oracle.state_of(session);
     let path = format!("/sessions/{session}/checkpoints");
-    let (status, made) = call(world, router, Method::POST, &path, None, &json!({ "label": label })).await?;
+    let (status, made) = ask(world, router, Method::POST, &path, &json!({ "label": label })).await?;
     world.log(&format!("a checkpoint of {session}: {status}, {}", made["status"]));
     if status == StatusCode::CREATED && made["status"] == "ready" {
         let n = made["n"].as_u64().context("no number")?;
@@ -114,7 +114,7 @@ async fn go_back(world: &World, router: &Router, session: &str) -> anyhow::Resul
         }
     }
     let path = format!("/sessions/{session}/checkpoints/{n}/restore");
-    let (status, _) = call(world, router, Method::POST, &path, None, &Value::Null).await?;
+    let (status, _) = ask(world, router, Method::POST, &path, &Value::Null).await?;
     world.log(&format!("{session} is to go back to {n}: {status}"));
     Ok(())
 }
@@ -123,7 +123,7 @@ async fn delete_checkpoint(world: &World, router: &Router, session: &str) -> any
     let Some(n) = known(world, session) else { return Ok(()) };
     world.state().oracle.given_up.insert((session.to_owned(), n));
     let path = format!("/sessions/{session}/checkpoints/{n}");
-    let (status, _) = call(world, router, Method::DELETE, &path, None, &Value::Null).await?;
+    let (status, _) = ask(world, router, Method::DELETE, &path, &Value::Null).await?;
     world.log(&format!("checkpoint {n} of {session} is given up: {status}"));
     Ok(())
 }

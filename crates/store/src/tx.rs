@@ -12,7 +12,21 @@ use uuid::Uuid;
 use crate::StoreError;
 use crate::sql::Read;
 
-/// A transaction that a job changes rows in. It reads as well: wherever a [`Read`] is wanted, it can be lent.
+/// A transaction that a job changes rows in. It reads as well: wherever a [`Read`] is wanted, it can be lent. A function that changes rows
+/// takes a `Tx`, and what [`Store::read`](crate::Store::read) gives is none:
+///
+/// ```
+/// # async fn reads(store: raworc_store::Store) -> Result<bool, raworc_store::StoreError> {
+/// let mut reader = store.read().await?;
+/// raworc_store::agents::any_damaged(&mut reader).await
+/// # }
+/// ```
+/// ```compile_fail,E0308
+/// # async fn changes(store: raworc_store::Store) -> Result<(), raworc_store::StoreError> {
+/// let mut reader = store.read().await?;
+/// raworc_store::set_aside::set_aside(&mut reader, "a session").await
+/// # }
+/// ```
 pub struct Tx {
     connection: Read,
     follow_up: FollowUp,

@@ -300,12 +300,14 @@ impl Worker {
     /// Does what follows from a commit: first what jobs have asked for, then the listener is told, so that who hears of the commit finds the
     /// rest done.
     fn follow_up(&self, FollowUp { notice, effects }: FollowUp) {
-        let is_done = |effect: Box<dyn FnOnce() + Send>| catch_unwind(AssertUnwindSafe(effect)).is_ok();
-        let mut all_done = effects.into_iter().fold(true, |all, effect| is_done(effect) && all);
-        if !notice.is_empty() {
-            all_done &= catch_unwind(AssertUnwindSafe(|| (self.listener)(notice))).is_ok();
+        let mut are_done = true;
+        for effect in effects {
+            are_done &= catch_unwind(AssertUnwindSafe(effect)).is_ok();
         }
-        if !all_done {
+        if !notice.is_empty() {
+            are_done &= catch_unwind(AssertUnwindSafe(|| (self.listener)(notice))).is_ok();
+        }
+        if !are_done {
             tracing::error!("what follows from a commit panicked");
         }
     }

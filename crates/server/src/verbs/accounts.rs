@@ -30,7 +30,7 @@ pub async fn first_start(store: &Store, now: Time) -> Result<Option<String>, Fai
     let secret = auth::new_secret();
     let hash = auth::hash(&secret);
     let account = new_account(ADMIN.into(), Role::Admin, now);
-    let token = new_token(account.id, "first start".into(), None, now);
+    let token = new_token(Uuid::now_v7(), account.id, "first start".into(), None, now);
     let is_first = store
         .write(move |tx| {
             Box::pin(async move {
@@ -57,10 +57,7 @@ pub async fn replace_admin_token(store: &Store, now: Time) -> Result<String, Fai
         .write(move |tx| {
             Box::pin(async move {
                 let account = accounts::find(tx, ADMIN).await?.ok_or_else(|| Failure::not_found("account", ADMIN))?;
-                let token = TokenRow {
-                    id: TokenId(tx.new_id()),
-                    ..new_token(account.id, "replaced at start".into(), None, now)
-                };
+                let token = new_token(tx.new_id(), account.id, "replaced at start".into(), None, now);
                 accounts::insert_token(tx, &token, &hash).await?;
                 Ok::<_, Failure>(())
             })
@@ -73,8 +70,8 @@ fn new_account(name: String, role: Role, now: Time) -> AccountRow {
     AccountRow { id: AccountId(Uuid::now_v7()), name, role, created_at: now, closed_at: None }
 }
 
-fn new_token(account_id: AccountId, name: String, expires_at: Option<Time>, now: Time) -> TokenRow {
-    TokenRow { id: TokenId(Uuid::now_v7()), account_id, name, created_at: now, expires_at, revoked_at: None }
+fn new_token(id: Uuid, account_id: AccountId, name: String, expires_at: Option<Time>, now: Time) -> TokenRow {
+    TokenRow { id: TokenId(id), account_id, name, created_at: now, expires_at, revoked_at: None }
 }
 
 /// Makes an account.
@@ -173,7 +170,7 @@ pub async fn create_token(
     }
     let (actor, now) = (actor.clone(), app.now());
     let expires_at = body.expires_in_seconds.map(|seconds| now + Duration::from_secs(seconds));
-    let row = new_token(owner.id, body.name, expires_at, now);
+    let row = new_token(Uuid::now_v7(), owner.id, body.name, expires_at, now);
     let secret = auth::new_secret();
     let hash = auth::hash(&secret);
     app.store
