@@ -9,6 +9,7 @@ mod errors;
 mod events;
 mod imports;
 mod invariants;
+mod jobs;
 mod layers;
 mod links;
 mod openapi;
@@ -25,11 +26,12 @@ type Findings = Vec<String>;
 type Check = fn(&Repository) -> anyhow::Result<Findings>;
 
 /// All checks by name.
-const CHECKS: [(&str, Check); 13] = [
+const CHECKS: [(&str, Check); 14] = [
     ("layers", layers::order),
     ("backends", layers::backends),
     ("containers", layers::containers),
     ("imports", imports::cycles),
+    ("jobs", jobs::can_run_again),
     ("purity", text::purity),
     ("lints", text::lints),
     ("sizes", text::sizes),
