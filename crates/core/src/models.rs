@@ -55,6 +55,22 @@ pub struct TokenUsage {
     pub cached_tokens: u64,
 }
 
+/// How a call of a model ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallEnd {
+    /// The whole answer was passed on, whatever its status.
+    Complete,
+    /// The provider broke off, or sent what is no answer, after the first byte had been passed on.
+    Cut,
+    /// No attempt brought an answer.
+    Failed,
+    /// The program inside went away.
+    ClientGone,
+    /// It was ended, for example because its turn was cancelled.
+    Cancelled,
+}
+
 impl Price {
     /// The cost of a call, in millionths of the currency, rounded up.
     #[must_use]

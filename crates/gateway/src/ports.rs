@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http::StatusCode;
 use raworc_core::ids::ContainerId;
 use raworc_core::models::{ProviderKind, TokenUsage};
+
+pub use raworc_core::models::CallEnd;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -23,6 +25,15 @@ impl fmt::Debug for ProviderKey {
     }
 }
 
+/// What a call is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// An answer of a model.
+    Generate,
+    /// The number of tokens that a request has; costs nothing.
+    CountTokens,
+}
+
 /// A call that a program in a container wants to make.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -32,6 +43,8 @@ pub struct Call {
     pub key: Option<String>,
     /// How the program speaks.
     pub dialect: Dialect,
+    /// What it is for.
+    pub operation: Operation,
     /// The model that it names, if any.
     pub model: Option<String>,
     /// Whether the answer is to be streamed.
@@ -79,21 +92,6 @@ pub struct Refusal {
     pub message: String,
     /// When it may be tried again.
     pub retry_after: Option<Duration>,
-}
-
-/// How a call ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallEnd {
-    /// The whole answer was passed on, whatever its status.
-    Complete,
-    /// The provider broke off, or sent what is no answer, after the first byte had been passed on.
-    Cut,
-    /// No attempt brought an answer.
-    Failed,
-    /// The program inside went away.
-    ClientGone,
-    /// [`Admission::cancelled`] ended it.
-    Cancelled,
 }
 
 /// A tool call in an answer of a model.
