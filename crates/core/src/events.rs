@@ -11,10 +11,12 @@
 #[macro_use]
 mod schema;
 mod kinds;
+mod parts;
 #[cfg(test)]
 mod tests;
 mod words;
 
 pub use kinds::*;
+pub use parts::*;
 pub use schema::{Described, Kind};
 pub use words::*;

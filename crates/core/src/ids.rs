@@ -41,11 +41,17 @@ id!(/// A person or program that may use the server.
 id!(/// A bearer token of an account (its record, not its secret).
     TokenId);
 
+id!(/// A call of a model by a program in a session.
+    ModelCallId);
 id!(/// A layer of workspaces: what one checkpoint changed, or what a session is writing now.
     LayerId);
 
 id!(/// An image that is here.
     ImageId);
+id!(/// A provider of models.
+    ProviderId);
+id!(/// A secret of an account.
+    SecretId);
 
 /// How many containers a session has had; the newest one's number fences off every older one.
 pub type Generation = u32;

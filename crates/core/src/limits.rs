@@ -128,6 +128,35 @@ pub const IMAGE_ENTRIES_MAX: u64 = 8_000_000;
 /// Longest name of an image, in bytes.
 pub const IMAGE_NAME_BYTES_MAX: usize = 512;
 
+/// Providers of models.
+pub const PROVIDERS_MAX: usize = 100;
+/// Models that a provider lists.
+pub const MODELS_PER_PROVIDER_MAX: usize = 500;
+/// Other names of one model.
+pub const ALIASES_PER_MODEL_MAX: usize = 32;
+/// Longest name or alias of a model, in bytes.
+pub const MODEL_NAME_BYTES_MAX: usize = 256;
+/// Fewest and most tokens that a model is said to take or to give.
+pub const MODEL_TOKENS: std::ops::RangeInclusive<u64> = 1..=1_000_000_000;
+/// Highest price of a million tokens, in millionths of the currency.
+pub const PRICE_MICROS_MAX: u64 = 1_000_000 * 1_000_000;
+/// Longest URL of a provider, in bytes.
+pub const BASE_URL_BYTES_MAX: usize = 2048;
+/// Longest key of a provider, in bytes.
+pub const API_KEY_BYTES_MAX: usize = 4096;
+/// `timeout_seconds` of a provider for which none is given.
+pub const PROVIDER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
+/// Shortest and longest `timeout_seconds` of a provider.
+pub const PROVIDER_TIMEOUT_SECONDS: std::ops::RangeInclusive<u64> = 1..=3600;
+/// Secrets of one account.
+pub const SECRETS_PER_ACCOUNT_MAX: usize = 200;
+/// Longest value of a secret, in bytes.
+pub const SECRET_VALUE_BYTES_MAX: usize = 32 * 1024;
+/// Hosts that one secret is for.
+pub const SECRET_HOSTS_MAX: usize = 32;
+/// Longest value of a header around a secret, in bytes.
+pub const SECRET_FORMAT_BYTES_MAX: usize = 256;
+
 /// CPUs of a session that names none.
 pub const CPU_DEFAULT: f64 = 1.0;
 /// Memory of a session that names none, in bytes.
@@ -138,3 +167,6 @@ pub const MEMORY_BYTES_MIN: u64 = 16 * 1024 * 1024;
 pub const PIDS_DEFAULT: u32 = 256;
 /// Fewest processes of a session: the host needs a few itself.
 pub const PIDS_MIN: u32 = 16;
+
+/// Connections of one container to the gateway; the next one waits to be accepted.
+pub const GATEWAY_CONNECTIONS_MAX: usize = 256;

@@ -23,6 +23,8 @@
 //! Terminals and commands whose streams are attached have a connection of their own for each attachment, so that a slow
 //! reader holds up nobody else: the server sends `attach`, the host dials again and says `attached`, and what follows the
 //! server's `welcome` there are the pieces of [`crate::pieces`].
+//!
+//! In the same way each connection of a program to the gateway has one of its own to the server, which begins with `gateway`.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -61,6 +63,14 @@ pub const OUTPUT_DIRECTORY: &str = ".raworc/output";
 
 /// The feature of hosts that understand `attach`.
 pub const FEATURE_ATTACH: &str = "attach";
+
+/// The TCP port of 127.0.0.1 at which programs inside find the gateway: above the range from which the kernel takes ports by itself (ip(7)),
+/// so that no program is there by chance.
+pub const GATEWAY_PORT: u16 = 62_000;
+/// What the key of programs begins with that run in a turn; the turn's id follows. Such a key is worth nothing outside of its container.
+pub const TURN_KEY_PREFIX: &str = "raworc-turn-";
+/// The key of other programs.
+pub const SESSION_KEY: &str = "raworc-session";
 
 /// Names one piece of work for the life of its container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -263,6 +273,14 @@ pub enum HostFrame {
         token: String,
         /// The attachment that was asked for.
         attachment: Uuid,
+    },
+    /// The first frame of a connection that one program inside has to the gateway. What follows it, and the server's `welcome`, is theirs.
+    Gateway {
+        /// Which frames it understands.
+        #[serde(flatten)]
+        versions: Versions,
+        /// As in `hello`.
+        token: String,
     },
     /// No turn is going on: send one. Sent once after `welcome` (where none runs) and after each turn.
     Poll,

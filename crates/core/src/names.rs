@@ -2,7 +2,9 @@
 
 use unicode_normalization::UnicodeNormalization as _;
 
-use crate::limits::{ENV_BYTES_MAX, ENV_VARIABLES_MAX, IMAGE_NAME_BYTES_MAX, NAME_CHARACTERS_MAX};
+use crate::limits::{
+    ENV_BYTES_MAX, ENV_VARIABLES_MAX, IMAGE_NAME_BYTES_MAX, MODEL_NAME_BYTES_MAX, NAME_CHARACTERS_MAX,
+};
 
 /// A text of one line that is shown: 1 to 128 characters, each of which can be seen, but for spaces between others; composed as
 /// Unicode's form NFC has it, so that what looks alike because letters are put together in another way is the same.
@@ -99,6 +101,14 @@ pub fn check_image(text: &str) -> Result<(), String> {
     }
     if uuid::Uuid::parse_str(text).is_ok() {
         return Err("must not be a UUID: names are accepted wherever ids are".into());
+    }
+    Ok(())
+}
+
+/// A model's name or alias: printable ASCII without spaces, as providers have them.
+pub fn check_model(text: &str) -> Result<(), String> {
+    if text.is_empty() || text.len() > MODEL_NAME_BYTES_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!("must be 1 to {MODEL_NAME_BYTES_MAX} printable ASCII characters without spaces"));
     }
     Ok(())
 }
@@ -235,6 +245,24 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(check_image(text).is_ok(), ok, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn names_of_models() {
+        let (longest, longer) = ("m".repeat(MODEL_NAME_BYTES_MAX), "m".repeat(MODEL_NAME_BYTES_MAX + 1));
+        for (text, ok) in [
+            ("gpt-4o", true),
+            ("vendor/model:free", true),
+            ("hf.co/a/b:Q4_K_M", true),
+            (longest.as_str(), true),
+            (longer.as_str(), false),
+            ("", false),
+            ("a b", false),
+            ("a\n", false),
+            ("größe", false),
+        ] {
+            assert_eq!(check_model(text).is_ok(), ok, "{text:?}");
         }
     }
 

@@ -70,6 +70,15 @@ pub enum Action {
     ReadAgents,
     /// Register, change or remove agents.
     ManageAgents,
+    /// See which models there are.
+    ReadModels,
+    /// See, add, change or remove providers of models.
+    ManageProviders,
+    /// See, add, change or remove a secret, whose value nobody sees.
+    ManageSecret {
+        /// Whose secret.
+        owner: AccountId,
+    },
     /// See or change accounts and other people's tokens.
     ManageAccounts,
     /// See, make or revoke tokens of one account.
@@ -107,7 +116,7 @@ pub fn allow(actor: &Actor, action: Action) -> Decision {
         return Decision::Allow;
     }
     match action {
-        Action::CreateSession | Action::CreateImage | Action::ReadAgents => Decision::Allow,
+        Action::CreateSession | Action::CreateImage | Action::ReadAgents | Action::ReadModels => Decision::Allow,
         Action::ReadImage { owner, is_shared } => {
             if is_shared || owner == actor.account {
                 Decision::Allow
@@ -123,11 +132,19 @@ pub fn allow(actor: &Actor, action: Action) -> Decision {
                 Decision::Hide
             }
         }
-        Action::ReadSession { owner } | Action::UseSession { owner } | Action::ManageTokens { owner } => {
-            if owner == actor.account { Decision::Allow } else { Decision::Hide }
+        Action::ReadSession { owner }
+        | Action::UseSession { owner }
+        | Action::ManageTokens { owner }
+        | Action::ManageSecret { owner } => {
+            if owner == actor.account {
+                Decision::Allow
+            } else {
+                Decision::Hide
+            }
         }
         Action::UseRegistryCredentials { is_shared: true } => Decision::Allow,
         Action::ManageAgents
+        | Action::ManageProviders
         | Action::ManageAccounts
         | Action::ReadServer
         | Action::ManageServer
@@ -161,6 +178,10 @@ mod tests {
             (Action::ManageImage { owner: other, is_shared: true }, Decision::Forbid),
             (Action::ReadAgents, Decision::Allow),
             (Action::ManageAgents, Decision::Forbid),
+            (Action::ReadModels, Decision::Allow),
+            (Action::ManageProviders, Decision::Forbid),
+            (Action::ManageSecret { owner: me }, Decision::Allow),
+            (Action::ManageSecret { owner: other }, Decision::Hide),
             (Action::ManageAccounts, Decision::Forbid),
             (Action::ManageTokens { owner: me }, Decision::Allow),
             (Action::ManageTokens { owner: other }, Decision::Hide),

@@ -1,6 +1,7 @@
 //! The host's event loop: polls every descriptor and handles each event.
 
 use std::io;
+use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, set_child_subreaper};
 
 use crate::connection::Connection;
+use crate::gateway::{Gateway, GatewaySource};
 use crate::processes::{self, ProcessSelector};
 use crate::reports::{Reports, line};
 use crate::signals::Signals;
@@ -28,6 +30,7 @@ enum Ready {
     Connection,
     Work(WorkSource),
     Stream(StreamSource),
+    Gateway(GatewaySource),
 }
 
 /// A shutdown in progress.
@@ -49,6 +52,8 @@ pub struct Paths {
     pub scripts: PathBuf,
     /// The workspace.
     pub workspace: PathBuf,
+    /// Where programs find the gateway.
+    pub gateway: Option<SocketAddrV4>,
 }
 
 /// The host of one container.
@@ -60,6 +65,7 @@ pub struct Host {
     spawner: Spawner,
     works: Works,
     streams: Streams,
+    gateway: Gateway,
     /// The server knows that we are ready for a message.
     polled: bool,
     next_heartbeat: Instant,
@@ -74,9 +80,11 @@ impl Host {
         let now = Instant::now();
         // As the first process of a container we inherit orphans; this has the same effect outside of one.
         set_child_subreaper(Some(getpid()))?;
+        let gateway = Gateway::listen(paths.gateway, &token, paths.socket.clone(), now);
         Ok(Self {
             streams: Streams::new(token.clone(), paths.socket.clone()),
-            spawner: Spawner::new(paths.scripts),
+            spawner: Spawner::new(paths.scripts, gateway.address()),
+            gateway,
             token,
             signals: Signals::catch()?,
             connection: Connection::new(paths.socket, now),
@@ -123,6 +131,10 @@ impl Host {
             ready.push(Ready::Stream(source));
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         }
+        for (source, fd, flags) in self.gateway.sources() {
+            ready.push(Ready::Gateway(source));
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
+        }
         let time = self.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = time.and_then(|time| Timespec::try_from(time).ok());
         if poll(&mut fds, timeout.as_ref()).is_err() {
@@ -155,6 +167,7 @@ impl Host {
             }
             Ready::Work(source) => self.works.handle_ready(source, now),
             Ready::Stream(source) => self.streams.handle_ready(source),
+            Ready::Gateway(source) => self.gateway.handle_ready(source, now),
         }
     }
 
@@ -242,6 +255,7 @@ impl Host {
             self.connection.next_deadline(),
             self.works.next_deadline(&self.reports),
             self.streams.next_deadline(),
+            self.gateway.next_deadline(),
             of_stop,
         ];
         others.into_iter().flatten().chain([of_server]).min()
@@ -262,6 +276,7 @@ impl Host {
             shutdown.kill_at = None;
             processes::signal_others(Signal::KILL);
         }
+        self.gateway.handle_timers(now, self.connection.is_welcomed());
         self.works.handle_timers(now, &mut self.reports);
         self.works.leave_behind(self.streams.handle_timers(now, &mut self.reports));
         if self.connection.is_welcomed() && self.next_heartbeat <= now {

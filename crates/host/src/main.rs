@@ -5,6 +5,7 @@
 
 mod attachment;
 mod connection;
+mod gateway;
 mod head_tail;
 mod host;
 mod identity;
@@ -15,6 +16,7 @@ mod output_spill;
 mod piped;
 mod processes;
 mod queries;
+mod relay;
 mod reports;
 mod script;
 mod signals;
@@ -26,10 +28,11 @@ mod works;
 
 use std::fs;
 use std::io::{BufRead, Read, stdin};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use raworc_core::link::{SCRIPTS_PATH, SOCKET_PATH, TOKEN_BYTES_MAX, WORKSPACE_PATH};
+use raworc_core::link::{GATEWAY_PORT, SCRIPTS_PATH, SOCKET_PATH, TOKEN_BYTES_MAX, WORKSPACE_PATH};
 
 fn main() -> ExitCode {
     if let Some(status) = launch::exec_program() {
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         socket: path(1, SOCKET_PATH),
         scripts: path(2, SCRIPTS_PATH),
         workspace: path(3, WORKSPACE_PATH),
+        gateway: gateway(),
     };
     match host::Host::new(token, paths) {
         Ok(host) => ExitCode::from(host.run()),
@@ -52,6 +56,16 @@ fn main() -> ExitCode {
             eprintln!("the host could not start: {error}");
             ExitCode::from(1)
         }
+    }
+}
+
+/// Where programs find the gateway: as the fourth argument says, or at the usual place where nothing is said at all.
+fn gateway() -> Option<SocketAddrV4> {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.len() == 0 {
+        Some(SocketAddrV4::new(Ipv4Addr::LOCALHOST, GATEWAY_PORT))
+    } else {
+        arguments.nth(3)?.parse().ok()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use raworc_core::link::{AGENT_UID, Ending, OutputStream, Program, Work};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, ioctl_fionbio, write};
 
+use crate::gateway::Gateway;
 use crate::identity::{self, WorkGidAllocator};
 use crate::launch;
 use crate::processes::{self, ProcessSelector};
@@ -69,12 +71,14 @@ pub struct Spawner {
     work_gids: WorkGidAllocator,
     /// The name of the agents' user, once it is needed.
     agent_name: Option<String>,
+    /// Where programs find the gateway.
+    gateway: Option<SocketAddrV4>,
 }
 
 impl Spawner {
     /// Writes scripts to the directory `scripts`.
-    pub fn new(scripts: PathBuf) -> Self {
-        Self { scripts: Scripts::new(scripts), work_gids: WorkGidAllocator::default(), agent_name: None }
+    pub fn new(scripts: PathBuf, gateway: Option<SocketAddrV4>) -> Self {
+        Self { scripts: Scripts::new(scripts), work_gids: WorkGidAllocator::default(), agent_name: None, gateway }
     }
 
     /// Starts a work's process as the agents' user. Only the calling thread may reap, because the standard library
@@ -152,6 +156,10 @@ impl Spawner {
         if let Some(shell) = script::shell().ok().and_then(|words| words.into_iter().next()) {
             command.env("SHELL", shell);
         }
+        if let Some(address) = self.gateway {
+            command.envs(Gateway::variables(address, work.id));
+        }
+        // What the session and the agent set comes last, so that it prevails.
         command.envs(&work.env).current_dir(&work.directory);
         if identity::is_root() {
             command.uid(AGENT_UID);

@@ -1,90 +1,20 @@
-//! Every kind of event. Order: sessions, messages and their turns, commands, terminals, files, checkpoints, records.
+//! Every kind of event. Order: sessions, messages and their turns, tools, commands, terminals, files, checkpoints, models, records.
 //!
 //! Times are RFC 3339 in UTC, spans of time are in seconds, sizes in bytes. A field that is an `Option` is null where there is none;
 //! one that is also marked with `skip_serializing_if` is left out.
 
 use jiff::Timestamp;
+use serde_json::Value;
 use uuid::Uuid;
 
-use super::words::{EnforcedBy, Outcome, Speaker, StreamError};
+use super::parts::{ImageName, MessageError, StreamEnd, StreamStart, TurnResult};
+use super::words::{EnforcedBy, Outcome, Speaker};
 use crate::checkpoints::Cause;
-use crate::ids::{MessageId, SessionId, TurnId};
+use crate::ids::{MessageId, ModelCallId, SessionId, TurnId};
 use crate::link::OutputStream;
+use crate::models::CallEnd;
 use crate::quantity::Bytes;
 use crate::session::{FaultCode, Reason, State, TerminationReason};
-
-object! {
-    /// An image that a session uses.
-    ImageName {
-        /// Its name.
-        name: String,
-        /// The digest of its manifest, `sha256:…`.
-        digest: String,
-    }
-}
-
-object! {
-    /// Why a message did not end well.
-    MessageError {
-        /// `exit_status`, `signal`, `timeout`, `not_started`, `cancelled`, `session_ended`, `host_died`, `out_of_memory`,
-        /// `disk_quota_exceeded` or `record_damaged`.
-        code: String,
-        /// What happened, for people.
-        message: String,
-    }
-}
-
-object! {
-    /// What became of a turn whose host reported its end.
-    TurnResult {
-        /// The agent's message.
-        reply_id: MessageId,
-        /// The exit status, 0 to 255; null where it did not exit.
-        exit_code: Option<i32>,
-        /// The signal that ended it.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        signal: Option<i32>,
-        /// From start to end.
-        duration_seconds: f64,
-        /// Bytes of output that were left out because there was too much.
-        output_bytes_dropped: u64,
-        /// The file of the workspace that has all of the output, where some was left out.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        output_file: Option<String>,
-    }
-}
-
-object! {
-    /// How a command or a terminal ended.
-    StreamEnd {
-        /// The exit status, 0 to 255; null where it did not exit, or nobody saw it.
-        exit_code: Option<i32>,
-        /// From start to end, where its host reported it.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        duration_seconds: Option<f64>,
-        /// The signal that ended it, where its streams were attached.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        signal: Option<i32>,
-        /// Why there is no exit status.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        error: Option<StreamError>,
-    }
-}
-
-object! {
-    /// What a terminal, or a command with its streams attached, begins with.
-    StreamStart {
-        /// Its streams are attached: true, or left out.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        attached: Option<bool>,
-        /// Characters in a line, 1 to 4096, where there is a terminal.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        columns: Option<u16>,
-        /// Lines, 1 to 4096, where there is a terminal.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        rows: Option<u16>,
-    }
-}
 
 events! {
     /// A session was created: the first event of every log.
@@ -418,6 +348,90 @@ events! {
         n: u64,
         /// Why, for people.
         error: String,
+    }
+
+    /// A model wants a tool to be used. The calls of one answer of the model are told together, before the first of them begins.
+    "tool.called" ToolCalled {
+        /// Names the call.
+        call_id: Uuid,
+        /// The message that is answered.
+        message_id: MessageId,
+        /// The turn.
+        turn_id: TurnId,
+        /// The agent.
+        agent: String,
+        /// Which of the model's answers in this turn it belongs to, counted from 1.
+        step: u32,
+        /// The tool's name, as the model has it.
+        tool: String,
+        /// What the tool is given: an object, or where the model has written none, its text.
+        input: Value,
+    }
+
+    /// A tool call has ended; the model is told the same.
+    "tool.finished" ToolFinished {
+        /// Names the call.
+        call_id: Uuid,
+        /// The message that is answered.
+        message_id: MessageId,
+        /// The turn in which it ended.
+        turn_id: TurnId,
+        /// What came of it. Where it is long, its beginning and its end, with a mark between them.
+        output: String,
+        /// It did not do what it was to do, or nobody knows whether it did.
+        is_error: bool,
+        /// How long it took; null where nobody saw its end.
+        duration_seconds: Option<f64>,
+    }
+
+    /// The model is asked anew, since its answer was cut off. What it has written since the last tool call is no part of its answer.
+    "agent.step_discarded" AgentStepDiscarded {
+        /// The message that is answered.
+        message_id: MessageId,
+        /// The turn.
+        turn_id: TurnId,
+        /// The step, counted from 1.
+        step: u32,
+        /// Why, for people.
+        reason: String,
+    }
+
+    /// A program in the session called a model, by the gateway. `GET /sessions/{id}/model-calls/{call_id}` has what was said.
+    "model.called" ModelCalled {
+        /// Names the call.
+        call_id: ModelCallId,
+        /// The turn in which the program ran; null for one that ran in none.
+        turn_id: Option<TurnId>,
+        /// The agent whose turn it was.
+        agent: Option<String>,
+        /// The provider's name.
+        provider: String,
+        /// The model's name at the provider.
+        model: String,
+        /// What the program asked for, where that is another model: one that no provider has is answered by the agent's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        requested_model: Option<String>,
+        /// Tokens that the model read, those of its cache included; null where the provider has not told.
+        input_tokens: Option<u64>,
+        /// Tokens that the model wrote, its reasoning included.
+        output_tokens: Option<u64>,
+        /// Tokens of the input that the provider had in its cache.
+        cached_tokens: Option<u64>,
+        /// What it cost, in the currency of the model's price; null where it has none, or the provider has not told the tokens.
+        cost: Option<f64>,
+        /// From the call to the end of the answer.
+        duration_seconds: f64,
+        /// From the call to the first byte of the answer.
+        first_byte_seconds: Option<f64>,
+        /// The provider's last HTTP status; null where none came.
+        status: Option<u16>,
+        /// How it ended.
+        end: CallEnd,
+        /// How many times the provider was asked.
+        attempts: u32,
+        /// What went wrong, for people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
     }
 
     /// Stands in the place of an event whose record is damaged.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::ids::{MessageId, SessionId, TurnId};
+use crate::ids::{MessageId, ModelCallId, SessionId, TurnId};
 
 /// A kind of event, for documents.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,10 +96,12 @@ described! {
     u16 => { "type": "integer", "format": "int32", "minimum": 0 },
     u32 => { "type": "integer", "format": "int32", "minimum": 0 },
     u64 => { "type": "integer", "format": "int64", "minimum": 0 },
+    Value => {},
     f64 => { "type": "number", "format": "double" },
     Timestamp => { "type": "string", "format": "date-time" },
     Uuid => { "type": "string", "format": "uuid" },
     MessageId => { "type": "string", "format": "uuid" },
+    ModelCallId => { "type": "string", "format": "uuid" },
     SessionId => { "type": "string", "format": "uuid" },
     TurnId => { "type": "string", "format": "uuid" },
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::Described;
 use crate::checkpoints::Cause;
 use crate::link::OutputStream;
+use crate::models::CallEnd;
 use crate::quantity::Bytes;
 use crate::session::{FaultCode, Reason, State, TerminationReason};
 
@@ -63,6 +64,7 @@ words!(Speaker: User, Agent, System);
 words!(Outcome: Done, Failed, Cancelled);
 words!(EnforcedBy: Stopping, FileSystem);
 words!(StreamError: NotStarted, Abandoned, Lost, Closed, TimedOut);
+words!(CallEnd: Complete, Cut, Failed, ClientGone, Cancelled);
 words!(OutputStream: Stdout, Stderr);
 words!(Cause: Message, Stop, Every, Start, Request, Rewind, Remix);
 words!(State: Init, Ready, Idle, Busy, Error);

@@ -6,6 +6,7 @@
 mod connection;
 mod detached;
 mod endings;
+mod gateway;
 mod isolation;
 mod latency;
 mod output;

@@ -31,6 +31,15 @@ pub struct Server {
 
 impl Server {
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// A host with a port for the gateway, which its programs' variables tell.
+    pub fn with_gateway() -> Self {
+        Self::start_with(&["127.0.0.1:0"])
+    }
+
+    fn start_with(arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         // As root the host runs its agents as somebody else.
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).unwrap();
@@ -44,6 +53,7 @@ impl Server {
             .arg(socket)
             .arg(directory.path().join("_"))
             .arg(directory.path())
+            .args(arguments)
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
@@ -54,11 +64,17 @@ impl Server {
     /// A host that was welcomed and has asked for work.
     pub fn ready() -> (Self, Connection) {
         let server = Self::start();
-        let mut connection = server.accept();
+        let connection = server.welcome();
+        (server, connection)
+    }
+
+    /// Accepts the host's connection, on which it then asks for work.
+    pub fn welcome(&self) -> Connection {
+        let mut connection = self.accept();
         assert_eq!(connection.hello(), []);
         connection.send(&ServerFrame::Welcome { received: 0, protocol: *PROTOCOLS.end() });
         assert_eq!(connection.receive(), HostFrame::Poll);
-        (server, connection)
+        connection
     }
 
     pub fn accept(&self) -> Connection {
