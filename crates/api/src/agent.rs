@@ -17,6 +17,8 @@ pub enum AgentRuntime {
     /// Messages are shell scripts.
     #[default]
     Shell,
+    /// A model answers, and uses tools in the session.
+    Model,
 }
 
 /// Settings of an agent.
@@ -29,6 +31,15 @@ pub struct AgentConfig {
     /// Time limit of a message in seconds, 1 to 86400.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u64>,
+    /// Runtime `model`: how often the model may be asked for one message, 1 to 10000; default 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u32>,
+    /// Runtime `model`: the temperature, 0 to 2; the provider's own where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    /// Runtime `model`: tokens of one answer at most; the model's own limit where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_output_tokens: Option<u64>,
 }
 
 /// `POST /agents` and `PUT /agents/{id}`. PUT replaces the whole definition.
@@ -52,6 +63,10 @@ pub struct AgentDefinition {
     /// How it runs.
     #[serde(default)]
     pub runtime: AgentRuntime,
+    /// Runtime `model`: the tools that it has: `bash`, `read_file`, `write_file`, `edit_file`, `list_files`, `search`; all of them where
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<String>>,
     /// Settings.
     #[serde(default)]
     pub config: AgentConfig,

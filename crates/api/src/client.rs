@@ -17,7 +17,10 @@ mod error;
 mod events;
 mod files;
 mod images;
+mod model_calls;
 mod path;
+mod providers;
+mod secrets;
 mod sessions;
 mod streams;
 

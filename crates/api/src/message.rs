@@ -122,7 +122,7 @@ pub struct Message {
 /// Why a message failed or was cancelled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MessageError {
-    /// `exit_status`, `signal`, `timeout`, `not_started`, `cancelled`, `session_ended`, `host_died`, `out_of_memory`,
+    /// `exit_status`, `signal`, `timeout`, `not_started`, `model_failed`, `step_limit`, `cancelled`, `session_ended`, `host_died`, `out_of_memory`,
     /// `disk_quota_exceeded` or `record_damaged`.
     pub code: String,
     /// What happened.

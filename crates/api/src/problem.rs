@@ -111,6 +111,8 @@ codes! {
     RegistryNotFound = "registry_not_found", 404, "Not in the registry";
     /// The registry does not answer, or answers incorrectly.
     RegistryUnavailable = "registry_unavailable", 503, "Registry unavailable";
+    /// The file with the keys that secrets are encrypted with is missing, or no such file.
+    KeyFileUnusable = "key_file_unusable", 409, "Key file cannot be used";
     /// An agent is still assigned to sessions.
     AgentInUse = "agent_in_use", 409, "Agent in use";
     /// The file or directory has the wrong type for this call.

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use raworc_runtime::native::rootless;
 
-use crate::commands::{self, account, agent, audit, checkpoint, image, run, serve, session, system, token};
+use crate::commands::{
+    self, account, agent, audit, checkpoint, image, provider, run, secret, serve, session, system, token,
+};
 use crate::config::Global;
 use crate::connect;
 use crate::context::Context;
@@ -63,6 +65,15 @@ enum Command {
     /// Define the agents that sessions can use.
     #[command(subcommand, visible_alias = "agents")]
     Agent(agent::Agent),
+    /// Add providers of models and their keys, list and change them.
+    #[command(subcommand, visible_alias = "providers")]
+    Provider(provider::Provider),
+    /// Show the models that agents may use.
+    #[command(subcommand, visible_alias = "models")]
+    Model(provider::Model),
+    /// Keep secrets for sessions: add, list and change them.
+    #[command(subcommand, visible_alias = "secrets")]
+    Secret(secret::Secret),
     /// Manage the accounts that may use the server.
     #[command(subcommand, visible_alias = "accounts")]
     Account(account::Account),
@@ -145,6 +156,9 @@ async fn dispatch(context: &Context, command: Command) -> Result<()> {
         Command::Checkpoint(command) => Box::pin(checkpoint::run(context, command)).await,
         Command::Image(command) => Box::pin(image::run(context, command)).await,
         Command::Agent(command) => Box::pin(agent::run(context, command)).await,
+        Command::Provider(command) => Box::pin(provider::run(context, command)).await,
+        Command::Model(command) => Box::pin(provider::run_model(context, command)).await,
+        Command::Secret(command) => Box::pin(secret::run(context, command)).await,
         Command::Account(command) => Box::pin(account::run(context, command)).await,
         Command::Token(command) => Box::pin(token::run(context, command)).await,
         Command::Audit(args) => Box::pin(audit::run(context, args)).await,

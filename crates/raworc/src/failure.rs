@@ -186,6 +186,7 @@ fn command_for(code: Code) -> Option<&'static str> {
         Code::RecordDamaged => {
             Some("`raworc health`, as an administrator, says which record, and what is wrong with it.")
         }
+        Code::KeyFileUnusable => Some("`raworc health`, as an administrator, says what is wrong with it."),
         Code::AgentInUse => Some("`raworc session agents assign` gives a session other agents."),
         _ => None,
     }
@@ -225,6 +226,7 @@ fn exit_status_of(code: Code) -> u8 {
         | Code::WorkspaceDamaged
         | Code::RegistryUnavailable
         | Code::DiskQuotaExceeded
+        | Code::KeyFileUnusable
         | Code::AgentInUse
         | Code::Stale
         | Code::Busy

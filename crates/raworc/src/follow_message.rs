@@ -7,10 +7,10 @@ use raworc_api::message::{MessageWithReply, Status, WaitQuery};
 use raworc_api::session::Session;
 use raworc_core::ids::{MessageId, SessionId};
 use raworc_core::session::State;
-use serde_json::Value;
 use tokio::time::{Duration, Instant, sleep_until};
 
 use crate::context::Context;
+use crate::event_text::{text_of, tool_call};
 use crate::failure::{
     EXIT_CANCELLED, EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_SIGNALLED, EXIT_TIMED_OUT, Failure, Result,
 };
@@ -44,11 +44,6 @@ pub enum Ended {
     Late,
     /// A signal was received; the exit status for it. A running message was cancelled.
     Interrupted(u8),
-}
-
-/// A text field of an event's data.
-pub fn text_of<'a>(event: &'a Event, key: &str) -> &'a str {
-    event.data.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// The message of an event.
@@ -247,7 +242,25 @@ impl Screen {
                 self.ui.note("the container was lost while it worked; the message is tried again");
             }
             "message.delta" => self.output(text_of(event, "stream"), text_of(event, "text"))?,
+            "tool.called" => self.tool(event)?,
+            "agent.step_discarded" => {
+                self.pause();
+                self.ui.note("the model's answer was cut off; it is asked again");
+            }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// Shows a tool call. What a model says before and after it are lines of their own.
+    fn tool(&mut self, event: &Event) -> Result<()> {
+        if !self.is_at_line_start && !self.ui.is_json() {
+            self.ui.out("\n")?;
+        }
+        self.is_at_line_start = true;
+        self.progress = None;
+        if self.ui.shows_progress() {
+            self.ui.note(&tool_call(event));
         }
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! Parses what people type.
 
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _};
 
 use raworc_core::checkpoints::Policy;
 use raworc_core::limits::MESSAGE_BYTES_MAX;
 use serde_json::{Map, Value};
 
 use crate::failure::{Failure, Result};
+use crate::output::Ui;
 
 /// Reads a text for an agent; `-` means standard input.
 pub fn prompt(text: &str) -> Result<String> {
@@ -33,6 +34,41 @@ pub fn standard_input() -> Result<Vec<u8>> {
         .read_to_end(&mut bytes)
         .map_err(|error| Failure::usage(format!("standard input can't be read: {error}")))?;
     Ok(bytes)
+}
+
+/// Refuses a secret among the arguments, without repeating it; `instead` is the option to use.
+pub fn no_secret_argument(is_there: bool, instead: &str) -> Result<()> {
+    if !is_there {
+        return Ok(());
+    }
+    let help = format!(
+        "Use {instead}, and give it on standard input. If it was a real one, replace it where it came from: this one may be in your \
+         shell's history."
+    );
+    Err(Failure::usage("a secret is no argument: everyone on this machine can see the arguments of programs")
+        .help(help))
+}
+
+/// Reads a secret from standard input, if it is wanted, without the line break at its end.
+pub fn secret(ui: &Ui, is_wanted: bool, bytes_max: usize) -> Result<Option<String>> {
+    if !is_wanted {
+        return Ok(None);
+    }
+    if std::io::stdin().is_terminal() {
+        ui.note("paste it, then press Enter and Ctrl-D");
+    }
+    let mut text = String::new();
+    // What is longer is refused by the server.
+    let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(3);
+    std::io::stdin()
+        .take(limit)
+        .read_to_string(&mut text)
+        .map_err(|error| Failure::usage(format!("standard input can't be read as text: {error}")))?;
+    let text = text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text));
+    if text.is_empty() {
+        return Err(Failure::usage("there is nothing on standard input").help("Pipe it in: raworc … < FILE"));
+    }
+    Ok(Some(text.to_owned()))
 }
 
 /// Parses a span of time: seconds, or numbers with s, m, h, d or w, such as `90`, `10m`, `1h30m`.

@@ -7,6 +7,7 @@ mod commands;
 mod config;
 mod connect;
 mod context;
+mod event_text;
 mod failure;
 mod follow_message;
 mod input;

@@ -7,6 +7,7 @@ use futures::future::BoxFuture;
 use raworc_core::ids::{AccountId, SessionId};
 use raworc_core::layers::Lengths;
 use raworc_core::time::Time;
+use raworc_gateway::Gateway;
 use raworc_runtime::Runtime;
 use raworc_store::{Read, Store, StoreError};
 use raworc_workspace::{FileError, LayerStore};
@@ -18,6 +19,8 @@ use crate::checkpoints::capture_bases::CaptureBases;
 use crate::checkpoints::queue::CheckpointQueue;
 use crate::checkpoints::timers::CheckpointTimers;
 use crate::error::Failure;
+use crate::gateway::calls::RunningCalls;
+use crate::gateway::connections::GatewayConnections;
 use crate::hub::Hub;
 use crate::layers::garbage_queue::GarbageQueue;
 use crate::layers::pins::LayerPins;
@@ -26,6 +29,7 @@ use crate::link::attachments::Attachments;
 use crate::link::hosts::Hosts;
 use crate::loops::outcomes::Loops;
 use crate::metrics::Metrics;
+use crate::models::catalog::Catalog;
 use crate::policy::auth::HostTokens;
 use crate::policy::budgets::Budgets;
 use crate::policy::ceilings::Ceilings;
@@ -36,6 +40,7 @@ use crate::sync::blocking;
 use crate::sync::keyed_locks::{KeyedMutex, KeyedSemaphore};
 use crate::transfers::images::Images;
 use crate::transfers::registries::Registries;
+use crate::turns::drivers::Drivers;
 
 /// The parts of a running server.
 pub struct App {
@@ -75,10 +80,20 @@ pub struct App {
     pub hub: Arc<Hub>,
     /// Hosts that are connected.
     pub hosts: Hosts,
+    /// The gateway of programs in containers to models.
+    pub gateway: Arc<Gateway>,
+    /// Connections to it.
+    pub gateway_connections: Arc<GatewayConnections>,
+    /// Calls of models that are being made.
+    pub running_calls: RunningCalls,
+    /// Turns that run in the server.
+    pub turn_drivers: Drivers,
     /// Connections of clients' streams that hosts are dialling.
     pub attachments: Attachments,
     /// Checks hosts' tokens.
     pub host_tokens: HostTokens,
+    /// Models, and the keys of their providers.
+    pub catalog: Arc<Catalog>,
     /// Counters.
     pub metrics: Metrics,
     /// What requests may take of the memory.

@@ -22,7 +22,7 @@ use raworc_api::problem::Code;
 use crate::error::{Failure, stale};
 
 /// The calls that change something and look at conditions. All others that change something refuse them.
-const HEEDED: [(&str, &str); 7] = [
+const HEEDED: [(&str, &str); 11] = [
     ("PUT", "/sessions/{id}"),
     ("DELETE", "/sessions/{id}"),
     ("PUT", "/sessions/{id}/files"),
@@ -30,6 +30,10 @@ const HEEDED: [(&str, &str); 7] = [
     ("DELETE", "/sessions/{id}/files/{*path}"),
     ("PUT", "/agents/{id}"),
     ("DELETE", "/agents/{id}"),
+    ("PUT", "/providers/{name}"),
+    ("DELETE", "/providers/{name}"),
+    ("PUT", "/secrets/{name}"),
+    ("DELETE", "/secrets/{name}"),
 ];
 /// Headers that make a call that changes something depend on what is there.
 const PRECONDITIONS: [HeaderName; 3] = [header::IF_MATCH, header::IF_NONE_MATCH, header::IF_UNMODIFIED_SINCE];

@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use raworc_core::layers::Lengths;
 use raworc_core::time::Time;
+use raworc_gateway::Gateway;
 use raworc_runtime::Runtime;
-use raworc_store::{Listener, Store, StoreError, agents, settings};
+use raworc_store::providers::{self, ProviderRow};
+use raworc_store::{Listener, Store, StoreError, Tx, agents, settings};
 use raworc_workspace::layers::OverlayXattrs;
 use raworc_workspace::{LayerStore, Mounter};
 
@@ -20,12 +22,15 @@ use crate::checkpoints::capture_bases::CaptureBases;
 use crate::checkpoints::queue::CheckpointQueue;
 use crate::checkpoints::timers::CheckpointTimers;
 use crate::error::StartError;
+use crate::gateway::calls::RunningCalls;
+use crate::gateway::ports::ServerPorts;
 use crate::http::routes;
 use crate::layers::garbage_queue::GarbageQueue;
 use crate::layers::pins::LayerPins;
 use crate::layers::quotas::Quotas;
 use crate::link::{attachments, hosts};
 use crate::loops::{outcomes, supervise};
+use crate::models::catalog::Catalog;
 use crate::policy::auth;
 use crate::policy::budgets::Budgets;
 use crate::policy::ceilings::Ceilings;
@@ -34,6 +39,7 @@ use crate::reserve::Reserve;
 use crate::sync::keyed_locks::{KeyedMutex, KeyedSemaphore};
 use crate::transfers::images::Images;
 use crate::transfers::registries::Registries;
+use crate::turns::drivers::Drivers;
 use crate::{admin_token, hub, link, loops, metrics, record, verbs};
 
 /// What an engine is made of.
@@ -87,14 +93,23 @@ impl Engine {
         let layer_store = LayerStore::open(parts.data_dir, parts.agent_owner, parts.xattrs, parts.mounter)
             .map_err(|error| StartError::File(parts.data_dir.to_owned(), error))?;
         let (capture_bases, garbage_queue) = (Arc::new(CaptureBases::default()), Arc::new(GarbageQueue::default()));
-        let store = open(listener(&hub, &capture_bases, &garbage_queue))?;
+        let catalog = Arc::new(Catalog::of(parts.data_dir));
+        let store = open(listener(&hub, &capture_bases, &garbage_queue, &catalog))?;
         let now = (parts.clock)();
         let admin_token = admin_token::find_or_make(&store, &parts.data_dir.join("admin.token"), now).await?;
         let host_secret = first_records(&store, now).await?;
         let format = raworc_oci::Format { xattrs: parts.xattrs, ids: parts.ids };
         let images = Images::open(parts.data_dir, format, parts.images_bytes_max)
             .map_err(|error| StartError::Other(format!("the images cannot be opened: {error}")))?;
+        let ports = Arc::new(ServerPorts::new());
+        let gateway = Gateway::new(Arc::<ServerPorts>::clone(&ports));
+        let gateway =
+            gateway.map_err(|error| StartError::Other(format!("providers of models cannot be reached: {error}")))?;
         let app: Shared = Arc::new(App {
+            gateway: Arc::new(gateway),
+            gateway_connections: Arc::default(),
+            running_calls: RunningCalls::default(),
+            turn_drivers: Drivers::default(),
             store,
             runtime: parts.runtime,
             layer_store,
@@ -115,6 +130,7 @@ impl Engine {
             hosts: hosts::Hosts::default(),
             attachments: attachments::Attachments::default(),
             host_tokens: auth::HostTokens::new(&host_secret),
+            catalog,
             metrics: metrics::Metrics::default(),
             budgets: Budgets::default(),
             uploads: KeyedSemaphore::new(UPLOADS_MAX),
@@ -128,6 +144,9 @@ impl Engine {
             looks: record::looks::Looks::default(),
             clock: parts.clock,
         });
+        ports.connect(&app);
+        // Whether their keys can be decrypted is in the log from the beginning.
+        app.catalog.inspect(&app.store).await?;
         loops::checkpoints::recover(&app).await?;
         loops::sweep::once(&app).await?;
         supervise::spawn::<loops::backups::Backups>(&app);
@@ -161,9 +180,10 @@ impl Engine {
     }
 }
 
-/// What has to be in the records before anyone calls: the built-in agents and the secret behind hosts' tokens.
+/// What has to be in the records before anyone calls: the built-in agents and provider, and the secret behind hosts' tokens.
 async fn first_records(store: &Store, now: Time) -> Result<String, StartError> {
-    let (agents, secret) = (verbs::agents::builtin(now), auth::new_secret());
+    let (agents, provider) = (verbs::agents::builtin(now), verbs::providers::builtin(now));
+    let secret = auth::new_secret();
     Ok(store
         .write(move |tx| {
             Box::pin(async move {
@@ -177,15 +197,31 @@ async fn first_records(store: &Store, now: Time) -> Result<String, StartError> {
                         Err(error) => return Err(error),
                     }
                 }
+                insert_provider(tx, provider).await?;
                 settings::get_or_insert(tx, "host_secret", secret, auth::is_secret).await
             })
         })
         .await?)
 }
 
+async fn insert_provider(tx: &mut Tx, provider: ProviderRow) -> Result<(), StoreError> {
+    match providers::find(tx, &provider.name).await {
+        Ok(None) if providers::all(tx).await?.damaged.is_empty() => providers::insert(tx, &provider).await,
+        // As with agents: one that is damaged may be it.
+        Ok(_) | Err(StoreError::Damaged(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Who hears of commits.
-fn listener(hub: &Arc<hub::Hub>, bases: &Arc<CaptureBases>, garbage: &Arc<GarbageQueue>) -> Listener {
+fn listener(
+    hub: &Arc<hub::Hub>,
+    bases: &Arc<CaptureBases>,
+    garbage: &Arc<GarbageQueue>,
+    catalog: &Arc<Catalog>,
+) -> Listener {
     let (hub, capture_bases, garbage_queue) = (Arc::clone(hub), Arc::clone(bases), Arc::clone(garbage));
+    let catalog = Arc::clone(catalog);
     Arc::new(move |news| {
         hub.notify(&news.sessions);
         hub.notify_readers(&news.logs);
@@ -194,5 +230,8 @@ fn listener(hub: &Arc<hub::Hub>, bases: &Arc<CaptureBases>, garbage: &Arc<Garbag
             capture_bases.forget_given_up(*session, layers);
         }
         garbage_queue.enqueue(news.wasted);
+        if news.providers {
+            catalog.changed();
+        }
     })
 }

@@ -11,6 +11,9 @@ use raworc_core::session::Refused;
 use raworc_store::{Damage, StoreError};
 use raworc_workspace::FileError;
 
+use crate::encryption::{KEY_FILE, KeyFileError};
+use crate::models::catalog::KeysError;
+
 /// Seconds after which it is worth trying again where a backend is away or busy.
 const RETRY_AFTER_SECONDS: u64 = 1;
 
@@ -83,6 +86,31 @@ impl Failure {
     }
 }
 
+impl From<KeysError> for Failure {
+    fn from(error: KeysError) -> Self {
+        match error {
+            KeysError::Store(error) => error.into(),
+            KeysError::File(error) => key_file_problem(&error).into(),
+        }
+    }
+}
+
+fn key_file_problem(error: &KeyFileError) -> Problem {
+    let what = match error {
+        KeyFileError::Missing => "is missing, and other keys are encrypted with it",
+        KeyFileError::Malformed => "does not contain keys as the server writes them",
+        KeyFileError::Io(error) => {
+            tracing::error!(%error, "the key file of the data directory cannot be accessed");
+            "cannot be accessed"
+        }
+    };
+    let detail = format!(
+        "{KEY_FILE} of the server's data directory {what}; put it back from a copy. If there is none, remove the keys of all providers \
+         (`api_key: null`) and all secrets: then the server makes a new one"
+    );
+    Problem::new(Code::KeyFileUnusable, detail)
+}
+
 fn refused_problem(refused: Refused) -> Problem {
     let problem = Problem::new;
     match refused {
@@ -140,6 +168,8 @@ fn record_damaged(table: &str) -> Problem {
     let of = match table {
         "sessions" => "the session",
         "agents" | "session_agents" => "the agent",
+        "providers" => "the provider",
+        "secrets" => "the secret",
         "accounts" => "the account",
         "tokens" => "the token",
         "images" => "the image",

@@ -12,9 +12,13 @@ use raworc_api::checkpoint::{Backup, Checkpoint, CheckpointPlan, CheckpointStatu
 use raworc_api::event::Event;
 use raworc_api::image::{Image, ImageCheckpoint, SessionImage};
 use raworc_api::message::Message;
+use raworc_api::provider::{ModelPrice, Provider, ProviderModel};
+use raworc_api::secret::Secret;
 use raworc_api::session::{AssignedAgent, Resources, Session, SessionError, Usage};
 use raworc_api::workspace::{FileEntry, FileKind};
 use raworc_core::checkpoints::{self, Plan};
+use raworc_core::models::Price;
+use raworc_core::secrets::Target;
 use raworc_core::time::Time;
 use raworc_store::accounts::{AccountRow, TokenRow};
 use raworc_store::agents::AgentRow;
@@ -23,6 +27,8 @@ use raworc_store::checkpoints::{CheckpointRow, Status};
 use raworc_store::events::EventRow;
 use raworc_store::images::ImageRow;
 use raworc_store::messages::MessageRow;
+use raworc_store::providers::ProviderRow;
+use raworc_store::secrets::SecretRow;
 use raworc_store::sessions::{BackupState, ImageUsed, SessionRow};
 use raworc_workspace::{Entry, EntryKind, FileTime};
 
@@ -159,6 +165,57 @@ pub fn agent(row: AgentRow) -> Agent {
         builtin: row.builtin,
         created_at: row.created_at.to_timestamp(),
         updated_at: row.updated_at.to_timestamp(),
+    }
+}
+
+/// A provider, without its key.
+pub fn provider(row: ProviderRow) -> Provider {
+    let models = row.models.into_iter().map(|model| ProviderModel {
+        id: model.id,
+        aliases: model.aliases,
+        context_tokens: model.context_tokens,
+        max_output_tokens: model.max_output_tokens,
+        price: model.price.map(price),
+    });
+    Provider {
+        id: row.id,
+        name: row.name,
+        kind: row.kind,
+        base_url: row.base_url,
+        has_key: row.api_key.is_some(),
+        models: models.collect(),
+        timeout_seconds: row.timeout.as_secs(),
+        builtin: row.builtin,
+        created_at: row.created_at.to_timestamp(),
+        updated_at: row.updated_at.to_timestamp(),
+    }
+}
+
+/// A secret, without its value.
+pub fn secret(row: SecretRow) -> Secret {
+    let (hosts, header, format, env) = match row.target {
+        Target::Hosts { hosts, header, format } => (hosts, Some(header), Some(format), None),
+        Target::Env(env) => (Vec::new(), None, None, Some(env)),
+    };
+    Secret {
+        id: row.id,
+        name: row.name,
+        in_container: env.is_some(),
+        hosts,
+        header,
+        format,
+        env,
+        created_at: row.created_at.to_timestamp(),
+        updated_at: row.updated_at.to_timestamp(),
+    }
+}
+
+/// A price. It is stored in millionths.
+pub fn price(price: Price) -> ModelPrice {
+    let shown = |micros: u64| micros as f64 / 1e6;
+    ModelPrice {
+        input_per_million: shown(price.input_micros_per_million),
+        output_per_million: shown(price.output_micros_per_million),
     }
 }
 

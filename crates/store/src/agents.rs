@@ -45,6 +45,8 @@ struct Stored {
     image: Option<String>,
     #[serde(default)]
     runtime: AgentRuntime,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tools: Option<Vec<String>>,
     #[serde(default)]
     config: StoredConfig,
     #[serde(default)]
@@ -58,22 +60,30 @@ struct StoredConfig {
     env: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     timeout_seconds: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_steps: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    temperature: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_output_tokens: Option<u64>,
 }
 
 impl From<&AgentDefinition> for Stored {
     fn from(definition: &AgentDefinition) -> Self {
-        let AgentDefinition { name, description, instructions, model, image, runtime, config, metadata } =
+        let AgentDefinition { name, description, instructions, model, image, runtime, tools, config, metadata } =
             definition.clone();
-        let config = StoredConfig { env: config.env, timeout_seconds: config.timeout_seconds };
-        Self { name, description, instructions, model, image, runtime, config, metadata }
+        let AgentConfig { env, timeout_seconds, max_steps, temperature, max_output_tokens } = config;
+        let config = StoredConfig { env, timeout_seconds, max_steps, temperature, max_output_tokens };
+        Self { name, description, instructions, model, image, runtime, tools, config, metadata }
     }
 }
 
 impl From<Stored> for AgentDefinition {
     fn from(stored: Stored) -> Self {
-        let Stored { name, description, instructions, model, image, runtime, config, metadata } = stored;
-        let config = AgentConfig { env: config.env, timeout_seconds: config.timeout_seconds };
-        Self { name, description, instructions, model, image, runtime, config, metadata }
+        let Stored { name, description, instructions, model, image, runtime, tools, config, metadata } = stored;
+        let StoredConfig { env, timeout_seconds, max_steps, temperature, max_output_tokens } = config;
+        let config = AgentConfig { env, timeout_seconds, max_steps, temperature, max_output_tokens };
+        Self { name, description, instructions, model, image, runtime, tools, config, metadata }
     }
 }
 

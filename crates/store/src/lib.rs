@@ -9,15 +9,19 @@ pub mod audit;
 pub mod checkpoints;
 pub mod conversation;
 mod damages;
+pub mod encrypted;
 mod error;
 pub mod events;
 pub mod idempotency;
 pub mod images;
 pub mod layers;
 pub mod messages;
+pub mod model_calls;
+pub mod providers;
 mod readers;
 mod rows;
 mod scan;
+pub mod secrets;
 pub mod sessions;
 pub mod set_aside;
 pub mod settings;
@@ -37,6 +41,7 @@ use damages::DamageRegistry;
 use readers::Readers;
 
 pub use damages::Damage;
+pub use encrypted::Encrypted;
 pub use error::StoreError;
 pub use readers::Reader;
 pub use scan::ScanReport;
@@ -59,6 +64,9 @@ const MIGRATIONS: &[M<'_>] = &[
     M::up(include_str!("../migrations/0011_edition.sql")),
     M::up(include_str!("../migrations/0012_audit_outcome.sql")),
     M::up(include_str!("../migrations/0013_conversation_segments.sql")),
+    M::up(include_str!("../migrations/0014_providers.sql")),
+    M::up(include_str!("../migrations/0015_secrets.sql")),
+    M::up(include_str!("../migrations/0016_model_calls.sql")),
 ];
 /// The records.
 #[derive(Clone)]

@@ -6,8 +6,8 @@ use crate::rows::{Row, damaged};
 use crate::set_aside::{self, Repeated};
 use crate::sql::sql;
 use crate::{
-    Damage, Store, StoreError, accounts, agents, checkpoints, conversation, events, images, layers, messages, settings,
-    streams,
+    Damage, Store, StoreError, accounts, agents, checkpoints, conversation, events, images, layers, messages,
+    model_calls, providers, secrets, settings, streams,
 };
 
 /// Rows that are looked at before others have their turn.
@@ -26,11 +26,13 @@ type Look = fn(&Row<'_>) -> Result<(), StoreError>;
 
 /// Every table but `sessions`, and how a record of it is read. (Entries of `audit` repeat nothing and are repeated nowhere: one that is
 /// damaged is left out of a list.)
-const TABLES: [(&str, Look); 13] = [
+const TABLES: [(&str, Look); 16] = [
     ("settings", |row| settings::value_of(row).map(drop)),
     ("accounts", |row| accounts::account(row).map(drop)),
     ("tokens", |row| accounts::token(row).and_then(|_| row.record("tokens", token_hash))),
     ("agents", |row| agents::agent(row).map(drop)),
+    ("providers", |row| providers::provider(row).map(drop)),
+    ("secrets", |row| secrets::secret(row).map(drop)),
     ("session_agents", |row| row.record("session_agents", session_agent)),
     ("layers", |row| layers::layer(row).and_then(|_| row.record("layers", archive))),
     ("images", |row| images::image(row).and_then(|_| row.record("images", image_content))),
@@ -41,12 +43,14 @@ const TABLES: [(&str, Look); 13] = [
     (conversation::TABLE, |row| conversation::segment(row).map(drop)),
     ("events", |row| events::event(row).map(drop)),
     ("streams", |row| streams::stream(row).map(drop)),
+    ("model_calls", |row| model_calls::with_exchange(row).map(drop)),
     ("idempotency_keys", |row| row.record("idempotency_keys", key)),
 ];
 
 /// What a record of one table says of one in another: table, column, the other table.
-const REFERENCES: [(&str, &str, &str); 15] = [
+const REFERENCES: [(&str, &str, &str); 17] = [
     ("tokens", "account_id", "accounts"),
+    ("secrets", "owner_id", "accounts"),
     ("sessions", "owner_id", "accounts"),
     ("sessions", "layer_id", "layers"),
     ("sessions", "image_layer_id", "layers"),
@@ -61,6 +65,7 @@ const REFERENCES: [(&str, &str, &str); 15] = [
     (conversation::TABLE, "session_id", "sessions"),
     (conversation::TABLE, "source_id", "sessions"),
     ("streams", "session_id", "sessions"),
+    ("model_calls", "session_id", "sessions"),
 ];
 
 fn token_hash(row: &Row<'_>) -> Result<(), StoreError> {

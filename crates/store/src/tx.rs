@@ -46,6 +46,8 @@ pub struct CommitNotice {
     pub given_up: Vec<(SessionId, Vec<LayerId>)>,
     /// Accounts whose rights, or whose tokens', became fewer.
     pub revoked: BTreeSet<AccountId>,
+    /// Providers of models changed.
+    pub providers: bool,
 }
 
 impl CommitNotice {
@@ -55,6 +57,7 @@ impl CommitNotice {
             && self.wasted.is_empty()
             && self.given_up.is_empty()
             && self.revoked.is_empty()
+            && !self.providers
     }
 }
 
@@ -68,12 +71,13 @@ pub(crate) struct FollowUp {
 impl FollowUp {
     /// Adds what follows from another job.
     pub(crate) fn append(&mut self, other: Self) {
-        let CommitNotice { sessions, logs, wasted, given_up, revoked } = other.notice;
+        let CommitNotice { sessions, logs, wasted, given_up, revoked, providers } = other.notice;
         self.notice.sessions.extend(sessions);
         self.notice.logs.extend(logs);
         self.notice.wasted.extend(wasted);
         self.notice.given_up.extend(given_up);
         self.notice.revoked.extend(revoked);
+        self.notice.providers |= providers;
         self.effects.extend(other.effects);
     }
 }
@@ -136,6 +140,11 @@ impl Tx {
     /// Has the listener told, after the commit, that this account or one of its tokens may do less than before.
     pub fn revoked(&mut self, account: AccountId) {
         self.follow_up.notice.revoked.insert(account);
+    }
+
+    /// Has the listener told, after the commit, that providers of models changed.
+    pub fn providers_changed(&mut self) {
+        self.follow_up.notice.providers = true;
     }
 
     /// The connection, for a statement that changes something. Where SQLite has ended the transaction by itself, there is none: what a job

@@ -16,7 +16,8 @@ use crate::text::{ago, at_and_ago, brief, clean, clean_lines, span};
 pub enum Agent {
     /// Create an agent.
     #[command(
-        after_help = "Example:\n  raworc agent create builder --description 'Builds things' --timeout 10m --env CI=1"
+        after_help = "Examples:\n  raworc agent create builder --description 'Builds things' --timeout 10m --env CI=1\n  \
+                      raworc agent create coder --model replay/fix-the-tests --instructions 'You mend programs.'"
     )]
     Create {
         /// The name: letters, digits, '-', '_' and '.'.
@@ -67,9 +68,21 @@ pub struct Fields {
     /// The image for sessions that have this agent and name no image.
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// How it runs [default: shell].
+    /// How it runs: shell or model [default: model for a new agent with --model, else shell].
     #[arg(long, value_name = "RUNTIME", value_parser = runtime)]
     runtime: Option<AgentRuntime>,
+    /// A tool that its model has, of bash, read_file, write_file, edit_file, list_files and search; may be repeated [default: all].
+    #[arg(long = "tool", value_name = "TOOL")]
+    tools: Vec<String>,
+    /// How often its model may be asked for one message.
+    #[arg(long, value_name = "NUMBER")]
+    max_steps: Option<u32>,
+    /// The temperature of its model, 0 to 2.
+    #[arg(long, value_name = "NUMBER")]
+    temperature: Option<f64>,
+    /// Tokens of one answer of its model at most.
+    #[arg(long, value_name = "NUMBER")]
+    max_output_tokens: Option<u64>,
     /// Time limit of a message, such as 90 or 10m.
     #[arg(long, value_name = "DURATION", value_parser = input::seconds)]
     timeout: Option<u64>,
@@ -82,7 +95,7 @@ pub struct Fields {
 }
 
 fn runtime(text: &str) -> std::result::Result<AgentRuntime, String> {
-    serde_json::from_value(Value::from(text)).map_err(|_| "there is 'shell'".into())
+    serde_json::from_value(Value::from(text)).map_err(|_| "there are 'shell' and 'model'".into())
 }
 
 impl Fields {
@@ -92,10 +105,14 @@ impl Fields {
         to.model = self.model.or(to.model.take());
         to.image = self.image.or(to.image.take());
         to.runtime = self.runtime.unwrap_or(to.runtime);
-        let AgentConfig { env, timeout_seconds } = std::mem::take(&mut to.config);
+        to.tools = if self.tools.is_empty() { to.tools.take() } else { Some(self.tools) };
+        let config = std::mem::take(&mut to.config);
         to.config = AgentConfig {
-            env: if self.env.is_empty() { env } else { self.env.into_iter().collect() },
-            timeout_seconds: self.timeout.or(timeout_seconds),
+            env: if self.env.is_empty() { config.env } else { self.env.into_iter().collect() },
+            timeout_seconds: self.timeout.or(config.timeout_seconds),
+            max_steps: self.max_steps.or(config.max_steps),
+            temperature: self.temperature.or(config.temperature),
+            max_output_tokens: self.max_output_tokens.or(config.max_output_tokens),
         };
         to.metadata = self.metadata.unwrap_or(std::mem::take(&mut to.metadata));
     }
@@ -107,7 +124,8 @@ pub async fn run(context: &Context, command: Agent) -> Result<()> {
     let ui = context.ui;
     match command {
         Agent::Create { name, fields } => {
-            let mut definition = AgentDefinition { name, ..AgentDefinition::default() };
+            let runtime = if fields.model.is_some() { AgentRuntime::Model } else { AgentRuntime::Shell };
+            let mut definition = AgentDefinition { name, runtime, ..AgentDefinition::default() };
             fields.apply(&mut definition);
             ui.show(&client.create_agent(&definition).await?, |agent| {
                 format!("Created agent {} ({})", clean(&agent.definition.name), agent.id)
@@ -148,11 +166,12 @@ fn rows(agents: &[Definition]) -> String {
 fn runtime_word(runtime: AgentRuntime) -> &'static str {
     match runtime {
         AgentRuntime::Shell => "shell",
+        AgentRuntime::Model => "model",
     }
 }
 
 fn details(agent: &Definition) -> String {
-    let AgentDefinition { name, description, instructions, model, image, runtime, config, metadata } =
+    let AgentDefinition { name, description, instructions, model, image, runtime, tools, config, metadata } =
         &agent.definition;
     let env: Vec<String> = config.env.iter().map(|(name, value)| clean(&format!("{name}={value}"))).collect();
     fields(&[
@@ -163,6 +182,10 @@ fn details(agent: &Definition) -> String {
         ("image", image.as_deref().map(clean).unwrap_or_default()),
         ("description", clean_lines(description)),
         ("instructions", clean_lines(instructions)),
+        ("tools", tools.iter().flatten().map(|tool| clean(tool)).collect::<Vec<_>>().join(" ")),
+        ("max steps", config.max_steps.map(|steps| steps.to_string()).unwrap_or_default()),
+        ("temperature", config.temperature.map(|number| number.to_string()).unwrap_or_default()),
+        ("max output", config.max_output_tokens.map(|tokens| format!("{tokens} tokens")).unwrap_or_default()),
         ("timeout", config.timeout_seconds.map(|seconds| span(seconds as f64)).unwrap_or_default()),
         ("env", env.join(" ")),
         ("metadata", if metadata.is_empty() { String::new() } else { Value::Object(metadata.clone()).to_string() }),

@@ -294,9 +294,13 @@ async fn no_call_overlooks_a_condition_that_it_does_not_heed() {
     let server = server_or_skip!();
     let id = server.session(json!({})).await;
     server.post("/agents", json!({ "name": "mine", "description": "", "instructions": "" })).await;
+    server.post("/providers", json!({ "name": "mine", "kind": "openai" })).await;
+    server.post("/secrets", json!({ "name": "mine", "value": "v", "env": "A" })).await;
     let (_, document) = server.get("/openapi.json").await;
-    let state =
-        || async { [server.get("/sessions").await.1, server.get("/agents").await.1, server.get("/accounts").await.1] };
+    let state = || async {
+        let lists = ["/sessions", "/agents", "/accounts", "/providers", "/secrets"].map(|list| server.get(list));
+        futures::future::join_all(lists).await
+    };
     let before = state().await;
     let mut tried = 0;
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -312,6 +316,7 @@ async fn no_call_overlooks_a_condition_that_it_does_not_heed() {
             };
             let target =
                 path.trim_start_matches("/api/v0").replace("{id}", own).replace("{path}", "f").replace("{n}", "1");
+            let target = target.replace("{name}", "mine");
             for header in [
                 "if-match: \"v999999\"",
                 "if-match: \"other\"",
@@ -335,8 +340,9 @@ async fn no_call_overlooks_a_condition_that_it_does_not_heed() {
         }
     }
     assert!(tried > 100, "{tried}");
-    let strip = |state: [Value; 3]| state.map(|page| page["items"].as_array().unwrap().len());
-    assert_eq!(strip(state().await), strip(before));
+    let count = |(_, page): &(StatusCode, Value)| page["items"].as_array().unwrap().len();
+    let counts = |state: Vec<(StatusCode, Value)>| state.iter().map(count).collect::<Vec<_>>();
+    assert_eq!(counts(state().await), counts(before));
     let session = server.get(&format!("/sessions/{id}")).await.1;
     assert_eq!((&session["state"], &session["generation"]), (&json!("READY"), &json!(1)));
 }

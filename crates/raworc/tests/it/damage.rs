@@ -61,7 +61,7 @@ fn victims(database: &rusqlite::Connection, session: &str) -> Vec<Victim> {
         let columns: Vec<String> = columns.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
         let condition = match table.as_str() {
             "sessions" => format!("id = '{session}'"),
-            "accounts" | "agents" | "images" => "name LIKE 'victim%'".to_owned(),
+            "accounts" | "agents" | "images" | "providers" | "secrets" => "name LIKE 'victim%'".to_owned(),
             "tokens" => "account_id = (SELECT id FROM accounts WHERE name = 'victim')".to_owned(),
             "layers" => format!("id = (SELECT layer_id FROM sessions WHERE id = '{session}')"),
             "settings" => "name = 'host_secret'".to_owned(),
@@ -95,8 +95,15 @@ impl Victim {
 async fn furnish(server: &TestServer) -> (String, String) {
     let agent = json!({ "name": "victim", "metadata": { "a": 1 } });
     assert_eq!(server.post("/agents", agent).await.0, 201);
+    let provider = json!({ "name": "victim", "kind": "openai", "base_url": "http://127.0.0.1:9", "api_key": "sk-victim",
+                           "models": [{ "id": "m", "aliases": ["a"], "price": { "input_per_million": 1, "output_per_million": 2 } }] });
+    assert_eq!(server.post("/providers", provider).await.0, 201);
+    let provider = json!({ "name": "sound", "kind": "openai", "api_key": "sk-sound", "models": [{ "id": "sound" }] });
+    assert_eq!(server.post("/providers", provider).await.0, 201);
     assert_eq!(server.post("/accounts", json!({ "name": "victim", "role": "member" })).await.0, 201);
     assert_eq!(server.post("/accounts/victim/tokens", json!({ "name": "t" })).await.0, 201);
+    let secret = json!({ "name": "victim", "value": "secret", "hosts": ["api.test"] });
+    assert_eq!(server.post("/secrets", secret).await.0, 201);
     let whole = server.session(json!({ "name": "whole" })).await;
     let victim = server.session(json!({ "name": "victim" })).await;
     server.output(&whole, "echo whole > file").await;
@@ -137,7 +144,9 @@ async fn holds(server: &TestServer, victim: &str, what: &str) -> Value {
     assert!(told.get("damaged").is_none() && told.get("problems").is_none(), "{what}: {told}");
     let (status, health) = server.get("/health").await;
     assert_eq!(status, 200, "{what}: {health}");
-    for list in ["/sessions?include_deleted=true", "/agents", "/accounts", "/images"] {
+    for list in
+        ["/sessions?include_deleted=true", "/agents", "/accounts", "/images", "/providers", "/models", "/models/sound"]
+    {
         let (status, page) = server.get(list).await;
         assert_eq!(status, 200, "{what}: {list}: {page}");
     }
@@ -146,6 +155,10 @@ async fn holds(server: &TestServer, victim: &str, what: &str) -> Value {
     let own = own.iter().map(|path| format!("{member}{path}"));
     let others = [
         "/agents/victim",
+        "/providers/victim",
+        "/models/victim%2Fm",
+        "/secrets",
+        "/secrets/victim",
         "/accounts/victim",
         "/accounts/victim/tokens",
         "/system/disk",
@@ -238,7 +251,7 @@ async fn every_column_of_every_table_may_be_damaged_while_it_runs() {
                     server.get("/health").await;
                     let (status, answer) = server.get(&format!("/sessions/{victim}")).await;
                     assert!(status.as_u16() < 500, "{what}: {answer}");
-                    for list in ["/sessions", "/agents", "/accounts", "/images"] {
+                    for list in ["/sessions", "/agents", "/accounts", "/images", "/providers", "/models/sound"] {
                         assert_eq!(server.get(list).await.0, 200, "{what}: {list}");
                     }
                 }

@@ -14,7 +14,7 @@ async fn health_and_version_need_no_token() {
     let server = server_or_skip!();
     let answer = exchange(&server, &request("GET", b"/health", &[], None));
     assert_eq!(answer.status, 200);
-    let all = ["disk", "hosts", "launcher", "layers", "loops", "records", "runtime", "store"];
+    let all = ["disk", "hosts", "launcher", "layers", "loops", "records", "runtime", "secrets", "store"];
     let parts: serde_json::Map<String, Value> = all.iter().map(|part| ((*part).to_owned(), json!("ok"))).collect();
     assert_eq!(answer.json(), json!({ "status": "ok", "parts": parts }));
     let answer = exchange(&server, &request("GET", b"/version", &[], None));

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt, SinkExt, StreamExt};
-use raworc_core::checkpoints::Cause;
 use raworc_core::ids::{ContainerId, TurnId};
 use raworc_core::limits::FRAME_BYTES_MAX;
 use raworc_core::link::{FEATURE_ATTACH, HostFrame, Report, ServerFrame, Versions, WorkId};
@@ -26,8 +25,12 @@ use uuid::Uuid;
 use self::attachments::{Stream, Way};
 use crate::app::Shared;
 use crate::error::Failure;
-use crate::layers::workspace_access;
-use crate::record::{observe, store_reports, streams, take_message};
+use crate::gateway;
+use crate::gateway::connections::{GatewayConnection, GatewayConnections};
+use crate::record::take_message::Task;
+use crate::record::{observe, store_reports, streams, take_message, turn_end};
+use crate::turns;
+use crate::turns::drivers::Turn;
 
 /// A connection says who it is by then.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -131,6 +134,12 @@ async fn introduce(app: Shared, stream: Box<dyn Stream>, place: Option<OwnedSema
             app.attachments.arrived(container, attachment, Way { stream: parts.io, read: parts.read_buf });
             return;
         }
+        First::Gateway(container, connection) => {
+            let parts = frames.into_parts();
+            gateway::serve(&app, container, Way { stream: parts.io, read: parts.read_buf }).await;
+            drop(connection);
+            return;
+        }
     };
     let (number, outgoing) = app.hosts.connect(container);
     let mut link = Link { app: app.clone(), container, frames, polled: false, cancelled: BTreeSet::new() };
@@ -154,6 +163,8 @@ enum First {
     Host(ContainerId, Vec<WorkId>),
     /// One client's of a stream.
     Attachment(ContainerId, Uuid),
+    /// One of a program in the container to the gateway.
+    Gateway(ContainerId, GatewayConnection),
 }
 
 async fn hello(app: &Shared, frames: &mut Frames) -> Result<First, Ended> {
@@ -174,6 +185,13 @@ async fn hello(app: &Shared, frames: &mut Frames) -> Result<First, Ended> {
             }
             send(frames, &ServerFrame::Welcome { received: 0, protocol }).await?;
             Ok(First::Attachment(container, attachment))
+        }
+        HostFrame::Gateway { versions, token } => {
+            let (protocol, container, _) = check(app, versions, &token).await?;
+            let connection = GatewayConnections::open(&app.gateway_connections, container);
+            let connection = connection.ok_or(Ended::Refused("too_many_connections"))?;
+            send(frames, &ServerFrame::Welcome { received: 0, protocol }).await?;
+            Ok(First::Gateway(container, connection))
         }
         _ => Err(Ended::Malformed("the first frame is not a hello".into())),
     }
@@ -275,7 +293,9 @@ impl Link {
     async fn handle(&mut self, frame: HostFrame) -> Result<(), Ended> {
         self.app.hosts.heard(self.container, None);
         match frame {
-            HostFrame::Hello { .. } | HostFrame::Attached { .. } => Err(Ended::Malformed("a second hello".into())),
+            HostFrame::Hello { .. } | HostFrame::Attached { .. } | HostFrame::Gateway { .. } => {
+                Err(Ended::Malformed("a second hello".into()))
+            }
             HostFrame::Heartbeat { background_processes } => {
                 self.app.hosts.heard(self.container, Some(background_processes));
                 Ok(())
@@ -324,28 +344,8 @@ impl Link {
         if !reports.iter().any(|(_, report)| matches!(report, Report::Finished { .. })) {
             return Ok(store_reports::store_reports(&self.app, self.container, reports, false).await.map(|_| ())?);
         }
-        // What ran has ended, so it has written all that the checkpoint is to have.
-        let has_changed = self.has_changed().await?;
-        // Who learns that the message has ended, and asks for the checkpoint, waits for it.
-        self.app.checkpoint_queue.expect(session);
-        let ended = store_reports::store_reports(&self.app, self.container, reports, has_changed).await;
-        if let Ok(Some(cause)) = ended.as_ref().map(|row| row.as_ref().and_then(|row| row.save_due)) {
-            self.app.checkpoint_queue.enqueue(session, cause);
-        }
-        if !self.app.checkpoint_queue.release_expectation(session) {
-            self.app.hub.notify(&[session]);
-        }
-        Ok(ended.map(|_| ())?)
-    }
-
-    /// Whether the end of a message is an occasion to save the workspace.
-    async fn has_changed(&self) -> Result<bool, Ended> {
-        let row = {
-            let mut connection = self.app.store.read().await?;
-            sessions::find(&mut connection, self.container.session).await?
-        };
-        let Some(row) = row.filter(|row| row.settings.checkpoints.wants(Cause::Message)) else { return Ok(false) };
-        Ok(workspace_access::is_changed(&self.app, &row).await.unwrap_or(true))
+        let stored = |has_changed| store_reports::store_reports(&self.app, self.container, reports, has_changed);
+        Ok(turn_end::then_save(&self.app, session, stored).await?)
     }
 
     async fn pass_on(&self, n: u64, report: Report) -> Result<(), Ended> {
@@ -380,22 +380,29 @@ impl Link {
         self.look().await
     }
 
-    /// The turn was given to the host, which waits for one: the connection or the server broke in between, or an
-    /// earlier connection took it at the same time and could not pass it on.
-    async fn send_again(&mut self, row: &SessionRow, turn: TurnId, message: &MessageRow) -> Result<(), Ended> {
-        let agent = {
-            let mut connection = self.app.store.read().await?;
-            match &message.agent {
-                // It may have been taken from the session since.
-                Some(name) => agents::find(&mut connection, name).await?,
-                None => agents::of_session(&mut connection, row.id).await?.into_iter().next(),
-            }
+    /// The turn that the session is in.
+    async fn task_of(&self, row: &SessionRow, running: Running, message: &MessageRow) -> Result<Option<Task>, Ended> {
+        let mut connection = self.app.store.read().await?;
+        let agent = match &message.agent {
+            // It may have been taken from the session since.
+            Some(name) => agents::find(&mut connection, name).await?,
+            None => agents::of_session(&mut connection, row.id).await?.into_iter().next(),
         };
-        if let Some(agent) = agent {
-            let work = take_message::work(row, turn, message, &agent);
-            send(&mut self.frames, &ServerFrame::Run(work)).await?;
-            // A host that did not have it has not heard that it is to end, either.
-            self.cancelled.remove(&turn);
+        Ok(agent.map(|agent| take_message::task(row, running, message, &agent)))
+    }
+
+    /// A turn is going on. Where the host runs it and waits for one, it was given to it, and the connection or the server broke in between,
+    /// or an earlier connection took it at the same time and could not pass it on.
+    async fn go_on(&mut self, row: &SessionRow, running: Running, message: &MessageRow) -> Result<(), Ended> {
+        match self.task_of(row, running, message).await? {
+            Some(Task::Server(running)) => turns::ensure(&self.app, Turn { container: self.container, running }),
+            Some(Task::Host(work)) if self.polled => {
+                self.polled = false;
+                send(&mut self.frames, &ServerFrame::Run(work)).await?;
+                // A host that did not have it has not heard that it is to end, either.
+                self.cancelled.remove(&running.turn);
+            }
+            Some(Task::Host(_)) | None => {}
         }
         Ok(())
     }
@@ -406,8 +413,8 @@ impl Link {
             let mut connection = self.app.store.read().await?;
             let row = sessions::find(&mut connection, self.container.session).await?.ok_or(Ended::Gone)?;
             let running = match row.machine.running {
-                Some(Running { turn, message, .. }) => {
-                    messages::find(&mut connection, row.id, message).await?.map(|message| (turn, message))
+                Some(running) => {
+                    messages::find(&mut connection, row.id, running.message).await?.map(|message| (running, message))
                 }
                 None => None,
             };
@@ -416,22 +423,29 @@ impl Link {
         if row.machine.generation != self.container.generation {
             return Err(Ended::Refused("fenced"));
         }
-        if let Some((turn, message)) = running {
-            if self.polled && row.machine.state == State::Busy {
-                self.polled = false;
-                self.send_again(&row, turn, &message).await?;
+        if let Some((running, message)) = running {
+            let turn = running.turn;
+            if row.machine.state == State::Busy {
+                self.go_on(&row, running, &message).await?;
             }
             if message.cancel_wanted && self.cancelled.insert(turn) {
                 send(&mut self.frames, &ServerFrame::Cancel(WorkId::Turn(turn))).await?;
+                // A program may take its time to end; what it asked of a model goes on costing.
+                self.app.running_calls.cancel(self.container, turn);
             }
         } else if self.polled
             && row.machine.state == State::Ready
             && row.machine.queued > 0
             && self.is_saved(&row)
-            && let Some(work) = take_message::take_message(&self.app, self.container).await?
+            && let Some(task) = take_message::take_message(&self.app, self.container).await?
         {
-            self.polled = false;
-            send(&mut self.frames, &ServerFrame::Run(work)).await?;
+            match task {
+                Task::Host(work) => {
+                    self.polled = false;
+                    send(&mut self.frames, &ServerFrame::Run(work)).await?;
+                }
+                Task::Server(running) => turns::ensure(&self.app, Turn { container: self.container, running }),
+            }
         }
         Ok(())
     }

@@ -34,6 +34,8 @@ pub async fn look(app: &Shared) -> Result<(), Failure> {
     if looked.version == Some(version) && looked.at.is_some_and(|at| at.elapsed() < AT_LEAST_EVERY) {
         return Ok(());
     }
+    // Another process may have changed providers.
+    app.catalog.changed();
     let found = app.store.look_through().await?;
     for damage in found.damages.iter().filter(|damage| damage.table == "sessions") {
         set_aside(app, damage.id.clone()).await?;

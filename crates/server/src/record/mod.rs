@@ -4,8 +4,11 @@
 pub mod backups;
 pub mod damages;
 pub mod looks;
+pub mod model_calls;
 pub mod observe;
 pub mod save;
 pub mod store_reports;
 pub mod streams;
 pub mod take_message;
+pub mod turn_end;
+pub mod turns;

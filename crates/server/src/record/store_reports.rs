@@ -1,19 +1,16 @@
 //! Store what a host reports of its turn, each report once.
 
-use raworc_api::message::{MessageError, MessageUsage, Role, Status};
+use raworc_api::message::{MessageError, MessageUsage};
 use raworc_core::checkpoints::Cause;
-use raworc_core::events::{LogEvent, MessageAdded, MessageDelta, Outcome, Speaker, TurnResult};
-use raworc_core::ids::{ContainerId, MessageId};
+use raworc_core::events::{MessageDelta, Outcome};
+use raworc_core::ids::ContainerId;
 use raworc_core::link::{Ending, Report, WorkId};
-use raworc_core::session::{Event, Running};
-use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::SessionRow;
-use raworc_store::{StoreError, events};
-use serde_json::Map;
 
 use crate::app::Shared;
-use crate::change::{Change, SYSTEM, cancelled, message_damaged};
+use crate::change::{Change, SYSTEM, cancelled};
 use crate::error::Failure;
+use crate::record::turn_end::{self, TurnEnd};
 
 /// Microseconds in a second.
 const MICROS: f64 = 1e6;
@@ -89,104 +86,23 @@ async fn store(change: &mut Change<'_>, container: ContainerId, report: Report) 
             change.log(MessageDelta { message_id, turn_id, stream, text }).await?;
         }
         Report::Finished { ending, duration_micros, dropped_bytes, output_file, .. } => {
-            let end = End { ending, duration_micros, dropped_bytes, output_file };
-            finish(change, container, running, end).await?;
+            let end = turn_end(ending, duration_micros, dropped_bytes, output_file);
+            turn_end::finish(change, container, running, end).await?;
         }
     }
     Ok(())
 }
 
-struct End {
-    ending: Ending,
-    duration_micros: u64,
-    dropped_bytes: u64,
-    output_file: Option<String>,
-}
-
-async fn finish(change: &mut Change<'_>, container: ContainerId, running: Running, end: End) -> Result<(), Failure> {
-    let finished = Event::MessageFinished { generation: container.generation, turn: running.turn };
-    let Some(mut message) = change.message(running.message).await? else {
-        change.tell_end(running, Outcome::Failed, message_damaged()).await?;
-        return change.step(&finished).await;
-    };
-    let outcome = judge(end.ending);
+/// What a host has reported of the end of a turn.
+fn turn_end(ending: Ending, duration_micros: u64, dropped_bytes: u64, output_file: Option<String>) -> TurnEnd {
     let usage = MessageUsage {
-        exit_code: if let Ending::Exited(code) = end.ending { Some(code) } else { None },
-        signal: if let Ending::Signalled(signal) = end.ending { Some(signal) } else { None },
-        duration_seconds: end.duration_micros as f64 / MICROS,
-        output_bytes_dropped: end.dropped_bytes,
-        output_file: end.output_file,
+        exit_code: if let Ending::Exited(code) = ending { Some(code) } else { None },
+        signal: if let Ending::Signalled(signal) = ending { Some(signal) } else { None },
+        duration_seconds: duration_micros as f64 / MICROS,
+        output_bytes_dropped: dropped_bytes,
+        output_file,
     };
-    change.row.busy_micros = change.row.busy_micros.saturating_add(end.duration_micros);
-    let reply_id = answer(change, running, &message, &usage).await?;
-    let result = TurnResult {
-        reply_id,
-        exit_code: usage.exit_code,
-        signal: usage.signal,
-        duration_seconds: usage.duration_seconds,
-        output_bytes_dropped: usage.output_bytes_dropped,
-        output_file: usage.output_file,
-    };
-    change.finish_message(&mut message, outcome, Some(running.turn), Some(result)).await?;
-    change.step(&finished).await
-}
-
-/// Adds the agent's answer to the conversation: all that it wrote in this turn, in the order it came.
-async fn answer(
-    change: &mut Change<'_>,
-    running: Running,
-    message: &MessageRow,
-    usage: &MessageUsage,
-) -> Result<MessageId, StoreError> {
-    let session = change.row.id;
-    let since = message.started_seq.unwrap_or(message.seq);
-    let mut content = String::new();
-    for data in events::data_of_kind(change.tx(), session, MessageDelta::KIND, since).await? {
-        match LogEvent::read(MessageDelta::KIND, &data) {
-            // A turn that an older build began has none of its own.
-            Some(LogEvent::MessageDelta(delta)) if delta.turn_id.is_none_or(|turn| turn == running.turn) => {
-                content.push_str(&delta.text);
-            }
-            _ => {}
-        }
-    }
-    let started = events::batch(change.tx(), session, since.saturating_sub(1), (1, usize::MAX)).await?.rows;
-    let agent = started.first().and_then(|event| match LogEvent::read(&event.kind, &event.data) {
-        Some(LogEvent::MessageStarted(started)) => started.agent,
-        _ => None,
-    });
-    let id = MessageId(change.tx().new_id());
-    let actor = format!("agent:{}", agent.as_deref().unwrap_or_default());
-    let added = MessageAdded {
-        message_id: id,
-        turn_id: Some(running.turn),
-        role: Speaker::Agent,
-        reply_to: message.id,
-        agent: agent.clone(),
-    };
-    let seq = change.log_as(&actor, added).await?;
-    let row = MessageRow {
-        id,
-        session_id: session,
-        seq,
-        role: Role::Agent,
-        content,
-        agent,
-        status: Status::Done,
-        reply_to: Some(message.id),
-        attempts: message.attempts,
-        losses: 0,
-        started_seq: None,
-        cancel_wanted: false,
-        error: None,
-        usage: Some(usage.clone()),
-        metadata: Map::new(),
-        created_at: change.now,
-        finished_at: Some(change.now),
-        finished_seq: Some(seq),
-    };
-    messages::insert(change.tx(), &row).await?;
-    Ok(id)
+    TurnEnd { outcome: judge(ending), duration_micros, usage, content: None }
 }
 
 /// What an ending means for the message.

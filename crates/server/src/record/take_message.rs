@@ -18,11 +18,20 @@ use crate::app::Shared;
 use crate::change::{Change, SYSTEM};
 use crate::error::Failure;
 
+/// What a turn is.
+#[derive(Clone, Debug)]
+pub enum Task {
+    /// The host runs it.
+    Host(Work),
+    /// It runs in the server.
+    Server(Running),
+}
+
 /// Takes the next message, if one waits and this container may have it: BUSY from then on.
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn take_message(app: &Shared, container: ContainerId) -> Result<Option<Work>, Failure> {
+pub async fn take_message(app: &Shared, container: ContainerId) -> Result<Option<Task>, Failure> {
     let now = app.now();
     app.store
         .write(move |tx| {
@@ -40,7 +49,7 @@ pub async fn take_message(app: &Shared, container: ContainerId) -> Result<Option
         .await
 }
 
-async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<Work>, Failure> {
+async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<Task>, Failure> {
     let machine = &change.row.machine;
     if machine.generation != container.generation || machine.state != State::Ready || machine.queued == 0 {
         return Ok(None);
@@ -66,7 +75,7 @@ async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<
     message.status = Status::Processing;
     messages::update(change.tx(), &message).await?;
     match agent {
-        Some(agent) => Ok(Some(work(&change.row, turn, &message, &agent))),
+        Some(agent) => Ok(Some(task(&change.row, running, &message, &agent))),
         None => {
             fail_without_agent(change, container, turn, &mut message, !damaged.is_empty()).await?;
             Ok(None)
@@ -95,16 +104,22 @@ async fn fail_without_agent(
     change.step(&Event::MessageFinished { generation: container.generation, turn }).await
 }
 
+/// What is to be done in a turn.
+pub fn task(session: &SessionRow, running: Running, message: &MessageRow, agent: &AgentRow) -> Task {
+    let program = match agent.definition.runtime {
+        AgentRuntime::Shell => Program::Shell { script: message.content.clone() },
+        AgentRuntime::Model => return Task::Server(running),
+    };
+    Task::Host(work(session, running.turn, message, (agent, program)))
+}
+
 /// What the host is to do in a turn.
-pub fn work(session: &SessionRow, turn: TurnId, message: &MessageRow, agent: &AgentRow) -> Work {
+fn work(session: &SessionRow, turn: TurnId, message: &MessageRow, (agent, program): (&AgentRow, Program)) -> Work {
     let mut env: BTreeMap<String, String> = session.settings.env.clone();
     env.extend(agent.definition.config.env.clone());
     env.insert("RAWORC_SESSION_ID".into(), session.id.to_string());
     env.insert("RAWORC_SESSION_NAME".into(), session.name.clone());
     env.insert("RAWORC_MESSAGE_ID".into(), message.id.to_string());
-    let program = match agent.definition.runtime {
-        AgentRuntime::Shell => Program::Shell { script: message.content.clone() },
-    };
     Work {
         id: WorkId::Turn(turn),
         program,

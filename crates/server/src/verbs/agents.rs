@@ -1,12 +1,13 @@
 //! The registry of agents.
 
-use raworc_api::agent::AgentDefinition;
+use raworc_api::agent::{AgentDefinition, AgentRuntime};
 use raworc_api::problem::Code;
 use raworc_core::ids::AgentId;
 use raworc_core::limits::{MESSAGE_BYTES_MAX, PAGE_BYTES_MAX};
 use raworc_core::names;
 use raworc_core::permissions::{Action, Actor};
 use raworc_core::time::Time;
+use raworc_core::turn::STEPS_MAX;
 use raworc_store::agents::{self, AgentRow};
 use raworc_store::{Batch, Read, StoreError, audit};
 use uuid::Uuid;
@@ -17,9 +18,13 @@ use crate::app::Shared;
 use crate::conditions::Conditions;
 use crate::error::Failure;
 use crate::policy::permit;
+use crate::turns::tools;
 
 /// Longest `timeout_seconds` of an agent: a day.
 const TIMEOUT_SECONDS_MAX: u64 = 24 * 3600;
+
+/// Most tokens that an agent may have its model write in one answer.
+const OUTPUT_TOKENS_MAX: u64 = 10_000_000;
 
 /// The agents that come with Raworc.
 pub fn builtin(now: Time) -> Vec<AgentRow> {
@@ -175,6 +180,29 @@ fn check(definition: &AgentDefinition) -> Result<(), Failure> {
     }
     checks.env("config.env", Some(&definition.config.env));
     checks.range("config.timeout_seconds", definition.config.timeout_seconds, &(1..=TIMEOUT_SECONDS_MAX));
+    check_model(&mut checks, definition);
     checks.metadata(Some(&definition.metadata));
     checks.done()
+}
+
+/// What concerns agents with a model.
+fn check_model(checks: &mut Checks, definition: &AgentDefinition) {
+    let config = &definition.config;
+    if definition.runtime == AgentRuntime::Model && definition.model.is_none() {
+        checks.fault(
+            "model",
+            "must name a model for runtime `model`, such as `gpt-4` or `PROVIDER/MODEL`; `raworc model list` has them",
+        );
+    }
+    for tool in definition.tools.iter().flatten() {
+        if !tools::names().any(|name| name == tool) {
+            let all: Vec<&str> = tools::names().collect();
+            checks.fault("tools", format!("there is no tool {tool:?}; there are {}", all.join(", ")));
+        }
+    }
+    checks.range("config.max_steps", config.max_steps.map(u64::from), &(1..=u64::from(STEPS_MAX)));
+    checks.range("config.max_output_tokens", config.max_output_tokens, &(1..=OUTPUT_TOKENS_MAX));
+    if !config.temperature.is_none_or(|temperature| (0.0..=2.0).contains(&temperature)) {
+        checks.fault("config.temperature", "must be between 0 and 2");
+    }
 }

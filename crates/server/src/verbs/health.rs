@@ -8,6 +8,7 @@ use raworc_core::permissions::{Action, Actor, Decision, allow};
 use raworc_store::{StoreError, sessions};
 
 use crate::app::Shared;
+use crate::encryption::{KEY_FILE, Undecryptable};
 use crate::error::Failure;
 use crate::loops::outcomes::LoopState;
 use crate::policy::permit;
@@ -48,6 +49,9 @@ pub async fn health(app: &Shared, actor: Option<&Actor>) -> Health {
     let mut report = Report::default();
     let (store, runtime) = (store(app, &mut report).await, runtime(app, &mut report).await);
     let damaged = if store { records(app, &mut report).await } else { Vec::new() };
+    if store {
+        secrets(app, &mut report).await;
+    }
     disk(app, &mut report).await;
     let loops = loops(app, &mut report);
     let status = match (store && runtime, report.parts.values().all(|word| word == "ok")) {
@@ -157,6 +161,34 @@ async fn records(app: &Shared, report: &mut Report) -> Vec<DamagedRecord> {
         reason: damage.reason,
     });
     named.collect()
+}
+
+/// Whether what is encrypted in the records can be decrypted.
+async fn secrets(app: &Shared, report: &mut Report) {
+    let found = match app.catalog.inspect(&app.store).await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::error!(%error, "what is encrypted could not be read");
+            return report.wrong("secrets", "unavailable", "what is encrypted cannot be read", "see the server's log");
+        }
+    };
+    let locked = found.models.locked();
+    let mut whose: Vec<&str> = locked.iter().map(|(name, _)| *name).take(NAMED_MAX).collect();
+    whose.extend(found.has_locked_secrets.then_some("secrets of accounts"));
+    let whose = whose.join(", ");
+    let remedy = "put the file back from a copy, or give keys and values anew: docs/errors/key_file_unusable.md";
+    match (found.key_file, whose.is_empty()) {
+        (_, true) => report.part("secrets", "ok"),
+        (Some(error), false) => {
+            let problem = format!("{KEY_FILE} in the data directory {error}; without it nobody can decrypt: {whose}");
+            report.wrong("secrets", "key_file_unusable", problem, remedy);
+        }
+        (None, false) => {
+            let reason = locked.first().map_or(Undecryptable::OtherKey, |(_, reason)| *reason);
+            let problem = format!("what is encrypted {reason}: {whose}");
+            report.wrong("secrets", "undecryptable", problem, remedy);
+        }
+    }
 }
 
 /// How many containers are up without anyone who would miss their hosts.

@@ -13,6 +13,7 @@ use std::time::Instant;
 use super::show;
 use crate::commands::image;
 use crate::context::Context;
+use crate::event_text::text_of;
 use crate::failure::{Failure, Result};
 use crate::follow_message;
 use crate::input;
@@ -197,7 +198,7 @@ pub async fn started(context: &Context, client: &Client, created: &Session) -> R
     while let Some(event) = events.next().await {
         let event = event?;
         match event.kind.as_str() {
-            "session.state_changed" => match follow_message::text_of(&event, "to") {
+            "session.state_changed" => match text_of(&event, "to") {
                 state @ ("INIT" | "ERROR") => progress.set_text(&format!("{} is {state}", created.name)),
                 _ => break,
             },
@@ -206,11 +207,7 @@ pub async fn started(context: &Context, client: &Client, created: &Session) -> R
                 if follow_message::stuck(&session).is_some() {
                     return Ok(session);
                 }
-                progress.set_text(&format!(
-                    "{} failed and starts again: {}",
-                    created.name,
-                    follow_message::text_of(&event, "message")
-                ));
+                progress.set_text(&format!("{} failed and starts again: {}", created.name, text_of(&event, "message")));
             }
             "session.terminated" | "session.deleted" => {
                 return Err(Failure::failed(format!("session {} was ended before it was ready", clean(&created.name))));

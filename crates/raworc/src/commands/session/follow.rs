@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::show;
 use crate::context::Context;
+use crate::event_text::{text_of, tool_call};
 use crate::failure::Result;
-use crate::follow_message::text_of;
 use crate::output::{Style, Ui};
 use crate::text::{brief, bytes, clean, clean_lines, clock, span};
 
@@ -120,6 +120,13 @@ fn sentence(event: &Event) -> Option<(Style, String)> {
         "message.started" => (Style::Name, format!("▶ {}{}", data("agent"), attempt(event))),
         "message.requeued" => (Style::Warning, "the container was lost; the message is tried again".to_owned()),
         "message.finished" => finished(event),
+        "tool.called" => (Style::Name, tool_call(event)),
+        "tool.finished" if event.data.get("is_error") == Some(&Value::Bool(true)) => {
+            (Style::Warning, tool_result(event))
+        }
+        "tool.finished" => (Style::Faint, tool_result(event)),
+        "agent.step_discarded" => (Style::Warning, format!("the model is asked again: {}", data("reason"))),
+        "model.called" => model_call(event),
         "exec.started" => (Style::Faint, format!("{actor} runs {}", command(event))),
         "exec.finished" => (Style::Faint, format!("ran{}", outcome(event))),
         "file.written" => (Style::Faint, format!("{actor} wrote {}", data("path"))),
@@ -129,6 +136,25 @@ fn sentence(event: &Event) -> Option<(Style, String)> {
             (Style::Warning, format!("{words} by {actor}  {}", data("reason")).trim_end().to_owned())
         }
     })
+}
+
+fn tool_result(event: &Event) -> String {
+    let last = text_of(event, "output").trim_end().lines().last().unwrap_or_default();
+    format!("  {}{}", brief(last, PROMPT_CHARACTERS_MAX), outcome(event))
+}
+
+fn model_call(event: &Event) -> (Style, String) {
+    let model = format!("{}/{}", clean(text_of(event, "provider")), clean(text_of(event, "model")));
+    let count = |name: &str| event.data.get(name).and_then(Value::as_u64);
+    let tokens = count("input_tokens").zip(count("output_tokens"));
+    let tokens = tokens.map(|(input, output)| format!(" · {input} → {output} tokens")).unwrap_or_default();
+    let error = text_of(event, "error");
+    let (style, error) = match (text_of(event, "end"), error) {
+        ("complete", "") => (Style::Faint, String::new()),
+        (end, "") => (Style::Warning, format!(" · {}", clean(end).replace('_', " "))),
+        (_, error) => (Style::Bad, format!(" · {}", clean_lines(error))),
+    };
+    (style, format!("model {model}{tokens}{}{error}", outcome(event)))
 }
 
 fn state_style(state: &str) -> Style {

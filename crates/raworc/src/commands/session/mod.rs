@@ -19,6 +19,7 @@ mod remix;
 mod send;
 mod shell;
 mod show;
+mod usage;
 
 /// Manage sessions. SESSION is an id or a name.
 #[derive(Debug, Subcommand)]
@@ -85,6 +86,11 @@ pub enum Session {
     /// List the open terminals of a session.
     #[command(after_help = "Example:\n  raworc session terminals demo")]
     Terminals(change::Named),
+    /// Show what a session has used: calls of models, tokens and cost.
+    #[command(after_help = "Example:\n  raworc session usage demo")]
+    Usage(change::Named),
+    /// Show a call of a model by a program in a session, with what was said.
+    ModelCall(usage::ModelCallArgs),
 }
 
 /// Runs the command.
@@ -113,6 +119,8 @@ pub async fn run(context: &Context, command: Session) -> Result<()> {
         Session::Cp(args) => cp::run(context, args).await,
         Session::Exec(args) => exec::run(context, args).await,
         Session::Shell(args) => shell::run(context, args).await,
+        Session::Usage(named) => usage::usage(context, &named.session).await,
+        Session::ModelCall(args) => usage::model_call(context, args).await,
         Session::Terminals(named) => listing::terminals(context, &named.session).await,
     }
 }

@@ -8,6 +8,9 @@ mod events;
 mod files;
 mod images;
 mod messages;
+mod model_calls;
+mod providers;
+mod secrets;
 mod sessions;
 mod system;
 mod terminal;
@@ -60,8 +63,11 @@ fn parts() -> OpenApiRouter<Shared> {
             .merge(checkpoints::routes())
             .merge(images::routes())
             .merge(agents::routes())
+            .merge(providers::routes())
+            .merge(secrets::routes())
             .merge(accounts::routes())
             .merge(audit::routes())
+            .merge(model_calls::routes())
             .merge(system::routes()),
     )
 }

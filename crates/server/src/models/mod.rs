@@ -1,0 +1,4 @@
+//! Models: which there are, and where a call of one goes.
+
+pub mod catalog;
+pub mod recordings;

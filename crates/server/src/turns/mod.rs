@@ -1,0 +1,48 @@
+//! Turns of agents with a model: they run in the server, one task each, and use tools in the session's container.
+//!
+//! A turn is carried on by whoever reads its log ([`raworc_core::turn`]): every answer of the model and every result of a tool is
+//! committed before the next step begins, so a turn outlives the server and the container.
+
+mod answer;
+mod context;
+mod driver;
+pub mod drivers;
+pub mod tools;
+
+use std::time::Duration;
+
+use self::drivers::Turn;
+use crate::app::Shared;
+
+/// Wait before a turn is carried on that could not be.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Carries a turn on, unless someone does already.
+pub fn ensure(app: &Shared, turn: Turn) {
+    if !app.turn_drivers.begin(turn.running.turn) {
+        return;
+    }
+    let guard = Guard { app: app.clone(), turn };
+    app.tasks.spawn(async move {
+        let app = &guard.app;
+        while let Err(error) = Box::pin(driver::drive(app, turn)).await {
+            tracing::error!(container = %turn.container, %error, "a turn cannot be carried on right now");
+            if !app.sleep(RETRY).await {
+                return;
+            }
+        }
+    });
+}
+
+/// Gives a turn's place back, also where its task panicked: then it is begun again with the next change of the session.
+struct Guard {
+    app: Shared,
+    turn: Turn,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.app.turn_drivers.end(self.turn.running.turn);
+        self.app.hub.notify(&[self.turn.container.session]);
+    }
+}
