@@ -7,6 +7,7 @@ mod http;
 mod latency;
 mod many;
 mod memory;
+mod models;
 mod peers;
 mod registry;
 mod remixes;
@@ -34,7 +35,7 @@ struct Options {
     /// Repetitions of each measurement in the range of milliseconds.
     #[arg(long, default_value_t = 100, value_name = "N")]
     rounds: usize,
-    /// Run only these: latency, workspaces, conversations, registry, burst, durable, memory, idle, scale.
+    /// Run only these: latency, workspaces, conversations, models, registry, burst, durable, memory, idle, scale.
     #[arg(long, value_delimiter = ',', value_name = "PART,…")]
     only: Vec<String>,
     /// Use and keep this data directory instead of a temporary one.
@@ -86,6 +87,11 @@ async fn measure(
     if options.wants("conversations") {
         let server = Server::start(program, data_dir, &["--spares", "2"]).await?;
         conversations::measure(&server, options.rounds, report).await?;
+        server.stop().await?;
+    }
+    if options.wants("models") {
+        let server = Server::start(program, data_dir, &["--spares", "0"]).await?;
+        models::measure(&server, options.rounds, report).await?;
         server.stop().await?;
     }
     if options.wants("registry") {
