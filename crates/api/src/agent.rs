@@ -21,6 +21,17 @@ pub enum AgentRuntime {
     Model,
 }
 
+impl AgentRuntime {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AgentRuntime::Shell => "shell",
+            AgentRuntime::Model => "model",
+        }
+    }
+}
+
 /// Settings of an agent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

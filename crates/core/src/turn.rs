@@ -23,6 +23,10 @@ pub const STEPS_DEFAULT: u32 = 100;
 /// Steps that an agent may say.
 pub const STEPS_MAX: u32 = 10_000;
 
+/// The result of a call whose end nobody has seen, for the model.
+pub const LOST_RESULT: &str =
+    "it was interrupted: whether it was done, and how far, is not known. Look before you repeat it.";
+
 /// A tool call of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToolUse {
@@ -124,12 +128,6 @@ impl Progress {
         }
     }
 
-    /// The calls without a result, in order.
-    #[must_use]
-    pub fn open(&self) -> &[ToolUse] {
-        &self.open
-    }
-
     /// What the model is shown.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
@@ -140,6 +138,12 @@ impl Progress {
     #[must_use]
     pub fn has_unfinished_text(&self) -> bool {
         !self.text.is_empty()
+    }
+
+    /// What the model has written of a step that has not ended.
+    #[must_use]
+    pub fn unfinished_text(&self) -> &str {
+        &self.text
     }
 
     /// What is to be done next. `steps_max` bounds how often the model is asked for one message.

@@ -132,8 +132,8 @@ pub enum ConnectFailure {
     Refused,
     #[error("there is no connection to it ({0})")]
     Connect(io::ErrorKind),
-    #[error("TLS with it fails ({0})")]
-    Tls(String),
+    #[error("TLS with it fails: its certificate is not trusted here, or it speaks no TLS")]
+    Tls,
     #[error("there is no connection to it within {} seconds", CONNECT_MAX.as_secs())]
     Timeout,
 }
@@ -278,7 +278,11 @@ impl Service<Uri> for Connector {
                 Ok(Ok(stream)) => Ok(stream),
                 Ok(Err(error)) => Err(match error.downcast::<ConnectFailure>() {
                     Ok(failure) => *failure,
-                    Err(error) => ConnectFailure::Tls(error.to_string()),
+                    Err(error) => {
+                        // It may name hosts of the administrator's.
+                        tracing::debug!(%error, "TLS with a provider fails");
+                        ConnectFailure::Tls
+                    }
                 }),
                 Err(_) => Err(ConnectFailure::Timeout),
             }

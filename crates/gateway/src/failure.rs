@@ -81,7 +81,7 @@ impl Failure {
     pub fn is_transient(&self) -> bool {
         match self {
             // A certificate, or a name, gets no better within seconds.
-            Self::Connect(why) => !matches!(why, ConnectFailure::Tls(_)),
+            Self::Connect(why) => !matches!(why, ConnectFailure::Tls),
             Self::Closed | Self::Cut | Self::Garbage(_) => true,
             _ => false,
         }

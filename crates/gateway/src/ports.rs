@@ -86,7 +86,7 @@ pub struct Admission {
 pub struct Refusal {
     /// The status of the answer.
     pub status: StatusCode,
-    /// A stable code (`unknown_model`, `no_provider`, `budget_exceeded`, …).
+    /// A stable code (`model_not_found`, `unavailable`, `fenced`).
     pub code: &'static str,
     /// One sentence.
     pub message: String,
@@ -147,7 +147,7 @@ pub trait Ports: Send + Sync + 'static {
     /// The models that programs of this container may name.
     async fn models(&self, container: ContainerId) -> Vec<ListedModel>;
 
-    /// Decides on a call, and records that it begins.
+    /// Decides on a call, and registers it as running.
     async fn admit(&self, call: &Call) -> Result<Admission, Refusal>;
 
     /// Records the end of an admitted call; called exactly once for each.

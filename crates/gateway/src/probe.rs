@@ -43,8 +43,10 @@ pub enum ProbeError {
     #[error("there is no connection to base_url: {0}")]
     Connect(String),
     /// TLS fails.
-    #[error("TLS fails: {0}")]
-    Tls(String),
+    #[error(
+        "TLS fails: its certificate is not trusted by this machine, or base_url is http:// in truth; the server's log has more"
+    )]
+    Tls,
     /// Nothing came in time.
     #[error("nothing came within {} seconds", .0.as_secs())]
     Timeout(Duration),
@@ -77,7 +79,7 @@ impl From<Failure> for ProbeError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Connect(ConnectFailure::Name) => Self::Name,
-            Failure::Connect(ConnectFailure::Tls(why)) => Self::Tls(why),
+            Failure::Connect(ConnectFailure::Tls) => Self::Tls,
             Failure::Connect(ConnectFailure::Timeout) => Self::Timeout(crate::client::CONNECT_MAX),
             Failure::Connect(why) => Self::Connect(why.to_string()),
             Failure::Silent(time) => Self::Timeout(time),

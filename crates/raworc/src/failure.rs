@@ -170,7 +170,9 @@ fn command_for(code: Code) -> Option<&'static str> {
         Code::Unauthenticated => {
             Some("Name a token with --token or RAWORC_TOKEN; an administrator makes one with `raworc token create`.")
         }
-        Code::AmbiguousName => Some("`raworc session list` shows the ids."),
+        Code::AmbiguousName => {
+            Some("`raworc session list` shows the ids of sessions, `raworc model list` the full names of models.")
+        }
         Code::SessionTerminated => Some("`raworc session restore` brings it back."),
         Code::SessionDeleted => Some("`raworc session restore` brings it back, while its files are there."),
         Code::SessionPaused => Some("`raworc session resume` lets it work again."),

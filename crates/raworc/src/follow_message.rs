@@ -195,11 +195,18 @@ struct Screen {
     ui: Ui,
     progress: Option<Progress>,
     is_at_line_start: bool,
+    /// A model writes: what it says are lines of their own, whether it ends them or not.
+    is_prose: bool,
 }
 
 impl Screen {
     fn new(ui: Ui) -> Self {
-        Self { ui, progress: Some(Progress::start(&ui, "waiting for the session")), is_at_line_start: true }
+        Self {
+            ui,
+            progress: Some(Progress::start(&ui, "waiting for the session")),
+            is_at_line_start: true,
+            is_prose: false,
+        }
     }
 
     /// Removes the spinner before something else is printed.
@@ -233,6 +240,7 @@ impl Screen {
     fn message(&mut self, event: &Event) -> Result<()> {
         match event.kind.as_str() {
             "message.started" => {
+                self.is_prose = text_of(event, "runtime") == "model";
                 if let Some(progress) = &self.progress {
                     progress.set_text("working");
                 }
@@ -243,7 +251,9 @@ impl Screen {
             }
             "message.delta" => self.output(text_of(event, "stream"), text_of(event, "text"))?,
             "tool.called" => self.tool(event)?,
+            "message.finished" => self.end_line()?,
             "agent.step_discarded" => {
+                self.end_line()?;
                 self.pause();
                 self.ui.note("the model's answer was cut off; it is asked again");
             }
@@ -254,13 +264,19 @@ impl Screen {
 
     /// Shows a tool call. What a model says before and after it are lines of their own.
     fn tool(&mut self, event: &Event) -> Result<()> {
-        if !self.is_at_line_start && !self.ui.is_json() {
-            self.ui.out("\n")?;
-        }
-        self.is_at_line_start = true;
+        self.end_line()?;
         self.progress = None;
         if self.ui.shows_progress() {
             self.ui.note(&tool_call(event));
+        }
+        Ok(())
+    }
+
+    /// Ends the line that a model has begun.
+    fn end_line(&mut self) -> Result<()> {
+        if self.is_prose && !self.is_at_line_start && !self.ui.is_json() {
+            self.is_at_line_start = true;
+            self.ui.out("\n")?;
         }
         Ok(())
     }

@@ -1,22 +1,27 @@
 //! One change of one session, in one transaction: load, decide (in core), record.
 
+use std::collections::BTreeMap;
+
 use raworc_api::message::{MessageError, Status};
 use raworc_api::problem::Code;
 use raworc_core::events::{
     ExecFinished, ExecStarted, LogEvent, MessageFinished, MessageRequeued, Outcome, SessionDeleted, SessionFailed,
     SessionPaused, SessionRestarted, SessionRestored, SessionResumed, SessionStartWaiting, SessionStateChanged,
-    SessionTerminated, StreamEnd, StreamError, StreamStart, TerminalClosed, TerminalOpened, TurnResult,
+    SessionTerminated, StreamEnd, StreamError, StreamStart, TerminalClosed, TerminalOpened, ToolCalled, ToolFinished,
+    TurnResult,
 };
 use raworc_core::ids::{LayerId, MessageId, SessionId, TurnId};
 use raworc_core::limits::{EXECS_MAX, TERMINALS_MAX};
 use raworc_core::session::{self, Container, Effect, Event, Note, Running};
 use raworc_core::time::Time;
+use raworc_core::turn::LOST_RESULT;
 use raworc_store::conversation::{Segment, SegmentRow};
 use raworc_store::events::EventRow;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::{self, SessionRow};
 use raworc_store::streams::{self, StreamRow};
 use raworc_store::{StoreError, Tx, events, layers};
+use uuid::Uuid;
 
 use crate::error::Failure;
 
@@ -233,6 +238,7 @@ impl<'t> Change<'t> {
         turn: Option<TurnId>,
         result: Option<TurnResult>,
     ) -> Result<(), StoreError> {
+        self.end_calls(message).await?;
         message.status = status.into();
         message.error = error.clone();
         message.finished_at = Some(self.now);
@@ -241,6 +247,35 @@ impl<'t> Change<'t> {
         let event = MessageFinished { message_id: message.id, turn_id: turn, status, error, result };
         message.finished_seq = Some(self.log(event).await?);
         messages::update(self.tx, message).await
+    }
+
+    /// Tells the end of tool calls that were begun for a message and that nobody has seen end.
+    async fn end_calls(&mut self, message: &MessageRow) -> Result<(), StoreError> {
+        let (session, since) = (self.row.id, message.seq);
+        if message.started_seq.is_none() {
+            return Ok(());
+        }
+        let mut events = events::data_of_kind(self.tx, session, ToolCalled::KIND, since).await?;
+        if events.is_empty() {
+            return Ok(());
+        }
+        events.extend(events::data_of_kind(self.tx, session, ToolFinished::KIND, since).await?);
+        let mut open: BTreeMap<Uuid, TurnId> = BTreeMap::new();
+        for data in events {
+            if let Some(LogEvent::ToolCalled(called)) = LogEvent::read(ToolCalled::KIND, &data)
+                && called.message_id == message.id
+            {
+                open.insert(called.call_id, called.turn_id);
+            } else if let Some(LogEvent::ToolFinished(finished)) = LogEvent::read(ToolFinished::KIND, &data) {
+                open.remove(&finished.call_id);
+            }
+        }
+        for (call_id, turn_id) in open {
+            let (message_id, output) = (message.id, LOST_RESULT.to_owned());
+            let (is_error, duration_seconds) = (true, None);
+            self.log(ToolFinished { call_id, message_id, turn_id, output, is_error, duration_seconds }).await?;
+        }
+        Ok(())
     }
 
     /// Brings a turn and its message to their end before the host has reported one. Where the record of the message is damaged or gone,

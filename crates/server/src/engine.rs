@@ -223,6 +223,10 @@ fn listener(
     let (hub, capture_bases, garbage_queue) = (Arc::clone(hub), Arc::clone(bases), Arc::clone(garbage));
     let catalog = Arc::clone(catalog);
     Arc::new(move |news| {
+        // Before anyone hears of it.
+        if news.providers {
+            catalog.changed();
+        }
         hub.notify(&news.sessions);
         hub.notify_readers(&news.logs);
         hub.notify_revoked(&news.revoked);
@@ -230,8 +234,5 @@ fn listener(
             capture_bases.forget_given_up(*session, layers);
         }
         garbage_queue.enqueue(news.wasted);
-        if news.providers {
-            catalog.changed();
-        }
     })
 }

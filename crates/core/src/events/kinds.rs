@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::parts::{ImageName, MessageError, StreamEnd, StreamStart, TurnResult};
 use super::words::{EnforcedBy, Outcome, Speaker};
 use crate::checkpoints::Cause;
-use crate::ids::{MessageId, ModelCallId, SessionId, TurnId};
+use crate::ids::{AgentId, MessageId, ModelCallId, SessionId, TurnId};
 use crate::link::OutputStream;
 use crate::models::CallEnd;
 use crate::quantity::Bytes;
@@ -162,6 +162,12 @@ events! {
         attempt: u32,
         /// The name of the agent; null where it is gone, and the turn fails at once.
         agent: Option<String>,
+        /// The agent's id; left out where it is gone, and in logs of earlier builds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agent_id: Option<AgentId>,
+        /// How the agent runs in this turn, whatever becomes of its definition: `shell` or `model`; left out as `agent_id` is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        runtime: Option<String>,
     }
 
     /// The agent wrote something.

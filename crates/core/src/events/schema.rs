@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::ids::{MessageId, ModelCallId, SessionId, TurnId};
+use crate::ids::{AgentId, MessageId, ModelCallId, SessionId, TurnId};
 
 /// A kind of event, for documents.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +100,7 @@ described! {
     f64 => { "type": "number", "format": "double" },
     Timestamp => { "type": "string", "format": "date-time" },
     Uuid => { "type": "string", "format": "uuid" },
+    AgentId => { "type": "string", "format": "uuid" },
     MessageId => { "type": "string", "format": "uuid" },
     ModelCallId => { "type": "string", "format": "uuid" },
     SessionId => { "type": "string", "format": "uuid" },

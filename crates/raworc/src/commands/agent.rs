@@ -154,20 +154,13 @@ fn rows(agents: &[Definition]) -> String {
     let row = |agent: &Definition| {
         vec![
             clean(&agent.definition.name),
-            runtime_word(agent.definition.runtime).to_owned(),
+            agent.definition.runtime.as_str().to_owned(),
             agent.definition.model.as_deref().map_or_else(|| "-".into(), clean),
             if agent.builtin { "built-in".to_owned() } else { ago(agent.created_at, now) },
             brief(&agent.definition.description, 60),
         ]
     };
     table(&["NAME", "RUNTIME", "MODEL", "CREATED", "DESCRIPTION"], agents.iter().map(row).collect())
-}
-
-fn runtime_word(runtime: AgentRuntime) -> &'static str {
-    match runtime {
-        AgentRuntime::Shell => "shell",
-        AgentRuntime::Model => "model",
-    }
 }
 
 fn details(agent: &Definition) -> String {
@@ -177,7 +170,7 @@ fn details(agent: &Definition) -> String {
     fields(&[
         ("name", clean(name)),
         ("id", agent.id.to_string()),
-        ("runtime", runtime_word(*runtime).to_owned()),
+        ("runtime", runtime.as_str().to_owned()),
         ("model", model.as_deref().map(clean).unwrap_or_default()),
         ("image", image.as_deref().map(clean).unwrap_or_default()),
         ("description", clean_lines(description)),

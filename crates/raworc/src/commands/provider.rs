@@ -198,7 +198,7 @@ pub async fn run(context: &Context, command: Provider) -> Result<()> {
         Provider::Get { provider } => ui.show(&client.get_provider(&provider).await?, details),
         Provider::Update { provider, name, no_key, models, removed, fields } => {
             input::no_secret_argument(fields.key.is_some(), "--key-stdin")?;
-            let mut definition = definition_of(client.get_provider(&provider).await?, fields.kind);
+            let mut definition = definition_of(client.get_provider(&provider).await?);
             definition.name = name.unwrap_or(definition.name);
             definition.api_key = no_key.then_some(None);
             change_models(&mut definition.models, models, &removed)?;
@@ -272,13 +272,12 @@ fn known_models(known: &KnownProvider) -> Vec<ProviderModel> {
     models.collect()
 }
 
-/// What a provider is, without its key. One that becomes of another kind is where that kind is at home.
-fn definition_of(provider: Record, kind: Option<ProviderKind>) -> ProviderDefinition {
-    let is_same = kind.is_none_or(|kind| kind == provider.kind);
+/// What a provider is, without its key. It stays where it is, whatever kind it becomes: its key is for there.
+fn definition_of(provider: Record) -> ProviderDefinition {
     ProviderDefinition {
         name: provider.name,
         kind: provider.kind,
-        base_url: provider.base_url.filter(|_| is_same),
+        base_url: provider.base_url,
         api_key: None,
         models: provider.models,
         timeout_seconds: Some(provider.timeout_seconds),

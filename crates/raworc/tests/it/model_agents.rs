@@ -155,7 +155,13 @@ async fn what_a_model_does_wrong_is_told_to_it() {
         calls(6, "bash", json!({ "command": "exit 3" })),
         calls(7, "bash", json!({ "command": "sleep 60", "timeout_seconds": 1 })),
         calls(8, "search", json!({ "pattern": "nothing has this" })),
-        says(json!({ "tool_results": 9 }), "I see."),
+        calls(9, "bash", json!({ "command": "head -c 100000 /dev/zero | tr '\\0' a > many" })),
+        calls(
+            10,
+            "edit_file",
+            json!({ "path": "many", "old_text": "a", "new_text": "b".repeat(1000), "replace_all": true }),
+        ),
+        says(json!({ "tool_results": 11 }), "I see."),
     ];
     let id = session_with(&server, &lines, json!({})).await;
     let told = server.send(&id, "go").await;
@@ -172,12 +178,14 @@ async fn what_a_model_does_wrong_is_told_to_it() {
         "[exit status 3]",
         "[ended after 1 seconds",
         "no line matches",
+        "[no output; exit status 0]",
+        "the file would have more than",
     ];
     for (result, expected) in results.iter().zip(expected) {
         assert!(result["output"].as_str().unwrap().contains(expected), "{expected:?}: {result:#}");
     }
     let failed: Vec<bool> = results.iter().map(|result| result["is_error"] == true).collect();
-    assert_eq!(failed, [true, true, true, true, true, true, true, true, false]);
+    assert_eq!(failed, [true, true, true, true, true, true, true, true, false, false, true]);
     assert!(!results.iter().any(|result| result["output"].as_str().unwrap().contains("root:")), "nothing leads out");
 }
 
@@ -251,4 +259,56 @@ async fn a_cancel_ends_what_the_model_and_its_tools_do() {
         hangs.asked()
     );
     server.until(&id, |session| session["state"] == "READY").await;
+}
+
+#[tokio::test]
+async fn whatever_ends_a_turn_its_calls_have_an_end() {
+    let server = server_or_skip!();
+    let id = session_with(&server, &[calls(0, "bash", json!({ "command": WAITS }))], json!({ "timeout_seconds": 600 }))
+        .await;
+    // A pause takes the message back; it is cancelled while it waits.
+    let message = post(&server, &id, "go").await;
+    until_tool_called(&server, &id, 1).await;
+    assert_eq!(server.post(&format!("/sessions/{id}/pause"), json!({})).await.0, 200);
+    server.until(&id, |session| session["state"] == "IDLE").await;
+    assert_eq!(server.post(&format!("/sessions/{id}/messages/{message}/cancel"), json!({})).await.0, 200);
+    assert_eq!(ended(&server, &id, &message).await["status"], "cancelled");
+    assert_eq!(of_message(&server.events(&id).await, "tool.finished", &message).len(), 1);
+    // The session ends.
+    assert_eq!(server.post(&format!("/sessions/{id}/resume"), json!({})).await.0, 200);
+    exec(&server, &id, "rm begun").await;
+    let message = post(&server, &id, "go").await;
+    until_tool_called(&server, &id, 2).await;
+    assert_eq!(server.post(&format!("/sessions/{id}/terminate"), json!({})).await.0, 200);
+    assert_eq!(ended(&server, &id, &message).await["status"], "cancelled");
+    let events = server.events(&id).await;
+    assert_eq!((of_kind(&events, "tool.called").len(), of_kind(&events, "tool.finished").len()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_turn_stays_with_its_agent_whatever_the_session_is_given() {
+    let mut server = server_or_skip!();
+    let lines = [calls(0, "bash", json!({ "command": WAITS })), says(json!({ "tool_results": 1 }), "It was mine.")];
+    let id = session_with(&server, &lines, json!({})).await;
+    let message = post(&server, &id, "go").await;
+    until_tool_called(&server, &id, 1).await;
+    // The session gets another agent, and this one another name; then the server dies.
+    let (status, answer) = server.put(&format!("/sessions/{id}/agents"), json!({ "agent_ids": ["shell"] })).await;
+    assert_eq!(status, 200, "{answer}");
+    let renamed = json!({ "name": "renamed", "runtime": "model", "model": "replay/test" });
+    assert_eq!(server.put("/agents/thinker", renamed).await.0, 200);
+    server.kill();
+    server.start_again();
+    let told = ended(&server, &id, &message).await;
+    assert_eq!((&told["status"], &told["reply"]["content"]), (&json!("done"), &json!("It was mine.")), "{told:#}");
+    // The other way round: a script stays with the host.
+    exec(&server, &id, "rm begun").await;
+    let message = post(&server, &id, WAITS).await;
+    eventually("the script runs", async || server.get(&format!("/sessions/{id}/files/begun")).await.0 == 200).await;
+    let (status, answer) = server.put(&format!("/sessions/{id}/agents"), json!({ "agent_ids": ["renamed"] })).await;
+    assert_eq!(status, 200, "{answer}");
+    exec(&server, &id, "touch go").await;
+    let told = ended(&server, &id, &message).await;
+    assert_eq!((&told["status"], &told["reply"]["content"]), (&json!("done"), &json!("went on\n")), "{told:#}");
+    assert!(of_message(&server.events(&id).await, "tool.called", &message).is_empty());
 }

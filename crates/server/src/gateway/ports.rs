@@ -16,7 +16,7 @@ use super::calls::CallContext;
 use crate::app::{App, Shared};
 use crate::error::Failure;
 use crate::models::catalog::{Models, Resolved, Unresolved};
-use crate::record::model_calls;
+use crate::record::{model_calls, take_message};
 
 /// After how long a call is worth repeating that the server could not decide on.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -106,14 +106,21 @@ async fn caller(app: &Shared, call: &Call) -> Result<Option<CallerAgent>, Failur
     let claimed = key.and_then(|turn| turn.parse().ok());
     // A program of a turn before, which goes on in the background, calls for itself.
     let running = row.machine.running.filter(|running| Some(running.turn) == claimed);
-    let assigned = agents::assigned(&mut connection, session).await?.rows;
-    let named = match running {
-        Some(running) => messages::find(&mut connection, session, running.message).await?.and_then(|found| found.agent),
+    let message = match running {
+        Some(running) => messages::find(&mut connection, session, running.message).await?,
         None => None,
     };
-    let agent = match &named {
-        Some(name) => assigned.into_iter().find(|agent| agent.definition.name == *name),
-        None => assigned.into_iter().next(),
+    let agent = match message {
+        // Whose turn it is does not change with the session's agents.
+        Some(message) => match take_message::beginning(&mut connection, &message).await? {
+            Some(started) => take_message::agent_of(&mut connection, &started).await?,
+            None => None,
+        },
+        // One that is damaged may be the first: nobody else speaks for it.
+        None => {
+            let assigned = agents::assigned(&mut connection, session).await?;
+            assigned.rows.into_iter().next().filter(|_| assigned.damaged.is_empty())
+        }
     };
     let turn = running.map(|running| running.turn);
     let Some(agent) = agent else { return Ok(Some(CallerAgent { turn, ..CallerAgent::default() })) };

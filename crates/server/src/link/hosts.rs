@@ -295,6 +295,15 @@ impl Hosts {
         Ok(receiver)
     }
 
+    /// Has the host end an exec, whose end is still waited for.
+    pub fn cancel_exec(&self, container: ContainerId, id: Uuid) {
+        let hosts = lock(&self.hosts);
+        if let Some((_, frames)) = hosts.get(&container).and_then(|host| host.connection.as_ref()) {
+            // Where it cannot be told now, whoever waits gives up.
+            let _ = frames.try_send(ServerFrame::Cancel(WorkId::Exec(id)));
+        }
+    }
+
     /// The exec has ended, or nobody waits for it any more: then the host is told to end it.
     pub fn end_exec(&self, container: ContainerId, id: Uuid, cancel: bool) {
         let mut hosts = lock(&self.hosts);

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt, SinkExt, StreamExt};
+use raworc_api::agent::AgentRuntime;
 use raworc_core::ids::{ContainerId, TurnId};
 use raworc_core::limits::FRAME_BYTES_MAX;
 use raworc_core::link::{FEATURE_ATTACH, HostFrame, Report, ServerFrame, Versions, WorkId};
 use raworc_core::session::{Container, Running, State};
 use raworc_store::messages::MessageRow;
 use raworc_store::sessions::SessionRow;
-use raworc_store::{agents, messages, sessions};
+use raworc_store::{messages, sessions};
 use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
@@ -380,15 +381,15 @@ impl Link {
         self.look().await
     }
 
-    /// The turn that the session is in.
+    /// What is to be done in the turn that the session is in; none where its agent is gone.
     async fn task_of(&self, row: &SessionRow, running: Running, message: &MessageRow) -> Result<Option<Task>, Ended> {
         let mut connection = self.app.store.read().await?;
-        let agent = match &message.agent {
-            // It may have been taken from the session since.
-            Some(name) => agents::find(&mut connection, name).await?,
-            None => agents::of_session(&mut connection, row.id).await?.into_iter().next(),
-        };
-        Ok(agent.map(|agent| take_message::task(row, running, message, &agent)))
+        let Some(started) = take_message::beginning(&mut connection, message).await? else { return Ok(None) };
+        if started.runtime.as_deref() == Some(AgentRuntime::Model.as_str()) {
+            return Ok(Some(Task::Server(running)));
+        }
+        let agent = take_message::agent_of(&mut connection, &started).await?;
+        Ok(agent.map(|agent| take_message::host_task(row, running, message, &agent)))
     }
 
     /// A turn is going on. Where the host runs it and waits for one, it was given to it, and the connection or the server broke in between,

@@ -1,18 +1,18 @@
-//! Give the next message of a session to its host: a turn begins.
+//! Take the next message of a session: a turn begins, which its host or the server runs.
 
 use std::collections::BTreeMap;
 
 use raworc_api::agent::AgentRuntime;
 use raworc_api::message::{MessageError, Status};
-use raworc_core::events::{MessageStarted, Outcome};
+use raworc_core::events::{LogEvent, MessageStarted, Outcome};
 use raworc_core::ids::{ContainerId, TurnId};
 use raworc_core::limits::OUTPUT_BYTES_MAX;
 use raworc_core::link::{Program, WORKSPACE_PATH, Work, WorkId};
 use raworc_core::session::{Event, Running, State};
-use raworc_store::Sound;
 use raworc_store::agents::{self, AgentRow};
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::SessionRow;
+use raworc_store::{Read, Sound, StoreError, events};
 
 use crate::app::Shared;
 use crate::change::{Change, SYSTEM};
@@ -70,7 +70,10 @@ async fn take(change: &mut Change<'_>, container: ContainerId) -> Result<Option<
     };
     let name = agent.as_ref().map(|agent| agent.definition.name.clone());
     let attempt = message.attempts;
-    let started = MessageStarted { message_id: message.id, turn_id: Some(turn), attempt, agent: name };
+    let agent_id = agent.as_ref().map(|agent| agent.id);
+    let runtime = agent.as_ref().map(|agent| agent.definition.runtime.as_str().to_owned());
+    let started =
+        MessageStarted { message_id: message.id, turn_id: Some(turn), attempt, agent: name, agent_id, runtime };
     message.started_seq = Some(change.log(started).await?);
     message.status = Status::Processing;
     messages::update(change.tx(), &message).await?;
@@ -105,12 +108,42 @@ async fn fail_without_agent(
 }
 
 /// What is to be done in a turn.
-pub fn task(session: &SessionRow, running: Running, message: &MessageRow, agent: &AgentRow) -> Task {
-    let program = match agent.definition.runtime {
-        AgentRuntime::Shell => Program::Shell { script: message.content.clone() },
-        AgentRuntime::Model => return Task::Server(running),
-    };
+fn task(session: &SessionRow, running: Running, message: &MessageRow, agent: &AgentRow) -> Task {
+    match agent.definition.runtime {
+        AgentRuntime::Shell => host_task(session, running, message, agent),
+        AgentRuntime::Model => Task::Server(running),
+    }
+}
+
+/// What is to be done in a turn that the host runs.
+pub fn host_task(session: &SessionRow, running: Running, message: &MessageRow, agent: &AgentRow) -> Task {
+    let program = Program::Shell { script: message.content.clone() };
     Task::Host(work(session, running.turn, message, (agent, program)))
+}
+
+/// The beginning of the turn that is going on at a message, as its log has it: whose turn it is does not change with the session's agents.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn beginning(connection: &mut Read, message: &MessageRow) -> Result<Option<MessageStarted>, StoreError> {
+    let Some(seq) = message.started_seq else { return Ok(None) };
+    let found = events::batch(connection, message.session_id, seq.saturating_sub(1), (1, usize::MAX)).await?.rows;
+    Ok(found.first().and_then(|event| match LogEvent::read(&event.kind, &event.data) {
+        Some(LogEvent::MessageStarted(started)) if started.message_id == message.id => Some(started),
+        _ => None,
+    }))
+}
+
+/// The agent whose turn it is; none where it is no longer registered.
+///
+/// # Errors
+/// Where the store fails.
+pub async fn agent_of(connection: &mut Read, started: &MessageStarted) -> Result<Option<AgentRow>, StoreError> {
+    match (started.agent_id, &started.agent) {
+        (Some(id), _) => agents::find(connection, &id.to_string()).await,
+        (None, Some(name)) => agents::find(connection, name).await,
+        (None, None) => Ok(None),
+    }
 }
 
 /// What the host is to do in a turn.

@@ -12,13 +12,14 @@ use raworc_core::limits::PAGE_BYTES_MAX;
 use raworc_core::link::{OutputStream, TURN_KEY_PREFIX};
 use raworc_core::turn::{Next, Progress, STEPS_DEFAULT, ToolUse};
 use raworc_gateway::dialect::Observed;
-use raworc_store::agents::{self, AgentRow};
+use raworc_store::agents::AgentRow;
 use raworc_store::messages::{self, MessageRow};
 use raworc_store::sessions::{self, SessionRow};
 use raworc_store::{Read, StoreError, events};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant as TokioInstant;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::answer::AnswerReader;
@@ -29,13 +30,17 @@ use crate::app::Shared;
 use crate::change::cancelled;
 use crate::error::Failure;
 use crate::record::turn_end::{self, TurnEnd};
-use crate::record::turns;
+use crate::record::{take_message, turns};
 
 /// How often a step is asked for that is cut off each time.
 const ASK_ATTEMPTS_MAX: u32 = 3;
+/// The pause before it is asked for again; longer each time.
+const ASK_PAUSE: Duration = Duration::from_millis(500);
 /// What the model writes is committed after so long, or so many bytes.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(50);
 const COMMIT_BYTES: usize = 4 * 1024;
+/// The pause before a turn is looked at again that could not be.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of a provider's error that are read.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 /// Events that are read of a log at a time.
@@ -69,48 +74,63 @@ struct Driver<'a> {
     deadline: Option<TokioInstant>,
 }
 
+/// What there is of a turn.
+enum Loaded<'a> {
+    /// It is over.
+    Over,
+    /// It cannot be carried on; why not, for people.
+    Impossible(String),
+    /// It goes on.
+    Ready(Box<Driver<'a>>),
+}
+
 /// Carries a turn on until it is over, or the server stops.
 ///
 /// # Errors
 /// Where the store fails. It is to be tried again then.
 pub async fn drive(app: &Shared, turn: Turn) -> Result<(), Failure> {
     let mut changes = app.hub.subscribe(turn.container.session);
-    let Some(mut driver) = Driver::load(app, turn).await? else { return Ok(()) };
-    let stop = driver.carry_on(&mut changes).await?;
-    match stop {
+    let mut driver = match Driver::load(app, turn).await? {
+        Loaded::Over => return Ok(()),
+        Loaded::Ready(driver) => driver,
+        Loaded::Impossible(why) => {
+            let error = MessageError { code: "not_started".to_owned(), message: why };
+            let end = (Outcome::Failed, Some(error));
+            return finish(app, turn, Duration::ZERO, (Vec::new(), end, String::new())).await;
+        }
+    };
+    match driver.carry_on(&mut changes).await? {
         Stop::Left => Ok(()),
         Stop::Ended(outcome, error) => {
-            let ended = driver.progress.open().iter().map(|call| ToolResult::lost().event(&turn, call, None).into());
-            driver.finish(ended.collect(), (outcome, error), None).await
+            // A tool that changes the workspace does so to its end, also where nobody waits for it.
+            drop(app.session_locks.lock(turn.container.session).await);
+            let said = driver.progress.unfinished_text().to_owned();
+            driver.finish(Vec::new(), (outcome, error), said).await
         }
     }
 }
 
 impl<'a> Driver<'a> {
-    /// Reads everything that there is of a turn; none where it is over.
-    async fn load(app: &'a Shared, turn: Turn) -> Result<Option<Self>, Failure> {
+    /// Reads everything that there is of a turn.
+    async fn load(app: &'a Shared, turn: Turn) -> Result<Loaded<'a>, Failure> {
         let mut connection = app.store.read().await?;
-        let Some(session) = sessions::find(&mut connection, turn.container.session).await? else { return Ok(None) };
-        let machine = &session.machine;
-        if machine.running != Some(turn.running) || machine.generation != turn.container.generation {
-            return Ok(None);
-        }
+        let session = sessions::find(&mut connection, turn.container.session).await?;
+        let Some(session) = session.filter(|session| turn.is_current(&session.machine)) else {
+            return Ok(Loaded::Over);
+        };
         let Some(message) = messages::find(&mut connection, session.id, turn.running.message).await? else {
-            return Ok(None);
+            return Ok(Loaded::Impossible("the record of the message is gone".to_owned()));
+        };
+        let Some(started) = take_message::beginning(&mut connection, &message).await? else {
+            return Ok(Loaded::Impossible("the log does not have the beginning of the turn".to_owned()));
+        };
+        let Some(agent) = take_message::agent_of(&mut connection, &started).await? else {
+            let why = "the agent is no longer registered; send the message again, to another one".to_owned();
+            return Ok(Loaded::Impossible(why));
         };
         let log = read_log(&mut connection, &message).await?;
-        let began = log.iter().rev().find_map(|(at, event)| match event {
-            LogEvent::MessageStarted(started) if started.turn_id == Some(turn.running.turn) => {
-                Some((*at, started.agent.clone()))
-            }
-            _ => None,
-        });
-        let Some((began_at, agent)) = began else { return Ok(None) };
-        let agent = match agent {
-            Some(name) => agents::find(&mut connection, &name).await?,
-            None => None,
-        };
-        let Some(agent) = agent else { return Ok(None) };
+        let is_beginning = |event: &LogEvent| matches!(event, LogEvent::MessageStarted(started) if started.turn_id == Some(turn.running.turn));
+        let began_at = log.iter().find_map(|(at, event)| is_beginning(event).then_some(*at)).unwrap_or(app.now());
         let ranges = standing(message.seq.saturating_sub(1), &session.rewinds);
         let (history, left_out) =
             messages::newest_ended_in(&mut connection, session.id, &ranges, HISTORY_BYTES_MAX).await?;
@@ -122,7 +142,7 @@ impl<'a> Driver<'a> {
         let model = agent.definition.model.clone().unwrap_or_default();
         let context = Context { agent, model, history, left_out, message };
         let began = Instant::now().checked_sub(passed).unwrap_or_else(Instant::now);
-        Ok(Some(Self { app, turn, session, context, progress, began, deadline }))
+        Ok(Loaded::Ready(Box::new(Self { app, turn, session, context, progress, began, deadline })))
     }
 
     async fn carry_on(&mut self, changes: &mut watch::Receiver<()>) -> Result<Stop, Failure> {
@@ -132,11 +152,23 @@ impl<'a> Driver<'a> {
         loop {
             let step = match self.progress.next(steps_max) {
                 Next::Lost(call) => self.end_call(&call, ToolResult::lost(), None).await?,
-                Next::Use(call) => tokio::select! {
-                    biased;
-                    stop = &mut stopped => return stop,
-                    step = self.use_tool(&call) => step?,
-                },
+                Next::Use(call) => {
+                    let cancelled = CancellationToken::new();
+                    let mut using = Box::pin(self.use_tool(&call, &cancelled));
+                    tokio::select! {
+                        biased;
+                        stop = &mut stopped => {
+                            let stop = stop?;
+                            if matches!(stop, Stop::Ended(..)) {
+                                // What runs is ended, and has written all that it will, before the turn ends.
+                                cancelled.cancel();
+                                using.await?;
+                            }
+                            return Ok(stop);
+                        }
+                        step = &mut using => step?,
+                    }
+                }
                 Next::Ask { step } => tokio::select! {
                     biased;
                     stop = &mut stopped => return stop,
@@ -152,7 +184,7 @@ impl<'a> Driver<'a> {
             match step {
                 Step::Called => {}
                 Step::Answered { events, text } => {
-                    self.finish(events, (Outcome::Done, None), Some(text)).await?;
+                    self.finish(events, (Outcome::Done, None), text).await?;
                     return Ok(Stop::Left);
                 }
                 Step::Stopped(stop) => return Ok(stop),
@@ -176,7 +208,7 @@ impl<'a> Driver<'a> {
 
     // --- tools ------------------------------------------------------------------------------------------------------
 
-    async fn use_tool(&mut self, call: &ToolUse) -> Result<Step, Failure> {
+    async fn use_tool(&mut self, call: &ToolUse, cancelled: &CancellationToken) -> Result<Step, Failure> {
         let began = Instant::now();
         let definition = &self.context.agent.definition;
         let bench = Bench {
@@ -184,6 +216,7 @@ impl<'a> Driver<'a> {
             turn: self.turn,
             session: &self.session,
             wanted: definition.tools.as_deref(),
+            cancelled,
             env: &definition.config.env,
         };
         let result = tools::run(&bench, call).await?;
@@ -209,7 +242,11 @@ impl<'a> Driver<'a> {
             }
             match self.ask_once(step).await? {
                 Ok(step) => return Ok(step),
-                Err(_) if attempt < ASK_ATTEMPTS_MAX => {}
+                Err(_) if attempt < ASK_ATTEMPTS_MAX => {
+                    if !self.app.sleep(ASK_PAUSE * attempt).await {
+                        break;
+                    }
+                }
                 Err(why) => return Ok(Step::Stopped(failed("model_failed", why))),
             }
         }
@@ -225,11 +262,10 @@ impl<'a> Driver<'a> {
         if !status.is_success() {
             let body = Limited::new(response.into_body(), ERROR_BYTES_MAX).collect().await;
             let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-            // The gateway has tried again where that was worth it.
-            return Ok(Ok(Step::Stopped(failed(
-                "model_failed",
-                told(&body).unwrap_or_else(|| format!("the answer has status {status}")),
-            ))));
+            let why = error_message(&body).unwrap_or_else(|| format!("the answer has status {status}"));
+            // These may be the gateway's own, which has no room for another call at the moment.
+            let is_passing = matches!(status.as_u16(), 429 | 503);
+            return Ok(if is_passing { Err(why) } else { Ok(Step::Stopped(failed("model_failed", why))) });
         }
         let mut chunks = BodyStream::new(response.into_body());
         let mut reader = AnswerReader::new();
@@ -262,6 +298,10 @@ impl<'a> Driver<'a> {
         (text, mut pending): (String, String),
     ) -> Result<Step, Failure> {
         let mut events = self.deltas(&mut pending);
+        if let Some(why) = incomplete(&observed) {
+            self.log(events).await?;
+            return Ok(Step::Stopped(failed("model_failed", why.to_owned())));
+        }
         if observed.tool_calls.is_empty() {
             return Ok(match text.trim().is_empty() {
                 true => Step::Stopped(failed("model_failed", "the model has answered nothing".to_owned())),
@@ -297,15 +337,34 @@ impl<'a> Driver<'a> {
         &self,
         events: Vec<LogEvent>,
         outcome: (Outcome, Option<MessageError>),
-        content: Option<String>,
+        content: String,
     ) -> Result<(), Failure> {
-        let took = self.began.elapsed();
-        let usage = MessageUsage { duration_seconds: took.as_secs_f64(), ..MessageUsage::default() };
-        let duration_micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let end = TurnEnd { outcome, duration_micros, usage, content };
-        let (container, running) = (self.turn.container, self.turn.running);
-        let finished = |has_changed| turns::finish(self.app, container, running, (events, end, has_changed));
-        turn_end::then_save(self.app, container.session, finished).await
+        finish(self.app, self.turn, self.began.elapsed(), (events, outcome, content)).await
+    }
+}
+
+/// Ends a turn after `events`, with `content` as the agent's answer.
+async fn finish(
+    app: &Shared,
+    turn: Turn,
+    took: Duration,
+    (events, outcome, content): (Vec<LogEvent>, (Outcome, Option<MessageError>), String),
+) -> Result<(), Failure> {
+    let usage = MessageUsage { duration_seconds: took.as_secs_f64(), ..MessageUsage::default() };
+    let duration_micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    let end = TurnEnd { outcome, duration_micros, usage, content: Some(content) };
+    let finished = |has_changed| turns::finish(app, turn.container, turn.running, (events, end, has_changed));
+    turn_end::then_save(app, turn.container.session, finished).await
+}
+
+/// Why an answer that has come to its end is not all that the model wanted to say.
+fn incomplete(observed: &Observed) -> Option<&'static str> {
+    match observed.stop.as_deref() {
+        Some("length") => Some(
+            "its answer was cut at the most tokens that it may write: the agent's max_output_tokens, or the model's own limit",
+        ),
+        Some("content_filter") => Some("the provider's filter stopped its answer"),
+        _ => None,
     }
 }
 
@@ -324,15 +383,16 @@ async fn stopped(
     };
     tokio::pin!(late);
     loop {
-        {
-            let mut connection = app.store.read().await?;
-            let session = sessions::find(&mut connection, turn.container.session).await?;
-            if session.is_none_or(|session| session.machine.running != Some(turn.running)) {
-                return Ok(Stop::Left);
-            }
-            let message = messages::find(&mut connection, turn.container.session, turn.running.message).await?;
-            if message.is_none_or(|message| message.cancel_wanted) {
-                return Ok(Stop::Ended(Outcome::Cancelled, Some(cancelled())));
+        match look(app, turn).await {
+            Ok(None) => {}
+            Ok(Some(stop)) => return Ok(stop),
+            // A tool is not ended because its turn could not be looked at.
+            Err(error) => {
+                tracing::warn!(%error, container = %turn.container, "a turn could not be looked at");
+                if !app.sleep(LOOK_PAUSE).await {
+                    return Ok(Stop::Left);
+                }
+                continue;
             }
         }
         tokio::select! {
@@ -344,12 +404,24 @@ async fn stopped(
     }
 }
 
+/// Why a turn is not to be carried on, as its records are now.
+async fn look(app: &Shared, turn: Turn) -> Result<Option<Stop>, Failure> {
+    let mut connection = app.store.read().await?;
+    let session = sessions::find(&mut connection, turn.container.session).await?;
+    if !session.is_some_and(|session| turn.is_current(&session.machine)) {
+        return Ok(Some(Stop::Left));
+    }
+    let message = messages::find(&mut connection, turn.container.session, turn.running.message).await?;
+    let is_cancelled = message.is_none_or(|message| message.cancel_wanted);
+    Ok(is_cancelled.then(|| Stop::Ended(Outcome::Cancelled, Some(cancelled()))))
+}
+
 fn failed(code: &str, message: String) -> Stop {
     Stop::Ended(Outcome::Failed, Some(MessageError { code: code.to_owned(), message }))
 }
 
 /// What an error body of chat completions says.
-fn told(body: &[u8]) -> Option<String> {
+fn error_message(body: &[u8]) -> Option<String> {
     let body: Value = serde_json::from_slice(body).ok()?;
     body["error"]["message"].as_str().map(str::to_owned)
 }

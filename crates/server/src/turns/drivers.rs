@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use raworc_core::ids::{ContainerId, TurnId};
-use raworc_core::session::Running;
+use raworc_core::session::{Running, Session};
 
 use crate::sync::lock;
 
@@ -15,6 +15,13 @@ pub struct Turn {
     pub container: ContainerId,
     /// The turn, and its message.
     pub running: Running,
+}
+
+impl Turn {
+    /// Whether a session is in this turn.
+    pub fn is_current(&self, machine: &Session) -> bool {
+        machine.generation == self.container.generation && machine.running == Some(self.running)
+    }
 }
 
 /// The turns that are carried on at the moment.

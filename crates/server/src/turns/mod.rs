@@ -14,8 +14,9 @@ use std::time::Duration;
 use self::drivers::Turn;
 use crate::app::Shared;
 
-/// Wait before a turn is carried on that could not be.
-const RETRY: Duration = Duration::from_secs(1);
+/// Wait before a turn is carried on that could not be: longer each time, since each may ask the model again.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// Carries a turn on, unless someone does already.
 pub fn ensure(app: &Shared, turn: Turn) {
@@ -24,17 +25,18 @@ pub fn ensure(app: &Shared, turn: Turn) {
     }
     let guard = Guard { app: app.clone(), turn };
     app.tasks.spawn(async move {
-        let app = &guard.app;
+        let (app, mut pause) = (&guard.app, RETRY_MIN);
         while let Err(error) = Box::pin(driver::drive(app, turn)).await {
             tracing::error!(container = %turn.container, %error, "a turn cannot be carried on right now");
-            if !app.sleep(RETRY).await {
+            if !app.sleep(pause).await {
                 return;
             }
+            pause = (pause * 2).min(RETRY_MAX);
         }
     });
 }
 
-/// Gives a turn's place back, also where its task panicked: then it is begun again with the next change of the session.
+/// Gives a turn's place back when nobody carries it on any more. A change of the session has it carried on again if it is not over.
 struct Guard {
     app: Shared,
     turn: Turn,
@@ -43,6 +45,5 @@ struct Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.app.turn_drivers.end(self.turn.running.turn);
-        self.app.hub.notify(&[self.turn.container.session]);
     }
 }

@@ -206,7 +206,7 @@ pub(super) async fn session(
 }
 
 /// A session with a limit takes no more than that from outside, either.
-pub(super) async fn refuse_over_quota(app: &Shared, row: &SessionRow, bytes: u64) -> Result<(), Failure> {
+pub(crate) async fn refuse_over_quota(app: &Shared, row: &SessionRow, bytes: u64) -> Result<(), Failure> {
     match room(app, row).await? {
         Some(left) if left < bytes => Err(over_quota(app, row)),
         _ => Ok(()),
@@ -229,7 +229,7 @@ pub(super) fn over_quota(app: &Shared, row: &SessionRow) -> Failure {
 }
 
 /// What has ended is kept as it is.
-pub(super) fn refuse_ended(row: &SessionRow) -> Result<(), Failure> {
+pub(crate) fn refuse_ended(row: &SessionRow) -> Result<(), Failure> {
     use raworc_core::session::Refused;
     if row.machine.deleted_at.is_some() {
         return Err(Refused::Deleted.into());

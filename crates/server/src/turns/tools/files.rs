@@ -3,12 +3,14 @@
 use std::io::Read as _;
 
 use raworc_core::link::WORKSPACE_PATH;
+use raworc_store::sessions::{self, SessionRow};
 use raworc_workspace::{
     Entries, EntryKind, ExistingEntry, FileError, OpenEntry, Version, Workspace, WriteOptions, list as entries_of,
 };
 
 use super::{Bench, Input, ToolError, ToolResult};
 use crate::layers::workspace_access;
+use crate::verbs::files::refuse_over_quota;
 
 /// Longest file that is read or edited, in bytes.
 const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -68,6 +70,11 @@ pub(super) async fn edit(bench: &Bench<'_>, input: &Input<'_>) -> Result<ToolRes
             return Err(ToolError::Input(why));
         }
         _ => {}
+    }
+    // It is refused before it is made: a short text may be replaced by a long one very often.
+    let bytes = (new.len().checked_mul(count)).and_then(|added| (text.len() - old.len() * count).checked_add(added));
+    if bytes.is_none_or(|bytes| bytes as u64 > WRITTEN_BYTES_MAX) {
+        return Err(ToolError::Input(format!("the file would have more than {WRITTEN_BYTES_MAX} bytes")));
     }
     replace(bench, path, text.replace(old, new), Some(version)).await?;
     Ok(ToolResult::done(format!("replaced {count} times")))
@@ -131,6 +138,16 @@ async fn replace(
     version: Option<Version>,
 ) -> Result<bool, ToolError> {
     let guard = bench.app.session_locks.lock(bench.session.id).await;
+    // The turn may have ended, and the session gone back or given its room away, before the lock was ours.
+    let row = {
+        let mut connection = bench.app.store.read().await?;
+        sessions::find(&mut connection, bench.session.id).await?
+    };
+    let is_current = |row: &SessionRow| bench.turn.is_current(&row.machine);
+    let Some(row) = row.filter(is_current) else {
+        return Err(ToolError::Input("the turn is over".into()));
+    };
+    refuse_over_quota(bench.app, &row, content.len() as u64).await?;
     let written = workspace_access::change(bench.app, guard, move |workspace: &Workspace| {
         let allows = |present: Option<&ExistingEntry<'_>>| {
             let present = present.map(ExistingEntry::version).transpose()?.flatten();

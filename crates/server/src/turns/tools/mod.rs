@@ -6,9 +6,10 @@ mod shell;
 use std::time::Instant;
 
 use raworc_core::events::ToolFinished;
-use raworc_core::turn::ToolUse;
+use raworc_core::turn::{LOST_RESULT, ToolUse};
 use raworc_store::sessions::SessionRow;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::app::Shared;
 use crate::error::Failure;
@@ -50,7 +51,7 @@ impl ToolResult {
 
     /// Nobody saw the end of a call, as its container or the server died.
     pub fn lost() -> Self {
-        Self::failed("it was interrupted: whether it was done, and how far, is not known. Look before you repeat it.")
+        Self::failed(LOST_RESULT)
     }
 
     /// The event of its end.
@@ -162,6 +163,8 @@ pub struct Bench<'a> {
     pub session: &'a SessionRow,
     /// The tools of the agent.
     pub wanted: Option<&'a [String]>,
+    /// Ends the tool. What it has started is ended, and its end waited for.
+    pub cancelled: &'a CancellationToken,
     /// Variables of the agent.
     pub env: &'a std::collections::BTreeMap<String, String>,
 }

@@ -118,9 +118,16 @@ async fn run(bench: &Bench<'_>, id: Uuid, program: Program, timeout: u64) -> Res
     })
     .await?;
     let mut guard = ProgramGuard { app, container, id, is_finished: false };
-    let ran = tokio::time::timeout(Duration::from_secs(timeout) + REPORT_GRACE, collect(reports)).await;
-    guard.is_finished = matches!(ran, Ok(Some(_)));
-    Ok(ran.unwrap_or(None))
+    let mut ran = Box::pin(tokio::time::timeout(Duration::from_secs(timeout) + REPORT_GRACE, collect(reports)));
+    let ran = tokio::select! {
+        ran = &mut ran => ran.unwrap_or(None),
+        () = bench.cancelled.cancelled() => {
+            app.hosts.cancel_exec(container, id);
+            tokio::time::timeout(REPORT_GRACE, ran).await.ok().and_then(|ran| ran.unwrap_or(None))
+        }
+    };
+    guard.is_finished = ran.is_some();
+    Ok(ran)
 }
 
 async fn collect(mut reports: mpsc::Receiver<Report>) -> Option<Ran> {
