@@ -194,6 +194,7 @@ async fn a_turn_ends_with_a_reason() {
     let server = server_or_skip!();
     let lines = [
         json!({ "match": { "user": "nothing" }, "answer": { "text": "" } }),
+        says(json!({ "user": "long" }), &"a word ".repeat(40_000)),
         json!({ "answer": { "tool_calls": [{ "name": "list_files", "arguments": {} }] } }),
     ];
     let id = session_with(&server, &lines, json!({ "max_steps": 3 })).await;
@@ -202,6 +203,9 @@ async fn a_turn_ends_with_a_reason() {
     assert_eq!(of_kind(&server.events(&id).await, "tool.finished").len(), 3);
     let told = server.send(&id, "nothing").await;
     assert_eq!((&told["status"], &told["error"]["code"]), (&json!("failed"), &json!("model_failed")), "{told:#}");
+    let told = server.send(&id, "long").await;
+    assert_eq!(told["error"]["code"], "model_failed", "{told:#}");
+    assert!(told["error"]["message"].as_str().unwrap().contains("262144 bytes"), "{:#}", told["error"]);
     // A recording that has no answer says what it was asked.
     let none = [says(json!({ "user": "something else" }), "…")];
     std::fs::write(server.data_dir().join("recordings/test.jsonl"), format!("{}\n", none[0])).unwrap();

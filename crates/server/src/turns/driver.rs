@@ -39,6 +39,8 @@ const ASK_PAUSE: Duration = Duration::from_millis(500);
 /// What the model writes is committed after so long, or so many bytes.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(50);
 const COMMIT_BYTES: usize = 4 * 1024;
+/// Longest text of one answer, in bytes. A model that goes on is not listened to any more.
+const TEXT_BYTES_MAX: usize = 256 * 1024;
 /// The pause before a turn is looked at again that could not be.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of a provider's error that are read.
@@ -274,6 +276,11 @@ impl<'a> Driver<'a> {
             let Ok(Ok(data)) = frame.map(http_body::Frame::into_data) else { continue };
             let written = reader.push(&data);
             text.push_str(&written);
+            if text.len() > TEXT_BYTES_MAX {
+                self.log(self.deltas(&mut pending)).await?;
+                let why = format!("its answer has more than {TEXT_BYTES_MAX} bytes of text");
+                return Ok(Ok(Step::Stopped(failed("model_failed", why))));
+            }
             pending.push_str(&written);
             if pending.len() >= COMMIT_BYTES || (!pending.is_empty() && committed_at.elapsed() >= COMMIT_INTERVAL) {
                 if !self.log(self.deltas(&mut pending)).await? {
