@@ -112,6 +112,12 @@ async fn furnish(server: &TestServer) -> (String, String) {
     let sent = request.json(&json!({ "content": "echo kept > file" })).send().await.unwrap();
     assert!(sent.status().is_success(), "{sent:?}");
     saved(server, &victim).await;
+    let call = r#"curl -sS "$OPENAI_BASE_URL/chat/completions" -H 'content-type: application/json' \
+                  -d '{"model": "replay/fix-the-tests", "messages": [{"role": "user", "content": "a title"}]}'"#;
+    let (status, ran) = server.post(&format!("/sessions/{victim}/exec"), json!({ "command": call })).await;
+    assert!(status.is_success() && ran["stdout"].as_str().unwrap().contains("Fix the tests"), "{ran:#}");
+    let has_called = async || server.events(&victim).await.iter().any(|event| event["type"] == "model.called");
+    eventually("the call is recorded", has_called).await;
     let archive = server.data_dir().join("victim.tar");
     let archive = archive.to_str().unwrap();
     for arguments in
@@ -205,6 +211,11 @@ fn is_strict(table: &str, column: &str) -> bool {
         "events.actor",
         "events.session_id",
         "conversation_segments.actor",
+        "model_calls.agent",
+        "model_calls.provider",
+        "model_calls.model",
+        "model_calls.request",
+        "model_calls.answer",
         "streams.command",
         "streams.actor",
         "idempotency_keys.account_id",

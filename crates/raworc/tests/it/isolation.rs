@@ -17,7 +17,8 @@ use crate::server_or_skip;
 
 const PROBE: &str = include_str!("isolation.sh");
 /// Names of variables that agents may have.
-const VARIABLES: &str = "GOMAXPROCS HOME LANG LOGNAME OMP_NUM_THREADS PATH PWD RAWORC_MESSAGE_ID RAWORC_SESSION_ID \
+const VARIABLES: &str = "ANTHROPIC_API_KEY ANTHROPIC_BASE_URL GEMINI_API_KEY GOMAXPROCS GOOGLE_GEMINI_BASE_URL HOME LANG LOGNAME \
+                         OMP_NUM_THREADS OPENAI_API_KEY OPENAI_BASE_URL PATH PWD RAWORC_MESSAGE_ID RAWORC_SESSION_ID \
                          RAWORC_SESSION_NAME SHELL TERM USER";
 
 #[tokio::test]
