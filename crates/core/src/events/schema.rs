@@ -96,7 +96,7 @@ described! {
     u16 => { "type": "integer", "format": "int32", "minimum": 0 },
     u32 => { "type": "integer", "format": "int32", "minimum": 0 },
     u64 => { "type": "integer", "format": "int64", "minimum": 0 },
-    Value => {},
+    Value => { "type": ["object", "string"] },
     f64 => { "type": "number", "format": "double" },
     Timestamp => { "type": "string", "format": "date-time" },
     Uuid => { "type": "string", "format": "uuid" },
